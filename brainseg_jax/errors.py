@@ -1,4 +1,4 @@
-"""The one exception that means: what the user gave cannot be used, and here is the remedy."""
+"""The two exceptions that a command prints without a traceback."""
 
 
 class InputError(ValueError):
@@ -7,3 +7,7 @@ class InputError(ValueError):
     The message names the file or key, the value found and what to do. The commands print it without a traceback and
     exit with status 2; nothing is half-written when it is raised.
     """
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss is not a number any more. The message names the step, the last good checkpoint and what to try."""

@@ -1,0 +1,38 @@
+"""The networks, by name."""
+
+import jax.numpy as jnp
+
+from brainseg_jax.errors import InputError
+from brainseg_jax.models.attention_unet import AttentionUNet
+from brainseg_jax.models.unet import UNet
+
+MODELS = {"unet": UNet, "attention_unet": AttentionUNet}
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def build_model(name: str, *, dtype: str = "float32", gate_upsampling: str = "nearest", **fields: object) -> UNet:
+    """Makes a network.
+
+    Args:
+      name: a key of `MODELS`.
+      dtype: compute dtype, a key of `DTYPES`.
+      gate_upsampling: of the attention gates, where the network has them.
+      **fields: other fields of the network: features, depth, norm, norm_momentum.
+
+    Returns:
+      the module, not yet initialized.
+
+    Raises:
+      InputError: for an unknown name or value.
+    """
+    if name not in MODELS:
+        raise InputError(f"model.name={name!r} is not a network; choose one of {', '.join(MODELS)}")
+    if dtype not in DTYPES:
+        raise InputError(f"model.dtype={dtype!r} is not supported; choose one of {', '.join(DTYPES)}")
+    if fields.get("norm", "block") not in ("block", "conv", "none"):
+        raise InputError(f"model.norm={fields['norm']!r} is not a placement; choose block, conv or none")
+    if gate_upsampling not in ("nearest", "bilinear"):
+        raise InputError(f"model.gate_upsampling={gate_upsampling!r} is not a method; choose nearest or bilinear")
+    if name == "attention_unet":
+        fields["gate_upsampling"] = gate_upsampling
+    return MODELS[name](dtype=DTYPES[dtype], **fields)

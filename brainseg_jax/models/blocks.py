@@ -1,0 +1,80 @@
+"""What U-Net and Attention U-Net are built from."""
+
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from brainseg_jax import ops
+
+NormPlacement = Literal["block", "conv", "none"]
+KERNEL_INIT = nn.initializers.he_normal()  # Ronneberger et al. 2015, section 3: std sqrt(2 / fan-in)
+
+
+def batch_norm(momentum: float, dtype: jnp.dtype, *, train: bool) -> nn.BatchNorm:
+    """Batch normalization over the global batch, rows and columns, with the epsilon of Keras; statistics in float32.
+
+    Args:
+      momentum: share of the running statistics kept at each step.
+      dtype: of the output.
+      train: normalize with the batch's statistics and update the running ones.
+
+    Returns:
+      the module, a child of the one whose `__call__` makes it.
+    """
+    return nn.BatchNorm(use_running_average=not train, momentum=momentum, epsilon=1e-3, dtype=dtype)
+
+
+class ConvBlock(nn.Module):
+    """Two 3x3 convolutions with ReLU: what stands at each level of either network.
+
+    Attributes:
+      features: channels of the output.
+      norm: "block": conv - ReLU - conv - norm - ReLU, with biases (the Keras project); "conv": (conv - norm - ReLU)
+        twice, without biases (Buda et al.); "none": (conv - ReLU) twice (Ronneberger et al.).
+      momentum: of the batch normalization.
+      dtype: compute dtype; parameters are float32.
+    """
+
+    features: int
+    norm: NormPlacement = "block"
+    momentum: float = 0.99
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Maps [B, H, W, C] to [B, H, W, features]."""
+        for is_last in (False, True):
+            x = nn.Conv(
+                self.features,
+                (3, 3),
+                use_bias=self.norm != "conv",
+                kernel_init=KERNEL_INIT,
+                dtype=self.dtype,
+                conv_general_dilated=ops.conv_general_dilated,
+            )(x)
+            if self.norm == "conv" or (self.norm == "block" and is_last):
+                x = batch_norm(self.momentum, self.dtype, train=train)(x)
+            x = nn.relu(x)
+        return x
+
+
+class UpConv(nn.Module):
+    """2x2 transposed convolution of stride 2 with bias; parameters as `flax.linen.ConvTranspose`.
+
+    Attributes:
+      features: channels of the output.
+      dtype: compute dtype; parameters are float32.
+    """
+
+    features: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [B, H, W, C] to [B, 2H, 2W, features]."""
+        kernel = self.param("kernel", KERNEL_INIT, (2, 2, x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        return ops.conv_transpose2x2(x, kernel) + bias[None, None, None, :]

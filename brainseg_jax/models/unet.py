@@ -1,0 +1,82 @@
+"""U-Net (Ronneberger, Fischer and Brox 2015, MICCAI, figure 1), with padded convolutions and batch normalization."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from brainseg_jax import ops
+from brainseg_jax.errors import InputError
+from brainseg_jax.models.blocks import ConvBlock, NormPlacement, UpConv
+
+
+class UNet(nn.Module):
+    """Encoder and decoder joined by skip connections at each of `depth` resolutions.
+
+    The defaults are the reproduced Keras network, 31 037 633 trainable parameters; `features=32, norm="conv"` is that
+    of Buda et al. 2019, 7 763 041.
+
+    Attributes:
+      features: channels of the first level; they double at each level down.
+      depth: number of 2x2 poolings.
+      norm: placement of batch normalization, see `ConvBlock`.
+      norm_momentum: share of the running statistics kept at each step.
+      dtype: compute dtype, e.g. bfloat16; parameters and logits are float32.
+    """
+
+    features: int = 64
+    depth: int = 4
+    norm: NormPlacement = "block"
+    norm_momentum: float = 0.99
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        """Maps images to logits.
+
+        Args:
+          images: [B, H, W, C], normalized; H and W divisible by 2 ** depth.
+          train: normalize with the batch's statistics (and update the collection "batch_stats").
+
+        Returns:
+          [B, H, W, 1] float32 logits of tumor.
+
+        Raises:
+          InputError: where the depth does not divide H or W.
+        """
+        _, height, width, _ = images.shape
+        multiple = 2**self.depth
+        if height % multiple or width % multiple:
+            raise InputError(
+                f"images of {height}x{width} do not fit a network of depth {self.depth}: height and width must be "
+                f"multiples of {multiple}. Set data.image_size to one, or a smaller model.depth"
+            )
+
+        def block(features: int, name: str) -> ConvBlock:
+            return ConvBlock(features, self.norm, self.norm_momentum, self.dtype, name=name)
+
+        x, skips = images.astype(self.dtype), []
+        for level in range(self.depth):
+            x = block(self.features * 2**level, f"encoder_{level}")(x, train=train)
+            skips.append(x)
+            x = ops.max_pool2x2(x)
+        x = block(self.features * multiple, "bottleneck")(x, train=train)
+        for level in reversed(range(self.depth)):
+            skip = self.filter_skip(skips[level], x, level=level, train=train)
+            x = UpConv(self.features * 2**level, self.dtype, name=f"up_{level}")(x)
+            x = block(self.features * 2**level, f"decoder_{level}")(jnp.concatenate([x, skip], axis=-1), train=train)
+        return nn.Conv(1, (1, 1), dtype=jnp.float32, name="head")(x)
+
+    def filter_skip(self, skip: jax.Array, gating: jax.Array, *, level: int, train: bool) -> jax.Array:
+        """What the decoder of `level` is given of the encoder's skip connection; here all of it.
+
+        Args:
+          skip: [B, H, W, F], from the encoder.
+          gating: [B, H / 2, W / 2, 2F], the decoder's features one level below.
+          level: 0 is the finest.
+          train: as in `__call__`.
+
+        Returns:
+          [B, H, W, F].
+        """
+        del gating, level, train
+        return skip
