@@ -1,0 +1,134 @@
+"""Every key of an experiment, its default and what it means. Files in `configs/` override a few of them."""
+
+from ml_collections import ConfigDict
+
+from brainseg_jax.errors import InputError
+
+
+def default_config(scale: str | None = None) -> ConfigDict:
+    """The recipe of the reproduced Keras project on the LGG data, or a smaller scale of it.
+
+    Args:
+      scale: what follows the colon of `--config=configs/FILE.py:SCALE`. None: the paper's, for a GPU; "cpu": real scans
+        at a size that two CPU cores train in under an hour; "quick": made-up scans, about two minutes.
+
+    Returns:
+      a locked ConfigDict: an unknown key is an error, a known one may be set.
+
+    Raises:
+      InputError: for another scale.
+    """
+    config = ConfigDict()
+    config.seed = 0  # of the initial weights, the order of the slices and the augmentation
+
+    config.model = ConfigDict()
+    config.model.name = "unet"  # unet | attention_unet
+    config.model.features = 64  # channels of the first level, doubled at each level down
+    config.model.depth = 4  # number of 2x2 poolings
+    config.model.norm = "block"  # batch norm: block (once a block) | conv (after each convolution) | none
+    config.model.norm_momentum = 0.99  # share of the running statistics kept at each step
+    config.model.gate_upsampling = "nearest"  # attention gates: nearest (reproduced project) | bilinear (Oktay et al.)
+    config.model.dtype = "float32"  # compute dtype: float32 | bfloat16; parameters and logits stay float32
+
+    config.loss = ConfigDict()
+    config.loss.name = "dice"  # dice | weighted_cross_entropy (class weights come from the training masks)
+    config.loss.smooth = 0.1  # of dice
+    config.loss.batch_wide = True  # dice over the whole batch at once, not slice by slice
+
+    config.data = ConfigDict()
+    config.data.source = "kaggle"  # kaggle | phantom | phantom:PATIENTS:SEED | a kaggle_3m folder or zip
+    config.data.dir = ""  # where prepared data live; empty: TFDS_DATA_DIR, else ~/tensorflow_datasets
+    config.data.image_size = 256  # pixels a side in training; scores are always on the native 256-pixel grid
+    config.data.normalization = "rescale"  # rescale (/255) | volume_zscore (Buda et al.)
+    config.data.tumor_sampling = 0.0  # share of each batch drawn from slices with tumor; 0: each slice equally often
+
+    config.split = ConfigDict()  # always by patient, stratified by institution
+    config.split.seed = 0
+    config.split.val = 0.1  # share of the patients
+    config.split.test = 0.1
+    config.split.folds = 0  # k > 0: k-fold cross-validation in place of shares; val is the fold after test
+    config.split.fold = 0  # 0 .. folds - 1: the one that is the test set
+    config.split.file = ""  # a split.json to use as it stands
+
+    config.augment = ConfigDict()  # each amount is the most that is drawn; 0 switches it off
+    config.augment.rotation = 0.0  # degrees
+    config.augment.scale = 0.0  # relative
+    config.augment.shift = 0.0  # share of the image's side
+    config.augment.shear = 0.0  # degrees
+    config.augment.flip = 0.0  # probability of a left-right mirror image
+    config.augment.contrast = 0.0  # relative
+    config.augment.gamma = 0.0  # natural logarithm of the exponent
+    config.augment.noise = 0.0  # standard deviation, in units of the image's
+
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "adam"  # adam | adamw
+    config.optimizer.learning_rate = 1e-4
+    config.optimizer.b2 = 0.99
+    config.optimizer.weight_decay = 0.0  # adamw: decoupled, on kernels only
+    config.optimizer.clip_norm = 0.0  # global norm of the gradient; 0: off
+    config.optimizer.ema_decay = 0.0  # > 0: an exponential moving average of the weights is scored and kept
+    config.optimizer.schedule = "plateau"  # plateau | cosine | constant
+    config.optimizer.warmup_epochs = 0.0  # linear, from 0
+    config.optimizer.plateau_factor = 0.1  # times the rate, after plateau_patience epochs without a better val Dice
+    config.optimizer.plateau_patience = 5
+    config.optimizer.plateau_min = 1e-6  # the rate never falls below
+
+    config.train = ConfigDict()
+    config.train.epochs = 25
+    config.train.batch_size = 32  # over all devices
+    config.train.steps_per_epoch = 0  # 0: as many as one pass over the training slices takes
+    config.train.early_stop_patience = 15  # epochs without a better val Dice; 0: off
+    config.train.log_every = 10  # steps between looks at the loss
+
+    config.eval = ConfigDict()
+    config.eval.batch_size = 32
+    config.eval.threshold = 0.5  # probability from which a pixel counts as tumor
+
+    if scale not in _SCALES:
+        raise InputError(
+            f"config scale {scale!r} is unknown; leave it out or use one of {', '.join(filter(None, _SCALES))}"
+        )
+    config.update(_SCALES[scale])
+    return config.lock()
+
+
+_AUGMENT = {"rotation": 15.0, "scale": 0.1, "shift": 0.05, "flip": 0.5, "contrast": 0.1}
+_SMALL = {
+    "data": {"normalization": "volume_zscore", "tumor_sampling": 0.5},
+    "model": {"norm_momentum": 0.9},
+    "optimizer": {"name": "adamw", "weight_decay": 1e-4, "clip_norm": 1.0, "schedule": "cosine", "warmup_epochs": 1.0},
+    "augment": _AUGMENT,
+}
+
+
+def _merged(*parts: dict) -> dict:
+    out: dict = {}
+    for part in parts:
+        for key, values in part.items():
+            out[key] = {**out.get(key, {}), **values}
+    return out
+
+
+_SCALES = {
+    None: {},
+    "cpu": _merged(
+        _SMALL,
+        {
+            "model": {"features": 16},
+            "data": {"image_size": 128},
+            "split": {"val": 0.1, "test": 0.2},
+            "optimizer": {"learning_rate": 1e-3},
+            "train": {"epochs": 12, "batch_size": 16, "steps_per_epoch": 100},
+        },
+    ),
+    "quick": _merged(
+        _SMALL,
+        {
+            "model": {"features": 8, "depth": 3},
+            "data": {"image_size": 64, "source": "phantom"},
+            "split": {"val": 0.2, "test": 0.25},
+            "optimizer": {"learning_rate": 3e-3},
+            "train": {"epochs": 6, "batch_size": 16, "steps_per_epoch": 40},
+        },
+    ),
+}

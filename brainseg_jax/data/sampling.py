@@ -1,0 +1,74 @@
+"""Which slices make the batch of a step: a pure function of the seed and the step, so resume has nothing to replay."""
+
+import dataclasses
+import functools
+
+import numpy as np
+
+from brainseg_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class BatchSampler:
+    """Endless shuffled passes over the training slices, readable from any step.
+
+    The passes follow one another without a seam: a batch may hold the end of one and the start of the next, so no slice
+    is ever dropped. With `tumor_share` > 0 slices with tumor and slices without are two such streams.
+
+    Attributes:
+      slices: [M] int, indices into the cohort.
+      has_tumor: [M] bool.
+      batch_size: B.
+      tumor_share: share of each batch drawn from slices with tumor, rounded to whole slices; 0: a single stream.
+      seed: of the shuffling.
+    """
+
+    slices: np.ndarray
+    has_tumor: np.ndarray
+    batch_size: int
+    tumor_share: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self):
+        """Refuses a share outside [0, 1] and an empty stream."""
+        if not 0.0 <= self.tumor_share <= 1.0:
+            raise InputError(f"data.tumor_sampling={self.tumor_share} must lie in [0, 1]")
+        for name, pool, count in self._streams():
+            if count and not len(pool):
+                raise InputError(
+                    f"data.tumor_sampling={self.tumor_share} draws {count} of {self.batch_size} slices from those "
+                    f"{name}, but the training patients have none; set data.tumor_sampling=0"
+                )
+
+    def __call__(self, step: int) -> np.ndarray:
+        """The cohort indices [B] int32 of a step, counted from 0."""
+        parts = [
+            _take(self.seed, stream, pool, step * count, count)
+            for stream, (_, pool, count) in enumerate(self._streams())
+        ]
+        return np.concatenate(parts).astype(np.int32)
+
+    def _streams(self) -> list[tuple[str, np.ndarray, int]]:
+        """Name, pool and count a batch of each stream."""
+        if self.tumor_share == 0.0:
+            return [("of the split", self.slices, self.batch_size)]
+        tumor_count = max(1, round(self.tumor_share * self.batch_size))
+        return [
+            ("with tumor", self.slices[self.has_tumor], tumor_count),
+            ("without tumor", self.slices[~self.has_tumor], self.batch_size - tumor_count),
+        ]
+
+
+def _take(seed: int, stream: int, pool: np.ndarray, start: int, count: int) -> np.ndarray:
+    """Entries [start, start + count) of the endless stream of shuffled passes over `pool`."""
+    positions = np.arange(start, start + count)
+    passes, within = np.divmod(positions, max(1, len(pool)))
+    orders = {p: _order(seed, stream, int(p), len(pool)) for p in np.unique(passes)}
+    return pool[[orders[p][w] for p, w in zip(passes, within, strict=True)]] if count else pool[:0]
+
+
+@functools.lru_cache(maxsize=8)
+def _order(seed: int, stream: int, number: int, size: int) -> np.ndarray:
+    """A permutation of range(size), the same under every numpy: raw Philox output is fixed, `Generator` is not."""
+    raw = np.random.Philox(key=seed, counter=[0, 0, stream, number]).random_raw(size)
+    return np.argsort(raw, kind="stable")

@@ -1,0 +1,253 @@
+"""From a config to the parts of a run: the one place, beside the loop, that knows the config's keys."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+from absl import logging
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from brainseg_jax import losses, sharding
+from brainseg_jax.data import lgg
+from brainseg_jax.data.cohort import Cohort, load_cohort
+from brainseg_jax.data.sampling import BatchSampler
+from brainseg_jax.data.splits import Split, read_split, split_by_folds, split_by_fractions, write_split
+from brainseg_jax.errors import InputError
+from brainseg_jax.evaluation.scores import add_up, write_json
+from brainseg_jax.models import build_model
+from brainseg_jax.training.optimizer import build_optimizer, build_schedule
+from brainseg_jax.training.state import TrainState, create_state
+from brainseg_jax.training.steps import (
+    DeviceCohort,
+    Loss,
+    Prediction,
+    Totals,
+    make_eval_step,
+    make_predict_step,
+    make_train_step,
+    put_cohort,
+)
+
+# A run that is started again may differ from its first start in these keys only.
+MAY_CHANGE = (
+    "data.dir",
+    "data.source",  # the fingerprint of the data is compared in its place
+    "train.epochs",
+    "train.early_stop_patience",
+    "train.log_every",
+    "eval.batch_size",
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Experiment:
+    """The parts that a config asks for, ready to use.
+
+    Attributes:
+      dataset_folder: of the prepared data.
+      cohort: all patients, on the host.
+      split: of the patients.
+      mesh: of all devices.
+      on_devices: the cohort's arrays on the devices.
+      model: the network.
+      schedule: learning rate by step.
+      sampler: the slices of each step.
+      steps_per_epoch: updates an epoch.
+      initial_state: of the training.
+      train_step: see `make_train_step`.
+      eval_step: see `make_eval_step`.
+      predict_step: see `make_predict_step`.
+      eval_batch_size: slices a batch in evaluation.
+      threshold: probability from which a pixel counts as tumor.
+    """
+
+    dataset_folder: Path
+    cohort: Cohort
+    split: Split
+    mesh: Mesh
+    on_devices: DeviceCohort
+    model: nn.Module
+    schedule: optax.Schedule
+    sampler: BatchSampler
+    steps_per_epoch: int
+    initial_state: TrainState
+    train_step: Callable
+    eval_step: Callable
+    predict_step: Callable
+    eval_batch_size: int
+    threshold: float
+
+    def put_batch(self, array: np.ndarray) -> jax.Array:
+        """Lays the indices of a batch on the devices, divided among them."""
+        return sharding.put(array, sharding.over_batch(self.mesh))
+
+    def evaluate(self, variables: dict, patients: tuple[str, ...]) -> Totals:
+        """Scores all slices of `patients` with the model's `variables`; the sums are of [P], all patients."""
+
+        def eval_batch(indices: np.ndarray, valid: np.ndarray) -> Totals:
+            return self.eval_step(variables, self.on_devices, self.put_batch(indices), self.put_batch(valid))
+
+        return add_up(eval_batch, self.cohort.slices_of(patients), self.eval_batch_size)
+
+    def predict(self, variables: dict, slices: np.ndarray) -> Prediction:
+        """Predicts a few slices of the cohort [K], as arrays on the host."""
+        indices = sharding.put(slices.astype(np.int32), sharding.replicated(self.mesh))
+        return jax.tree.map(np.asarray, self.predict_step(variables, self.on_devices, indices))
+
+
+def build_experiment(config: ConfigDict) -> Experiment:
+    """Makes every part of a run; all that can be wrong with the config or the data is found here.
+
+    Raises:
+      InputError: see the parts.
+    """
+    mesh = sharding.data_mesh()
+    sharding.check_divides(mesh, "train.batch_size", config.train.batch_size)
+    sharding.check_divides(mesh, "eval.batch_size", config.eval.batch_size)
+    if config.train.epochs < 1:
+        raise InputError(f"train.epochs={config.train.epochs} must be at least 1")
+    model = build_model(**config.model)
+    folder = _prepare(config.data)
+    cohort = load_cohort(folder, image_size=config.data.image_size, normalization=config.data.normalization)
+    split = _choose_split(config.split, cohort)
+    train_slices = cohort.slices_of(split.train)
+    sampler = BatchSampler(
+        slices=train_slices,
+        has_tumor=cohort.tumor_slices[train_slices],
+        batch_size=config.train.batch_size,
+        tumor_share=config.data.tumor_sampling,
+        seed=config.seed,
+    )
+    steps_per_epoch = config.train.steps_per_epoch or -(-len(train_slices) // config.train.batch_size)
+    opt = config.optimizer
+    schedule = build_schedule(
+        opt.schedule,
+        learning_rate=opt.learning_rate,
+        total_steps=config.train.epochs * steps_per_epoch,
+        warmup_steps=round(opt.warmup_epochs * steps_per_epoch),
+    )
+    optimizer = build_optimizer(opt.name, schedule, b2=opt.b2, weight_decay=opt.weight_decay, clip_norm=opt.clip_norm)
+    loss = build_loss(config.loss, tumor_fraction=cohort.tumor_fraction(split.train))
+    augment = config.augment
+    return Experiment(
+        dataset_folder=folder,
+        cohort=cohort,
+        split=split,
+        mesh=mesh,
+        on_devices=put_cohort(cohort, mesh),
+        model=model,
+        schedule=schedule,
+        sampler=sampler,
+        steps_per_epoch=steps_per_epoch,
+        initial_state=create_state(
+            model,
+            optimizer,
+            image_size=config.data.image_size,
+            seed=config.seed,
+            ema=opt.ema_decay > 0.0,
+            mesh=mesh,
+        ),
+        train_step=make_train_step(
+            model,
+            optimizer,
+            loss,
+            mesh=mesh,
+            seed=config.seed,
+            ema_decay=opt.ema_decay,
+            geometry={key: augment[key] for key in ("rotation", "scale", "shift", "shear", "flip")},
+            intensity={key: augment[key] for key in ("contrast", "gamma", "noise")},
+        ),
+        eval_step=make_eval_step(
+            model, loss, mesh=mesh, patients=len(cohort.patients), threshold=config.eval.threshold
+        ),
+        predict_step=make_predict_step(model, mesh=mesh),
+        eval_batch_size=config.eval.batch_size,
+        threshold=config.eval.threshold,
+    )
+
+
+def build_loss(config: ConfigDict, *, tumor_fraction: float) -> Loss:
+    """The loss that `config.loss` names.
+
+    Args:
+      config: the keys name, smooth, batch_wide.
+      tumor_fraction: of the pixels of the training masks; class weights are made from it.
+
+    Returns:
+      (logits, labels, mask=None) -> [B].
+
+    Raises:
+      InputError: for an unknown name.
+    """
+    if config.name == "dice":
+        return partial(losses.dice_loss, smooth=config.smooth, batch_wide=config.batch_wide)
+    if config.name == "weighted_cross_entropy":
+        return partial(losses.weighted_cross_entropy, **losses.class_weights(tumor_fraction)._asdict())
+    raise InputError(f"loss.name={config.name!r} is unknown; choose dice or weighted_cross_entropy")
+
+
+def claim_run_folder(workdir: Path, config: ConfigDict, experiment: Experiment) -> None:
+    """Writes `config.json` and `split.json`, or compares with those of the run that is gone on with.
+
+    Raises:
+      InputError: where the folder holds a run of another config, data or split, with what differs.
+    """
+    content = {**config.to_dict(), "dataset": {"fingerprint": experiment.cohort.fingerprint}}
+    path = workdir / "config.json"
+    if path.exists():
+        before, now = _flat(json.loads(path.read_text())), _flat(content)
+        different = sorted(
+            key for key in before.keys() | now.keys() if before.get(key) != now.get(key) and key not in MAY_CHANGE
+        )
+        if different:
+            lines = [f"  {key}: {before.get(key)!r} before, {now.get(key)!r} now" for key in different]
+            raise InputError(
+                f"{workdir} holds a run of another experiment; give a new --workdir, or the same settings:\n"
+                + "\n".join(lines)
+            )
+        if read_split(workdir / "split.json", experiment.cohort.patients) != experiment.split:
+            raise InputError(f"{workdir}/split.json is not the split that this config makes; give a new --workdir")
+    if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_split(workdir / "split.json", experiment.split)
+        write_json(path, content)
+    _wait_for_all("run folder")
+
+
+def _prepare(config: ConfigDict) -> Path:
+    """The prepared data; with many processes the first one prepares, the others find it done, or prepare their own."""
+    if jax.process_index() == 0:
+        lgg.prepare(config.source, config.dir or None)
+    _wait_for_all("prepared data")
+    return lgg.prepare(config.source, config.dir or None, progress=False)
+
+
+def _choose_split(config: ConfigDict, cohort: Cohort) -> Split:
+    if config.file:
+        return read_split(Path(config.file), cohort.patients)
+    if config.folds:
+        return split_by_folds(
+            cohort.patients, cohort.institutions, folds=config.folds, fold=config.fold, seed=config.seed
+        )
+    return split_by_fractions(cohort.patients, cohort.institutions, val=config.val, test=config.test, seed=config.seed)
+
+
+def _wait_for_all(what: str) -> None:
+    if jax.process_count() > 1:
+        logging.info("waiting for the other processes: %s", what)
+        multihost_utils.sync_global_devices(what)
+
+
+def _flat(tree: dict, prefix: str = "") -> dict:
+    out: dict = {}
+    for key, value in tree.items():
+        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return out

@@ -1,0 +1,200 @@
+"""The training step and the evaluation step: pure functions of state, cohort and slice indices, each one jit."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from brainseg_jax import sharding
+from brainseg_jax.data.augment import perturb_intensity, warp
+from brainseg_jax.data.cohort import Cohort
+from brainseg_jax.data.normalization import Normalization, normalize
+from brainseg_jax.metrics import PatientSums, patient_sums, soft_batch_iou
+from brainseg_jax.training.state import TrainState
+
+# (logits [B, H, W, 1], labels [B, H, W, 1], mask=[B] or None) -> [B]
+Loss = Callable[..., jax.Array]
+
+
+class DeviceCohort(NamedTuple):
+    """The cohort's arrays, whole on each device. An argument of each step: closed over, they would be compiled in."""
+
+    images: jax.Array  # [N, S, S, 3] uint8
+    masks: jax.Array  # [N, S, S, 1] uint8 in {0, 1}
+    native_masks: jax.Array  # [N, 256, 256, 1] uint8 in {0, 1}
+    patient_index: jax.Array  # [N] int32
+    normalization: Normalization  # of [P, 3]
+
+    def normalized(self, images: jax.Array, indices: jax.Array) -> jax.Array:
+        """Normalizes images [B, H, W, 3] of the slices `indices` [B] by the constants of their patients."""
+        constants = jax.tree.map(lambda c: c[self.patient_index[indices]], self.normalization)
+        return jax.vmap(normalize)(images, constants)
+
+
+def put_cohort(cohort: Cohort, mesh: Mesh) -> DeviceCohort:
+    """Lays the cohort on every device, once a run."""
+    put = partial(sharding.put, sharding=sharding.replicated(mesh))
+    masks = put(cohort.masks)
+    return DeviceCohort(
+        images=put(cohort.images),
+        masks=masks,
+        native_masks=masks if cohort.native_masks is cohort.masks else put(cohort.native_masks),
+        patient_index=put(cohort.patient_index),
+        normalization=jax.tree.map(put, cohort.normalization),
+    )
+
+
+class Prediction(NamedTuple):
+    """What a network says of a batch; what a caller does not use is not computed.
+
+    Attributes:
+      logits: [B, S, S, 1] float32, at the size of training.
+      probability: of tumor, [B, 256, 256, 1], on the native grid.
+      attention: [B, 256, 256, 1] in [0, 1] of the finest attention gate; None for a network without gates.
+    """
+
+    logits: jax.Array
+    probability: jax.Array
+    attention: jax.Array | None
+
+
+class Totals(NamedTuple):
+    """Additive results of evaluation; see `metrics` for what is made of them."""
+
+    sums: PatientSums
+    loss: jax.Array  # sum over slices
+    soft_batch_iou: jax.Array  # sum over batches
+    batches: jax.Array
+
+
+def make_train_step(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    loss: Loss,
+    *,
+    mesh: Mesh,
+    seed: int,
+    ema_decay: float,
+    geometry: dict[str, float],
+    intensity: dict[str, float],
+) -> Callable[[TrainState, DeviceCohort, jax.Array], tuple[TrainState, jax.Array]]:
+    """Compiles one update: gather, augment, forward, loss, gradient, optimizer.
+
+    Args:
+      model: maps [B, H, W, 3] to logits [B, H, W, 1].
+      optimizer: of `build_optimizer`.
+      loss: logits, labels -> [B].
+      mesh: the batch is divided over it; batch norm and a batch-wide loss see the global batch.
+      seed: of the augmentation, folded with the step.
+      ema_decay: of the moving average of the parameters, where the state keeps one.
+      geometry: amounts of `augment.warp`.
+      intensity: amounts of `augment.perturb_intensity`.
+
+    Returns:
+      (state, cohort, indices [B] int32) -> (state, loss scalar). The state given is donated.
+    """
+
+    def augmented(state: TrainState, cohort: DeviceCohort, indices: jax.Array) -> tuple[jax.Array, jax.Array]:
+        images = cohort.images[indices].astype(jnp.float32)
+        masks = cohort.masks[indices].astype(jnp.float32)
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        warp_keys, intensity_keys = (jax.random.split(k, indices.shape[0]) for k in jax.random.split(key))
+        # Warped before normalization, so that what comes in from outside the image is black, not mean gray.
+        images, masks = jax.vmap(partial(warp, **geometry))(warp_keys, images, masks)
+        images = cohort.normalized(images, indices)
+        return jax.vmap(partial(perturb_intensity, **intensity))(intensity_keys, images), masks
+
+    def step(state: TrainState, cohort: DeviceCohort, indices: jax.Array) -> tuple[TrainState, jax.Array]:
+        images, masks = augmented(state, cohort, indices)
+
+        def mean_loss(params: dict) -> tuple[jax.Array, dict]:
+            variables = {"params": params, "batch_stats": state.batch_stats}
+            logits, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
+            return jnp.mean(loss(logits, masks)), updated.get("batch_stats", {})
+
+        (value, batch_stats), gradient = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        updates = jax.tree.map(lambda u: u * state.learning_rate_scale, updates)
+        params = optax.apply_updates(state.params, updates)
+        ema_params = state.ema_params
+        if ema_params is not None:
+            # The average starts short, or it would remember the random weights for 1 / (1 - decay) steps.
+            decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
+            ema_params = optax.incremental_update(params, ema_params, 1.0 - decay)
+        return TrainState(
+            step=state.step + 1,
+            params=params,
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+            ema_params=ema_params,
+            learning_rate_scale=state.learning_rate_scale,
+        ), value
+
+    everywhere, divided = sharding.replicated(mesh), sharding.over_batch(mesh)
+    return jax.jit(
+        step, donate_argnums=0, in_shardings=(everywhere, everywhere, divided), out_shardings=(everywhere, everywhere)
+    )
+
+
+def make_eval_step(
+    model: nn.Module, loss: Loss, *, mesh: Mesh, patients: int, threshold: float
+) -> Callable[[dict, DeviceCohort, jax.Array, jax.Array], Totals]:
+    """Compiles the scoring of one batch, on the native grid: probabilities are up-sampled bilinearly, then thresholded.
+
+    Args:
+      model: maps [B, H, W, 3] to logits [B, H, W, 1].
+      loss: logits, labels, mask=[B] -> [B].
+      mesh: the batch is divided over it.
+      patients: P of the cohort.
+      threshold: probability from which a pixel counts as tumor.
+
+    Returns:
+      (variables, cohort, indices [B] int32, valid [B] bool) -> `Totals` of the batch; slices not valid count nowhere.
+    """
+
+    def step(variables: dict, cohort: DeviceCohort, indices: jax.Array, valid: jax.Array) -> Totals:
+        prediction = predict(model, variables, cohort, indices)
+        labels = cohort.masks[indices]
+        losses = loss(prediction.logits, labels, mask=valid)
+        return Totals(
+            sums=patient_sums(
+                prediction.probability >= threshold,
+                cohort.native_masks[indices] > 0,
+                cohort.patient_index[indices],
+                patients,
+                valid,
+            ),
+            loss=jnp.sum(jnp.where(valid, losses, 0.0)),
+            soft_batch_iou=soft_batch_iou(jax.nn.sigmoid(prediction.logits), labels, valid),
+            batches=jnp.ones((), jnp.int32),
+        )
+
+    everywhere, divided = sharding.replicated(mesh), sharding.over_batch(mesh)
+    return jax.jit(step, in_shardings=(everywhere, everywhere, divided, divided), out_shardings=everywhere)
+
+
+def make_predict_step(model: nn.Module, *, mesh: Mesh) -> Callable[[dict, DeviceCohort, jax.Array], Prediction]:
+    """Compiles `predict` for a few slices, the result whole on each device: (variables, cohort, indices [B])."""
+    return jax.jit(partial(predict, model), out_shardings=sharding.replicated(mesh))
+
+
+def predict(model: nn.Module, variables: dict, cohort: DeviceCohort, indices: jax.Array) -> Prediction:
+    """Predicts the slices `indices` [B] of the cohort."""
+    images = cohort.normalized(cohort.images[indices], indices)
+    logits, kept = model.apply(variables, images, train=False, mutable=["intermediates"])
+    gates = kept.get("intermediates", {})
+    native = (*indices.shape, *cohort.native_masks.shape[1:])
+
+    def on_native_grid(x: jax.Array) -> jax.Array:
+        return x if x.shape == native else jax.image.resize(x, native, "bilinear")
+
+    return Prediction(
+        logits=logits,
+        probability=on_native_grid(jax.nn.sigmoid(logits)),
+        attention=on_native_grid(gates["gate_0"]["attention"][0]) if gates else None,
+    )
