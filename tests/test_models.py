@@ -152,13 +152,12 @@ def test_training_mode_uses_and_keeps_the_statistics_of_the_batch():
     np.testing.assert_allclose(new["var"], 0.9 * old["var"] + 0.1 * np.var(hidden, axis=(0, 1, 2)), rtol=1e-4)
 
 
-def test_bfloat16_keeps_float32_parameters_and_logits():
+def test_bfloat16_keeps_float32_parameters_and_logits(optax_promotion):
     images = np.random.default_rng(0).normal(size=(1, 16, 16, 3)).astype(np.float32)
     exact, rounded = (build_model("attention_unet", features=4, depth=2, dtype=d) for d in ("float32", "bfloat16"))
     variables = exact.init(jax.random.key(0), images, train=False)
-    with jax.numpy_dtype_promotion("standard"):  # flax's batch norm promotes its bfloat16 input
-        logits = rounded.apply(variables, images, train=False)
-        created = rounded.init(jax.random.key(0), images, train=False)
+    logits = rounded.apply(variables, images, train=False)
+    created = rounded.init(jax.random.key(0), images, train=False)
     assert {leaf.dtype for leaf in jax.tree.leaves(created)} == {jnp.dtype("float32")}
     assert logits.dtype == jnp.float32
     difference = np.abs(logits - exact.apply(variables, images, train=False))

@@ -1,7 +1,6 @@
 """From a config to the parts of a run: the one place, beside the loop, that knows the config's keys."""
 
 import dataclasses
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,9 +18,9 @@ from brainseg_jax import losses, sharding
 from brainseg_jax.data import lgg
 from brainseg_jax.data.cohort import Cohort, load_cohort
 from brainseg_jax.data.sampling import BatchSampler
-from brainseg_jax.data.splits import Split, read_split, split_by_folds, split_by_fractions, write_split
+from brainseg_jax.data.splits import Split, read_split, split_by_folds, split_by_fractions
 from brainseg_jax.errors import InputError
-from brainseg_jax.evaluation.scores import add_up, write_json
+from brainseg_jax.evaluation.scores import add_up
 from brainseg_jax.models import build_model
 from brainseg_jax.training.optimizer import build_optimizer, build_schedule
 from brainseg_jax.training.state import TrainState, create_state
@@ -34,16 +33,6 @@ from brainseg_jax.training.steps import (
     make_predict_step,
     make_train_step,
     put_cohort,
-)
-
-# A run that is started again may differ from its first start in these keys only.
-MAY_CHANGE = (
-    "data.dir",
-    "data.source",  # the fingerprint of the data is compared in its place
-    "train.epochs",
-    "train.early_stop_patience",
-    "train.log_every",
-    "eval.batch_size",
 )
 
 
@@ -194,39 +183,11 @@ def build_loss(config: ConfigDict, *, tumor_fraction: float) -> Loss:
     raise InputError(f"loss.name={config.name!r} is unknown; choose dice or weighted_cross_entropy")
 
 
-def claim_run_folder(workdir: Path, config: ConfigDict, experiment: Experiment) -> None:
-    """Writes `config.json` and `split.json`, or compares with those of the run that is gone on with.
-
-    Raises:
-      InputError: where the folder holds a run of another config, data or split, with what differs.
-    """
-    content = {**config.to_dict(), "dataset": {"fingerprint": experiment.cohort.fingerprint}}
-    path = workdir / "config.json"
-    if path.exists():
-        before, now = _flat(json.loads(path.read_text())), _flat(content)
-        different = sorted(
-            key for key in before.keys() | now.keys() if before.get(key) != now.get(key) and key not in MAY_CHANGE
-        )
-        if different:
-            lines = [f"  {key}: {before.get(key)!r} before, {now.get(key)!r} now" for key in different]
-            raise InputError(
-                f"{workdir} holds a run of another experiment; give a new --workdir, or the same settings:\n"
-                + "\n".join(lines)
-            )
-        if read_split(workdir / "split.json", experiment.cohort.patients) != experiment.split:
-            raise InputError(f"{workdir}/split.json is not the split that this config makes; give a new --workdir")
-    if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_split(workdir / "split.json", experiment.split)
-        write_json(path, content)
-    _wait_for_all("run folder")
-
-
 def _prepare(config: ConfigDict) -> Path:
     """The prepared data; with many processes the first one prepares, the others find it done, or prepare their own."""
     if jax.process_index() == 0:
         lgg.prepare(config.source, config.dir or None)
-    _wait_for_all("prepared data")
+    wait_for_all("prepared data")
     return lgg.prepare(config.source, config.dir or None, progress=False)
 
 
@@ -240,14 +201,8 @@ def _choose_split(config: ConfigDict, cohort: Cohort) -> Split:
     return split_by_fractions(cohort.patients, cohort.institutions, val=config.val, test=config.test, seed=config.seed)
 
 
-def _wait_for_all(what: str) -> None:
+def wait_for_all(what: str) -> None:
+    """Returns when every process has come here; `what` names the place."""
     if jax.process_count() > 1:
         logging.info("waiting for the other processes: %s", what)
         multihost_utils.sync_global_devices(what)
-
-
-def _flat(tree: dict, prefix: str = "") -> dict:
-    out: dict = {}
-    for key, value in tree.items():
-        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return out

@@ -14,9 +14,10 @@ from brainseg_jax import sharding
 from brainseg_jax.errors import TrainingDiverged
 from brainseg_jax.evaluation.scores import patient_table, summarize
 from brainseg_jax.training.checkpoint import Checkpoints, LoopState
-from brainseg_jax.training.experiment import Experiment, build_experiment, claim_run_folder
+from brainseg_jax.training.experiment import Experiment, build_experiment
 from brainseg_jax.training.journal import Journal
 from brainseg_jax.training.results import write_results
+from brainseg_jax.training.run_folder import claim_run_folder
 from brainseg_jax.training.state import TrainState
 
 

@@ -124,7 +124,8 @@ def make_train_step(
         ema_params = state.ema_params
         if ema_params is not None:
             # The average starts short, or it would remember the random weights for 1 / (1 - decay) steps.
-            decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
+            made = state.step.astype(jnp.float32)
+            decay = jnp.minimum(ema_decay, (1.0 + made) / (10.0 + made))
             ema_params = optax.incremental_update(params, ema_params, 1.0 - decay)
         return TrainState(
             step=state.step + 1,

@@ -1,0 +1,27 @@
+# `make demo` and `make test` need Python 3.11 or later and make; they make their own environment in .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/installed  ## train on made-up scans and score them, a few minutes
+	$(BIN)/python -m brainseg_jax.main --config=configs/attn_dice.py:quick --workdir=runs/demo
+
+test: $(VENV)/installed  ## every test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed  ## format and lint, without changing anything
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+clean:  ## remove the environment; runs and data stay
+	rm -rf $(VENV)
+
+# The stamp is made last, so an interrupted install is done again; a changed requirement installs again.
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -e '.[test]' -c constraints.txt
+	touch $@

@@ -1,0 +1,68 @@
+"""What every command shares: a mistake of the user ends in one line and exit status 2, never in a traceback."""
+
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from absl import app, flags
+
+from brainseg_jax.errors import InputError
+
+
+def run(main: Callable[[list[str]], object]) -> None:
+    """Parses the command line, calls `main` and leaves the process.
+
+    An `InputError`, a misspelt flag or config key, a value of the wrong type and a stray argument are printed to
+    stderr as `error: ...` and end the process with status 2.
+
+    Args:
+        main: the command, called as absl calls it: with a list that holds the program's name only.
+    """
+
+    def guarded(argv: list[str]) -> None:
+        try:
+            main(argv)
+        except InputError as error:
+            _fail(str(error))
+
+    app.run(guarded, flags_parser=_parse)
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    try:
+        left_over = flags.FLAGS(argv)
+        for name in flags.FLAGS:
+            # ml_collections keeps the failure to open a config file until the config is first touched: touch it here.
+            getattr(flags.FLAGS[name].value, "lock", None)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        _fail(_explain(error, argv))
+    if len(left_over) > 1:
+        _fail(f"unexpected argument {left_over[1]!r}: every option is written --name=value (--help lists them)")
+    return left_over
+
+
+def _explain(error: BaseException, argv: Sequence[str]) -> str:
+    """The words for a parsing error; a misspelt config key keeps the suggestion of ml_collections."""
+    link: BaseException | None = error
+    while link is not None:  # a config file's own InputError arrives wrapped in two tracebacks: look for it
+        if isinstance(link, InputError) and "Traceback" not in str(link):
+            return str(link)
+        link = link.__cause__ or link.__context__
+    if isinstance(error, OSError):  # the cause stands in the last line, below the paths that were tried
+        return f"the config file cannot be read: {str(error).strip().splitlines()[-1].strip()}"
+    if not isinstance(error, (AttributeError, KeyError)):
+        return str(error)
+    text = str(error.args[0].args[0] if isinstance(error.args[0], Exception) else error.args[0])
+    missing = re.match(r"'(?P<key>\w+)'\s*(?P<hint>.*)", text)
+    words = f"the config has no key '{missing['key']}'. {missing['hint']}".rstrip() if missing else text
+    on_command_line = [word for word in argv if missing and re.search(rf"\.{missing['key']}\b", word)]
+    # Else the mistake is in the config file itself: the last line that is not of a library is its place.
+    own = [at for at in traceback.extract_tb(error.__traceback__) if "site-packages" not in at.filename]
+    return f"{on_command_line[0] if on_command_line else f'{own[-1].filename}, line {own[-1].lineno}'}: {words}"
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)

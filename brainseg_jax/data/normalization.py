@@ -1,0 +1,90 @@
+"""Constants that bring each patient's channels to one scale, so that pixels stay uint8 until the jitted step."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from brainseg_jax.errors import InputError
+
+LEVELS = np.arange(256, dtype=np.float64)  # every value that a pixel can have
+
+
+class Normalization(NamedTuple):
+    """Constants for `normalize`, each float32 [3] for one patient or [P, 3] for many; one value a channel."""
+
+    lower: jax.Array | np.ndarray  # pixels are clipped to lower..upper,
+    upper: jax.Array | np.ndarray
+    mean: jax.Array | np.ndarray  # then shifted by the mean
+    inverse_std: jax.Array | np.ndarray  # and multiplied by this; 0 where the channel is constant
+
+
+def volume_zscore(counts: np.ndarray) -> tuple[float, float, float, float]:
+    """Clips to the 10th and 99th percentile of the volume, then mean 0 and standard deviation 1 over the volume.
+
+    This is the preprocessing of Buda et al. 2019 (doi.org/10.1016/j.compbiomed.2019.05.002) in the authors' code
+    (github.com/mateuszbuda/brain-segmentation-pytorch), except that each channel has its own percentiles.
+
+    Args:
+      counts: Histogram of the channel over all voxels, [256].
+    """
+    lower, upper = _percentile(counts, 10), _percentile(counts, 99)
+    clipped = LEVELS.clip(lower, upper)
+    mean = np.average(clipped, weights=counts)
+    std = np.sqrt(np.average((clipped - mean) ** 2, weights=counts))
+    return lower, upper, mean, 1 / std if upper > lower else 0.0
+
+
+def rescale(counts: np.ndarray) -> tuple[float, float, float, float]:
+    """Divides by 255, as the reproduced project does; the histogram does not matter."""
+    del counts
+    return 0.0, 255.0, 0.0, 1 / 255
+
+
+METHODS: dict[str, Callable[[np.ndarray], tuple[float, float, float, float]]] = {
+    "volume_zscore": volume_zscore,
+    "rescale": rescale,
+}
+
+
+def fit(volume: np.ndarray, method: str) -> Normalization:
+    """Constants of one patient, exact, from the histogram of each channel.
+
+    Args:
+      volume: All slices of the patient, [S, H, W, 3] uint8.
+      method: A name in `METHODS`.
+
+    Returns:
+      Constants, each float32 [3].
+
+    Raises:
+      InputError: There is no such method.
+    """
+    if method not in METHODS:
+        raise InputError(f"normalization={method!r}: there is no such method; give one of {', '.join(METHODS)}")
+    channels = [METHODS[method](np.bincount(volume[..., c].ravel(), minlength=256)) for c in range(volume.shape[-1])]
+    return Normalization(*np.array(channels, np.float32).T)
+
+
+def normalize(images: jax.Array, constants: Normalization) -> jax.Array:
+    """Clips and standardizes: (clip(x, lower, upper) - mean) * inverse_std. A constant channel becomes zeros.
+
+    Args:
+      images: [..., H, W, 3], uint8 or float on the scale 0..255.
+      constants: Each [..., 3] with the same leading axes: one row an image.
+
+    Returns:
+      [..., H, W, 3] float32.
+    """
+    lower, upper, mean, inverse_std = (jnp.asarray(value)[..., None, None, :] for value in constants)
+    return (jnp.clip(images.astype(jnp.float32), lower, upper) - mean) * inverse_std
+
+
+def _percentile(counts: np.ndarray, percent: float) -> float:
+    """The percentile of the pixels behind a histogram, interpolated linearly between neighbors as numpy does."""
+    cumulative = np.cumsum(counts)
+    place = percent / 100 * (cumulative[-1] - 1)
+    below, above = np.searchsorted(cumulative, [np.floor(place), np.ceil(place)], side="right")
+    return float(below + (above - below) * (place - np.floor(place)))

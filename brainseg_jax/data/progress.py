@@ -1,0 +1,45 @@
+"""The one progress bar of reading and writing slices."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+
+class SliceProgress:
+    """One bar that shows one stage of the work after another."""
+
+    def __init__(self, bar: Progress) -> None:
+        self._bar = bar
+        self._task = bar.add_task("", total=None)
+
+    def start(self, stage: str, total: int) -> None:
+        """Begins a stage, such as `checking`, of `total` slices."""
+        self._bar.reset(self._task, description=stage, total=total)
+
+    def advance(self) -> None:
+        """Counts one slice."""
+        self._bar.advance(self._task)
+
+
+@contextmanager
+def slice_progress(*, shown: bool) -> Iterator[SliceProgress]:
+    """Shows slices done, slices a second and the time left, on stderr."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("slices"),
+        _RateColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), disable=not shown) as bar:
+        yield SliceProgress(bar)
+
+
+class _RateColumn(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:.0f}/s" if speed else "")

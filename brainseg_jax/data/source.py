@@ -1,0 +1,140 @@
+"""Finds the patients in what a user has: `kaggle_3m/`, a folder that holds it, or Kaggle's zip.
+
+A folder is walked with `pathlib.Path` and a zip with `zipfile.Path`, which offer the same methods: one code path reads
+both, and nothing is extracted. Faults are collected as sentences, so that a user sees all of them at once.
+"""
+
+import re
+import zipfile
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from brainseg_jax.data.clinical import UNKNOWN, Clinical, read_clinical
+from brainseg_jax.errors import InputError
+
+TreePath = Path | zipfile.Path
+
+CASE_NAME = re.compile(r"(?P<patient>TCGA_[A-Z0-9]{2}_[A-Z0-9]{4})_[0-9]{8}")
+SLICE_NAME = re.compile(r"(?P<case>.+)_(?P<number>[1-9][0-9]*)(?P<mask>_mask)?\.tif")
+# Where the tree can lie below the path that was given. Kaggle's zip holds it twice, and the first one found is used.
+TREE_FOLDERS = ("kaggle_3m", "lgg-mri-segmentation/kaggle_3m")
+IGNORED_NAMES = ("Thumbs.db", "desktop.ini", "__MACOSX")  # and whatever begins with a dot
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One slice of a case: its number (from 1) and its two files."""
+
+    number: int
+    image: TreePath
+    mask: TreePath
+
+
+@dataclass(frozen=True)
+class Case:
+    """One patient's scan: the slices in the order of their numbers, which count from 1 without a gap."""
+
+    name: str
+    slices: tuple[Slice, ...]
+    clinical: Clinical
+
+    @property
+    def institution(self) -> str:
+        """The two-letter code of the hospital: `DU` of `TCGA_DU_5849_19950405`."""
+        return self.name.split("_")[1]
+
+
+def list_cases(path: str | Path) -> tuple[list[Case], list[str]]:
+    """Lists the cases below `path`, sorted by name, without opening an image.
+
+    Args:
+        path: `kaggle_3m/`, a folder that holds it, or Kaggle's zip.
+
+    Returns:
+        The cases, and one sentence for each fault: a folder that is no case, a file that is no slice, a mask without
+        image or the reverse, a gap in the numbering, two scans of one patient, a fault in `data.csv`.
+
+    Raises:
+        InputError: `path` is missing, is neither folder nor zip, or holds no case.
+    """
+    tree = _find_tree(Path(path))
+    table, faults = read_clinical(tree / "data.csv")
+    cases, scans = [], defaultdict(list)
+    for entry in _visible(tree):
+        where = f"{tree.name}/{entry.name}"
+        if not entry.is_dir():
+            if entry.name.lower().endswith((".tif", ".tiff")):
+                faults.append(f"{where}: a slice outside of a case folder")
+        elif match := CASE_NAME.fullmatch(entry.name):
+            slices, case_faults = _list_slices(entry)
+            faults += case_faults
+            cases.append(Case(entry.name, tuple(slices), table.get(match["patient"], UNKNOWN)))
+            scans[match["patient"]].append(entry.name)
+        else:
+            faults.append(f"{where}: a folder that is no case; a case is named like TCGA_DU_5849_19950405")
+    faults += [
+        f"{tree.name}/{names[-1]}: a second scan of patient {patient} (the first is {names[0]}); "
+        "scores and splits are by patient, so keep one"
+        for patient, names in scans.items()
+        if len(names) > 1
+    ]
+    return cases, faults
+
+
+def _find_tree(path: Path) -> TreePath:
+    """The folder that holds the case folders."""
+    root = _open(path)
+    for tree in (root, *(root / folder for folder in TREE_FOLDERS)):
+        if tree.is_dir() and any(CASE_NAME.fullmatch(entry.name) and entry.is_dir() for entry in tree.iterdir()):
+            return tree
+    found = ", ".join(entry.name for entry in list(_visible(root))[:5]) or "nothing"
+    raise InputError(
+        f"{path}: no case in it (found: {found}). Give kaggle_3m/, a folder that holds it, or Kaggle's zip; "
+        "a case is a folder named like TCGA_DU_5849_19950405."
+    )
+
+
+def _open(path: Path) -> TreePath:
+    if path.is_dir():
+        return path
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder. Give kaggle_3m/, a folder that holds it, or Kaggle's zip.")
+    try:
+        return zipfile.Path(path)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise InputError(
+            f"{path}: neither a folder nor a whole zip ({error}). If it is Kaggle's zip, its download broke off: "
+            "download it again."
+        ) from error
+
+
+def _visible(folder: TreePath) -> Iterator[TreePath]:
+    """The entries of a folder by name, without what operating systems leave behind."""
+    entries = (
+        entry for entry in folder.iterdir() if not entry.name.startswith(".") and entry.name not in IGNORED_NAMES
+    )
+    return iter(sorted(entries, key=lambda entry: entry.name))
+
+
+def _list_slices(folder: TreePath) -> tuple[list[Slice], list[str]]:
+    """The slices of one case in the order of their numbers, and the faults of its files."""
+    images, masks, faults = {}, {}, []
+    for entry in _visible(folder):
+        match = SLICE_NAME.fullmatch(entry.name)
+        if match is None or match["case"] != folder.name or entry.is_dir():
+            expected = f"{folder.name}_<number>.tif or {folder.name}_<number>_mask.tif"
+            faults.append(f"{folder.name}/{entry.name}: unexpected in a case folder; expected {expected}")
+        else:
+            (masks if match["mask"] else images)[int(match["number"])] = entry
+    numbers = images.keys() | masks.keys()
+    if not numbers:
+        faults.append(f"{folder.name}: a case without a slice")
+    elif gaps := set(range(1, max(numbers))) - numbers:
+        missing = ", ".join(str(number) for number in sorted(gaps)[:10]) + (", ..." if len(gaps) > 10 else "")
+        faults.append(f"{folder.name}: a gap in the numbering, which must run from 1 to {max(numbers)}: no {missing}")
+    faults += [f"{folder.name}/{images[n].name}: an image without a mask" for n in sorted(images.keys() - masks.keys())]
+    faults += [f"{folder.name}/{masks[n].name}: a mask without an image" for n in sorted(masks.keys() - images.keys())]
+    both = sorted(images.keys() & masks.keys())
+    return [Slice(number, images[number], masks[number]) for number in both], faults

@@ -1,0 +1,65 @@
+"""What every test shares: eight fake devices, strict promotion, and data on disk that is made once a session."""
+
+import os
+
+# Read when jax starts its backend, so it must be set before the first import of jax.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import shutil
+from pathlib import Path
+
+import jax
+import pytest
+
+from brainseg_jax.data.cohort import Cohort, load_cohort
+from brainseg_jax.data.lgg import prepare
+from brainseg_jax.data.phantom import write_phantom
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="module")
+def optax_promotion():
+    """For tests that run optax or bfloat16 batch norm, which lean on implicit promotion; ours do without."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.fixture(scope="session")
+def phantom_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A `kaggle_3m` folder with 8 made-up patients."""
+    return write_phantom(tmp_path_factory.mktemp("phantom"), patients=8, seed=0)
+
+
+@pytest.fixture(scope="session")
+def dataset_folder(phantom_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same patients as a prepared dataset."""
+    return prepare(str(phantom_folder), tmp_path_factory.mktemp("prepared"), progress=False)
+
+
+@pytest.fixture(scope="session")
+def cohort(dataset_folder: Path) -> Cohort:
+    """The same patients in memory, at 64 pixels."""
+    return load_cohort(dataset_folder, image_size=64, normalization="volume_zscore")
+
+
+@pytest.fixture(scope="session")
+def lgg_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real patients, from the folder that the environment variable BRAINSEG_LGG names.
+
+    That is a `kaggle_3m` folder, or a folder with `data.csv` and one archive `<case>.tar.xz` a patient, of which the
+    first three are unpacked.
+    """
+    if "BRAINSEG_LGG" not in os.environ:
+        pytest.skip("BRAINSEG_LGG does not name a folder with real patients")
+    folder = Path(os.environ["BRAINSEG_LGG"])
+    archives = sorted(folder.glob("*.tar.xz"))[:3]
+    if not archives:
+        return folder
+    unpacked = tmp_path_factory.mktemp("lgg") / "kaggle_3m"
+    for archive in archives:
+        shutil.unpack_archive(archive, unpacked, filter="data")
+    shutil.copy(folder / "data.csv", unpacked)
+    return unpacked

@@ -1,0 +1,74 @@
+"""The arrows between the floors point down: a file imports from its own floor and from floors below, never upward."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# From the ground up; what is on the same floor stands in one row.
+FLOORS = [
+    {"errors", "losses"},
+    {"ops", "metrics", "config", "sharding"},
+    {"models"},
+    {"data"},
+    {"evaluation"},
+    {"training"},
+    {"cli"},
+    {"main"},
+]
+LEVEL = {room: level for level, floor in enumerate(FLOORS) for room in floor}
+# Packages that a file may import besides the standard library, where it is to be light.
+LIGHT = {"losses": {"jax"}, "metrics": {"jax", "numpy"}, "ops": {"jax"}, "errors": set()}
+FILES = sorted((ROOT / "brainseg_jax").rglob("*.py"))
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            if node.module == "brainseg_jax":
+                yield from (f"brainseg_jax.{name.name}" for name in node.names)
+            else:
+                yield node.module
+
+
+def room(path):
+    return path.relative_to(ROOT / "brainseg_jax").parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_upward_edge(path):
+    own = room(path)
+    if own == "__init__":
+        assert not list(imports(path))
+        return
+    level = LEVEL["main"] if path.name == "prepare.py" else LEVEL[own]  # a command that lives beside its subject
+    for name in imports(path):
+        if name.startswith("brainseg_jax."):
+            assert LEVEL[name.split(".")[1]] <= level, f"{path} imports {name} from a floor above"
+        assert not name.startswith(("configs", "experiments", "benchmarks", "tests", "tensorflow.")), f"{path}: {name}"
+        assert name not in ("tensorflow", "clu"), f"{path} imports {name}, which costs 1.3 GB"
+        if own in LIGHT and name.split(".")[0] not in ("typing", "brainseg_jax"):
+            assert name.split(".")[0] in LIGHT[own], f"{path} imports {name}"
+
+
+def test_only_the_top_sees_the_config():
+    seers = {room(p) for p in FILES if "ml_collections" in imports(p)}
+    assert seers <= {"config", "training", "main"}
+    assert {p.name for p in FILES if room(p) == "training" and "ml_collections" in imports(p)} <= {
+        "loop.py",
+        "experiment.py",
+        "run_folder.py",
+    }
+
+
+def test_nothing_is_long():
+    long = [f"{p}: {n}" for p in FILES if (n := len(p.read_text().splitlines())) > 250]
+    assert not long
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 100, f"{path}: {node.name}"

@@ -1,0 +1,54 @@
+"""Losses of twenty training steps, in this process or as one of several: shared by the tests of `sharding`.
+
+python tests/twenty_steps.py DATASET_FOLDER HOST:PORT PROCESSES PROCESS
+"""
+
+import json
+import sys
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from brainseg_jax import sharding
+from brainseg_jax.data.cohort import Cohort, load_cohort
+from brainseg_jax.data.sampling import BatchSampler
+from brainseg_jax.losses import dice_loss
+from brainseg_jax.models import build_model
+from brainseg_jax.training.optimizer import build_optimizer, build_schedule
+from brainseg_jax.training.state import create_state
+from brainseg_jax.training.steps import make_train_step, put_cohort
+
+
+def twenty_losses(cohort: Cohort, mesh: jax.sharding.Mesh) -> list[float]:
+    """Batch norm, a batch-wide loss and augmentation: whatever would differ if a device saw its own part alone."""
+    model = build_model("attention_unet", features=4, depth=3)
+    schedule = build_schedule("cosine", learning_rate=1e-3, total_steps=20, warmup_steps=5)
+    optimizer = build_optimizer("adamw", schedule, b2=0.99, weight_decay=1e-4, clip_norm=1.0)
+    step = make_train_step(
+        model,
+        optimizer,
+        partial(dice_loss, smooth=0.1, batch_wide=True),
+        mesh=mesh,
+        seed=0,
+        ema_decay=0.9,
+        geometry={"rotation": 15.0, "scale": 0.1, "shift": 0.05, "shear": 5.0, "flip": 0.5},
+        intensity={"contrast": 0.1, "gamma": 0.2, "noise": 0.1},
+    )
+    state = create_state(model, optimizer, image_size=cohort.images.shape[1], seed=0, ema=True, mesh=mesh)
+    on_devices = put_cohort(cohort, mesh)
+    slices = np.arange(len(cohort.images))
+    sampler = BatchSampler(slices, cohort.tumor_slices, batch_size=8, tumor_share=0.5)
+    losses = []
+    for i in range(20):
+        state, loss = step(state, on_devices, sharding.put(sampler(i), sharding.over_batch(mesh)))
+        losses.append(float(loss))
+    return losses
+
+
+if __name__ == "__main__":
+    folder, coordinator, processes, process = sys.argv[1:]
+    jax.distributed.initialize(coordinator, int(processes), int(process))
+    cohort = load_cohort(Path(folder), image_size=32, normalization="volume_zscore")
+    print(json.dumps(twenty_losses(cohort, sharding.data_mesh())))
