@@ -1,5 +1,6 @@
 """What every command shares: a mistake of the user ends in one line and exit status 2, never in a traceback."""
 
+import logging
 import re
 import sys
 import traceback
@@ -7,18 +8,19 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from absl import app, flags
+from absl import logging as absl_logging
 
-from brainseg_jax.errors import InputError
+from brainseg_jax.errors import InputError, TrainingDiverged
 
 
 def run(main: Callable[[list[str]], object]) -> None:
     """Parses the command line, calls `main` and leaves the process.
 
     An `InputError`, a misspelt flag or config key, a value of the wrong type and a stray argument are printed to
-    stderr as `error: ...` and end the process with status 2.
+    stderr as `error: ...` and end the process with status 2; a `TrainingDiverged` with status 3.
 
     Args:
-        main: the command, called as absl calls it: with a list that holds the program's name only.
+      main: the command, called as absl calls it: with a list that holds the program's name only.
     """
 
     def guarded(argv: list[str]) -> None:
@@ -26,7 +28,10 @@ def run(main: Callable[[list[str]], object]) -> None:
             main(argv)
         except InputError as error:
             _fail(str(error))
+        except TrainingDiverged as error:
+            _fail(str(error), status=3)
 
+    absl_logging.get_absl_handler().addFilter(_is_worth_showing)
     app.run(guarded, flags_parser=_parse)
 
 
@@ -63,6 +68,11 @@ def _explain(error: BaseException, argv: Sequence[str]) -> str:
     return f"{on_command_line[0] if on_command_line else f'{own[-1].filename}, line {own[-1].lineno}'}: {words}"
 
 
-def _fail(message: str) -> NoReturn:
+def _is_worth_showing(record: logging.LogRecord) -> bool:
+    """Our own words and everybody's warnings; Orbax alone tells some fifty lines about each checkpoint."""
+    return record.levelno >= logging.WARNING or "brainseg_jax" in record.pathname
+
+
+def _fail(message: str, *, status: int = 2) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
-    raise SystemExit(2)
+    raise SystemExit(status)

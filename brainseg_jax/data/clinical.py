@@ -34,10 +34,10 @@ def read_clinical(path: Path | zipfile.Path) -> tuple[dict[str, Clinical], list[
     """Reads `data.csv`, keyed by patient (`TCGA_DU_5849`, without the date of the scan).
 
     Args:
-        path: the table, in a folder or in a zip. Where there is none, only these fields are lost, with a warning.
+      path: the table, in a folder or in a zip. Where there is none, only these fields are lost, with a warning.
 
     Returns:
-        The fields of each patient, and one sentence for each fault of the table.
+      The fields of each patient, and one sentence for each fault of the table.
     """
     if not path.is_file():
         logging.warning("No %s: grade, histological type, age and gender will be missing (-1).", path)

@@ -18,7 +18,7 @@ def download() -> Path:
     """Returns the folder of the LGG set in kagglehub's cache, downloading it (about 0.7 GB) when it is not there.
 
     Raises:
-        InputError: no network, or Kaggle refuses; the message says what to do instead.
+      InputError: no network, or Kaggle refuses; the message says what to do instead.
     """
     import kagglehub  # here: nobody else should wait for its import
     from kagglehub.cache import Cache
@@ -64,5 +64,5 @@ def _remedy(problem: str) -> str:
         f"  Either download the zip by hand from {PAGE} and run\n"
         "    python -m brainseg_jax.data.prepare --source=THE_ZIP\n"
         "  or go without it, on made-up patients:\n"
-        "    python -m brainseg_jax.main --config.data.source=phantom"
+        "    python -m brainseg_jax.main --config=configs/attn_dice.py:quick --workdir=runs/demo"
     )

@@ -136,17 +136,17 @@ def prepare(source: str, data_dir: str | Path | None, *, progress: bool = True) 
     leaves nothing that looks finished, and of two processes that prepare the same content one uses the other's.
 
     Args:
-        source: a path (`kaggle_3m/`, a folder that holds it, Kaggle's zip), `kaggle` (the real set prepared before,
-            else a download), `phantom` or `phantom:PATIENTS:SEED` (made-up patients, 20 and seed 0 by default).
-        data_dir: the folder of TFDS datasets; None is TFDS's own: `TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
-        progress: whether to show a progress bar.
+      source: a path (`kaggle_3m/`, a folder that holds it, Kaggle's zip), `kaggle` (the real set prepared before,
+          else a download), `phantom` or `phantom:PATIENTS:SEED` (made-up patients, 20 and seed 0 by default).
+      data_dir: the folder of TFDS datasets; None is TFDS's own: `TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
+      progress: whether to show a progress bar.
 
     Returns:
-        The folder of the prepared set, `data_dir/lgg_mri/<config>/<version>`.
+      The folder of the prepared set, `data_dir/lgg_mri/<config>/<version>`.
 
     Raises:
-        InputError: an unknown source, bad data (all faults are listed), no network, or a data folder that cannot be
-            written to.
+      InputError: an unknown source, bad data (all faults are listed), no network, or a data folder that cannot be
+          written to.
     """
     root = Path(data_dir or tfds.core.constants.get_default_data_dir()).expanduser().absolute()
     prepared.remove_stale(root)

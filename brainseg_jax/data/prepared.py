@@ -50,7 +50,7 @@ def read_summary(folder: Path) -> Summary:
     """Reads the metadata of a prepared set.
 
     Raises:
-        InputError: the folder was damaged after it was prepared.
+      InputError: the folder was damaged after it was prepared.
     """
     try:
         with quiet_tfds():

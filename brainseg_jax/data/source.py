@@ -50,14 +50,14 @@ def list_cases(path: str | Path) -> tuple[list[Case], list[str]]:
     """Lists the cases below `path`, sorted by name, without opening an image.
 
     Args:
-        path: `kaggle_3m/`, a folder that holds it, or Kaggle's zip.
+      path: `kaggle_3m/`, a folder that holds it, or Kaggle's zip.
 
     Returns:
-        The cases, and one sentence for each fault: a folder that is no case, a file that is no slice, a mask without
-        image or the reverse, a gap in the numbering, two scans of one patient, a fault in `data.csv`.
+      The cases, and one sentence for each fault: a folder that is no case, a file that is no slice, a mask without
+      image or the reverse, a gap in the numbering, two scans of one patient, a fault in `data.csv`.
 
     Raises:
-        InputError: `path` is missing, is neither folder nor zip, or holds no case.
+      InputError: `path` is missing, is neither folder nor zip, or holds no case.
     """
     tree = _find_tree(Path(path))
     table, faults = read_clinical(tree / "data.csv")

@@ -53,12 +53,12 @@ def read_source(path: str | Path, *, on_start: Callable[[int], None], on_slice: 
     names the content: a folder and a zip of the same patients have the same one.
 
     Args:
-        path: `kaggle_3m/`, a folder that holds it, or Kaggle's zip.
-        on_start: called once with the number of slices.
-        on_slice: called after each slice.
+      path: `kaggle_3m/`, a folder that holds it, or Kaggle's zip.
+      on_start: called once with the number of slices.
+      on_slice: called after each slice.
 
     Raises:
-        InputError: something is wrong; the message lists all faults, each with its file.
+      InputError: something is wrong; the message lists all faults, each with its file.
     """
     try:
         cases, faults = list_cases(path)
@@ -88,10 +88,10 @@ def read_slice(item: Slice) -> tuple[np.ndarray, np.ndarray]:
     """Decodes one slice.
 
     Returns:
-        The image, uint8 [256, 256, 3], and its mask, uint8 [256, 256, 1] with values 0 and 1.
+      The image, uint8 [256, 256, 3], and its mask, uint8 [256, 256, 1] with values 0 and 1.
 
     Raises:
-        InputError: a file is not what the Kaggle set holds; the message names it.
+      InputError: a file is not what the Kaggle set holds; the message names it.
     """
     return _read_image(item.image), _read_mask(item.mask)
 

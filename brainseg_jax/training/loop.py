@@ -152,6 +152,7 @@ def _diverged(step: int, checkpoints: Checkpoints) -> TrainingDiverged:
 def _introduction(experiment: Experiment, state: TrainState, workdir: Path) -> str:
     split, count = experiment.split, sum(p.size for p in jax.tree.leaves(state.params))
     return (
+        f"data {experiment.dataset_folder}\n"
         f"{type(experiment.model).__name__}, {count:,} parameters; {len(split.train)} / {len(split.val)} / "
         f"{len(split.test)} patients to train / validate / test, {len(experiment.sampler.slices)} training slices; "
         f"{experiment.mesh.size} device(s); run folder {workdir}"

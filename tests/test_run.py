@@ -1,0 +1,184 @@
+"""Whole runs on the phantom: what they leave behind, how they go on, and what they refuse."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from brainseg_jax.config import default_config
+from brainseg_jax.data.splits import Split
+from brainseg_jax.errors import InputError, TrainingDiverged
+from brainseg_jax.training.loop import train
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+pytestmark = pytest.mark.usefixtures("optax_promotion")
+TINY = {
+    "model": {"features": 2, "depth": 2},
+    "data": {"image_size": 32},
+    "optimizer": {"schedule": "constant", "warmup_epochs": 0.0},
+    "train": {"epochs": 2, "batch_size": 8, "steps_per_epoch": 3, "log_every": 2},
+    "eval": {"batch_size": 24},
+}
+
+
+def tiny_config(dataset_folder, **overrides):
+    config = default_config("quick")
+    config.update(TINY)
+    config.data.dir, config.data.source = str(dataset_folder.parents[2]), "phantom:8:0"
+    for key, value in overrides.items():
+        section, name = key.split("__")
+        config[section][name] = value
+    return config
+
+
+def run_main(*arguments, cwd, **environment):
+    command = [sys.executable, "-m", "brainseg_jax.main", *arguments]
+    env = {**os.environ, "XLA_FLAGS": "", **environment}
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, env=env)
+
+
+def rows_of(workdir):
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "images_per_second"} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def finished(phantom_folder, tmp_path_factory):
+    """A run of the command, as a user starts it, from a folder of its own; the data are prepared on the way."""
+    cwd = tmp_path_factory.mktemp("elsewhere")
+    flat = [f"--config.{s}.{k}={v}" for s, keys in TINY.items() for k, v in keys.items()]
+    done = run_main(
+        f"--config={CONFIGS / 'attn_dice.py'}:quick",
+        "--workdir=runs/first",
+        f"--config.data.source={phantom_folder}",
+        *flat,
+        cwd=cwd,
+        TFDS_DATA_DIR=str(cwd / "tfds"),
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return cwd / "runs" / "first", done
+
+
+def test_what_a_run_leaves_behind(finished):
+    workdir, done = finished
+    results = json.loads((workdir / "results.json").read_text())
+    rows = list(csv.DictReader((workdir / "per_patient.csv").open()))
+    split = json.loads((workdir / "split.json").read_text())
+    assert sorted(row["patient"] for row in rows) == sorted(split["test"])
+    assert results["test"]["patients"] == len(rows) == 2
+    for row in rows:  # an identity of the two scores of one pair of masks
+        np.testing.assert_allclose(float(row["iou"]), float(row["dice"]) / (2 - float(row["dice"])), rtol=1e-9)
+    for name in ("dice", "iou"):
+        values = [float(row[name]) for row in rows]
+        np.testing.assert_allclose(results["test"][f"{name}_mean"], np.mean(values))
+    assert results["test"]["dice_median"] == pytest.approx(np.median([float(row["dice"]) for row in rows]))
+    assert 0 <= results["test"]["soft_iou_per_batch_of_24"] <= 1
+    config = json.loads((workdir / "config.json").read_text())
+    assert config["model"]["name"] == "attention_unet" and config["train"]["epochs"] == 2
+    assert [row["epoch"] for row in rows_of(workdir)] == [1, 2]
+    assert {p.name for p in (workdir / "checkpoints").iterdir()} >= {"6", str(results["best_step"])}
+    assert list((workdir / "tensorboard").glob("events*"))
+    for name in ("curves", "panel_best", "panel_median", "panel_worst"):
+        with Image.open(workdir / f"{name}.png") as picture:
+            assert picture.width > 800
+    assert not list(workdir.glob("*.part")) and not list(workdir.glob("*.unfinished"))
+    assert "epoch 2/2" in done.stdout and "Traceback" not in done.stderr
+    assert len((done.stdout + done.stderr).splitlines()) < 15  # words for a person, not the libraries' own
+
+
+def test_started_again_it_finds_itself_finished(finished, phantom_folder):
+    workdir, _ = finished
+    before = {p: p.read_bytes() for p in workdir.glob("*.[cj]s*")}
+    config = default_config("quick")
+    config.update(TINY)
+    config.model.name, config.data.source = "attention_unet", str(phantom_folder)
+    config.data.dir = str(workdir.parents[1] / "tfds")
+    train(config, workdir)
+    after = {p: p.read_bytes() for p in before}
+    numbers = [json.loads(files[workdir / "results.json"])["test"]["dice_mean"] for files in (before, after)]
+    np.testing.assert_allclose(*numbers, atol=1e-3)  # eight devices now, one before
+    assert after[workdir / "metrics.jsonl"] == before[workdir / "metrics.jsonl"]
+
+
+def test_a_run_cut_in_two_is_the_same_run(dataset_folder, tmp_path):
+    options = {"optimizer__ema_decay": 0.9, "augment__noise": 0.1}
+    whole = train(tiny_config(dataset_folder, **options), tmp_path / "whole")
+    train(tiny_config(dataset_folder, **options, train__epochs=1), tmp_path / "cut")
+    with (tmp_path / "cut" / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 2, "train_loss": 0.1}\n{"epoch": 3, "tra')  # rows of epochs that no checkpoint holds
+    cut = train(tiny_config(dataset_folder, **options), tmp_path / "cut")
+    assert rows_of(tmp_path / "cut") == rows_of(tmp_path / "whole")
+    assert cut == whole
+
+
+def test_another_experiment_in_the_same_folder(finished, phantom_folder):
+    workdir, _ = finished
+    config = default_config("quick")
+    config.update(TINY)
+    config.model.name, config.data.source = "attention_unet", str(phantom_folder)
+    config.data.dir = str(workdir.parents[1] / "tfds")
+    config.optimizer.learning_rate, config.split.seed = 0.5, 3
+    with pytest.raises(
+        InputError, match=r"(?s)another experiment.*learning_rate: 0\.003 before, 0\.5 now.*split\.seed"
+    ):
+        train(config, workdir)
+
+
+def test_a_loss_that_is_not_a_number(dataset_folder, tmp_path):
+    config = tiny_config(dataset_folder, train__epochs=1)
+    train(config, tmp_path)
+    config.train.epochs = 3
+    state_file = tmp_path / "config.json"
+    content = json.loads(state_file.read_text())
+    content["optimizer"]["learning_rate"] = 1e38  # as if it had been so from the start: the first epoch is kept
+    state_file.write_text(json.dumps(content))
+    config.optimizer.learning_rate, config.optimizer.clip_norm = 1e38, 1.0
+    with pytest.raises(TrainingDiverged, match=rf"step [45]; the last good checkpoint is {tmp_path}/checkpoints/3\."):
+        train(config, tmp_path)
+    assert [row["epoch"] for row in rows_of(tmp_path)] == [1]
+
+
+def test_a_given_split(dataset_folder, cohort, tmp_path):
+    a, b, *others = cohort.patients
+    path = tmp_path / "split.json"
+    path.write_text(json.dumps({"train": others, "val": [a], "test": [b]}))
+    config = tiny_config(dataset_folder, split__file=str(path), train__epochs=1)
+    results = train(config, tmp_path / "run")
+    assert results["patients"] == {"train": 6, "val": 1, "test": 1}
+    written = json.loads((tmp_path / "run" / "split.json").read_text())
+    assert Split(**{k: tuple(v) for k, v in written.items()}) == Split(tuple(others), (a,), (b,))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"loss__name": "focal"}, r"loss\.name='focal'.*dice or weighted_cross_entropy"),
+        ({"train__batch_size": 12}, r"train\.batch_size=12.*8 devices"),
+        ({"train__epochs": 0}, r"train\.epochs=0"),
+        ({"data__image_size": 30}, r"30x30.*depth 2.*data\.image_size"),
+        ({"data__normalization": "none"}, r"normalization='none'.*volume_zscore"),
+    ],
+)
+def test_a_config_that_cannot_be_run_writes_nothing(dataset_folder, tmp_path, options, words):
+    with pytest.raises(InputError, match=words):
+        train(tiny_config(dataset_folder, **options), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--config.train.epoch=3"], '"epochs" instead of "epoch"'),
+        (["--config.data.source=nowhere"], "'nowhere': no such file or folder"),
+    ],
+)
+def test_a_mistake_on_the_command_line(tmp_path, arguments, words):
+    done = run_main(f"--config={CONFIGS / 'unet_wce.py'}:quick", "--workdir=run", *arguments, cwd=tmp_path)
+    assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
