@@ -30,6 +30,8 @@ def run(main: Callable[[list[str]], object]) -> None:
             _fail(str(error))
         except TrainingDiverged as error:
             _fail(str(error), status=3)
+        except KeyboardInterrupt:
+            _fail("interrupted; the same command goes on from what is finished", status=130)
 
     absl_logging.get_absl_handler().addFilter(_is_worth_showing)
     app.run(guarded, flags_parser=_parse)

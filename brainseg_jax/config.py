@@ -1,5 +1,7 @@
 """Every key of an experiment, its default and what it means. Files in `configs/` override a few of them."""
 
+import math
+
 from ml_collections import ConfigDict
 
 from brainseg_jax.errors import InputError
@@ -90,6 +92,52 @@ def default_config(scale: str | None = None) -> ConfigDict:
         )
     config.update(_SCALES[scale])
     return config.lock()
+
+
+_RANGES = {  # key: least and greatest value
+    "model.features": (1, 1024),
+    "model.depth": (1, 8),
+    "model.norm_momentum": (0.0, 0.9999),
+    "loss.smooth": (0.0, math.inf),
+    "data.tumor_sampling": (0.0, 1.0),
+    "augment.rotation": (0.0, 180.0),
+    "augment.scale": (0.0, 0.9),
+    "augment.shift": (0.0, 1.0),
+    "augment.shear": (0.0, 80.0),
+    "augment.flip": (0.0, 1.0),
+    "augment.contrast": (0.0, 0.99),
+    "augment.gamma": (0.0, 5.0),
+    "augment.noise": (0.0, math.inf),
+    "optimizer.learning_rate": (1e-12, math.inf),
+    "optimizer.b2": (0.0, 0.999999),
+    "optimizer.weight_decay": (0.0, math.inf),
+    "optimizer.clip_norm": (0.0, math.inf),
+    "optimizer.ema_decay": (0.0, 0.999999),
+    "optimizer.warmup_epochs": (0.0, math.inf),
+    "optimizer.plateau_factor": (1e-12, 1.0),
+    "optimizer.plateau_patience": (1, math.inf),
+    "optimizer.plateau_min": (0.0, math.inf),
+    "train.epochs": (1, math.inf),
+    "train.batch_size": (1, math.inf),
+    "train.steps_per_epoch": (0, math.inf),
+    "train.early_stop_patience": (0, math.inf),
+    "train.log_every": (1, math.inf),
+    "eval.batch_size": (1, math.inf),
+    "eval.threshold": (0.0, 1.0),
+}
+
+
+def check_ranges(config: ConfigDict) -> None:
+    """Raises InputError with every number of the config that lies outside of its range."""
+    faults = []
+    for key, (least, greatest) in _RANGES.items():
+        section, name = key.split(".")
+        value = config[section][name]
+        if not least <= value <= greatest:
+            wanted = f"at least {least}" if greatest == math.inf else f"{least} to {greatest}"
+            faults.append(f"  {key}={value}: give {wanted}")
+    if faults:
+        raise InputError("the config has numbers out of range:\n" + "\n".join(faults))
 
 
 _AUGMENT = {"rotation": 15.0, "scale": 0.1, "shift": 0.05, "flip": 0.5, "contrast": 0.1}

@@ -160,7 +160,10 @@ def test_a_given_split(dataset_folder, cohort, tmp_path):
     [
         ({"loss__name": "focal"}, r"loss\.name='focal'.*dice or weighted_cross_entropy"),
         ({"train__batch_size": 12}, r"train\.batch_size=12.*8 devices"),
-        ({"train__epochs": 0}, r"train\.epochs=0"),
+        (
+            {"train__epochs": 0, "eval__threshold": 1.5},
+            r"(?s)train\.epochs=0: give at least 1.*eval\.threshold=1\.5: give 0\.0 to 1\.0",
+        ),
         ({"data__image_size": 30}, r"30x30.*depth 2.*data\.image_size"),
         ({"data__normalization": "none"}, r"normalization='none'.*volume_zscore"),
     ],

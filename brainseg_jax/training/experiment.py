@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from brainseg_jax import losses, sharding
+from brainseg_jax.config import check_ranges
 from brainseg_jax.data import lgg
 from brainseg_jax.data.cohort import Cohort, load_cohort
 from brainseg_jax.data.sampling import BatchSampler
@@ -98,11 +99,10 @@ def build_experiment(config: ConfigDict) -> Experiment:
     Raises:
       InputError: see the parts.
     """
+    check_ranges(config)
     mesh = sharding.data_mesh()
     sharding.check_divides(mesh, "train.batch_size", config.train.batch_size)
     sharding.check_divides(mesh, "eval.batch_size", config.eval.batch_size)
-    if config.train.epochs < 1:
-        raise InputError(f"train.epochs={config.train.epochs} must be at least 1")
     model = build_model(**config.model)
     folder = _prepare(config.data)
     cohort = load_cohort(folder, image_size=config.data.image_size, normalization=config.data.normalization)

@@ -14,18 +14,16 @@ class Journal:
     Use as a context manager.
     """
 
-    def __init__(self, workdir: Path, *, steps: int, batch_size: int, resumed_epoch: int, speaks: bool):
+    def __init__(self, workdir: Path, *, steps: int, resumed_epoch: int, speaks: bool):
         """Opens the files; rows after `resumed_epoch`, of epochs that are trained again, are taken out.
 
         Args:
           workdir: the run folder.
           steps: of the whole run.
-          batch_size: images a step, for the rate.
           resumed_epoch: epochs already finished; 0 in a new run.
           speaks: False on all processes but one: then nothing is written.
         """
         self._speaks = speaks
-        self._batch_size = batch_size
         self.path = workdir / "metrics.jsonl"
         self._console = Console(quiet=not speaks, highlight=False)
         self._bar = Progress(

@@ -46,7 +46,6 @@ def train(config: ConfigDict, workdir: Path) -> dict:
     with Journal(
         workdir,
         steps=config.train.epochs * experiment.steps_per_epoch,
-        batch_size=config.train.batch_size,
         resumed_epoch=loop.epoch,
         speaks=jax.process_index() == 0,
     ) as journal:
@@ -67,8 +66,10 @@ def train(config: ConfigDict, workdir: Path) -> dict:
                 raise _diverged(int(state.step), checkpoints)
             loop = _advance(loop, row["val_dice_mean"])
             state, loop = _lower_on_plateau(state, loop, config.optimizer, experiment)
+            journal.end_epoch(
+                row
+            )  # before the save: a row without its checkpoint is taken out again, the reverse is lost
             checkpoints.save(state, loop, dice=row["val_dice_mean"])
-            journal.end_epoch(row)
             journal.say(_epoch_line(row, config.train.epochs, is_best=loop.best_epoch == epoch))
         checkpoints.wait()
 

@@ -41,7 +41,7 @@ def write_results(workdir: Path, experiment: Experiment, best: TrainState, *, be
         "parameters": sum(p.size for p in jax.tree.leaves(best.params)),
         "patients": {"train": len(split.train), "val": len(split.val), "test": len(split.test)},
         "train_tumor_fraction": float(cohort.tumor_fraction(split.train)),
-        "dataset": {"folder": str(experiment.dataset_folder), "fingerprint": cohort.fingerprint},
+        "dataset": {"name": "/".join(experiment.dataset_folder.parts[-3:]), "fingerprint": cohort.fingerprint},
     }
     pictures = _best_median_worst(experiment, best, rows)  # on all processes: the devices predict together
     if jax.process_index() == 0:

@@ -1,0 +1,59 @@
+"""The configs: each file at each scale, overrides, and what is refused."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from brainseg_jax.config import check_ranges, default_config
+from brainseg_jax.errors import InputError
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_each_file_says_what_its_name_says(path):
+    network, loss = path.stem.split("_")
+    for arguments in ((), ("cpu",), ("quick",)):
+        config = load(path)(*arguments)
+        assert config.model.name == {"unet": "unet", "attn": "attention_unet"}[network]
+        assert config.loss.name == {"wce": "weighted_cross_entropy", "dice": "dice"}[loss]
+        assert config.is_locked
+        check_ranges(config)
+    assert f"--config=configs/{path.name}" in path.read_text()
+    assert len(path.read_text().splitlines()) <= 35
+
+
+def test_the_default_is_the_recipe_of_the_reproduced_project():
+    config = default_config()
+    assert (config.optimizer.name, config.optimizer.learning_rate, config.optimizer.b2) == ("adam", 1e-4, 0.99)
+    assert (config.train.batch_size, config.train.epochs, config.train.early_stop_patience) == (32, 25, 15)
+    plateau = config.optimizer.plateau_factor, config.optimizer.plateau_patience, config.optimizer.plateau_min
+    assert (config.optimizer.schedule, *plateau) == ("plateau", 0.1, 5, 1e-6)
+    assert (config.data.image_size, config.data.normalization, config.model.features) == (256, "rescale", 64)
+    assert (config.loss.smooth, config.loss.batch_wide) == (0.1, True)
+    assert not any(config.augment.values())
+
+
+def test_an_unknown_scale():
+    with pytest.raises(InputError, match=r"'huge' is unknown.*cpu, quick"):
+        default_config("huge")
+
+
+def test_every_number_out_of_range_is_told():
+    config = default_config("cpu")
+    config.optimizer.learning_rate, config.augment.flip, config.loss.smooth = -1.0, float("nan"), -0.1
+    with pytest.raises(InputError, match=r"(?s)smooth=-0\.1.*flip=nan: give 0\.0 to 1\.0.*learning_rate=-1\.0"):
+        check_ranges(config)
+
+
+def test_only_known_keys_can_be_set():
+    with pytest.raises(AttributeError, match="epoch"):
+        default_config().train.epoch = 3
