@@ -176,7 +176,7 @@ _SCALES = {
             "data": {"image_size": 64, "source": "phantom"},
             "split": {"val": 0.2, "test": 0.25},
             "optimizer": {"learning_rate": 3e-3},
-            "train": {"epochs": 6, "batch_size": 16, "steps_per_epoch": 40},
+            "train": {"epochs": 10, "batch_size": 16, "steps_per_epoch": 40},
         },
     ),
 }

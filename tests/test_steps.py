@@ -1,0 +1,141 @@
+"""The two jitted steps against the same work done by hand: numpy and scipy around the bare network."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from brainseg_jax import sharding
+from brainseg_jax.losses import dice_loss
+from brainseg_jax.metrics import patient_scores
+from brainseg_jax.models import build_model
+from brainseg_jax.training.optimizer import build_optimizer
+from brainseg_jax.training.state import create_state
+from brainseg_jax.training.steps import make_eval_step, make_predict_step, make_train_step, put_cohort
+
+pytestmark = pytest.mark.usefixtures("optax_promotion")
+STILL = {"rotation": 0.0, "scale": 0.0, "shift": 0.0, "shear": 0.0, "flip": 0.0}
+PLAIN = {"contrast": 0.0, "gamma": 0.0, "noise": 0.0}
+LOSS = partial(dice_loss, smooth=1.0)
+RATE = 0.25
+
+
+@pytest.fixture(scope="module")
+def parts(cohort):
+    model = build_model("attention_unet", features=2, depth=2)
+    optimizer = build_optimizer("adam", lambda step: RATE, b2=0.99, weight_decay=0.0, clip_norm=0.0)
+    mesh = sharding.data_mesh()
+    make_state = partial(create_state, model, optimizer, image_size=64, seed=0, ema=True, mesh=mesh)
+    train_step = partial(make_train_step, model, optimizer, LOSS, mesh=mesh, seed=0, ema_decay=0.5)
+    return model, mesh, make_state, train_step, put_cohort(cohort, mesh)
+
+
+def normalized_by_hand(cohort, indices):
+    constants = [np.asarray(c, np.float64)[cohort.patient_index[indices]][:, None, None] for c in cohort.normalization]
+    lower, upper, mean, inverse_std = constants
+    images = (np.clip(cohort.images[indices].astype(np.float64), lower, upper) - mean) * inverse_std
+    return images.astype(np.float32)
+
+
+def test_train_step(parts, cohort):
+    model, mesh, make_state, train_step, on_devices = parts
+    indices = np.array([7, 40, 8, 100, 23, 24, 60, 90], np.int32)
+    before = jax.tree.map(np.asarray, make_state())
+
+    def loss_by_hand(params):
+        variables = {"params": params, "batch_stats": before.batch_stats}
+        images = normalized_by_hand(cohort, indices)
+        logits, _ = model.apply(variables, images, train=True, mutable="batch_stats")
+        return LOSS(logits, cohort.masks[indices]).mean()
+
+    loss, gradient = jax.value_and_grad(loss_by_hand)(before.params)
+    step = train_step(geometry=STILL, intensity=PLAIN)
+    state, value = step(make_state(), on_devices, sharding.put(indices, sharding.over_batch(mesh)))
+    np.testing.assert_allclose(value, loss, rtol=1e-5)
+    assert int(state.step) == 1
+    for new, old, ema, g in zip(
+        *map(jax.tree.leaves, (state.params, before.params, state.ema_params, gradient)), strict=True
+    ):
+        # Adam's first step is rate * g / (|g| + eps); where g drowns in rounding its sign is anybody's guess.
+        sure = np.abs(g) > 1e-5
+        np.testing.assert_allclose((new - old)[sure], -RATE * (g / (np.abs(g) + 1e-8))[sure], rtol=1e-2)
+        np.testing.assert_allclose(ema, 0.1 * old + 0.9 * new, rtol=1e-4, atol=1e-6)  # decay min(0.5, 1 / 10)
+
+
+def test_the_plateau_scale_multiplies_the_update(parts):
+    _, mesh, make_state, train_step, on_devices = parts
+    step = train_step(geometry=STILL, intensity=PLAIN)
+    indices = sharding.put(np.arange(8, dtype=np.int32), sharding.over_batch(mesh))
+    start = jax.tree.map(np.asarray, make_state().params)
+
+    def change(scale):
+        scaled = make_state().replace(
+            learning_rate_scale=sharding.put(np.asarray(scale, np.float32), sharding.replicated(mesh))
+        )
+        moved, _ = step(scaled, on_devices, indices)
+        return np.concatenate(
+            [(n - o).ravel() for n, o in zip(*map(jax.tree.leaves, (moved.params, start)), strict=True)]
+        )
+
+    np.testing.assert_allclose(change(0.1), 0.1 * change(1.0), rtol=1e-3, atol=1e-6)
+    assert not change(0.0).any()
+
+
+def test_augmentation_differs_by_step_and_by_example(parts):
+    _, mesh, make_state, train_step, on_devices = parts
+    same_slice = sharding.put(np.full(8, 7, np.int32), sharding.over_batch(mesh))
+    step = train_step(geometry=STILL | {"rotation": 90.0}, intensity=PLAIN)
+    losses = {
+        float(
+            step(
+                make_state().replace(step=jax.device_put(jnp.int32(s), sharding.replicated(mesh))),
+                on_devices,
+                same_slice,
+            )[1]
+        )
+        for s in (0, 1)
+    }
+    assert len(losses) == 2
+
+
+def test_eval_step_scores_patients_on_the_native_grid(parts, cohort):
+    model, mesh, make_state, _, on_devices = parts
+    variables = jax.tree.map(np.asarray, make_state().variables)
+    rng = np.random.default_rng(0)  # random weights that predict something, about as often as not
+    variables["params"] = jax.tree.map(
+        lambda x: x + 0.3 * rng.normal(size=x.shape).astype(x.dtype), variables["params"]
+    )
+    indices = cohort.slices_of(cohort.patients[:2])
+    assert len(indices) == 32
+    threshold = 0.5
+    padded = np.concatenate([indices, np.zeros(8, np.int32)])
+    valid = np.arange(40) < 32
+    step = make_eval_step(model, LOSS, mesh=mesh, patients=len(cohort.patients), threshold=threshold)
+    divided = sharding.over_batch(mesh)
+    totals = step(variables, on_devices, sharding.put(padded, divided), sharding.put(valid, divided))
+
+    logits = model.apply(variables, normalized_by_hand(cohort, indices), train=False)
+    probability = 1 / (1 + np.exp(-np.asarray(logits, np.float64)))
+    native = ndimage.zoom(probability, (1, 4, 4, 1), order=1, grid_mode=True, mode="nearest")
+    predicted, truth = native >= threshold, cohort.native_masks[indices] > 0
+    assert 0.01 < predicted.mean() < 0.99
+    for patient in range(2):
+        of_patient = cohort.patient_index[indices] == patient
+        p, t = predicted[of_patient], truth[of_patient]
+        expected = 2 * (p & t).sum() / (p.sum() + t.sum())
+        np.testing.assert_allclose(patient_scores(totals.sums)["dice"][patient], expected, rtol=1e-3)
+    np.testing.assert_array_equal(totals.sums.slices, [16, 16] + [0] * 6)
+    np.testing.assert_allclose(totals.loss, LOSS(logits, cohort.masks[indices]).sum(), rtol=1e-4)
+    p, y = probability.sum(), cohort.masks[indices].sum(dtype=np.float64)
+    overlap = (probability * cohort.masks[indices]).sum()
+    np.testing.assert_allclose(totals.soft_batch_iou, (overlap + 0.1) / (p + y - overlap + 0.1), rtol=1e-4)
+
+    prediction = make_predict_step(model, mesh=mesh)(
+        variables, on_devices, sharding.put(indices[:3], sharding.replicated(mesh))
+    )
+    np.testing.assert_allclose(prediction.probability, native[:3], atol=1e-4)
+    assert prediction.attention.shape == (3, 256, 256, 1)
+    assert prediction.attention.min() >= 0 and prediction.attention.max() <= 1
