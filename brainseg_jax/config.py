@@ -140,7 +140,15 @@ def check_ranges(config: ConfigDict) -> None:
         raise InputError("the config has numbers out of range:\n" + "\n".join(faults))
 
 
-_AUGMENT = {"rotation": 15.0, "scale": 0.1, "shift": 0.05, "flip": 0.5, "contrast": 0.1}
+_AUGMENT = {
+    "rotation": 20.0,
+    "scale": 0.15,
+    "shift": 0.05,
+    "flip": 0.5,
+    "contrast": 0.2,
+    "gamma": 0.2,
+    "noise": 0.1,
+}
 _SMALL = {
     "data": {"normalization": "volume_zscore", "tumor_sampling": 0.5},
     "model": {"norm_momentum": 0.9},
@@ -165,8 +173,8 @@ _SCALES = {
             "model": {"features": 16},
             "data": {"image_size": 128},
             "split": {"val": 0.1, "test": 0.2},
-            "optimizer": {"learning_rate": 1e-3},
-            "train": {"epochs": 12, "batch_size": 16, "steps_per_epoch": 100},
+            "optimizer": {"learning_rate": 1e-3, "ema_decay": 0.99},
+            "train": {"epochs": 16, "batch_size": 16, "steps_per_epoch": 100},
         },
     ),
     "quick": _merged(
