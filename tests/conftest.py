@@ -7,6 +7,7 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import shutil
+import tempfile
 from pathlib import Path
 
 import jax
@@ -15,6 +16,11 @@ import pytest
 from brainseg_jax.data.cohort import Cohort, load_cohort
 from brainseg_jax.data.lgg import prepare
 from brainseg_jax.data.phantom import write_phantom
+
+# Many tests start the same small run: it is compiled once a session, in their subprocesses too.
+_compiled = tempfile.TemporaryDirectory(prefix="compiled_")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
+jax.config.update("jax_compilation_cache_dir", _compiled.name)
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -130,6 +130,12 @@ def test_another_experiment_in_the_same_folder(finished, phantom_folder):
         train(config, workdir)
 
 
+def test_a_damaged_run_folder(dataset_folder, tmp_path):
+    (tmp_path / "config.json").write_text('{"seed": 0, "mod')
+    with pytest.raises(InputError, match=r"config\.json cannot be read.*new --workdir"):
+        train(tiny_config(dataset_folder), tmp_path)
+
+
 def test_a_loss_that_is_not_a_number(dataset_folder, tmp_path):
     config = tiny_config(dataset_folder, train__epochs=1)
     train(config, tmp_path)

@@ -15,6 +15,7 @@ from brainseg_jax.training.experiment import Experiment, wait_for_all
 MAY_CHANGE = (
     "data.dir",
     "data.source",  # the fingerprint of the data is compared in its place
+    "split.file",  # and so is the split
     "train.epochs",
     "train.early_stop_patience",
     "train.log_every",
@@ -31,7 +32,10 @@ def claim_run_folder(workdir: Path, config: ConfigDict, experiment: Experiment) 
     content = {**config.to_dict(), "dataset": {"fingerprint": experiment.cohort.fingerprint}}
     path = workdir / "config.json"
     if path.exists():
-        before, now = _flat(json.loads(path.read_text())), _flat(content)
+        try:
+            before, now = _flat(json.loads(path.read_text())), _flat(content)
+        except (OSError, ValueError, AttributeError) as error:
+            raise InputError(f"{path} cannot be read ({error}); give a new --workdir") from error
         different = sorted(
             key for key in before.keys() | now.keys() if before.get(key) != now.get(key) and key not in MAY_CHANGE
         )
