@@ -5,6 +5,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from absl import app, flags
@@ -43,7 +44,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
         for name in flags.FLAGS:
             # ml_collections keeps the failure to open a config file until the config is first touched: touch it here.
             getattr(flags.FLAGS[name].value, "lock", None)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    except Exception as error:  # a config file is a program: it can fail in any way
         _fail(_explain(error, argv))
     if len(left_over) > 1:
         _fail(f"unexpected argument {left_over[1]!r}: every option is written --name=value (--help lists them)")
@@ -59,6 +60,8 @@ def _explain(error: BaseException, argv: Sequence[str]) -> str:
         link = link.__cause__ or link.__context__
     if isinstance(error, OSError):  # the cause stands in the last line, below the paths that were tried
         return f"the config file cannot be read: {str(error).strip().splitlines()[-1].strip()}"
+    if isinstance(error, (SyntaxError, ImportError, NameError)):
+        return f"the config file is no working Python: {error}"
     if not isinstance(error, (AttributeError, KeyError)):
         return str(error)
     text = str(error.args[0].args[0] if isinstance(error.args[0], Exception) else error.args[0])
@@ -72,7 +75,7 @@ def _explain(error: BaseException, argv: Sequence[str]) -> str:
 
 def _is_worth_showing(record: logging.LogRecord) -> bool:
     """Our own words and everybody's warnings; Orbax alone tells some fifty lines about each checkpoint."""
-    return record.levelno >= logging.WARNING or "brainseg_jax" in record.pathname
+    return record.levelno >= logging.WARNING or Path(record.pathname).is_relative_to(Path(__file__).parent)
 
 
 def _fail(message: str, *, status: int = 2) -> NoReturn:

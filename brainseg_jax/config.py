@@ -29,13 +29,15 @@ def default_config(scale: str | None = None) -> ConfigDict:
     config.model.depth = 4  # number of 2x2 poolings
     config.model.norm = "block"  # batch norm: block (once a block) | conv (after each convolution) | none
     config.model.norm_momentum = 0.99  # share of the running statistics kept at each step
-    config.model.gate_upsampling = "nearest"  # attention gates: nearest (reproduced project) | bilinear (Oktay et al.)
+    config.model.gate_upsampling = (
+        "nearest"  # attention_unet only: nearest (reproduced project) | bilinear (Oktay et al.)
+    )
     config.model.dtype = "float32"  # compute dtype: float32 | bfloat16; parameters and logits stay float32
 
     config.loss = ConfigDict()
     config.loss.name = "dice"  # dice | weighted_cross_entropy (class weights come from the training masks)
-    config.loss.smooth = 0.1  # of dice
-    config.loss.batch_wide = True  # dice over the whole batch at once, not slice by slice
+    config.loss.smooth = 0.1  # dice only
+    config.loss.batch_wide = True  # dice only: over the whole batch at once, not slice by slice
 
     config.data = ConfigDict()
     config.data.source = "kaggle"  # kaggle | phantom | phantom:PATIENTS:SEED | a kaggle_3m folder or zip
@@ -66,7 +68,7 @@ def default_config(scale: str | None = None) -> ConfigDict:
     config.optimizer.name = "adam"  # adam | adamw
     config.optimizer.learning_rate = 1e-4
     config.optimizer.b2 = 0.99
-    config.optimizer.weight_decay = 0.0  # adamw: decoupled, on kernels only
+    config.optimizer.weight_decay = 0.0  # adamw only: decoupled, on kernels only
     config.optimizer.clip_norm = 0.0  # global norm of the gradient; 0: off
     config.optimizer.ema_decay = 0.0  # > 0: an exponential moving average of the weights is scored and kept
     config.optimizer.schedule = "plateau"  # plateau | cosine | constant
@@ -95,6 +97,7 @@ def default_config(scale: str | None = None) -> ConfigDict:
 
 
 _RANGES = {  # key: least and greatest value
+    "data.image_size": (16, 256),
     "model.features": (1, 1024),
     "model.depth": (1, 8),
     "model.norm_momentum": (0.0, 0.9999),
@@ -127,17 +130,38 @@ _RANGES = {  # key: least and greatest value
 }
 
 
-def check_ranges(config: ConfigDict) -> None:
-    """Raises InputError with every number of the config that lies outside of its range."""
+_CHOICES = {
+    "model.name": ("unet", "attention_unet"),
+    "model.norm": ("block", "conv", "none"),
+    "model.gate_upsampling": ("nearest", "bilinear"),
+    "model.dtype": ("float32", "bfloat16"),
+    "loss.name": ("dice", "weighted_cross_entropy"),
+    "data.normalization": ("rescale", "volume_zscore"),
+    "optimizer.name": ("adam", "adamw"),
+    "optimizer.schedule": ("plateau", "cosine", "constant"),
+}
+
+
+def check_config(config: ConfigDict) -> None:
+    """Raises InputError with every value of the config that is no choice or lies outside of its range.
+
+    It comes before data are touched: a misspelt name must not cost a download first.
+    """
     faults = []
+    for key, choices in _CHOICES.items():
+        section, name = key.split(".")
+        if config[section][name] not in choices:
+            faults.append(f"  {key}={config[section][name]!r}: give one of {', '.join(choices)}")
+    if not 0 <= config.seed < 2**32:
+        faults.append(f"  seed={config.seed}: give 0 to {2**32 - 1}")
     for key, (least, greatest) in _RANGES.items():
         section, name = key.split(".")
         value = config[section][name]
-        if not least <= value <= greatest:
+        if not (least <= value <= greatest and math.isfinite(value)):
             wanted = f"at least {least}" if greatest == math.inf else f"{least} to {greatest}"
             faults.append(f"  {key}={value}: give {wanted}")
     if faults:
-        raise InputError("the config has numbers out of range:\n" + "\n".join(faults))
+        raise InputError("the config has values that cannot be used:\n" + "\n".join(faults))
 
 
 _AUGMENT = {

@@ -7,6 +7,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from brainseg_jax import cli
+from brainseg_jax.errors import InputError
 from brainseg_jax.training.loop import train
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, or one, a colon and a scale.")
@@ -18,8 +19,16 @@ PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0."
 
 def main(_: list[str]) -> None:
     """Joins the other processes where there are any, then trains."""
-    if COORDINATOR.value:
-        jax.distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
+    if not WORKDIR.value:
+        raise InputError("--workdir is empty: give the run folder")
+    together = (COORDINATOR.value, PROCESSES.value, PROCESS.value)
+    if any(value is not None for value in together):
+        if any(value is None for value in together) or not 0 <= PROCESS.value < PROCESSES.value:
+            raise InputError(
+                f"--coordinator={COORDINATOR.value} --processes={PROCESSES.value} --process={PROCESS.value}: a run of "
+                "several processes needs all three, and --process from 0 to --processes less one"
+            )
+        jax.distributed.initialize(*together)
     train(CONFIG.value, Path(WORKDIR.value).expanduser())
 
 

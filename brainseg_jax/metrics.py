@@ -25,11 +25,6 @@ class PatientSums(NamedTuple):
     found_slices: jax.Array  # of those, slices on which the prediction meets the tumor
     false_positive_slices: jax.Array  # slices without tumor on which something is predicted
 
-    @classmethod
-    def zeros(cls, patients: int) -> "PatientSums":
-        """The sums before any slice was seen."""
-        return cls(*(jnp.zeros(patients, jnp.int32) for _ in cls._fields))
-
 
 def patient_sums(
     predicted: jax.Array, actual: jax.Array, patient_index: jax.Array, patients: int, valid: jax.Array

@@ -5,6 +5,7 @@ Each says what it replaces and why. Figures: train step of a U-Net, 16 features,
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 _CACHE_FLOATS = 1_000_000  # shifted copies of about 4 MB stay in the second-level cache
@@ -27,8 +28,9 @@ def conv_general_dilated(
       [B, H', W', F].
     """
     same = padding == "SAME" or list(padding) == [(1, 1), (1, 1)]
-    dilated = any(d != 1 for key in ("lhs_dilation", "rhs_dilation") for d in (options.get(key) or ()))
-    if kernel.shape[:2] == (3, 3) and tuple(strides) == (1, 1) and same and not dilated:
+    # What is left at its default: no dilation, one group, no precision or dtype of its own.
+    plain = all(value is None or value == 1 or set(np.atleast_1d(value)) == {1} for value in options.values())
+    if kernel.shape[:2] == (3, 3) and tuple(strides) == (1, 1) and same and plain:
         return conv3x3(x, kernel)
     return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=dimension_numbers, **options)
 

@@ -29,8 +29,8 @@ def state_on(devices, step, fill):
     [
         ([0.5, 0.9, 0.3, 0.2], {20, 40}, 20),  # falling
         ([0.1, 0.2, 0.3, 0.4], {40}, 40),  # rising
-        ([0.7, 0.7, 0.7, 0.7], {40}, 40),  # tied
-        ([0.0, 0.0, 0.0, 0.0], {40}, 40),  # collapsed
+        ([0.7, 0.7, 0.7, 0.7], {10, 40}, 10),  # tied: the earliest
+        ([0.0, 0.0, 0.0, 0.0], {10, 40}, 10),  # collapsed
     ],
 )
 def test_retention(tmp_path, scores, kept, best):

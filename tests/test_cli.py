@@ -1,9 +1,12 @@
 """A mistake on the command line ends in one line that names it, and exit status 2."""
 
+import logging
 import subprocess
 import sys
 
 import pytest
+
+from brainseg_jax import cli
 
 CONFIG = """
 import ml_collections
@@ -38,6 +41,7 @@ cli.run(main)
 @pytest.fixture
 def run(tmp_path):
     (tmp_path / "config.py").write_text(CONFIG)
+    (tmp_path / "broken.py").write_text("This is text, not a config.\n")
     (tmp_path / "command.py").write_text(COMMAND)
 
     def run(*arguments: str) -> subprocess.CompletedProcess:
@@ -61,6 +65,7 @@ def test_a_right_command_line_runs(run):
         (["--config=config.py:large"], ["error: preset 'large' is unknown: use none\n"]),
         (["--config=config.py:typo"], ['config.py, line 8: Key "epoch"', '"epochs" instead of']),
         (["--config=missing.py"], ["the config file cannot be read", "missing.py"]),
+        (["--config=broken.py"], ["no working Python", "broken.py, line 1"]),
         (["--conig=config.py"], ["Unknown command line flag 'conig'. Did you mean: config"]),
         (["--config=config.py", "epochs=3"], ["unexpected argument 'epochs=3'"]),
         (["--config=config.py", "--fail"], ["error: scan.tif: is empty\n"]),
@@ -73,3 +78,15 @@ def test_a_mistake_is_named(run, arguments, words):
     assert "Traceback" not in result.stderr
     for word in words:
         assert word in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("path", "level", "shown"),
+    [
+        (cli.__file__, logging.INFO, True),
+        ("/home/me/brainseg_jax/.venv/lib/orbax/manager.py", logging.INFO, False),  # a clone is named like the package
+        ("/home/me/brainseg_jax/.venv/lib/orbax/manager.py", logging.WARNING, True),
+    ],
+)
+def test_the_console_shows_our_words_and_warnings(path, level, shown):
+    assert cli._is_worth_showing(logging.LogRecord("absl", level, path, 1, "words", (), None)) is shown

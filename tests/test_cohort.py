@@ -1,3 +1,5 @@
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -131,3 +133,11 @@ def test_real_patients_show_their_tumors_on_flair(lgg_folder, tmp_path):
         assert abs(flair.mean()) < 0.2 and 0.7 < flair.std() < 1.1  # somewhat smoothed by the resize
         brighter.append(flair[real.masks[chosen] == 1].mean())
     assert np.median(brighter) > 1  # standard deviations above the mean
+
+
+def test_a_damaged_file_of_a_prepared_set(dataset_folder, tmp_path):
+    folder = shutil.copytree(dataset_folder, tmp_path / "lgg_mri" / "set" / "1.0.0")
+    record_file = next(folder.glob("*.array_record*"))
+    record_file.write_bytes(record_file.read_bytes()[:-70000])
+    with pytest.raises(InputError, match=r"damaged.*prepare again"):
+        load_cohort(folder, image_size=32, normalization="rescale")

@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from brainseg_jax.config import check_ranges, default_config
+from brainseg_jax.config import _CHOICES, check_config, default_config
+from brainseg_jax.data.normalization import METHODS
 from brainseg_jax.errors import InputError
+from brainseg_jax.models import DTYPES, MODELS
+from brainseg_jax.training.optimizer import OPTIMIZERS, SCHEDULES
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 
@@ -26,7 +29,7 @@ def test_each_file_says_what_its_name_says(path):
         assert config.model.name == {"unet": "unet", "attn": "attention_unet"}[network]
         assert config.loss.name == {"wce": "weighted_cross_entropy", "dice": "dice"}[loss]
         assert config.is_locked
-        check_ranges(config)
+        check_config(config)
     assert f"--config=configs/{path.name}" in path.read_text()
     assert len(path.read_text().splitlines()) <= 35
 
@@ -50,8 +53,19 @@ def test_an_unknown_scale():
 def test_every_number_out_of_range_is_told():
     config = default_config("cpu")
     config.optimizer.learning_rate, config.augment.flip, config.loss.smooth = -1.0, float("nan"), -0.1
-    with pytest.raises(InputError, match=r"(?s)smooth=-0\.1.*flip=nan: give 0\.0 to 1\.0.*learning_rate=-1\.0"):
-        check_ranges(config)
+    config.seed, config.loss.name = -1, "focal"
+    with pytest.raises(
+        InputError,
+        match=r"(?s)loss\.name='focal': give one of dice, w.*seed=-1.*smooth=-0\.1.*flip=nan: give 0\.0 to 1\.0.*"
+        r"learning_rate=-1\.0",
+    ):
+        check_config(config)
+
+
+def test_the_choices_are_those_of_the_factories():
+    assert set(_CHOICES["model.name"]) == set(MODELS) and set(_CHOICES["model.dtype"]) == set(DTYPES)
+    assert set(_CHOICES["data.normalization"]) == set(METHODS)
+    assert _CHOICES["optimizer.name"] == OPTIMIZERS and _CHOICES["optimizer.schedule"] == SCHEDULES
 
 
 def test_only_known_keys_can_be_set():

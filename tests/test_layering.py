@@ -19,7 +19,7 @@ FLOORS = [
 ]
 LEVEL = {room: level for level, floor in enumerate(FLOORS) for room in floor}
 # Packages that a file may import besides the standard library, where it is to be light.
-LIGHT = {"losses": {"jax"}, "metrics": {"jax", "numpy"}, "ops": {"jax"}, "errors": set()}
+LIGHT = {"losses": {"jax"}, "metrics": {"jax", "numpy"}, "ops": {"jax", "numpy"}, "errors": set()}
 FILES = sorted((ROOT / "brainseg_jax").rglob("*.py"))
 
 

@@ -134,6 +134,23 @@ def test_kaggle_downloads_where_nothing_is_prepared(tree, tmp_path, monkeypatch)
     assert prepared.read_summary(prepare("kaggle", tmp_path)).source == download.HANDLE
 
 
+def test_the_whole_published_set_is_the_one_meant(tree, tmp_path, monkeypatch):
+    monkeypatch.setattr(prepared, "PUBLISHED_PATIENTS", 2)
+    monkeypatch.setattr(prepared, "PUBLISHED_SLICES", 13)
+    monkeypatch.setattr(prepared, "PUBLISHED_TUMOR_SLICES", 7)
+    whole = prepare(tree, tmp_path)
+    subset = prepare(write_tree(tmp_path / "other", cases={"TCGA_DU_0009_19990101": 3}), tmp_path)
+    assert prepare("kaggle", tmp_path) == whole
+    (subset / "dataset_info.json").write_text("{")
+    assert prepare("kaggle", tmp_path) == whole  # what cannot be read is left out, not in the way
+
+
+def test_made_up_patients_are_not_cited_as_scans(tmp_path):
+    info = tfds.builder_from_directory(prepare("phantom:1:0", tmp_path)).info
+    assert "Made-up" in info.description and "TCGA-LGG" not in info.description
+    assert "buda" not in info.citation.lower() and "CC BY" not in str(info.redistribution_info)
+
+
 def test_phantom_is_drawn_once(tmp_path, monkeypatch):
     drawn = []
 
@@ -264,14 +281,19 @@ def test_the_cache_of_kagglehub_needs_no_network(tmp_path, monkeypatch):
     assert download.download() == folder
 
 
+def hang(*_: object, **__: object) -> None:
+    time.sleep(5)
+    raise OSError("no such name")
+
+
 def test_a_network_that_hangs_is_given_up_soon_and_in_words(tmp_path, monkeypatch):
     monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: time.sleep(5))
+    monkeypatch.setattr("socket.getaddrinfo", hang)
     monkeypatch.setattr(download, "PATIENCE", 0.3)
     begin = time.monotonic()
     with pytest.raises(InputError) as caught:
         download.download()
     assert time.monotonic() - begin < 4
-    for words in ("no answer", download.PAGE, "--source=", "--config.data.source=phantom"):
+    for words in ("no answer", download.PAGE, "--source=", "--config=configs/attn_dice.py:quick"):
         assert words in str(caught.value)
     assert download.PATIENCE < 20

@@ -43,11 +43,12 @@ def test_the_rate_falls_on_a_plateau_and_no_further_than_its_floor():
     assert best == [1, 1, 1, 4, 4, 4, 4, 4, 4, 4]  # an equal score is not a better one
 
 
-@pytest.mark.parametrize(("epoch", "stops"), [(17, False), (18, True)])
-def test_early_stop(epoch, stops):
+@pytest.mark.parametrize(
+    ("epoch", "patience", "over"), [(17, 15, False), (18, 15, True), (18, 0, False), (20, 0, True), (20, 99, True)]
+)
+def test_the_end(epoch, patience, over):
     loop = LoopState(epoch=epoch, best_epoch=3)
-    assert story._stops_early(loop, 15) is stops
-    assert not story._stops_early(loop, 0)
+    assert story._is_over(loop, ConfigDict({"epochs": 20, "early_stop_patience": patience})) is over
 
 
 def test_other_schedules_are_left_alone():

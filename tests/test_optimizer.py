@@ -59,5 +59,7 @@ def test_mistakes():
         build_optimizer("sgd", lambda step: 0.1, b2=0.99, weight_decay=0.0, clip_norm=0.0)
     with pytest.raises(InputError, match=r"weight_decay=0.1 has no effect with adam"):
         build_optimizer("adam", lambda step: 0.1, b2=0.99, weight_decay=0.1, clip_norm=0.0)
+    with pytest.raises(InputError, match=r"adamw without weight decay"):
+        build_optimizer("adamw", lambda step: 0.1, b2=0.99, weight_decay=0.0, clip_norm=0.0)
     with pytest.raises(InputError, match=r"linear.*plateau, cosine, constant"):
         build_schedule("linear", learning_rate=0.1, total_steps=10, warmup_steps=0)

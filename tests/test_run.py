@@ -3,8 +3,10 @@
 import csv
 import json
 import os
+import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -107,11 +109,16 @@ def test_started_again_it_finds_itself_finished(finished, phantom_folder):
 
 
 def test_a_run_cut_in_two_is_the_same_run(dataset_folder, tmp_path):
-    options = {"optimizer__ema_decay": 0.9, "augment__noise": 0.1}
+    options = {"optimizer__ema_decay": 0.9, "augment__noise": 0.1, "train__epochs": 4}
+    # One epoch without a better score is a plateau here, two are the end: both counters must outlive the cut.
+    options |= {"optimizer__schedule": "plateau", "optimizer__plateau_patience": 1, "train__early_stop_patience": 2}
     whole = train(tiny_config(dataset_folder, **options), tmp_path / "whole")
-    train(tiny_config(dataset_folder, **options, train__epochs=1), tmp_path / "cut")
+    rates = [row["learning_rate"] for row in rows_of(tmp_path / "whole")]
+    assert rates[-1] < rates[0]
+    train(tiny_config(dataset_folder, **options | {"train__epochs": 2}), tmp_path / "cut")
+    assert (tmp_path / "cut" / "results.json").exists()
     with (tmp_path / "cut" / "metrics.jsonl").open("a") as file:
-        file.write('{"epoch": 2, "train_loss": 0.1}\n{"epoch": 3, "tra')  # rows of epochs that no checkpoint holds
+        file.write('{"epoch": 3, "train_loss": 0.1}\n{"epoch": 4, "tra')  # rows of epochs that no checkpoint holds
     cut = train(tiny_config(dataset_folder, **options), tmp_path / "cut")
     assert rows_of(tmp_path / "cut") == rows_of(tmp_path / "whole")
     assert cut == whole
@@ -130,10 +137,57 @@ def test_another_experiment_in_the_same_folder(finished, phantom_folder):
         train(config, workdir)
 
 
-def test_a_damaged_run_folder(dataset_folder, tmp_path):
-    (tmp_path / "config.json").write_text('{"seed": 0, "mod')
-    with pytest.raises(InputError, match=r"config\.json cannot be read.*new --workdir"):
-        train(tiny_config(dataset_folder), tmp_path)
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda f: (f / "config.json").write_text('{"seed": 0, "mod'), r"config\.json cannot be read.*new --workdir"),
+        (lambda f: (f / "checkpoints").mkdir(), r"checkpoints but no config\.json"),
+        (lambda f: (f.rmdir(), f.write_text("")), r"run is a file; give a folder"),
+    ],
+)
+def test_a_folder_that_cannot_be_gone_on_with(dataset_folder, tmp_path, make, words):
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    make(workdir)
+    with pytest.raises(InputError, match=words):
+        train(tiny_config(dataset_folder), workdir)
+
+
+def test_more_epochs_are_another_cosine(finished, dataset_folder):
+    config = tiny_config(dataset_folder, optimizer__schedule="cosine")
+    train(config, finished[0].parent / "cosine")
+    config.train.epochs = 3
+    with pytest.raises(InputError, match=r"train\.epochs: 2 before, 3 now"):
+        train(config, finished[0].parent / "cosine")
+
+
+def test_two_processes_leave_what_one_leaves(finished, phantom_folder):
+    workdir, _ = finished
+    cwd = workdir.parents[1]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    flat = [f"--config.{s}.{k}={v}" for s, keys in TINY.items() for k, v in keys.items()]
+    arguments = [
+        f"--config={CONFIGS / 'attn_dice.py'}:quick",
+        "--workdir=runs/together",
+        f"--config.data.source={phantom_folder}",
+        f"--coordinator=127.0.0.1:{port}",
+        "--processes=2",
+        *flat,
+    ]
+    with ThreadPoolExecutor(2) as pool:
+        starts = [
+            pool.submit(run_main, *arguments, f"--process={i}", cwd=cwd, TFDS_DATA_DIR=str(cwd / "tfds"))
+            for i in (0, 1)
+        ]
+        done = [start.result() for start in starts]
+    assert [d.returncode for d in done] == [0, 0], done[0].stderr[-2000:] + done[1].stderr[-2000:]
+    alone, together = (json.loads((cwd / "runs" / run / "results.json").read_text()) for run in ("first", "together"))
+    assert together["test"]["dice_mean"] == pytest.approx(alone["test"]["dice_mean"], abs=1e-3)
+    losses = [[row["train_loss"] for row in rows_of(cwd / "runs" / run)] for run in ("first", "together")]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    assert "epoch 2/2" in done[0].stdout and not done[1].stdout
 
 
 def test_a_loss_that_is_not_a_number(dataset_folder, tmp_path):
@@ -155,7 +209,13 @@ def test_a_given_split(dataset_folder, cohort, tmp_path):
     path = tmp_path / "split.json"
     path.write_text(json.dumps({"train": others, "val": [a], "test": [b]}))
     config = tiny_config(dataset_folder, split__file=str(path), train__epochs=1)
+    # And with it the other choices: cross-entropy, bfloat16, no normalization, up to the pictures.
+    config.loss.name, config.model.name = "weighted_cross_entropy", "attention_unet"
+    config.model.dtype, config.model.norm = "bfloat16", "none"
     results = train(config, tmp_path / "run")
+    assert results["train_tumor_fraction"] == pytest.approx(
+        np.mean([cohort.native_masks[cohort.slices_of([p])].mean() for p in others])  # all have 16 slices
+    )
     assert results["patients"] == {"train": 6, "val": 1, "test": 1}
     written = json.loads((tmp_path / "run" / "split.json").read_text())
     assert Split(**{k: tuple(v) for k, v in written.items()}) == Split(tuple(others), (a,), (b,))
@@ -164,14 +224,14 @@ def test_a_given_split(dataset_folder, cohort, tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"loss__name": "focal"}, r"loss\.name='focal'.*dice or weighted_cross_entropy"),
+        ({"loss__name": "focal"}, r"loss\.name='focal': give one of dice, weighted_cross_entropy"),
         ({"train__batch_size": 12}, r"train\.batch_size=12.*8 devices"),
         (
             {"train__epochs": 0, "eval__threshold": 1.5},
             r"(?s)train\.epochs=0: give at least 1.*eval\.threshold=1\.5: give 0\.0 to 1\.0",
         ),
         ({"data__image_size": 30}, r"30x30.*depth 2.*data\.image_size"),
-        ({"data__normalization": "none"}, r"normalization='none'.*volume_zscore"),
+        ({"split__folds": 9}, r"folds=9: give 3 to 8"),
     ],
 )
 def test_a_config_that_cannot_be_run_writes_nothing(dataset_folder, tmp_path, options, words):
@@ -185,6 +245,8 @@ def test_a_config_that_cannot_be_run_writes_nothing(dataset_folder, tmp_path, op
     [
         (["--config.train.epoch=3"], '"epochs" instead of "epoch"'),
         (["--config.data.source=nowhere"], "'nowhere': no such file or folder"),
+        (["--processes=2", "--process=0"], "needs all three"),
+        (["--workdir="], "--workdir is empty"),
     ],
 )
 def test_a_mistake_on_the_command_line(tmp_path, arguments, words):

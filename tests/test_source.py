@@ -243,7 +243,7 @@ def test_a_bad_tree_is_refused_with_the_place(tree, spoil, words):
     assert words in str(caught.value)
 
 
-def test_all_faults_are_told_at_once_and_a_long_list_is_cut(tmp_path):
+def test_all_faults_are_told_at_once(tmp_path):
     tree = tmp_path / "kaggle_3m"
     write_case(tree, FIRST, 60)
     for file in (tree / FIRST).glob("*[0-9].tif"):
@@ -253,8 +253,7 @@ def test_all_faults_are_told_at_once_and_a_long_list_is_cut(tmp_path):
         read(tree)
     lines = str(caught.value).splitlines()
     assert "61 faults" in lines[0]
-    assert len(lines) == 1 + 50 + 1
-    assert lines[-1].strip() == "and 11 more"
+    assert len(lines) == 1 + 61
     assert f"{FIRST}_1.tif" in lines[1]
     assert f"{FIRST}_1_mask.tif" in lines[2]
 

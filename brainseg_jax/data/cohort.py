@@ -1,6 +1,6 @@
 """The prepared dataset in memory: uint8 arrays, who each slice belongs to, and the normalization constants."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -83,7 +83,7 @@ def load_cohort(dataset_folder: Path, *, image_size: int, normalization: str) ->
       InputError: An argument is out of range, the folder holds no dataset, or a mask has values other than 0 and 1.
     """
     if not 16 <= image_size <= NATIVE_SIZE:
-        raise InputError(f"image_size={image_size}: give 16 to {NATIVE_SIZE} pixels")
+        raise InputError(f"data.image_size={image_size}: give 16 to {NATIVE_SIZE} pixels")
     fingerprint = read_summary(dataset_folder).fingerprint
     with quiet_tfds():
         (source,) = tfds.builder_from_directory(dataset_folder).as_data_source().values()
@@ -91,7 +91,7 @@ def load_cohort(dataset_folder: Path, *, image_size: int, normalization: str) ->
     images = np.empty((len(source), image_size, image_size, 3), np.uint8)
     masks = native_masks if image_size == NATIVE_SIZE else np.empty((len(source), image_size, image_size, 1), np.uint8)
     slice_numbers, patient_index, institutions, constants = [], [], {}, []
-    for patient, group in groupby(source, key=lambda record: _text(record["patient"])):
+    for patient, group in groupby(_records(source, dataset_folder), key=lambda record: _text(record["patient"])):
         records = list(group)
         volume, volume_masks = (np.stack([record[name] for record in records]) for name in ("image", "mask"))
         if volume_masks.max() > 1:
@@ -116,6 +116,14 @@ def load_cohort(dataset_folder: Path, *, image_size: int, normalization: str) ->
         normalization=norm.Normalization(*(np.stack(values) for values in zip(*constants, strict=True))),
         fingerprint=fingerprint,
     )
+
+
+def _records(source: Sequence[dict], dataset_folder: Path) -> Iterator[dict]:
+    """The records of a set; the many errors that its readers raise on a damaged file become one in words."""
+    try:
+        yield from source
+    except Exception as error:
+        raise InputError(f"{dataset_folder}: damaged ({error}). Delete this folder and prepare again.") from error
 
 
 def native_image(dataset_folder: Path, index: int) -> np.ndarray:

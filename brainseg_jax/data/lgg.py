@@ -39,6 +39,10 @@ FLAIR abnormality drawn by Buda, Saha and Mazurowski. One record is one axial sl
 FLAIR and post-contrast, where FLAIR stands in for a missing sequence. The slices of a patient are consecutive records,
 in order. Missing clinical fields are -1.
 """
+_PHANTOM_DESCRIPTION = """\
+Made-up, brain-like patients with made-up tumors, drawn by `brainseg_jax.data.phantom` in the layout of `lgg_mri`. No
+scan of a person is in it.
+"""
 _CITATION = """\
 @article{buda2019association,
   title = {Association of genomic subtypes of lower-grade gliomas with shape features automatically extracted by a deep
@@ -75,12 +79,13 @@ class LggMri(tfds.core.ShardBasedBuilder):
 
     def _info(self) -> tfds.core.DatasetInfo:
         summary = getattr(self.builder_config, "summary", None)
+        made_up = summary is not None and summary.source.startswith("phantom:")
         number = tfds.features.Scalar(np.int32)
         # encoding='bytes': the default one reads 2 to 10 times slower.
         pixels = partial(tfds.features.Tensor, dtype=np.uint8, encoding="bytes")
         return tfds.core.DatasetInfo(
             builder=self,
-            description=_DESCRIPTION,
+            description=_PHANTOM_DESCRIPTION if made_up else _DESCRIPTION,
             features=tfds.features.FeaturesDict(
                 {
                     "image": pixels(shape=(SIZE, SIZE, 3), doc="pre-contrast, FLAIR, post-contrast"),
@@ -95,9 +100,9 @@ class LggMri(tfds.core.ShardBasedBuilder):
                 }
             ),
             supervised_keys=("image", "mask"),
-            homepage=PAGE,
-            citation=_CITATION,
-            license=_LICENSE,
+            homepage=None if made_up else PAGE,
+            citation=None if made_up else _CITATION,
+            license=None if made_up else _LICENSE,
             disable_shuffling=True,
             metadata=tfds.core.MetadataDict(dataclasses.asdict(summary)) if summary else None,
         )
@@ -166,12 +171,14 @@ def prepare(source: str, data_dir: str | Path | None, *, progress: bool = True) 
 
 
 def _find_kaggle(root: Path) -> Path | None:
-    """The one real set that lies prepared in `root`, or None; several are an error, because none may be guessed."""
+    """The real set that lies prepared in `root`, or None: the whole one, else the one subset; several are an error."""
     found = {
         folder: summary
         for folder, summary in prepared.list_prepared(root, str(LggMri.VERSION)).items()
         if summary.is_published
     }
+    whole = {folder: summary for folder, summary in found.items() if summary.is_whole}
+    found = whole or found
     if len(found) > 1:
         sets = "\n".join(f"  {folder.parent.name}, prepared from {found[folder].source}" for folder in found)
         raise InputError(
@@ -180,9 +187,8 @@ def _find_kaggle(root: Path) -> Path | None:
             "or delete the folders of the others."
         )
     for folder, summary in found.items():
-        logging.info(
-            "source kaggle: using %s (%d patients), prepared from %s", folder, summary.patients, summary.source
-        )
+        tell = logging.info if summary.is_whole else logging.warning
+        tell("source kaggle: using %s (%d patients), prepared from %s", folder, summary.patients, summary.source)
         return folder
     return None
 

@@ -63,7 +63,7 @@ def fit(volume: np.ndarray, method: str) -> Normalization:
       InputError: There is no such method.
     """
     if method not in METHODS:
-        raise InputError(f"normalization={method!r}: there is no such method; give one of {', '.join(METHODS)}")
+        raise InputError(f"data.normalization={method!r}: there is no such method; give one of {', '.join(METHODS)}")
     channels = [METHODS[method](np.bincount(volume[..., c].ravel(), minlength=256)) for c in range(volume.shape[-1])]
     return Normalization(*np.array(channels, np.float32).T)
 

@@ -51,8 +51,7 @@ def verdict(summary: prepared.Summary) -> str:
         return "Not the published set: its patients come from other institutions."
     if summary.patients < prepared.PUBLISHED_PATIENTS:
         return f"A subset: {summary.patients} of the {prepared.PUBLISHED_PATIENTS} published patients."
-    published = (prepared.PUBLISHED_PATIENTS, prepared.PUBLISHED_SLICES, prepared.PUBLISHED_TUMOR_SLICES)
-    if (summary.patients, summary.slices, summary.tumor_slices) == published:
+    if summary.is_whole:
         return "All published patients, slices and tumor slices."
     return "The counts differ from the published ones: this is another version of the set, or it was changed."
 

@@ -40,6 +40,12 @@ class Summary:
         """Whether all patients come from the institutions of the Kaggle set, which made-up ones never do."""
         return self.institutions.keys() <= PUBLISHED_INSTITUTIONS.keys()
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is the published set: all patients, slices and tumor slices."""
+        published = (PUBLISHED_PATIENTS, PUBLISHED_SLICES, PUBLISHED_TUMOR_SLICES)
+        return self.is_published and (self.patients, self.slices, self.tumor_slices) == published
+
 
 def is_prepared(folder: Path) -> bool:
     """Whether a set lies whole in `folder`: TFDS gives a folder its name only when everything is in it."""
@@ -61,8 +67,14 @@ def read_summary(folder: Path) -> Summary:
 
 def list_prepared(data_dir: Path, version: str) -> dict[Path, Summary]:
     """All sets of this version that lie prepared in `data_dir`, by folder."""
-    folders = sorted(folder for folder in data_dir.glob(f"{DATASET}/*/{version}") if is_prepared(folder))
-    return {folder: read_summary(folder) for folder in folders}
+    found = {}
+    for folder in sorted(data_dir.glob(f"{DATASET}/*/{version}")):
+        if is_prepared(folder):
+            try:
+                found[folder] = read_summary(folder)
+            except InputError as error:
+                logging.warning("left out: %s", error)
+    return found
 
 
 def remove_stale(data_dir: Path) -> None:

@@ -16,7 +16,6 @@ from brainseg_jax.errors import InputError
 
 SIZE = 256  # pixels, height and width
 TIFF_MARKS = (b"II*\0", b"MM\0*")  # how a TIFF file begins, by byte order
-LISTED_FAULTS = 50
 READERS = 2  # threads; decoding and hashing release the interpreter lock
 
 
@@ -184,9 +183,7 @@ def _fingerprint(slices: Sequence[tuple[Case, Slice]], readings: Sequence[_Readi
 def _list_faults(path: str | Path, faults: Sequence[str]) -> str:
     count = f"{len(faults)} faults" if len(faults) > 1 else "1 fault"
     lines = [f"{path}: {count} in the data, so nothing was written. Repair or remove what is named, or get a new copy:"]
-    lines += [f"  {fault}" for fault in faults[:LISTED_FAULTS]]
-    if len(faults) > LISTED_FAULTS:
-        lines.append(f"  and {len(faults) - LISTED_FAULTS} more")
+    lines += [f"  {fault}" for fault in faults]
     return "\n".join(lines)
 
 

@@ -83,7 +83,8 @@ def draw_curves(path: Path, epochs: list[dict]) -> None:
 
 
 def _show(axes: Axes, image: np.ndarray, title: str) -> None:
-    axes.imshow(image, cmap="gray")
+    whitest = 1 if image.dtype == bool else None  # a mask that is all tumor is white, not scaled to black
+    axes.imshow(image, cmap="gray", vmin=0, vmax=whitest)
     axes.set_title(title, fontsize=8)
     axes.set_axis_off()
 

@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -42,7 +43,8 @@ class AttentionGate(nn.Module):
         Returns:
           [B, H, W, F].
         """
-        features = skip.shape[-1]
+        batch, height, width, features = skip.shape
+        chex.assert_shape(gating, (batch, height // 2, width // 2, None))
         theta = nn.Conv(features, (1, 1), strides=(2, 2), dtype=self.dtype, name="skip")(skip)
         phi = nn.Conv(features, (1, 1), dtype=self.dtype, name="gating")(gating)
         psi = nn.Conv(1, (1, 1), dtype=self.dtype, name="attention_logit")(nn.relu(theta + phi))

@@ -1,5 +1,6 @@
 """U-Net (Ronneberger, Fischer and Brox 2015, MICCAI, figure 1), with padded convolutions and batch normalization."""
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -43,6 +44,7 @@ class UNet(nn.Module):
         Raises:
           InputError: where the depth does not divide H or W.
         """
+        chex.assert_rank(images, 4)
         _, height, width, _ = images.shape
         multiple = 2**self.depth
         if height % multiple or width % multiple:

@@ -34,10 +34,10 @@ class Checkpoints:
         """Opens `folder`, which is made where it is missing; a step half-written by a killed run is ignored."""
         self.folder = folder.absolute()
         # max_to_keep with best_fn would delete the latest step, and a resumed run would rewind.
-        keep = policies.AnyPreservationPolicy([policies.LatestN(1), policies.BestN(get_metric_fn=_dice, n=1)])
+        keep = policies.AnyPreservationPolicy([policies.LatestN(1), policies.BestN(get_metric_fn=_rank, n=1)])
         self._manager = ocp.CheckpointManager(
             self.folder,
-            options=ocp.CheckpointManagerOptions(preservation_policy=keep, best_fn=_dice, best_mode="max"),
+            options=ocp.CheckpointManagerOptions(preservation_policy=keep, best_fn=_rank, best_mode="max"),
         )
 
     def latest_step(self) -> int | None:
@@ -45,13 +45,13 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def best_step(self) -> int | None:
-        """The step of the highest validation Dice, the later one of a tie; None in a new run."""
+        """The step of the highest validation Dice, the earliest one of a tie; None in a new run."""
         return self._manager.best_step()
 
     def save(self, state: TrainState, loop: LoopState, *, dice: float) -> None:
         """Starts writing, in the background; the arrays may be donated right after."""
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), loop=ocp.args.JsonSave(dataclasses.asdict(loop)))
-        self._manager.save(int(state.step), args=items, metrics={"dice": dice})
+        self._manager.save(int(state.step), args=items, metrics={"dice": dice, "epoch": loop.epoch})
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, LoopState]:
         """Reads a step back.
@@ -77,5 +77,5 @@ class Checkpoints:
         self._manager.close()
 
 
-def _dice(metrics: dict[str, float]) -> float:
-    return metrics["dice"]
+def _rank(metrics: dict[str, float]) -> tuple[float, int]:
+    return metrics["dice"], -metrics["epoch"]

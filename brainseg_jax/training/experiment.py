@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import flax.linen as nn
 import jax
@@ -15,7 +16,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from brainseg_jax import losses, sharding
-from brainseg_jax.config import check_ranges
+from brainseg_jax.config import check_config
 from brainseg_jax.data import lgg
 from brainseg_jax.data.cohort import Cohort, load_cohort
 from brainseg_jax.data.sampling import BatchSampler
@@ -35,6 +36,8 @@ from brainseg_jax.training.steps import (
     make_train_step,
     put_cohort,
 )
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -99,7 +102,7 @@ def build_experiment(config: ConfigDict) -> Experiment:
     Raises:
       InputError: see the parts.
     """
-    check_ranges(config)
+    check_config(config)
     mesh = sharding.data_mesh()
     sharding.check_divides(mesh, "train.batch_size", config.train.batch_size)
     sharding.check_divides(mesh, "eval.batch_size", config.eval.batch_size)
@@ -179,21 +182,25 @@ def build_loss(config: ConfigDict, *, tumor_fraction: float) -> Loss:
     if config.name == "dice":
         return partial(losses.dice_loss, smooth=config.smooth, batch_wide=config.batch_wide)
     if config.name == "weighted_cross_entropy":
-        return partial(losses.weighted_cross_entropy, **losses.class_weights(tumor_fraction)._asdict())
+        try:
+            weights = losses.class_weights(tumor_fraction)
+        except ValueError as error:
+            raise InputError(
+                f"loss.name={config.name}: {error}; train on other patients (split.*), or with dice"
+            ) from error
+        return partial(losses.weighted_cross_entropy, **weights._asdict())
     raise InputError(f"loss.name={config.name!r} is unknown; choose dice or weighted_cross_entropy")
 
 
 def _prepare(config: ConfigDict) -> Path:
     """The prepared data; with many processes the first one prepares, the others find it done, or prepare their own."""
-    if jax.process_index() == 0:
-        lgg.prepare(config.source, config.dir or None)
-    wait_for_all("prepared data")
-    return lgg.prepare(config.source, config.dir or None, progress=False)
+    folder = on_first_process("prepare the data", lambda: lgg.prepare(config.source, config.dir or None))
+    return folder or lgg.prepare(config.source, config.dir or None, progress=False)
 
 
 def _choose_split(config: ConfigDict, cohort: Cohort) -> Split:
     if config.file:
-        return read_split(Path(config.file), cohort.patients)
+        return read_split(Path(config.file).expanduser(), cohort.patients)
     if config.folds:
         return split_by_folds(
             cohort.patients, cohort.institutions, folds=config.folds, fold=config.fold, seed=config.seed
@@ -201,8 +208,30 @@ def _choose_split(config: ConfigDict, cohort: Cohort) -> Split:
     return split_by_fractions(cohort.patients, cohort.institutions, val=config.val, test=config.test, seed=config.seed)
 
 
-def wait_for_all(what: str) -> None:
-    """Returns when every process has come here; `what` names the place."""
+def on_first_process(what: str, action: Callable[[], T]) -> T | None:
+    """Runs `action` on process 0 while the others wait.
+
+    Args:
+      what: the action, in words for a message.
+      action: may raise InputError.
+
+    Returns:
+      what `action` returns, on process 0; None on the others.
+
+    Raises:
+      InputError: on all processes where process 0 raised one, so that none waits for it forever.
+    """
+    result, error = None, None
+    if jax.process_index() == 0:
+        try:
+            result = action()
+        except InputError as caught:
+            error = caught
     if jax.process_count() > 1:
-        logging.info("waiting for the other processes: %s", what)
-        multihost_utils.sync_global_devices(what)
+        logging.info("process %d of %d: %s", jax.process_index(), jax.process_count(), what)
+        failed = multihost_utils.broadcast_one_to_all(np.int32(error is not None))
+        if failed and error is None:
+            raise InputError(f"process 0 could not {what}; its own message says why")
+    if error is not None:
+        raise error
+    return result

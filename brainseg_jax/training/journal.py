@@ -7,6 +7,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
+from brainseg_jax.errors import InputError
+
 
 class Journal:
     """Rows by epoch in `metrics.jsonl` and TensorBoard, lines on the console, one bar for the whole run.
@@ -14,12 +16,13 @@ class Journal:
     Use as a context manager.
     """
 
-    def __init__(self, workdir: Path, *, steps: int, resumed_epoch: int, speaks: bool):
+    def __init__(self, workdir: Path, *, epochs: int, steps_per_epoch: int, resumed_epoch: int, speaks: bool):
         """Opens the files; rows after `resumed_epoch`, of epochs that are trained again, are taken out.
 
         Args:
           workdir: the run folder.
-          steps: of the whole run.
+          epochs: of the whole run.
+          steps_per_epoch: updates an epoch.
           resumed_epoch: epochs already finished; 0 in a new run.
           speaks: False on all processes but one: then nothing is written.
         """
@@ -36,8 +39,16 @@ class Journal:
             TimeRemainingColumn(),
             console=self._console,
             disable=not self._console.is_terminal,
+            speed_estimate_period=600.0,  # seconds; the bar moves only when the loss is looked at
         )
-        self._task = self._bar.add_task("", total=steps, epoch=resumed_epoch + 1, rate="-", loss="-")
+        self._task = self._bar.add_task(
+            "",
+            total=epochs * steps_per_epoch,
+            completed=resumed_epoch * steps_per_epoch,
+            epoch=resumed_epoch + 1,
+            rate="-",
+            loss="-",
+        )
         if speaks:
             kept = [row for row in read_rows(self.path) if row["epoch"] <= resumed_epoch]
             partial = self.path.with_suffix(".part")
@@ -78,4 +89,7 @@ class Journal:
 def read_rows(path: Path) -> list[dict]:
     """The whole lines of a `metrics.jsonl`; a last line cut off by a kill is left out. Empty where there is no file."""
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    try:
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+    except ValueError as error:
+        raise InputError(f"{path}: damaged ({error}); correct the line, or give a new --workdir") from error

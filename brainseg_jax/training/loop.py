@@ -17,7 +17,7 @@ from brainseg_jax.training.checkpoint import Checkpoints, LoopState
 from brainseg_jax.training.experiment import Experiment, build_experiment
 from brainseg_jax.training.journal import Journal
 from brainseg_jax.training.results import write_results
-from brainseg_jax.training.run_folder import claim_run_folder
+from brainseg_jax.training.run_folder import check_run_folder, claim_run_folder
 from brainseg_jax.training.state import TrainState
 
 
@@ -35,6 +35,7 @@ def train(config: ConfigDict, workdir: Path) -> dict:
       InputError: where config, data or run folder cannot be used; before anything is written.
       TrainingDiverged: where the loss is not finite.
     """
+    check_run_folder(workdir)
     experiment = build_experiment(config)
     claim_run_folder(workdir, config, experiment)
     checkpoints = Checkpoints(workdir / "checkpoints")
@@ -45,12 +46,15 @@ def train(config: ConfigDict, workdir: Path) -> dict:
 
     with Journal(
         workdir,
-        steps=config.train.epochs * experiment.steps_per_epoch,
+        epochs=config.train.epochs,
+        steps_per_epoch=experiment.steps_per_epoch,
         resumed_epoch=loop.epoch,
         speaks=jax.process_index() == 0,
     ) as journal:
         journal.say(_introduction(experiment, state, workdir))
-        while loop.epoch < config.train.epochs and not _stops_early(loop, config.train.early_stop_patience):
+        if jax.process_index() == 0 and not _is_over(loop, config.train):
+            (workdir / "results.json").unlink(missing_ok=True)  # of fewer epochs
+        while not _is_over(loop, config.train):
             epoch = loop.epoch + 1
             started = time.monotonic()
             state, train_loss = _train_epoch(state, experiment, journal, checkpoints, epoch, config.train.log_every)
@@ -66,9 +70,8 @@ def train(config: ConfigDict, workdir: Path) -> dict:
                 raise _diverged(int(state.step), checkpoints)
             loop = _advance(loop, row["val_dice_mean"])
             state, loop = _lower_on_plateau(state, loop, config.optimizer, experiment)
-            journal.end_epoch(
-                row
-            )  # before the save: a row without its checkpoint is taken out again, the reverse is lost
+            # Before the save: a row without its checkpoint is taken out again, a checkpoint's missing row is lost.
+            journal.end_epoch(row)
             checkpoints.save(state, loop, dice=row["val_dice_mean"])
             journal.say(_epoch_line(row, config.train.epochs, is_best=loop.best_epoch == epoch))
         checkpoints.wait()
@@ -136,8 +139,9 @@ def _lower_on_plateau(
     return state, dataclasses.replace(loop, plateau_wait=0)
 
 
-def _stops_early(loop: LoopState, patience: int) -> bool:
-    return patience > 0 and loop.epoch - loop.best_epoch >= patience
+def _is_over(loop: LoopState, train: ConfigDict) -> bool:
+    stops_early = 0 < train.early_stop_patience <= loop.epoch - loop.best_epoch
+    return loop.epoch >= train.epochs or stops_early
 
 
 def _diverged(step: int, checkpoints: Checkpoints) -> TrainingDiverged:

@@ -53,12 +53,14 @@ def build_optimizer(
       an optax transformation.
 
     Raises:
-      InputError: for an unknown name, or weight decay with "adam", which would ignore it.
+      InputError: for an unknown name, weight decay with "adam", which would ignore it, or none with "adamw".
     """
     if name not in OPTIMIZERS:
         raise InputError(f"optimizer.name={name!r} is unknown; choose one of {', '.join(OPTIMIZERS)}")
     if name == "adam" and weight_decay:
         raise InputError(f"optimizer.weight_decay={weight_decay} has no effect with adam; use optimizer.name=adamw")
+    if name == "adamw" and not weight_decay:
+        raise InputError("optimizer.name=adamw without weight decay is adam; set optimizer.weight_decay, e.g. 1e-4")
     parts = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
     parts.append(optax.scale_by_adam(b2=b2))
     if weight_decay:

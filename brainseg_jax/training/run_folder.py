@@ -1,57 +1,82 @@
 """What a run folder was made for, so that a run started again there is the same run."""
 
 import json
+import os
 from pathlib import Path
 
-import jax
 from ml_collections import ConfigDict
 
 from brainseg_jax.data.splits import read_split, write_split
 from brainseg_jax.errors import InputError
 from brainseg_jax.evaluation.scores import write_json
-from brainseg_jax.training.experiment import Experiment, wait_for_all
+from brainseg_jax.training.experiment import Experiment, on_first_process
 
 # A run that is started again may differ from its first start in these keys only.
-MAY_CHANGE = (
-    "data.dir",
-    "data.source",  # the fingerprint of the data is compared in its place
-    "split.file",  # and so is the split
-    "train.epochs",
-    "train.early_stop_patience",
-    "train.log_every",
-    "eval.batch_size",
+MAY_CHANGE = frozenset(
+    (
+        "data.dir",
+        "data.source",  # the fingerprint of the data is compared in its place
+        "split.file",  # and so is the split
+        "train.epochs",
+        "train.early_stop_patience",
+        "train.log_every",
+        "eval.batch_size",
+    )
 )
+
+
+def check_run_folder(workdir: Path) -> None:
+    """Raises InputError where `workdir` cannot become a run folder; makes nothing. Cheap, so it comes first."""
+    if workdir.exists() and not workdir.is_dir():
+        raise InputError(f"--workdir={workdir} is a file; give a folder")
+    nearest = next(folder for folder in (workdir.absolute(), *workdir.absolute().parents) if folder.exists())
+    if not os.access(nearest, os.W_OK):
+        raise InputError(f"--workdir={workdir}: {nearest} cannot be written to; give another folder")
 
 
 def claim_run_folder(workdir: Path, config: ConfigDict, experiment: Experiment) -> None:
     """Writes `config.json` and `split.json`, or compares with those of the run that is gone on with.
 
     Raises:
-      InputError: where the folder holds a run of another config, data or split, with what differs.
+      InputError: where the folder holds a run of another config, data or split, with what differs; where it cannot be
+        written to.
     """
     content = {**config.to_dict(), "dataset": {"fingerprint": experiment.cohort.fingerprint}}
-    path = workdir / "config.json"
-    if path.exists():
+
+    def claim() -> None:
+        if (workdir / "config.json").exists():
+            _compare(workdir, content, experiment)
+        elif (workdir / "checkpoints").exists():
+            raise InputError(f"{workdir} holds checkpoints but no config.json to compare with; give a new --workdir")
         try:
-            before, now = _flat(json.loads(path.read_text())), _flat(content)
-        except (OSError, ValueError, AttributeError) as error:
-            raise InputError(f"{path} cannot be read ({error}); give a new --workdir") from error
-        different = sorted(
-            key for key in before.keys() | now.keys() if before.get(key) != now.get(key) and key not in MAY_CHANGE
+            workdir.mkdir(parents=True, exist_ok=True)
+            write_split(workdir / "split.json", experiment.split)
+            write_json(workdir / "config.json", content)
+        except OSError as error:
+            raise InputError(f"--workdir={workdir} cannot be written to ({error}); give another folder") from error
+
+    on_first_process("claim the run folder", claim)
+
+
+def _compare(workdir: Path, content: dict, experiment: Experiment) -> None:
+    path = workdir / "config.json"
+    try:
+        before, now = _flat(json.loads(path.read_text())), _flat(content)
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"{path} cannot be read ({error}); give a new --workdir") from error
+    # A cosine ends with the last epoch: another number of epochs is another schedule from the first step on.
+    may_change = MAY_CHANGE - {"train.epochs"} if now["optimizer.schedule"] == "cosine" else MAY_CHANGE
+    different = sorted(
+        key for key in before.keys() | now.keys() if before.get(key) != now.get(key) and key not in may_change
+    )
+    if different:
+        lines = [f"  {key}: {before.get(key)!r} before, {now.get(key)!r} now" for key in different]
+        raise InputError(
+            f"{workdir} holds a run of another experiment; give a new --workdir, or the same settings:\n"
+            + "\n".join(lines)
         )
-        if different:
-            lines = [f"  {key}: {before.get(key)!r} before, {now.get(key)!r} now" for key in different]
-            raise InputError(
-                f"{workdir} holds a run of another experiment; give a new --workdir, or the same settings:\n"
-                + "\n".join(lines)
-            )
-        if read_split(workdir / "split.json", experiment.cohort.patients) != experiment.split:
-            raise InputError(f"{workdir}/split.json is not the split that this config makes; give a new --workdir")
-    if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_split(workdir / "split.json", experiment.split)
-        write_json(path, content)
-    wait_for_all("run folder")
+    if read_split(workdir / "split.json", experiment.cohort.patients) != experiment.split:
+        raise InputError(f"{workdir}/split.json is not the split that this config makes; give a new --workdir")
 
 
 def _flat(tree: dict, prefix: str = "") -> dict:
