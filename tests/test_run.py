@@ -110,11 +110,12 @@ def test_started_again_it_finds_itself_finished(finished, phantom_folder):
 
 def test_a_run_cut_in_two_is_the_same_run(dataset_folder, tmp_path):
     options = {"optimizer__ema_decay": 0.9, "augment__noise": 0.1, "train__epochs": 4}
-    # One epoch without a better score is a plateau here, two are the end: both counters must outlive the cut.
-    options |= {"optimizer__schedule": "plateau", "optimizer__plateau_patience": 1, "train__early_stop_patience": 2}
+    # Nothing is ever predicted, so no score beats the first: the rate falls after epoch 2 and the run ends after 3.
+    options |= {"eval__threshold": 1.0, "train__early_stop_patience": 2}
+    options |= {"optimizer__schedule": "plateau", "optimizer__plateau_patience": 1}
     whole = train(tiny_config(dataset_folder, **options), tmp_path / "whole")
     rates = [row["learning_rate"] for row in rows_of(tmp_path / "whole")]
-    assert rates[-1] < rates[0]
+    np.testing.assert_allclose(rates, [3e-3, 3e-3, 3e-4], rtol=1e-5)
     train(tiny_config(dataset_folder, **options | {"train__epochs": 2}), tmp_path / "cut")
     assert (tmp_path / "cut" / "results.json").exists()
     with (tmp_path / "cut" / "metrics.jsonl").open("a") as file:
