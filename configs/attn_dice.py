@@ -1,6 +1,9 @@
-"""attn_dice
+"""Attention U-Net with Dice loss.
 
-python -m brainseg_jax.main --config=configs/attn_dice.py --workdir=runs/attn_dice
+    python -m brainseg_jax.main --config=configs/attn_dice.py[:cpu|:quick] --workdir=runs/attn_dice
+
+`:cpu`, 70 patients, seed 0, 14 test patients: 3-D Dice 0.626 mean, 0.748 median
+(experiments/lgg_70_cpu). Paper scale: not yet run.
 """
 
 from ml_collections import ConfigDict

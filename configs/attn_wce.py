@@ -1,6 +1,8 @@
-"""attn_wce
+"""Attention U-Net with weighted cross-entropy.
 
-python -m brainseg_jax.main --config=configs/attn_wce.py --workdir=runs/attn_wce
+    python -m brainseg_jax.main --config=configs/attn_wce.py[:cpu|:quick] --workdir=runs/attn_wce
+
+Not yet run on the real scans.
 """
 
 from ml_collections import ConfigDict

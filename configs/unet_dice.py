@@ -1,6 +1,9 @@
-"""unet_dice
+"""U-Net with Dice loss.
 
-python -m brainseg_jax.main --config=configs/unet_dice.py --workdir=runs/unet_dice
+    python -m brainseg_jax.main --config=configs/unet_dice.py[:cpu|:quick] --workdir=runs/unet_dice
+
+`:cpu`, 70 patients, seed 0, 14 test patients: 3-D Dice 0.645 mean, 0.706 median
+(experiments/lgg_70_cpu). Paper scale: not yet run.
 """
 
 from ml_collections import ConfigDict
