@@ -32,7 +32,7 @@ def train(config: ConfigDict, workdir: Path) -> dict:
       what `results.json` holds.
 
     Raises:
-      InputError: where config, data or run folder cannot be used; before anything is written.
+      InputError: where config, data or run folder cannot be used; nothing is in the run folder then.
       TrainingDiverged: where the loss is not finite.
     """
     check_run_folder(workdir)
