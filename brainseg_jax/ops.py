@@ -1,6 +1,6 @@
 """The operators of the networks where XLA's own are slow on CPU: same maths, same parameters, chosen by backend.
 
-Each says what it replaces and why. Figures: train step of a U-Net, 16 features, 128 px, batch 16, two AVX-512 cores.
+Each says what it replaces and why. What each gains is for `benchmarks/` to measure; none is claimed here.
 """
 
 import jax
@@ -39,9 +39,8 @@ def conv_general_dilated(
 def conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """3x3 convolution, stride 1, zero padding, with a fast gradient for the kernel on CPU.
 
-    XLA on CPU computes the kernel's gradient as a convolution with a window of the size of the image, which misses its
-    fast path: 45 % of the train step. Written as one matrix product over shifted copies the step takes half the time
-    (97 -> 46 ms an image).
+    XLA on CPU computes the kernel's gradient as a convolution with a window of the size of the image; here it is one
+    matrix product over shifted copies.
 
     Args:
       x: [B, H, W, C].
