@@ -43,7 +43,7 @@ def default_config(scale: str | None = None) -> ConfigDict:
     config.data.source = "kaggle"  # kaggle | phantom | phantom:PATIENTS:SEED | a kaggle_3m folder or zip
     config.data.dir = ""  # where prepared data live; empty: TFDS_DATA_DIR, else ~/tensorflow_datasets
     config.data.image_size = 256  # pixels a side in training; scores are always on the native 256-pixel grid
-    config.data.normalization = "rescale"  # rescale (/255) | volume_zscore (Buda et al.)
+    config.data.normalization = "rescale"  # rescale (/255) | volume_zscore (Buda et al.) | brain_zscore (nnU-Net)
     config.data.tumor_sampling = 0.0  # share of each batch drawn from slices with tumor; 0: each slice equally often
 
     config.split = ConfigDict()  # always by patient, stratified by institution
@@ -60,6 +60,7 @@ def default_config(scale: str | None = None) -> ConfigDict:
     config.augment.shift = 0.0  # share of the image's side
     config.augment.shear = 0.0  # degrees
     config.augment.flip = 0.0  # probability of a left-right mirror image
+    config.augment.flair_stand_in = 0.0  # probability of FLAIR in place of other sequences, as where one is missing
     config.augment.contrast = 0.0  # relative
     config.augment.gamma = 0.0  # natural logarithm of the exponent
     config.augment.noise = 0.0  # standard deviation, in units of the image's
@@ -108,6 +109,7 @@ _RANGES = {  # key: least and greatest value
     "augment.shift": (0.0, 1.0),
     "augment.shear": (0.0, 80.0),
     "augment.flip": (0.0, 1.0),
+    "augment.flair_stand_in": (0.0, 1.0),
     "augment.contrast": (0.0, 0.99),
     "augment.gamma": (0.0, 5.0),
     "augment.noise": (0.0, math.inf),
@@ -136,7 +138,7 @@ _CHOICES = {
     "model.gate_upsampling": ("nearest", "bilinear"),
     "model.dtype": ("float32", "bfloat16"),
     "loss.name": ("dice", "weighted_cross_entropy"),
-    "data.normalization": ("rescale", "volume_zscore"),
+    "data.normalization": ("rescale", "volume_zscore", "brain_zscore"),
     "optimizer.name": ("adam", "adamw"),
     "optimizer.schedule": ("plateau", "cosine", "constant"),
 }

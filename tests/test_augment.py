@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from brainseg_jax.data.augment import perturb_intensity, warp
+from brainseg_jax.data.augment import perturb_intensity, stand_in, warp
 
 OFF = {"rotation": 0.0, "scale": 0.0, "shift": 0.0, "shear": 0.0, "flip": 0.0}
 QUIET = {"contrast": 0.0, "gamma": 0.0, "noise": 0.0}
@@ -183,3 +183,17 @@ def test_jit_and_vmap_do_what_eager_does_and_a_key_says_it_all(image, mask):
         np.testing.assert_allclose(perturbed[index], perturb(keys[index], image), atol=1e-5)
         np.testing.assert_array_equal(eager[0], move(KEYS[index], image, mask)[0])
     assert not np.array_equal(moved[0], moved[1])
+
+
+def test_flair_stands_in_for_one_other_sequence_or_both():
+    image = jnp.broadcast_to(jnp.array([10.0, 20.0, 30.0]), (4, 5, 3))
+    changed = jax.vmap(lambda key: stand_in(key, image, probability=0.6))(jax.random.split(jax.random.key(0), 3000))
+    assert (changed == changed[:, :1, :1]).all()  # whole channels
+    kinds, counts = np.unique(np.asarray(changed[:, 0, 0]), axis=0, return_counts=True)
+    assert kinds.tolist() == [[10, 20, 20], [10, 20, 30], [20, 20, 20], [20, 20, 30]]
+    # 0.6 / 3 each and 0.4 unchanged, within 4 standard deviations of a binomial of 3000
+    np.testing.assert_allclose(counts / 3000, [0.2, 0.4, 0.2, 0.2], atol=0.036)
+
+
+def test_flair_stand_in_can_be_off(image):
+    np.testing.assert_array_equal(stand_in(jax.random.key(0), image, probability=0.0), image)

@@ -83,6 +83,29 @@ def perturb_intensity(key: jax.Array, image: jax.Array, *, contrast: float, gamm
     return image
 
 
+def stand_in(key: jax.Array, image: jax.Array, *, probability: float) -> jax.Array:
+    """Puts FLAIR in the place of pre-contrast, of post-contrast or of both, as the dataset does where one is missing.
+
+    Of the 110 patients 6 have no pre-contrast and 9 no post-contrast sequence, and FLAIR stands in (the dataset's
+    README): too few to learn it from.
+
+    Args:
+      key: PRNG key of this example.
+      image: [H, W, 3] float32, normalized; channels pre-contrast, FLAIR, post-contrast.
+      probability: Of a change, 0 to 1; the three are equally likely.
+
+    Returns:
+      [H, W, 3] float32.
+    """
+    if not probability:
+        return image
+    for_change, for_which = jax.random.split(key)
+    which = jax.random.randint(for_which, (), 0, 3)  # 0: pre-contrast, 1: post-contrast, 2: both
+    replaced = jnp.stack([which != 1, jnp.array(False), which != 0])
+    replaced = replaced & jax.random.bernoulli(for_change, probability)
+    return jnp.where(replaced[None, None, :], image[..., 1:2], image)
+
+
 def _between(key: jax.Array, amount: float, shape: tuple[int, ...] = ()) -> jax.Array:
     return jax.random.uniform(key, shape, minval=-amount, maxval=amount)
 

@@ -46,14 +46,9 @@ class ConvBlock(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Maps [B, H, W, C] to [B, H, W, features]."""
         for is_last in (False, True):
-            x = nn.Conv(
-                self.features,
-                (3, 3),
-                use_bias=self.norm != "conv",
-                kernel_init=KERNEL_INIT,
-                dtype=self.dtype,
-                conv_general_dilated=ops.conv_general_dilated,
-            )(x)
+            x = nn.Conv(self.features, (3, 3), use_bias=self.norm != "conv", kernel_init=KERNEL_INIT, dtype=self.dtype)(
+                x
+            )
             if self.norm == "conv" or (self.norm == "block" and is_last):
                 x = batch_norm(self.momentum, self.dtype, train=train)(x)
             x = nn.relu(x)

@@ -156,6 +156,7 @@ def build_experiment(config: ConfigDict) -> Experiment:
             ema_decay=opt.ema_decay,
             geometry={key: augment[key] for key in ("rotation", "scale", "shift", "shear", "flip")},
             intensity={key: augment[key] for key in ("contrast", "gamma", "noise")},
+            flair_stand_in=augment.flair_stand_in,
         ),
         eval_step=make_eval_step(
             model, loss, mesh=mesh, patients=len(cohort.patients), threshold=config.eval.threshold

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from brainseg_jax import sharding
-from brainseg_jax.data.augment import perturb_intensity, warp
+from brainseg_jax import ops, sharding
+from brainseg_jax.data.augment import perturb_intensity, stand_in, warp
 from brainseg_jax.data.cohort import Cohort
 from brainseg_jax.data.normalization import Normalization, normalize
 from brainseg_jax.metrics import PatientSums, patient_sums, soft_batch_iou
@@ -82,6 +82,7 @@ def make_train_step(
     ema_decay: float,
     geometry: dict[str, float],
     intensity: dict[str, float],
+    flair_stand_in: float = 0.0,
 ) -> Callable[[TrainState, DeviceCohort, jax.Array], tuple[TrainState, jax.Array]]:
     """Compiles one update: gather, augment, forward, loss, gradient, optimizer.
 
@@ -94,6 +95,7 @@ def make_train_step(
       ema_decay: of the moving average of the parameters, where the state keeps one.
       geometry: amounts of `augment.warp`.
       intensity: amounts of `augment.perturb_intensity`.
+      flair_stand_in: probability of `augment.stand_in`.
 
     Returns:
       (state, cohort, indices [B] int32) -> (state, loss scalar). The state given is donated.
@@ -103,10 +105,12 @@ def make_train_step(
         images = cohort.images[indices].astype(jnp.float32)
         masks = cohort.masks[indices].astype(jnp.float32)
         key = jax.random.fold_in(jax.random.key(seed), state.step)
+        stand_in_keys = jax.random.split(jax.random.fold_in(key, 1), indices.shape[0])
         warp_keys, intensity_keys = (jax.random.split(k, indices.shape[0]) for k in jax.random.split(key))
         # Warped before normalization, so that what comes in from outside the image is black, not mean gray.
         images, masks = jax.vmap(partial(warp, **geometry))(warp_keys, images, masks)
         images = cohort.normalized(images, indices)
+        images = jax.vmap(partial(stand_in, probability=flair_stand_in))(stand_in_keys, images)
         return jax.vmap(partial(perturb_intensity, **intensity))(intensity_keys, images), masks
 
     def step(state: TrainState, cohort: DeviceCohort, indices: jax.Array) -> tuple[TrainState, jax.Array]:
@@ -138,7 +142,11 @@ def make_train_step(
 
     everywhere, divided = sharding.replicated(mesh), sharding.over_batch(mesh)
     return jax.jit(
-        step, donate_argnums=0, in_shardings=(everywhere, everywhere, divided), out_shardings=(everywhere, everywhere)
+        step,
+        donate_argnums=0,
+        in_shardings=(everywhere, everywhere, divided),
+        out_shardings=(everywhere, everywhere),
+        compiler_options=ops.compiler_options(),
     )
 
 
@@ -176,12 +184,19 @@ def make_eval_step(
         )
 
     everywhere, divided = sharding.replicated(mesh), sharding.over_batch(mesh)
-    return jax.jit(step, in_shardings=(everywhere, everywhere, divided, divided), out_shardings=everywhere)
+    return jax.jit(
+        step,
+        in_shardings=(everywhere, everywhere, divided, divided),
+        out_shardings=everywhere,
+        compiler_options=ops.compiler_options(),
+    )
 
 
 def make_predict_step(model: nn.Module, *, mesh: Mesh) -> Callable[[dict, DeviceCohort, jax.Array], Prediction]:
     """Compiles `predict` for a few slices, the result whole on each device: (variables, cohort, indices [B])."""
-    return jax.jit(partial(predict, model), out_shardings=sharding.replicated(mesh))
+    return jax.jit(
+        partial(predict, model), out_shardings=sharding.replicated(mesh), compiler_options=ops.compiler_options()
+    )
 
 
 def predict(model: nn.Module, variables: dict, cohort: DeviceCohort, indices: jax.Array) -> Prediction:
