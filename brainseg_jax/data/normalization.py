@@ -38,7 +38,7 @@ def volume_zscore(counts: np.ndarray) -> tuple[float, float, float, float]:
 
 
 def brain_zscore(counts: np.ndarray) -> tuple[float, float, float, float]:
-    """Mean 0 and standard deviation 1 over the voxels of the head, those above 5 % of the volume's brightest; no clipping.
+    """Mean 0 and standard deviation 1 over the voxels of the head, those above 5 % of the brightest; no clip.
 
     Air does not enter, so the scale does not depend on how much of the image the head fills, and what is brighter than
     all healthy tissue stays brighter, which a clip at the 99th percentile undoes for a small tumor. The z-score inside
@@ -48,7 +48,7 @@ def brain_zscore(counts: np.ndarray) -> tuple[float, float, float, float]:
       counts: Histogram of the channel over all voxels, [256].
     """
     brightest = float(np.flatnonzero(counts).max())
-    head = np.where(LEVELS > 0.05 * brightest, counts, 0)
+    head = np.where(0.05 * brightest < LEVELS, counts, 0)
     if np.count_nonzero(head) < 2:
         return 0.0, 255.0, brightest, 0.0
     mean = np.average(LEVELS, weights=head)
