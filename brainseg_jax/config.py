@@ -43,7 +43,7 @@ def default_config(scale: str | None = None) -> ConfigDict:
     config.data.source = "kaggle"  # kaggle | phantom | phantom:PATIENTS:SEED | a kaggle_3m folder or zip
     config.data.dir = ""  # where prepared data live; empty: TFDS_DATA_DIR, else ~/tensorflow_datasets
     config.data.image_size = 256  # pixels a side in training; scores are always on the native 256-pixel grid
-    config.data.normalization = "rescale"  # rescale (/255) | volume_zscore (Buda et al.) | brain_zscore (nnU-Net)
+    config.data.normalization = "rescale"  # rescale (/255) | volume_zscore (Buda et al.)
     config.data.tumor_sampling = 0.0  # share of each batch drawn from slices with tumor; 0: each slice equally often
 
     config.split = ConfigDict()  # always by patient, stratified by institution
@@ -138,7 +138,7 @@ _CHOICES = {
     "model.gate_upsampling": ("nearest", "bilinear"),
     "model.dtype": ("float32", "bfloat16"),
     "loss.name": ("dice", "weighted_cross_entropy"),
-    "data.normalization": ("rescale", "volume_zscore", "brain_zscore"),
+    "data.normalization": ("rescale", "volume_zscore"),
     "optimizer.name": ("adam", "adamw"),
     "optimizer.schedule": ("plateau", "cosine", "constant"),
 }
@@ -171,6 +171,7 @@ _AUGMENT = {
     "scale": 0.15,
     "shift": 0.05,
     "flip": 0.5,
+    "flair_stand_in": 0.2,
     "contrast": 0.2,
     "gamma": 0.2,
     "noise": 0.1,
@@ -199,8 +200,8 @@ _SCALES = {
             "model": {"features": 16},
             "data": {"image_size": 128},
             "split": {"val": 0.1, "test": 0.2},
-            "optimizer": {"learning_rate": 1e-3, "ema_decay": 0.99},
-            "train": {"epochs": 16, "batch_size": 16, "steps_per_epoch": 100},
+            "optimizer": {"learning_rate": 2e-3, "ema_decay": 0.99, "warmup_epochs": 0.3},
+            "train": {"epochs": 12, "batch_size": 16, "steps_per_epoch": 100},
         },
     ),
     "quick": _merged(

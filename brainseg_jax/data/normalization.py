@@ -37,25 +37,6 @@ def volume_zscore(counts: np.ndarray) -> tuple[float, float, float, float]:
     return lower, upper, mean, 1 / std if upper > lower else 0.0
 
 
-def brain_zscore(counts: np.ndarray) -> tuple[float, float, float, float]:
-    """Mean 0 and standard deviation 1 over the voxels of the head, those above 5 % of the brightest; no clip.
-
-    Air does not enter, so the scale does not depend on how much of the image the head fills, and what is brighter than
-    all healthy tissue stays brighter, which a clip at the 99th percentile undoes for a small tumor. The z-score inside
-    the foreground is that of nnU-Net for MRI (Isensee et al. 2021, doi.org/10.1038/s41592-020-01008-z, Methods).
-
-    Args:
-      counts: Histogram of the channel over all voxels, [256].
-    """
-    brightest = float(np.flatnonzero(counts).max())
-    head = np.where(0.05 * brightest < LEVELS, counts, 0)
-    if np.count_nonzero(head) < 2:
-        return 0.0, 255.0, brightest, 0.0
-    mean = np.average(LEVELS, weights=head)
-    std = np.sqrt(np.average((LEVELS - mean) ** 2, weights=head))
-    return 0.0, 255.0, mean, 1 / std
-
-
 def rescale(counts: np.ndarray) -> tuple[float, float, float, float]:
     """Divides by 255, as the reproduced project does; the histogram does not matter."""
     del counts
@@ -64,7 +45,6 @@ def rescale(counts: np.ndarray) -> tuple[float, float, float, float]:
 
 METHODS: dict[str, Callable[[np.ndarray], tuple[float, float, float, float]]] = {
     "volume_zscore": volume_zscore,
-    "brain_zscore": brain_zscore,
     "rescale": rescale,
 }
 
