@@ -88,6 +88,7 @@ def default_config(scale: str | None = None) -> ConfigDict:
     config.eval = ConfigDict()
     config.eval.batch_size = 32
     config.eval.threshold = 0.5  # probability from which a pixel counts as tumor
+    config.eval.largest_component = False  # keep the largest connected 3-D part of each patient's prediction alone
 
     if scale not in _SCALES:
         raise InputError(

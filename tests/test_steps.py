@@ -115,13 +115,14 @@ def test_eval_step_scores_patients_on_the_native_grid(parts, cohort):
     valid = np.arange(40) < 32
     step = make_eval_step(model, LOSS, mesh=mesh, patients=len(cohort.patients), threshold=threshold)
     divided = sharding.over_batch(mesh)
-    totals = step(variables, on_devices, sharding.put(padded, divided), sharding.put(valid, divided))
+    totals, masks = step(variables, on_devices, sharding.put(padded, divided), sharding.put(valid, divided))
 
     logits = model.apply(variables, normalized_by_hand(cohort, indices), train=False)
     probability = 1 / (1 + np.exp(-np.asarray(logits, np.float64)))
     native = ndimage.zoom(probability, (1, 4, 4, 1), order=1, grid_mode=True, mode="nearest")
     predicted, truth = native >= threshold, cohort.native_masks[indices] > 0
     assert 0.01 < predicted.mean() < 0.99
+    assert (np.asarray(masks)[:32] == predicted).mean() > 0.9999  # but for rounding at the threshold
     for patient in range(2):
         of_patient = cohort.patient_index[indices] == patient
         p, t = predicted[of_patient], truth[of_patient]

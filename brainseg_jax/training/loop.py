@@ -110,7 +110,7 @@ def _train_epoch(
 
 
 def _validate(state: TrainState, experiment: Experiment) -> dict[str, float]:
-    totals = experiment.evaluate(state.variables, experiment.split.val)
+    totals, _ = experiment.evaluate(state.variables, experiment.split.val)
     scores = summarize(patient_table(experiment.cohort, totals.sums, experiment.split.val))
     return {
         "val_loss": float(totals.loss / totals.sums.slices.sum()),

@@ -27,7 +27,7 @@ def write_results(workdir: Path, experiment: Experiment, best: TrainState, *, be
       what `results.json` holds.
     """
     cohort, split = experiment.cohort, experiment.split
-    totals = experiment.evaluate(best.variables, split.test)
+    totals, masks = experiment.evaluate(best.variables, split.test)
     rows = patient_table(cohort, totals.sums, split.test)
     test = summarize(rows)
     test["loss"] = float(totals.loss / totals.sums.slices.sum())
@@ -43,7 +43,7 @@ def write_results(workdir: Path, experiment: Experiment, best: TrainState, *, be
         "train_tumor_fraction": float(cohort.tumor_fraction(split.train)),
         "dataset": {"name": "/".join(experiment.dataset_folder.parts[-3:]), "fingerprint": cohort.fingerprint},
     }
-    pictures = _best_median_worst(experiment, best, rows)  # on all processes: the devices predict together
+    pictures = _best_median_worst(experiment, best, rows, masks)  # on all processes: the devices predict together
     if jax.process_index() == 0:
         write_table(workdir / "per_patient.csv", rows)
         draw_curves(workdir / "curves.png", read_rows(workdir / "metrics.jsonl"))
@@ -53,11 +53,14 @@ def write_results(workdir: Path, experiment: Experiment, best: TrainState, *, be
     return results
 
 
-def _best_median_worst(experiment: Experiment, best: TrainState, rows: list[dict]) -> dict[str, Slice]:
+def _best_median_worst(
+    experiment: Experiment, best: TrainState, rows: list[dict], masks: np.ndarray
+) -> dict[str, Slice]:
     """The slice of largest true tumor of the test patients of best, median and worst Dice."""
     order = sorted(rows, key=lambda row: row["dice"])
     chosen = {"best": order[-1], "median": order[len(order) // 2], "worst": order[0]}
     cohort = experiment.cohort
+    tested = cohort.slices_of(experiment.split.test)
     slices = []
     for row in chosen.values():
         of_patient = cohort.slices_of((row["patient"],))
@@ -72,7 +75,7 @@ def _best_median_worst(experiment: Experiment, best: TrainState, rows: list[dict
             f"3-D Dice {row['dice']:.3f}",
             flair=native_image(experiment.dataset_folder, int(i))[..., 1],
             truth=cohort.native_masks[i, ..., 0] > 0,
-            prediction=prediction.probability[k, ..., 0] >= experiment.threshold,
+            prediction=masks[np.searchsorted(tested, i), ..., 0],
             attention=None if prediction.attention is None else prediction.attention[k, ..., 0],
         )
     return pictures

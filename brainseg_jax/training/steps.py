@@ -152,7 +152,7 @@ def make_train_step(
 
 def make_eval_step(
     model: nn.Module, loss: Loss, *, mesh: Mesh, patients: int, threshold: float
-) -> Callable[[dict, DeviceCohort, jax.Array, jax.Array], Totals]:
+) -> Callable[[dict, DeviceCohort, jax.Array, jax.Array], tuple[Totals, jax.Array]]:
     """Compiles the scoring of one batch, on the native grid: probabilities are up-sampled bilinearly, then thresholded.
 
     Args:
@@ -163,25 +163,23 @@ def make_eval_step(
       threshold: probability from which a pixel counts as tumor.
 
     Returns:
-      (variables, cohort, indices [B] int32, valid [B] bool) -> `Totals` of the batch; slices not valid count nowhere.
+      (variables, cohort, indices [B] int32, valid [B] bool) -> (`Totals` of the batch, predicted masks
+      [B, 256, 256, 1] bool); slices not valid count nowhere.
     """
 
-    def step(variables: dict, cohort: DeviceCohort, indices: jax.Array, valid: jax.Array) -> Totals:
+    def step(variables: dict, cohort: DeviceCohort, indices: jax.Array, valid: jax.Array) -> tuple[Totals, jax.Array]:
         prediction = predict(model, variables, cohort, indices)
+        predicted = prediction.probability >= threshold
         labels = cohort.masks[indices]
         losses = loss(prediction.logits, labels, mask=valid)
-        return Totals(
-            sums=patient_sums(
-                prediction.probability >= threshold,
-                cohort.native_masks[indices] > 0,
-                cohort.patient_index[indices],
-                patients,
-                valid,
-            ),
+        truth = cohort.native_masks[indices] > 0
+        totals = Totals(
+            sums=patient_sums(predicted, truth, cohort.patient_index[indices], patients, valid),
             loss=jnp.sum(jnp.where(valid, losses, 0.0)),
             soft_batch_iou=soft_batch_iou(jax.nn.sigmoid(prediction.logits), labels, valid),
             batches=jnp.ones((), jnp.int32),
         )
+        return totals, predicted
 
     everywhere, divided = sharding.replicated(mesh), sharding.over_batch(mesh)
     return jax.jit(
