@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench clean
 
 demo: $(VENV)/installed  ## train on made-up scans and score them, a few minutes
 	$(BIN)/python -m brainseg_jax.main --config=configs/attn_dice.py:quick --workdir=runs/demo
@@ -15,6 +15,10 @@ test: $(VENV)/installed  ## every test
 lint: $(VENV)/installed  ## format and lint, without changing anything
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+
+bench: $(VENV)/installed  ## speed beside PyTorch's, some minutes on an idle machine; the table is benchmarks/speed.json
+	$(BIN)/python -m pip install --quiet -e '.[bench]' -c constraints.txt
+	$(BIN)/python -m benchmarks.speed
 
 clean:  ## remove the environment; runs and data stay
 	rm -rf $(VENV)
