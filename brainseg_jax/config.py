@@ -202,7 +202,6 @@ _SCALES = {
             "data": {"image_size": 128},
             "split": {"val": 0.1, "test": 0.2},
             "optimizer": {"learning_rate": 2e-3, "ema_decay": 0.99, "warmup_epochs": 0.3},
-            "eval": {"largest_component": True},
             "train": {"epochs": 12, "batch_size": 16, "steps_per_epoch": 100},
         },
     ),
