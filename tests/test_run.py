@@ -1,6 +1,7 @@
 """Whole runs on the phantom: what they leave behind, how they go on, and what they refuse."""
 
 import csv
+import dataclasses
 import json
 import os
 import socket
@@ -12,10 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
 
 from brainseg_jax.config import default_config
 from brainseg_jax.data.splits import Split
 from brainseg_jax.errors import InputError, TrainingDiverged
+from brainseg_jax.training.experiment import build_experiment
 from brainseg_jax.training.loop import train
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -123,6 +126,26 @@ def test_a_run_cut_in_two_is_the_same_run(dataset_folder, tmp_path):
     cut = train(tiny_config(dataset_folder, **options), tmp_path / "cut")
     assert rows_of(tmp_path / "cut") == rows_of(tmp_path / "whole")
     assert cut == whole
+
+
+def test_the_largest_part_alone_is_scored(dataset_folder):
+    experiment = build_experiment(tiny_config(dataset_folder, eval__threshold=0.6))
+    variables, patients = experiment.initial_state.variables, experiment.split.test
+    _, every_part = experiment.evaluate(variables, patients)
+    totals, masks = dataclasses.replace(experiment, largest_component=True).evaluate(variables, patients)
+    cohort = experiment.cohort
+    slices = cohort.slices_of(patients)
+    truth = cohort.native_masks[slices, ..., 0] > 0
+    for patient in patients:
+        index = cohort.patients.index(patient)
+        volume = cohort.patient_index[slices] == index
+        parts, count = ndimage.label(every_part[volume, ..., 0], np.ones((3, 3, 3)))
+        assert count > 1  # or the test could not fail
+        sizes = ndimage.sum_labels(np.ones_like(parts), parts, range(1, count + 1))
+        assert masks[volume].sum() == totals.sums.predicted[index] == sizes.max()
+        assert (every_part | ~masks)[volume].all()
+        assert totals.sums.overlap[index] == (masks[volume, ..., 0] & truth[volume]).sum()
+        assert totals.sums.actual[index] == truth[volume].sum()
 
 
 def test_another_experiment_in_the_same_folder(finished, phantom_folder):
