@@ -20,6 +20,7 @@ from brainseg_jax.data.splits import Split
 from brainseg_jax.errors import InputError, TrainingDiverged
 from brainseg_jax.training.experiment import build_experiment
 from brainseg_jax.training.loop import train
+from brainseg_jax.training.scoring import evaluate
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 pytestmark = pytest.mark.usefixtures("optax_promotion")
@@ -131,8 +132,8 @@ def test_a_run_cut_in_two_is_the_same_run(dataset_folder, tmp_path):
 def test_the_largest_part_alone_is_scored(dataset_folder):
     experiment = build_experiment(tiny_config(dataset_folder, eval__threshold=0.6))
     variables, patients = experiment.initial_state.variables, experiment.split.test
-    _, every_part = experiment.evaluate(variables, patients)
-    totals, masks = dataclasses.replace(experiment, largest_component=True).evaluate(variables, patients)
+    _, every_part = evaluate(experiment, variables, patients)
+    totals, masks = evaluate(dataclasses.replace(experiment, largest_component=True), variables, patients)
     cohort = experiment.cohort
     slices = cohort.slices_of(patients)
     truth = cohort.native_masks[slices, ..., 0] > 0

@@ -22,9 +22,6 @@ from brainseg_jax.data.cohort import Cohort, load_cohort
 from brainseg_jax.data.sampling import BatchSampler
 from brainseg_jax.data.splits import Split, read_split, split_by_folds, split_by_fractions
 from brainseg_jax.errors import InputError
-from brainseg_jax.evaluation.postprocess import keep_largest_component
-from brainseg_jax.evaluation.scores import add_up
-from brainseg_jax.metrics import PatientSums, patient_sums
 from brainseg_jax.models import build_model
 from brainseg_jax.training.optimizer import build_optimizer, build_schedule
 from brainseg_jax.training.state import TrainState, create_state
@@ -32,7 +29,6 @@ from brainseg_jax.training.steps import (
     DeviceCohort,
     Loss,
     Prediction,
-    Totals,
     make_eval_step,
     make_predict_step,
     make_train_step,
@@ -40,8 +36,6 @@ from brainseg_jax.training.steps import (
 )
 
 T = TypeVar("T")
-
-_patient_sums = jax.jit(patient_sums, static_argnames="patients")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -85,42 +79,6 @@ class Experiment:
     def put_batch(self, array: np.ndarray) -> jax.Array:
         """Lays the indices of a batch on the devices, divided among them."""
         return sharding.put(array, sharding.over_batch(self.mesh))
-
-    def evaluate(self, variables: dict, patients: tuple[str, ...]) -> tuple[Totals, np.ndarray]:
-        """Scores all slices of `patients` with the model's `variables`.
-
-        Returns:
-          totals, whose sums are of [P], all patients, and the masks that were scored, [n, 256, 256, 1] bool, n the
-          slices of `patients` in order of the cohort.
-        """
-        slices, batches = self.cohort.slices_of(patients), []
-
-        def eval_batch(indices: np.ndarray, valid: np.ndarray) -> Totals:
-            batch = (self.put_batch(indices), self.put_batch(valid))
-            totals, predicted = self.eval_step(variables, self.on_devices, *batch)
-            batches.append(np.asarray(predicted)[valid])
-            return totals
-
-        totals = add_up(eval_batch, slices, self.eval_batch_size)
-        masks = np.concatenate(batches)
-        if not self.largest_component:
-            return totals, masks
-        of_patient = self.cohort.patient_index[slices]
-        for patient in np.unique(of_patient):
-            volume = of_patient == patient
-            masks[volume, ..., 0] = keep_largest_component(masks[volume, ..., 0])
-        return totals._replace(sums=self._count(masks, slices)), masks
-
-    def _count(self, masks: np.ndarray, slices: np.ndarray) -> PatientSums:
-        """Sums of masks [n, 256, 256, 1] on the host."""
-        cohort = self.cohort
-
-        def count_batch(places: np.ndarray, valid: np.ndarray) -> PatientSums:
-            at = slices[places]
-            truth, of_patient = cohort.native_masks[at] > 0, cohort.patient_index[at]
-            return _patient_sums(masks[places], truth, of_patient, patients=len(cohort.patients), valid=valid)
-
-        return add_up(count_batch, np.arange(len(slices)), self.eval_batch_size)
 
     def predict(self, variables: dict, slices: np.ndarray) -> Prediction:
         """Predicts a few slices of the cohort [K], as arrays on the host."""

@@ -18,6 +18,7 @@ from brainseg_jax.training.experiment import Experiment, build_experiment
 from brainseg_jax.training.journal import Journal
 from brainseg_jax.training.results import write_results
 from brainseg_jax.training.run_folder import check_run_folder, claim_run_folder
+from brainseg_jax.training.scoring import evaluate
 from brainseg_jax.training.state import TrainState
 
 
@@ -110,7 +111,7 @@ def _train_epoch(
 
 
 def _validate(state: TrainState, experiment: Experiment) -> dict[str, float]:
-    totals, _ = experiment.evaluate(state.variables, experiment.split.val)
+    totals, _ = evaluate(experiment, state.variables, experiment.split.val)
     scores = summarize(patient_table(experiment.cohort, totals.sums, experiment.split.val))
     return {
         "val_loss": float(totals.loss / totals.sums.slices.sum()),

@@ -10,6 +10,7 @@ from brainseg_jax.evaluation.pictures import Slice, draw_curves, draw_panel
 from brainseg_jax.evaluation.scores import patient_table, summarize, write_json, write_table
 from brainseg_jax.training.experiment import Experiment
 from brainseg_jax.training.journal import read_rows
+from brainseg_jax.training.scoring import evaluate
 from brainseg_jax.training.state import TrainState
 
 
@@ -27,7 +28,7 @@ def write_results(workdir: Path, experiment: Experiment, best: TrainState, *, be
       what `results.json` holds.
     """
     cohort, split = experiment.cohort, experiment.split
-    totals, masks = experiment.evaluate(best.variables, split.test)
+    totals, masks = evaluate(experiment, best.variables, split.test)
     rows = patient_table(cohort, totals.sums, split.test)
     test = summarize(rows)
     test["loss"] = float(totals.loss / totals.sums.slices.sum())
