@@ -21,7 +21,6 @@ MAY_CHANGE = frozenset(
         "train.early_stop_patience",
         "train.log_every",
         "eval.batch_size",
-        "eval.largest_component",  # a finished run is scored again; its best epoch stays
     )
 )
 
