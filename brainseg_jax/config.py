@@ -43,7 +43,9 @@ def default_config(scale: str | None = None) -> ConfigDict:
     config.data.source = "kaggle"  # kaggle | phantom | phantom:PATIENTS:SEED | a kaggle_3m folder or zip
     config.data.dir = ""  # where prepared data live; empty: TFDS_DATA_DIR, else ~/tensorflow_datasets
     config.data.image_size = 256  # pixels a side in training; scores are always on the native 256-pixel grid
-    config.data.normalization = "rescale"  # rescale (/255) | volume_zscore (Buda et al.)
+    config.data.normalization = (
+        "rescale"  # rescale (/255) | volume_zscore (Buda et al.) | volume_median (relative to the head's median voxel)
+    )
     config.data.tumor_sampling = 0.0  # share of each batch drawn from slices with tumor; 0: each slice equally often
 
     config.split = ConfigDict()  # always by patient, stratified by institution
@@ -139,7 +141,7 @@ _CHOICES = {
     "model.gate_upsampling": ("nearest", "bilinear"),
     "model.dtype": ("float32", "bfloat16"),
     "loss.name": ("dice", "weighted_cross_entropy"),
-    "data.normalization": ("rescale", "volume_zscore"),
+    "data.normalization": ("rescale", "volume_zscore", "volume_median"),
     "optimizer.name": ("adam", "adamw"),
     "optimizer.schedule": ("plateau", "cosine", "constant"),
 }
@@ -178,7 +180,7 @@ _AUGMENT = {
     "noise": 0.1,
 }
 _SMALL = {
-    "data": {"normalization": "volume_zscore", "tumor_sampling": 0.5},
+    "data": {"normalization": "volume_median", "tumor_sampling": 0.5},
     "model": {"norm_momentum": 0.9},
     "optimizer": {"name": "adamw", "weight_decay": 1e-4, "clip_norm": 1.0, "schedule": "cosine", "warmup_epochs": 1.0},
     "augment": _AUGMENT,
@@ -202,7 +204,7 @@ _SCALES = {
             "data": {"image_size": 128},
             "split": {"val": 0.1, "test": 0.2},
             "optimizer": {"learning_rate": 2e-3, "ema_decay": 0.99, "warmup_epochs": 0.3},
-            "train": {"epochs": 12, "batch_size": 16, "steps_per_epoch": 100},
+            "train": {"epochs": 24, "batch_size": 16, "steps_per_epoch": 100},
         },
     ),
     "quick": _merged(

@@ -39,15 +39,37 @@ def test_percentiles_of_a_few_voxels_match_numpy(values):
     np.testing.assert_allclose([constants.lower[0], constants.upper[0]], np.percentile(values, [10, 99]), rtol=1e-6)
 
 
+def test_volume_median_matches_numpy(volume):
+    result = normalize(jnp.asarray(volume[0]), fit(volume, "volume_median"))
+    for channel in range(3):
+        voxels = volume[..., channel].astype(np.float64)
+        upper = np.percentile(voxels, 99)
+        median = np.median(voxels[voxels > upper / 5])
+        np.testing.assert_allclose(result[..., channel], voxels[0].clip(None, upper) / median - 1, rtol=1e-5, atol=1e-6)
+
+
+def test_volume_median_puts_the_brain_on_one_level_whatever_the_fat():
+    """Air 0, brain 80, tumor 120 and another amount of fat at 250 in each: by hand, -1, 0 and 0.5."""
+    for fat in (5, 20, 35):
+        voxels = np.array([0] * 50 + [80] * (90 - fat) + [120] * 10 + [250] * fat, np.uint8)
+        volume = np.broadcast_to(voxels[None, :, None, None], (1, 150, 1, 3))
+        np.testing.assert_allclose(
+            normalize(jnp.asarray(volume[0]), fit(volume, "volume_median"))[[0, 50, 90 + 50 - fat], 0, 0],
+            [-1.0, 0.0, 0.5],
+            atol=1e-6,
+        )
+
+
 def test_rescale_divides_by_255(volume):
     result = normalize(jnp.asarray(volume[0]), fit(volume, "rescale"))
     np.testing.assert_allclose(result, volume[0] / 255.0, rtol=1e-6)
 
 
+@pytest.mark.parametrize("method", ["volume_zscore", "volume_median"])
 @pytest.mark.parametrize("level", [0, 7, 255])
-def test_a_constant_volume_gives_zeros(level):
+def test_a_constant_volume_gives_zeros(level, method):
     volume = np.full((2, 4, 4, 3), level, np.uint8)
-    assert not normalize(jnp.asarray(volume[0]), fit(volume, "volume_zscore")).any()
+    assert not normalize(jnp.asarray(volume[0]), fit(volume, method)).any()
 
 
 def test_each_image_has_its_own_constants_under_vmap_and_jit(volume):
@@ -62,5 +84,5 @@ def test_each_image_has_its_own_constants_under_vmap_and_jit(volume):
 
 
 def test_unknown_method_is_refused(volume):
-    with pytest.raises(InputError, match=r"'zscore'.*volume_zscore, rescale"):
+    with pytest.raises(InputError, match=r"'zscore'.*volume_zscore, volume_median, rescale"):
         fit(volume, "zscore")

@@ -37,6 +37,24 @@ def volume_zscore(counts: np.ndarray) -> tuple[float, float, float, float]:
     return lower, upper, mean, 1 / std if upper > lower else 0.0
 
 
+def volume_median(counts: np.ndarray) -> tuple[float, float, float, float]:
+    """Relative to the tissue of the head: 0 at the median of its voxels, -1 at air; clipped at the 99th percentile.
+
+    Fat and scalp take another share of each scan, and a mean, a standard deviation or a high percentile moves with
+    them, so that the brain ends on another level in each patient. The median voxel of the head is brain. Head is what
+    is brighter than a fifth of the 99th percentile. To divide by the level of one tissue is the idea of WhiteStripe
+    (Shinohara et al. 2014, doi.org/10.1016/j.nicl.2014.08.008), here without finding the white matter.
+
+    Args:
+      counts: Histogram of the channel over all voxels, [256].
+    """
+    upper = _percentile(counts, 99)
+    if upper == 0:
+        return 0.0, 0.0, 0.0, 0.0
+    median = _percentile(np.where(upper * 0.2 < LEVELS, counts, 0), 50)
+    return 0.0, upper, median, 1 / median
+
+
 def rescale(counts: np.ndarray) -> tuple[float, float, float, float]:
     """Divides by 255, as the reproduced project does; the histogram does not matter."""
     del counts
@@ -45,6 +63,7 @@ def rescale(counts: np.ndarray) -> tuple[float, float, float, float]:
 
 METHODS: dict[str, Callable[[np.ndarray], tuple[float, float, float, float]]] = {
     "volume_zscore": volume_zscore,
+    "volume_median": volume_median,
     "rescale": rescale,
 }
 
