@@ -11,14 +11,15 @@ from typing import NoReturn
 from absl import app, flags
 from absl import logging as absl_logging
 
-from brainseg_jax.errors import InputError, TrainingDiverged
+from brainseg_jax.errors import InputError, StorageError, TrainingDiverged, TrainingStopped
 
 
 def run(main: Callable[[list[str]], object]) -> None:
     """Parses the command line, calls `main` and leaves the process.
 
     An `InputError`, a misspelt flag or config key, a value of the wrong type and a stray argument are printed to
-    stderr as `error: ...` and end the process with status 2; a `TrainingDiverged` with status 3.
+    stderr as `error: ...` and end the process with status 2; a `TrainingDiverged` with 3, a `StorageError` with 4, a
+    `TrainingStopped` with 75 (`EX_TEMPFAIL` of sysexits.h: a scheduler may queue the same command again).
 
     Args:
       main: the command, called as absl calls it: with a list that holds the program's name only.
@@ -31,6 +32,10 @@ def run(main: Callable[[list[str]], object]) -> None:
             _fail(str(error))
         except TrainingDiverged as error:
             _fail(str(error), status=3)
+        except StorageError as error:
+            _fail(str(error), status=4)
+        except TrainingStopped as error:
+            _fail(str(error), status=75)
         except KeyboardInterrupt:
             _fail("interrupted; the same command goes on from what is finished", status=130)
 

@@ -22,6 +22,7 @@ def default_config(scale: str | None = None) -> ConfigDict:
     """
     config = ConfigDict()
     config.seed = 0  # of the initial weights, the order of the slices and the augmentation
+    config.deterministic = False  # on a GPU: the same seed gives the same bits, more slowly; a CPU always does
 
     config.model = ConfigDict()
     config.model.name = "unet"  # unet | attention_unet
@@ -86,6 +87,7 @@ def default_config(scale: str | None = None) -> ConfigDict:
     config.train.steps_per_epoch = 0  # 0: as many as one pass over the training slices takes
     config.train.early_stop_patience = 15  # epochs without a better val Dice; 0: off
     config.train.log_every = 10  # steps between looks at the loss
+    config.train.skip_nonfinite = 0  # updates that may be left out in all where loss or gradient is not finite
 
     config.eval = ConfigDict()
     config.eval.batch_size = 32
@@ -130,6 +132,7 @@ _RANGES = {  # key: least and greatest value
     "train.steps_per_epoch": (0, math.inf),
     "train.early_stop_patience": (0, math.inf),
     "train.log_every": (1, math.inf),
+    "train.skip_nonfinite": (0, math.inf),
     "eval.batch_size": (1, math.inf),
     "eval.threshold": (0.0, 1.0),
 }

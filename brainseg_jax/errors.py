@@ -1,4 +1,4 @@
-"""The two exceptions that a command prints without a traceback."""
+"""The exceptions that a command prints without a traceback, each with an exit status of its own (see `cli.run`)."""
 
 
 class InputError(ValueError):
@@ -10,4 +10,12 @@ class InputError(ValueError):
 
 
 class TrainingDiverged(RuntimeError):
-    """The loss is not a number any more. The message names the step, the last good checkpoint and what to try."""
+    """A loss or gradient is not a finite number. The message names the step, its patients, the last good checkpoint."""
+
+
+class StorageError(RuntimeError):
+    """The run folder cannot be written to, or what lies there is damaged. The message names what is still whole."""
+
+
+class TrainingStopped(RuntimeError):
+    """SIGTERM or SIGINT came, and the run was saved. The message says how to go on."""

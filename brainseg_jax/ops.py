@@ -9,13 +9,20 @@ import jax.numpy as jnp
 from jax import lax
 
 
-def compiler_options() -> dict[str, str] | None:
+def compiler_options(*, deterministic: bool = False) -> dict[str, str | bool] | None:
     """What `jax.jit` is to be given as `compiler_options` where a network is compiled; None for XLA's own choice.
 
     By itself XLA (jaxlib 0.10) hands convolutions on CPU to YNNPACK, which runs those of few channels on one thread.
     Named matrix products alone, convolutions go to Eigen, which uses every core.
+
+    Args:
+      deterministic: on a GPU, choose kernels that give the same bits each time, at a price in speed (XLA's
+        `xla_gpu_deterministic_ops`). A CPU always does.
     """
-    if jax.default_backend() != "cpu":
+    backend = jax.default_backend()
+    if backend == "gpu" and deterministic:
+        return {"xla_gpu_deterministic_ops": True}
+    if backend != "cpu":
         return None
     return {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
 

@@ -53,8 +53,9 @@ def test_train_step(parts, cohort):
 
     loss, gradient = jax.value_and_grad(loss_by_hand)(before.params)
     step = train_step(geometry=STILL, intensity=PLAIN)
-    state, value = step(make_state(), on_devices, sharding.put(indices, sharding.over_batch(mesh)))
-    np.testing.assert_allclose(value, loss, rtol=1e-5)
+    state, report = step(make_state(), on_devices, sharding.put(indices, sharding.over_batch(mesh)))
+    np.testing.assert_allclose(report.loss, loss, rtol=1e-5)
+    assert report.finite
     assert int(state.step) == 1
     for new, old, ema, g in zip(
         *map(jax.tree.leaves, (state.params, before.params, state.ema_params, gradient)), strict=True
@@ -94,11 +95,35 @@ def test_augmentation_differs_by_step_and_by_example(parts):
                 make_state().replace(step=jax.device_put(jnp.int32(s), sharding.replicated(mesh))),
                 on_devices,
                 same_slice,
-            )[1]
+            )[1].loss
         )
         for s in (0, 1)
     }
     assert len(losses) == 2
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_an_update_that_is_not_finite_is_reported_and_can_be_left_out(parts, where):
+    """A loss of its own: NaN, or finite with an infinite gradient, on slices that hold no tumor."""
+    model, mesh, make_state, _, on_devices = parts
+
+    def poisoned(logits, labels):
+        good, empty = LOSS(logits, labels), labels.sum(axis=(1, 2, 3)) == 0
+        root = jnp.sqrt(jnp.abs(logits - jax.lax.stop_gradient(logits))).mean(axis=(1, 2, 3))  # 0, of infinite slope
+        return jnp.where(empty, good * jnp.nan if where == "loss" else good + root, good)
+
+    optimizer = build_optimizer("adam", lambda step: RATE, b2=0.99, weight_decay=0.0, clip_norm=0.0)
+    make = partial(
+        make_train_step, model, optimizer, poisoned, mesh=mesh, seed=0, ema_decay=0.5, geometry=STILL, intensity=PLAIN
+    )
+    indices = sharding.put(np.arange(8, dtype=np.int32), sharding.over_batch(mesh))
+    before = jax.tree.map(np.asarray, make_state())
+    state, report = make(skip_nonfinite=True)(make_state(), on_devices, indices)
+    assert not report.finite and np.isnan(report.loss) == (where == "loss")
+    assert int(state.step) == 1
+    jax.tree.map(np.testing.assert_array_equal, state.replace(step=before.step), before)
+    state, report = make(skip_nonfinite=False)(make_state(), on_devices, indices)
+    assert not report.finite and not all(np.isfinite(p).all() for p in jax.tree.leaves(state.params))
 
 
 def test_eval_step_scores_patients_on_the_native_grid(parts, cohort):

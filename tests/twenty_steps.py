@@ -42,8 +42,8 @@ def twenty_losses(cohort: Cohort, mesh: jax.sharding.Mesh) -> list[float]:
     sampler = BatchSampler(slices, cohort.tumor_slices, batch_size=8, tumor_share=0.5)
     losses = []
     for i in range(20):
-        state, loss = step(state, on_devices, sharding.put(sampler(i), sharding.over_batch(mesh)))
-        losses.append(float(loss))
+        state, report = step(state, on_devices, sharding.put(sampler(i), sharding.over_batch(mesh)))
+        losses.append(float(report.loss))
     return losses
 
 

@@ -1,81 +1,237 @@
-"""Checkpoints of a run: the latest, to go on from, and the best, to be scored. Orbax does the writing."""
+"""Checkpoints of a run: the latest two and the best. Orbax writes them; checksums prove them whole."""
 
 import dataclasses
+import json
+import math
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 from orbax.checkpoint import checkpoint_managers as policies
 
+from brainseg_jax.errors import InputError, StorageError
+from brainseg_jax.training.loop_state import LoopState
 from brainseg_jax.training.state import TrainState
 
-
-@dataclasses.dataclass(frozen=True)
-class LoopState:
-    """What the loop itself remembers between epochs.
-
-    Attributes:
-      epoch: epochs finished.
-      best_dice: highest mean 3-D Dice on the validation patients; -1 before the first evaluation.
-      best_epoch: when that was.
-      plateau_wait: epochs since the last better one or the last lowering of the learning rate.
-    """
-
-    epoch: int = 0
-    best_dice: float = -1.0
-    best_epoch: int = 0
-    plateau_wait: int = 0
+DAMAGED = "damaged_checkpoints"  # where a step that cannot be read is put, beside `checkpoints`
 
 
 class Checkpoints:
-    """The folder `checkpoints/<step>/` of a run: always the latest step and the one of the best validation Dice."""
+    """The folder `checkpoints/<step>/` of a run: always the latest two steps and the one of the best validation Dice.
+
+    Two of the latest, so that there is one to go back to where the newest is damaged. Each holds the arrays (`state`)
+    and a `record`: the loop's memory, and the dtype, shape and CRC-32 of each array and of the record itself.
+    """
 
     def __init__(self, folder: Path):
         """Opens `folder`, which is made where it is missing; a step half-written by a killed run is ignored."""
         self.folder = folder.absolute()
-        # max_to_keep with best_fn would delete the latest step, and a resumed run would rewind.
-        keep = policies.AnyPreservationPolicy([policies.LatestN(1), policies.BestN(get_metric_fn=_rank, n=1)])
-        self._manager = ocp.CheckpointManager(
-            self.folder,
-            options=ocp.CheckpointManagerOptions(preservation_policy=keep, best_fn=_rank, best_mode="max"),
-        )
+        self._ranks: dict[int, tuple[float, int]] = {}  # of the steps saved or read here: (validation Dice, -epoch)
+        with self._writing():
+            self._manager = ocp.CheckpointManager(
+                self.folder,
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(2), _Best(self._ranks)])
+                ),
+            )
 
-    def latest_step(self) -> int | None:
-        """The step to go on from; None in a new run."""
-        return self._manager.latest_step()
+    def best_step(self) -> int:
+        """The step of the highest validation Dice, the earliest one of a tie, of those saved or read so far."""
+        return max(self._ranks, key=self._ranks.__getitem__)
 
-    def best_step(self) -> int | None:
-        """The step of the highest validation Dice, the earliest one of a tie; None in a new run."""
-        return self._manager.best_step()
+    def steps(self) -> list[int]:
+        """The steps that are kept, ascending."""
+        return sorted(self._manager.all_steps())
 
-    def save(self, state: TrainState, loop: LoopState, *, dice: float) -> None:
-        """Starts writing, in the background; the arrays may be donated right after."""
-        items = ocp.args.Composite(state=ocp.args.StandardSave(state), loop=ocp.args.JsonSave(dataclasses.asdict(loop)))
-        self._manager.save(int(state.step), args=items, metrics={"dice": dice, "epoch": loop.epoch})
-
-    def restore(self, step: int, like: TrainState) -> tuple[TrainState, LoopState]:
-        """Reads a step back.
+    def save(self, state: TrainState, loop: LoopState, *, dice: float | None) -> None:
+        """Starts writing, in the background; the arrays may be donated right after.
 
         Args:
-          step: of `latest_step` or `best_step`.
+          state: of the training.
+          loop: the loop's memory.
+          dice: on the validation patients; None in the middle of an epoch.
+
+        Raises:
+          StorageError: this write, or the one before, failed.
+        """
+        step = int(state.step)
+        self._ranks[step] = _rank(dice, loop)
+        record = {"loop": dataclasses.asdict(loop), "dice": dice, "arrays": _describe(state)}
+        record["crc32"] = _crc_of_json(record)
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record))
+        with self._writing():
+            if not self._manager.save(step, args=items):  # so it answers where a later step lies there already
+                raise ValueError(f"Orbax refused step {step} beside the steps {self.steps()}")
+
+    def restore(self, step: int, like: TrainState) -> tuple[TrainState, LoopState]:
+        """Reads a step back and compares it with its checksums.
+
+        Args:
+          step: of `steps`.
           like: a state of the same shapes, laid on the devices as the result should be; of any number of devices.
 
         Returns:
           both, as they were saved.
+
+        Raises:
+          StorageError: something of the step is missing, unreadable or not what was written.
+          InputError: the step is whole, but of a network or optimizer of other arrays than `like`.
         """
+        record = self._read_record(step)
+        _check_same_arrays(self.folder / str(step), record["arrays"], _describe(like, checksums=False))
         target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(target), loop=ocp.args.JsonRestore())
-        restored = self._manager.restore(step, args=items)
-        return restored.state, LoopState(**restored.loop)
+        with self._reading(step):
+            state = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))).state
+        found = _describe(state)
+        changed = [path for path, entry in record["arrays"].items() if found[path] != entry]
+        if changed:
+            raise StorageError(
+                f"{self.folder / str(step)} is damaged: {', '.join(changed[:3])}{', ...' if changed[3:] else ''} "
+                "differ from their checksums"
+            )
+        loop = LoopState.from_json(record["loop"])
+        self._ranks[step] = _rank(record["dice"], loop)
+        return state, loop
+
+    def recover(self, like: TrainState) -> tuple[TrainState, LoopState] | None:
+        """Checks every step that is kept and returns the newest whole one; None in a new run.
+
+        Damaged steps are named in the log and moved to `damaged_checkpoints`, but only where a whole one is left.
+
+        Args:
+          like: as for `restore`.
+
+        Raises:
+          StorageError: there are steps, and all are damaged; nothing is moved.
+          InputError: see `restore`.
+        """
+        newest, damaged = None, {}
+        for step in reversed(self.steps()):
+            try:
+                restored = self.restore(step, like)
+                newest = newest or restored
+            except StorageError as error:
+                damaged[step] = error
+        if newest is None and damaged:
+            raise StorageError(
+                "no checkpoint of this run is whole, and nothing was changed:\n"
+                + "\n".join(f"  {error}" for error in damaged.values())
+                + "\nPut back a copy of one, or give a new --workdir to train from the beginning"
+            )
+        for step, error in damaged.items():
+            self._set_aside(step, error)
+        if newest is None:
+            return None
+        state, loop = newest
+        dice, minus_epoch = self._ranks[self.best_step()]
+        if dice < loop.best_dice:
+            logging.warning(
+                "the checkpoint of the best epoch, %d (validation Dice %.4f), is lost; the best that is left is epoch "
+                "%d (%.4f), and results will be of the best from here on",
+                *(loop.best_epoch, loop.best_dice, -minus_epoch, dice),
+            )
+            loop = dataclasses.replace(loop, best_dice=dice, best_epoch=-minus_epoch)
+        return state, loop
+
+    def check(self) -> None:
+        """Raises StorageError where a write in the background has failed; costs nothing."""
+        with self._writing():
+            self._manager.check_for_errors()
 
     def wait(self) -> None:
-        """Waits for writes under way and raises what went wrong in them."""
-        self._manager.wait_until_finished()
+        """Waits for writes under way; raises StorageError where one failed."""
+        with self._writing():
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
 
     def close(self) -> None:
         """Waits for writes under way and lets go of the folder."""
-        self._manager.close()
+        with self._writing():
+            self._manager.close()
+
+    def _read_record(self, step: int) -> dict:
+        with self._reading(step):
+            record = self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore())).record
+            if record.pop("crc32") != _crc_of_json(record):
+                raise ValueError("the record differs from its checksum")
+        return record
+
+    def _set_aside(self, step: int, error: StorageError) -> None:
+        place = self.folder.parent / DAMAGED
+        taken = len(list(place.glob(f"{step}.*")))
+        target = place / f"{step}.{taken}"
+        if jax.process_index() == 0:
+            place.mkdir(exist_ok=True)
+            (self.folder / str(step)).rename(target)
+        self._manager.reload()
+        logging.warning("%s. It was moved to %s, and an earlier step is used", error, target)
+
+    @contextmanager
+    def _reading(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # Orbax, tensorstore and json raise a dozen kinds on damaged files
+            raise StorageError(f"{self.folder / str(step)} is damaged: {_first_line(error)}") from error
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # of tensorstore, the file system or Orbax's own thread
+            raise StorageError(
+                f"a checkpoint cannot be written in {self.folder}: {_first_line(error)}. Steps finished before stay "
+                "whole. Make room or writable, then the same command goes on from the latest"
+            ) from error
 
 
-def _rank(metrics: dict[str, float]) -> tuple[float, int]:
-    return metrics["dice"], -metrics["epoch"]
+@dataclasses.dataclass
+class _Best(policies.PreservationPolicy):
+    """Preserves the step of the highest rank."""
+
+    ranks: dict[int, tuple[float, int]]
+
+    def should_preserve(self, checkpoints: list, *, context: object) -> list[bool]:
+        del context
+        best = max((c.step for c in checkpoints if c.step in self.ranks), key=self.ranks.__getitem__, default=None)
+        return [c.step == best for c in checkpoints]
+
+
+def _rank(dice: float | None, loop: LoopState) -> tuple[float, int]:
+    return (-math.inf if dice is None or math.isnan(dice) else dice, -loop.epoch)
+
+
+def _describe(state: TrainState, *, checksums: bool = True) -> dict[str, list]:
+    """Path of each array in the state: dtype, shape and, if wanted, CRC-32 of its bytes."""
+
+    def entry(array: jax.Array) -> list:
+        crc = [zlib.crc32(np.ascontiguousarray(array))] if checksums else []
+        return [str(array.dtype), list(array.shape), *crc]
+
+    return {jax.tree_util.keystr(path): entry(array) for path, array in jax.tree_util.tree_leaves_with_path(state)}
+
+
+def _check_same_arrays(folder: Path, saved: dict[str, list], wanted: dict[str, list]) -> None:
+    lines = []
+    for path in sorted(saved.keys() | wanted.keys()):
+        before, now = (" ".join(map(str, tree[path][:2])) if path in tree else "none" for tree in (saved, wanted))
+        if before != now:
+            lines.append(f"  {path}: {before} in the checkpoint, {now} now")
+    if lines:
+        more = [f"  and {len(lines) - 10} more"] if lines[10:] else []
+        raise InputError(
+            f"{folder} is of another network or optimizer than this code makes; use the code that wrote it, or give a "
+            "new --workdir:\n" + "\n".join(lines[:10] + more)
+        )
+
+
+def _crc_of_json(content: dict) -> int:
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
+
+
+def _first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]

@@ -147,6 +147,8 @@ def build_experiment(config: ConfigDict) -> Experiment:
             geometry={key: augment[key] for key in ("rotation", "scale", "shift", "shear", "flip")},
             intensity={key: augment[key] for key in ("contrast", "gamma", "noise")},
             flair_stand_in=augment.flair_stand_in,
+            skip_nonfinite=config.train.skip_nonfinite > 0,
+            deterministic=config.deterministic,
         ),
         eval_step=make_eval_step(
             model, loss, mesh=mesh, patients=len(cohort.patients), threshold=config.eval.threshold

@@ -3,11 +3,14 @@
 import json
 from pathlib import Path
 
+import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
-from brainseg_jax.errors import InputError
+from brainseg_jax.errors import InputError, StorageError
+from brainseg_jax.training.experiment import Experiment
+from brainseg_jax.training.state import TrainState
 
 
 class Journal:
@@ -74,13 +77,27 @@ class Journal:
         rate = f"{images_per_second:.1f}"
         self._bar.update(self._task, completed=step, epoch=epoch, loss=f"{loss:.4f}", rate=rate)
 
-    def end_epoch(self, row: dict) -> None:
-        """Writes the figures of one epoch; `row` has "epoch" and numbers."""
+    def end_epoch(self, row: dict, *, images_per_second: float) -> None:
+        """Writes the figures of one epoch; the speed goes to TensorBoard alone, so that a run can be compared by bytes.
+
+        Args:
+          row: "epoch" and numbers.
+          images_per_second: of the training.
+
+        Raises:
+          StorageError: they cannot be written.
+        """
         if not self._speaks:
             return
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        for key, value in row.items():
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise StorageError(
+                f"{self.path} cannot be written ({error}); make room or writable, then the same command goes on from "
+                "the latest checkpoint"
+            ) from error
+        for key, value in {**row, "images_per_second": images_per_second}.items():
             if key != "epoch":
                 self._board.add_scalar(key, value, row["epoch"])
         self._board.flush()
@@ -93,3 +110,32 @@ def read_rows(path: Path) -> list[dict]:
         return [json.loads(line) for line in lines if line.endswith("\n")]
     except ValueError as error:
         raise InputError(f"{path}: damaged ({error}); correct the line, or give a new --workdir") from error
+
+
+def introduction(experiment: Experiment, state: TrainState, workdir: Path) -> str:
+    """The first lines of a run: its data, network, patients and folder."""
+    split, count = experiment.split, sum(p.size for p in jax.tree.leaves(state.params))
+    return (
+        f"data {experiment.dataset_folder}\n"
+        f"{type(experiment.model).__name__}, {count:,} parameters; {len(split.train)} / {len(split.val)} / "
+        f"{len(split.test)} patients to train / validate / test, {len(experiment.sampler.slices)} training slices; "
+        f"{experiment.mesh.size} device(s); run folder {workdir}"
+    )
+
+
+def epoch_line(row: dict, epochs: int, images_per_second: float, *, is_best: bool) -> str:
+    """The line of an epoch; `row` as in `metrics.jsonl`."""
+    return (
+        f"epoch {row['epoch']}/{epochs}  loss {row['train_loss']:.4f}  val loss {row['val_loss']:.4f}  "
+        f"val Dice {row['val_dice_mean']:.3f} mean, {row['val_dice_median']:.3f} median  "
+        f"{images_per_second:.1f} images/s{'  (best)' if is_best else ''}"
+    )
+
+
+def conclusion(results: dict, workdir: Path) -> str:
+    """The last line of a run; `results` as in `results.json`."""
+    test = results["test"]
+    return (
+        f"test, {test['patients']} patients, epoch {results['best_epoch']}: 3-D Dice {test['dice_mean']:.3f} mean, "
+        f"{test['dice_median']:.3f} median; IoU {test['iou_mean']:.3f} mean. Scores and pictures: {workdir}"
+    )

@@ -3,6 +3,8 @@
 import dataclasses
 import math
 import time
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -10,16 +12,18 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from brainseg_jax import sharding
-from brainseg_jax.errors import TrainingDiverged
+from brainseg_jax.errors import StorageError, TrainingDiverged, TrainingStopped
 from brainseg_jax.evaluation.scores import patient_table, summarize
-from brainseg_jax.training.checkpoint import Checkpoints, LoopState
-from brainseg_jax.training.experiment import Experiment, build_experiment
-from brainseg_jax.training.journal import Journal
+from brainseg_jax.training.checkpoint import Checkpoints
+from brainseg_jax.training.experiment import Experiment, build_experiment, on_first_process
+from brainseg_jax.training.journal import Journal, conclusion, epoch_line, introduction
+from brainseg_jax.training.loop_state import LoopState, advance, is_over, lower_on_plateau, warn_of_collapse
 from brainseg_jax.training.results import write_results
-from brainseg_jax.training.run_folder import check_run_folder, claim_run_folder
+from brainseg_jax.training.run_folder import check_run_folder, claim_run_folder, own_run_folder
 from brainseg_jax.training.scoring import evaluate
 from brainseg_jax.training.state import TrainState
+from brainseg_jax.training.steps import Report
+from brainseg_jax.training.stopping import StopSignal
 
 
 def train(config: ConfigDict, workdir: Path) -> dict:
@@ -33,81 +37,136 @@ def train(config: ConfigDict, workdir: Path) -> dict:
       what `results.json` holds.
 
     Raises:
-      InputError: where config, data or run folder cannot be used; nothing is in the run folder then.
-      TrainingDiverged: where the loss is not finite.
+      InputError: where config, data or run folder cannot be used; nothing of a run is in the folder then.
+      TrainingDiverged: where loss or gradient is not finite, more often than `train.skip_nonfinite` allows.
+      StorageError: where the run folder cannot be written to, or all checkpoints in it are damaged.
+      TrainingStopped: after SIGTERM or SIGINT; the step under way was ended and saved.
     """
     check_run_folder(workdir)
     experiment = build_experiment(config)
-    claim_run_folder(workdir, config, experiment)
-    checkpoints = Checkpoints(workdir / "checkpoints")
-    state, loop = experiment.initial_state, LoopState()
-    if (step := checkpoints.latest_step()) is not None:
-        state, loop = checkpoints.restore(step, like=state)
-        logging.info("going on from epoch %d, step %d in %s", loop.epoch, step, checkpoints.folder)
-
-    with Journal(
-        workdir,
-        epochs=config.train.epochs,
-        steps_per_epoch=experiment.steps_per_epoch,
-        resumed_epoch=loop.epoch,
-        speaks=jax.process_index() == 0,
-    ) as journal:
-        journal.say(_introduction(experiment, state, workdir))
-        if jax.process_index() == 0 and not _is_over(loop, config.train):
+    with ExitStack() as held, StopSignal() as stop:
+        on_first_process("take the run folder", lambda: held.enter_context(own_run_folder(workdir)))
+        claim_run_folder(workdir, config, experiment)
+        checkpoints = Checkpoints(workdir / "checkpoints")
+        state, loop = experiment.initial_state, LoopState()
+        if (found := checkpoints.recover(like=state)) is not None:
+            state, loop = found
+            logging.info("going on from step %d, in epoch %d", int(state.step), loop.epoch + 1)
+        journal = held.enter_context(
+            Journal(
+                workdir,
+                epochs=config.train.epochs,
+                steps_per_epoch=experiment.steps_per_epoch,
+                resumed_epoch=loop.epoch,
+                speaks=jax.process_index() == 0,
+            )
+        )
+        journal.say(introduction(experiment, state, workdir))
+        run = _Run(config, workdir, experiment, checkpoints, journal, stop)
+        over = partial(is_over, epochs=config.train.epochs, early_stop_patience=config.train.early_stop_patience)
+        if jax.process_index() == 0 and not over(loop):
             (workdir / "results.json").unlink(missing_ok=True)  # of fewer epochs
-        while not _is_over(loop, config.train):
-            epoch = loop.epoch + 1
-            started = time.monotonic()
-            state, train_loss = _train_epoch(state, experiment, journal, checkpoints, epoch, config.train.log_every)
-            seconds = time.monotonic() - started
+        while not over(loop):
+            started, before = time.monotonic(), int(state.step)
+            state, loop = _train_epoch(state, loop, run)
+            seconds, steps = time.monotonic() - started, int(state.step) - before
             row = {
-                "epoch": epoch,
-                "train_loss": train_loss,
+                "epoch": loop.epoch + 1,
+                "train_loss": float(np.mean(loop.losses)),
                 **_validate(state, experiment),
                 "learning_rate": float(experiment.schedule(int(state.step)) * state.learning_rate_scale),
-                "images_per_second": experiment.steps_per_epoch * config.train.batch_size / seconds,
             }
             if not math.isfinite(row["val_loss"]):
-                raise _diverged(int(state.step), checkpoints)
-            loop = _advance(loop, row["val_dice_mean"])
-            state, loop = _lower_on_plateau(state, loop, config.optimizer, experiment)
+                raise _diverged(f"the validation loss is not a finite number after step {int(state.step)}", run)
+            speed = steps * config.train.batch_size / seconds
+            loop = advance(loop, row["val_dice_mean"])
+            warn_of_collapse(loop)
+            state, loop = _lower_rate(state, loop, run)
             # Before the save: a row without its checkpoint is taken out again, a checkpoint's missing row is lost.
-            journal.end_epoch(row)
+            journal.end_epoch(row, images_per_second=speed)
             checkpoints.save(state, loop, dice=row["val_dice_mean"])
-            journal.say(_epoch_line(row, config.train.epochs, is_best=loop.best_epoch == epoch))
+            journal.say(epoch_line(row, config.train.epochs, speed, is_best=loop.best_epoch == loop.epoch))
+            if stop.agreed():
+                raise _stopped(run, state)
         checkpoints.wait()
 
         best, best_loop = checkpoints.restore(checkpoints.best_step(), like=state)
-        results = write_results(workdir, experiment, best, best_epoch=best_loop.epoch, epochs=loop.epoch)
-        journal.say(_conclusion(results, workdir))
-    checkpoints.close()
+        try:
+            results = write_results(workdir, experiment, best, best_epoch=best_loop.epoch, epochs=loop.epoch)
+        except OSError as error:
+            raise StorageError(
+                f"the results cannot be written in {workdir} ({error}); make room or writable, then the same command "
+                "writes them"
+            ) from error
+        journal.say(conclusion(results, workdir))
+        checkpoints.close()
     return results
 
 
-def _train_epoch(
-    state: TrainState, experiment: Experiment, journal: Journal, checkpoints: Checkpoints, epoch: int, log_every: int
-) -> tuple[TrainState, float]:
-    """Makes `steps_per_epoch` updates; returns the state and the mean loss."""
-    first = int(state.step)
-    last = first + experiment.steps_per_epoch
-    losses: list[float] = []
-    waiting: list[jax.Array] = []  # losses of steps that the host has not looked at: looking waits for the device
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What stays the same through a run."""
+
+    config: ConfigDict
+    workdir: Path
+    experiment: Experiment
+    checkpoints: Checkpoints
+    journal: Journal
+    stop: StopSignal
+
+
+def _train_epoch(state: TrainState, loop: LoopState, run: _Run) -> tuple[TrainState, LoopState]:
+    """Makes the updates that are left of an epoch; its losses are in the loop's memory then.
+
+    Every `log_every` steps it looks at what the steps reported, which waits for the device, at failed writes and, of
+    all processes together, at signals.
+    """
+    experiment = run.experiment
+    last = (loop.epoch + 1) * experiment.steps_per_epoch
+    waiting: list[Report] = []  # of steps that the host has not looked at
     looked = time.monotonic()
-    for step in range(first, last):
+    for step in range(int(state.step), last):
         indices = experiment.put_batch(experiment.sampler(step))
-        state, loss = experiment.train_step(state, experiment.on_devices, indices)
-        waiting.append(loss)
-        if len(waiting) >= log_every or step + 1 == last:
-            values = [float(value) for value in waiting]
-            bad = [not math.isfinite(value) for value in values]
-            if any(bad):
-                raise _diverged(first + len(losses) + bad.index(True), checkpoints)
-            now = time.monotonic()
-            rate = len(waiting) * experiment.sampler.batch_size / (now - looked)
-            journal.advance(step=step + 1, epoch=epoch, loss=values[-1], images_per_second=rate)
-            losses += values
-            waiting, looked = [], now
-    return state, float(np.mean(losses))
+        state, report = experiment.train_step(state, experiment.on_devices, indices)
+        waiting.append(report)
+        ends = step + 1 == last
+        if len(waiting) < run.config.train.log_every and not ends and not run.stop.at_once():
+            continue
+        loop = _look(waiting, step + 1 - len(waiting), loop, run)
+        run.checkpoints.check()
+        now = time.monotonic()
+        rate = len(waiting) * experiment.sampler.batch_size / (now - looked)
+        run.journal.advance(
+            step=step + 1,
+            epoch=loop.epoch + 1,
+            loss=loop.losses[-1] if loop.losses else math.nan,
+            images_per_second=rate,
+        )
+        waiting, looked = [], now
+        if not ends and run.stop.agreed():  # at the end of an epoch the validation patients come first
+            run.checkpoints.save(state, loop, dice=None)
+            raise _stopped(run, state)
+    if not loop.losses:
+        raise _diverged("the loss was not a finite number in any step of this epoch", run)
+    return state, loop
+
+
+def _look(reports: list[Report], first: int, loop: LoopState, run: _Run) -> LoopState:
+    """Takes up the reports of the steps `first`, ...; raises TrainingDiverged where too many are not finite."""
+    reports = jax.device_get(reports)
+    for step, report in enumerate(reports, start=first):
+        if report.finite:
+            continue
+        loop = dataclasses.replace(loop, skipped_steps=loop.skipped_steps + 1)
+        cohort = run.experiment.cohort
+        batch = sorted({cohort.patients[i] for i in cohort.patient_index[run.experiment.sampler(step)]})
+        words = f"loss or gradient is not a finite number (loss {float(report.loss)}) at step {step + 1}, patients "
+        words += ", ".join(batch)
+        if loop.skipped_steps > run.config.train.skip_nonfinite:
+            raise _diverged(words, run)
+        logging.warning("%s; left out, %d of at most %d", words, loop.skipped_steps, run.config.train.skip_nonfinite)
+    losses = tuple(float(report.loss) for report in reports if report.finite)
+    return dataclasses.replace(loop, losses=loop.losses + losses)
 
 
 def _validate(state: TrainState, experiment: Experiment) -> dict[str, float]:
@@ -121,61 +180,33 @@ def _validate(state: TrainState, experiment: Experiment) -> dict[str, float]:
     }
 
 
-def _advance(loop: LoopState, dice: float) -> LoopState:
-    """The loop's memory after an epoch that scored `dice` on the validation patients."""
-    epoch = loop.epoch + 1
-    if dice > loop.best_dice:
-        return LoopState(epoch=epoch, best_dice=dice, best_epoch=epoch, plateau_wait=0)
-    return dataclasses.replace(loop, epoch=epoch, plateau_wait=loop.plateau_wait + 1)
-
-
-def _lower_on_plateau(
-    state: TrainState, loop: LoopState, optimizer: ConfigDict, experiment: Experiment
-) -> tuple[TrainState, LoopState]:
-    if optimizer.schedule != "plateau" or loop.plateau_wait < optimizer.plateau_patience:
+def _lower_rate(state: TrainState, loop: LoopState, run: _Run) -> tuple[TrainState, LoopState]:
+    opt = run.config.optimizer
+    if opt.schedule != "plateau":
         return state, loop
-    floor = optimizer.plateau_min / optimizer.learning_rate
-    scale = np.float32(max(float(state.learning_rate_scale) * optimizer.plateau_factor, floor))
-    state = state.replace(learning_rate_scale=sharding.put(np.asarray(scale), sharding.replicated(experiment.mesh)))
-    return state, dataclasses.replace(loop, plateau_wait=0)
+    return lower_on_plateau(
+        state,
+        loop,
+        patience=opt.plateau_patience,
+        factor=opt.plateau_factor,
+        least=opt.plateau_min / opt.learning_rate,
+        mesh=run.experiment.mesh,
+    )
 
 
-def _is_over(loop: LoopState, train: ConfigDict) -> bool:
-    stops_early = 0 < train.early_stop_patience <= loop.epoch - loop.best_epoch
-    return loop.epoch >= train.epochs or stops_early
+def _stopped(run: _Run, state: TrainState) -> TrainingStopped:
+    run.checkpoints.close()
+    return TrainingStopped(
+        f"stopped by {run.stop.name or 'a signal to another process'}; step {int(state.step)} is saved in "
+        f"{run.checkpoints.folder}. The same command goes on from there"
+    )
 
 
-def _diverged(step: int, checkpoints: Checkpoints) -> TrainingDiverged:
-    checkpoints.wait()
-    good = checkpoints.latest_step()
-    kept = f"the last good checkpoint is {checkpoints.folder / str(good)}" if good else "no checkpoint was saved yet"
+def _diverged(words: str, run: _Run) -> TrainingDiverged:
+    run.checkpoints.wait()
+    steps = run.checkpoints.steps()
+    kept = f"the last good checkpoint is {run.checkpoints.folder / str(steps[-1])}" if steps else "none was saved yet"
     return TrainingDiverged(
-        f"the loss is not a finite number at step {step}; {kept}. Try a lower optimizer.learning_rate, "
-        "optimizer.clip_norm=1.0, or optimizer.warmup_epochs=1"
-    )
-
-
-def _introduction(experiment: Experiment, state: TrainState, workdir: Path) -> str:
-    split, count = experiment.split, sum(p.size for p in jax.tree.leaves(state.params))
-    return (
-        f"data {experiment.dataset_folder}\n"
-        f"{type(experiment.model).__name__}, {count:,} parameters; {len(split.train)} / {len(split.val)} / "
-        f"{len(split.test)} patients to train / validate / test, {len(experiment.sampler.slices)} training slices; "
-        f"{experiment.mesh.size} device(s); run folder {workdir}"
-    )
-
-
-def _epoch_line(row: dict, epochs: int, *, is_best: bool) -> str:
-    return (
-        f"epoch {row['epoch']}/{epochs}  loss {row['train_loss']:.4f}  val loss {row['val_loss']:.4f}  "
-        f"val Dice {row['val_dice_mean']:.3f} mean, {row['val_dice_median']:.3f} median  "
-        f"{row['images_per_second']:.1f} images/s{'  (best)' if is_best else ''}"
-    )
-
-
-def _conclusion(results: dict, workdir: Path) -> str:
-    test = results["test"]
-    return (
-        f"test, {test['patients']} patients, epoch {results['best_epoch']}: 3-D Dice {test['dice_mean']:.3f} mean, "
-        f"{test['dice_median']:.3f} median; IoU {test['iou_mean']:.3f} mean. Scores and pictures: {workdir}"
+        f"{words}; {kept}. Try a lower optimizer.learning_rate, optimizer.clip_norm=1.0, optimizer.warmup_epochs=1, or "
+        "leave such steps out: train.skip_nonfinite=10"
     )

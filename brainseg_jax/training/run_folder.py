@@ -1,9 +1,15 @@
 """What a run folder was made for, so that a run started again there is the same run."""
 
+import fcntl
 import json
 import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
+from absl import logging
 from ml_collections import ConfigDict
 
 from brainseg_jax.data.splits import read_split, write_split
@@ -20,6 +26,7 @@ MAY_CHANGE = frozenset(
         "train.epochs",
         "train.early_stop_patience",
         "train.log_every",
+        "train.skip_nonfinite",
         "eval.batch_size",
     )
 )
@@ -32,6 +39,46 @@ def check_run_folder(workdir: Path) -> None:
     nearest = next(folder for folder in (workdir.absolute(), *workdir.absolute().parents) if folder.exists())
     if not os.access(nearest, os.W_OK):
         raise InputError(f"--workdir={workdir}: {nearest} cannot be written to; give another folder")
+
+
+@contextmanager
+def own_run_folder(workdir: Path) -> Iterator[None]:
+    """Keeps other processes out of the run folder, which is made where it is missing.
+
+    The lock is the operating system's on `run.lock`, so it ends with its process however that ends. The file holds who
+    the owner is, for the message to others; an owner that ended in order has emptied it.
+
+    Raises:
+      InputError: another process has it, or the folder cannot be written to.
+    """
+    path = workdir / "run.lock"
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
+    except OSError as error:
+        raise InputError(f"--workdir={workdir} cannot be written to ({error}); give another folder") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            owner = file.read().strip() or "another process"
+            raise InputError(
+                f"{workdir} is in use by {owner}; wait for it, stop it, or give another --workdir"
+            ) from None
+        except OSError as error:
+            logging.warning("%s cannot be locked (%s): see to it that no second process uses the folder", path, error)
+        file.seek(0)
+        if before := file.read().strip():
+            logging.warning("taking over %s from %s, which ended without letting go of it", workdir, before)
+        file.truncate(0)
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        file.write(f"process {os.getpid()} on {socket.gethostname()}, started {started}\n")
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)
 
 
 def claim_run_folder(workdir: Path, config: ConfigDict, experiment: Experiment) -> None:

@@ -63,6 +63,13 @@ class Prediction(NamedTuple):
     attention: jax.Array | None
 
 
+class Report(NamedTuple):
+    """What an update tells the host."""
+
+    loss: jax.Array  # float32 scalar
+    finite: jax.Array  # bool scalar: whether loss and gradient are finite numbers
+
+
 class Totals(NamedTuple):
     """Additive results of evaluation; see `metrics` for what is made of them."""
 
@@ -83,7 +90,9 @@ def make_train_step(
     geometry: dict[str, float],
     intensity: dict[str, float],
     flair_stand_in: float = 0.0,
-) -> Callable[[TrainState, DeviceCohort, jax.Array], tuple[TrainState, jax.Array]]:
+    skip_nonfinite: bool = False,
+    deterministic: bool = False,
+) -> Callable[[TrainState, DeviceCohort, jax.Array], tuple[TrainState, Report]]:
     """Compiles one update: gather, augment, forward, loss, gradient, optimizer.
 
     Args:
@@ -96,9 +105,11 @@ def make_train_step(
       geometry: amounts of `augment.warp`.
       intensity: amounts of `augment.perturb_intensity`.
       flair_stand_in: probability of `augment.stand_in`.
+      skip_nonfinite: where loss or gradient is not finite, the state stays as it was, but for the step's number.
+      deterministic: see `ops.compiler_options`.
 
     Returns:
-      (state, cohort, indices [B] int32) -> (state, loss scalar). The state given is donated.
+      (state, cohort, indices [B] int32) -> (state, `Report`). The state given is donated.
     """
 
     def augmented(state: TrainState, cohort: DeviceCohort, indices: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -113,7 +124,7 @@ def make_train_step(
         images = jax.vmap(partial(stand_in, probability=flair_stand_in))(stand_in_keys, images)
         return jax.vmap(partial(perturb_intensity, **intensity))(intensity_keys, images), masks
 
-    def step(state: TrainState, cohort: DeviceCohort, indices: jax.Array) -> tuple[TrainState, jax.Array]:
+    def step(state: TrainState, cohort: DeviceCohort, indices: jax.Array) -> tuple[TrainState, Report]:
         images, masks = augmented(state, cohort, indices)
 
         def mean_loss(params: dict) -> tuple[jax.Array, dict]:
@@ -131,14 +142,18 @@ def make_train_step(
             made = state.step.astype(jnp.float32)
             decay = jnp.minimum(ema_decay, (1.0 + made) / (10.0 + made))
             ema_params = optax.incremental_update(params, ema_params, 1.0 - decay)
-        return TrainState(
+        new = TrainState(
             step=state.step + 1,
             params=params,
             batch_stats=batch_stats,
             opt_state=opt_state,
             ema_params=ema_params,
             learning_rate_scale=state.learning_rate_scale,
-        ), value
+        )
+        finite = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(gradient))
+        if skip_nonfinite:
+            new = jax.tree.map(partial(jnp.where, finite), new, state.replace(step=state.step + 1))
+        return new, Report(loss=value, finite=finite)
 
     everywhere, divided = sharding.replicated(mesh), sharding.over_batch(mesh)
     return jax.jit(
@@ -146,7 +161,7 @@ def make_train_step(
         donate_argnums=0,
         in_shardings=(everywhere, everywhere, divided),
         out_shardings=(everywhere, everywhere),
-        compiler_options=ops.compiler_options(),
+        compiler_options=ops.compiler_options(deterministic=deterministic),
     )
 
 

@@ -2,35 +2,22 @@
 
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from brainseg_jax import sharding
-from brainseg_jax.training import loop as story
-from brainseg_jax.training.checkpoint import LoopState
+from brainseg_jax.training.loop_state import LoopState, advance, is_over, lower_on_plateau
 from brainseg_jax.training.state import TrainState
 
-
-class OnlyMesh:
-    mesh = sharding.data_mesh()
+MESH = sharding.data_mesh()
 
 
 def after(scores, patience=2, start=1e-4):
     """Learning rates and best epochs after each epoch's score, with the factor and floor of the Keras project."""
-    config = ConfigDict(
-        {
-            "schedule": "plateau",
-            "plateau_factor": 0.1,
-            "plateau_patience": patience,
-            "plateau_min": 1e-6,
-            "learning_rate": start,
-        }
-    )
-    one = sharding.put(np.ones((), np.float32), sharding.replicated(OnlyMesh.mesh))
+    one = sharding.put(np.ones((), np.float32), sharding.replicated(MESH))
     state = TrainState(one, {}, {}, (), None, learning_rate_scale=one)
     loop, rates, best = LoopState(), [], []
     for score in scores:
-        loop = story._advance(loop, score)
-        state, loop = story._lower_on_plateau(state, loop, config, OnlyMesh)
+        loop = advance(loop, score)
+        state, loop = lower_on_plateau(state, loop, patience=patience, factor=0.1, least=1e-6 / start, mesh=MESH)
         rates.append(start * float(state.learning_rate_scale))
         best.append(loop.best_epoch)
     return rates, best
@@ -48,10 +35,12 @@ def test_the_rate_falls_on_a_plateau_and_no_further_than_its_floor():
 )
 def test_the_end(epoch, patience, over):
     loop = LoopState(epoch=epoch, best_epoch=3)
-    assert story._is_over(loop, ConfigDict({"epochs": 20, "early_stop_patience": patience})) is over
+    assert is_over(loop, epochs=20, early_stop_patience=patience) is over
 
 
-def test_other_schedules_are_left_alone():
-    config = ConfigDict({"schedule": "cosine", "plateau_patience": 0})
-    state, loop = object(), LoopState(plateau_wait=9)
-    assert story._lower_on_plateau(state, loop, config, OnlyMesh) == (state, loop)
+def test_epochs_without_a_right_pixel_are_counted_in_a_row():
+    loop, counts = LoopState(losses=(1.0,)), []
+    for score in [0.0, 0.0, 0.1, 0.0, 0.0, 0.0]:
+        loop = advance(loop, score)
+        counts.append(loop.zero_epochs)
+    assert counts == [1, 2, 0, 1, 2, 3] and loop.losses == ()
