@@ -7,7 +7,9 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import shutil
+import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -20,7 +22,9 @@ from brainseg_jax.data.phantom import write_phantom
 # Many tests start the same small run: it is compiled once a session, in their subprocesses too.
 _compiled = tempfile.TemporaryDirectory(prefix="compiled_")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 jax.config.update("jax_compilation_cache_dir", _compiled.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -69,3 +73,21 @@ def lgg_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.unpack_archive(archive, unpacked, filter="data")
     shutil.copy(folder / "data.csv", unpacked)
     return unpacked
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 8 MB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", place], capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs more rights")
+    yield place
+    subprocess.run(["umount", "--lazy", place], check=True)
+
+
+def fill(disk: Path) -> None:
+    """Takes all the room that is left on `small_disk`, by a file `ballast`."""
+    with (disk / "ballast").open("wb", buffering=0) as file, pytest.raises(OSError):
+        while True:
+            file.write(bytes(4096))

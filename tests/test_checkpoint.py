@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import fill
 from jax.sharding import AxisType
 
 from brainseg_jax import sharding
@@ -160,3 +161,15 @@ def test_arrays_of_another_network_are_refused_with_what_differs(tmp_path):
         checkpoints.recover(like=state_on(1, 0, 0.0, features=5))
     assert checkpoints.steps() == [10]
     checkpoints.close()
+
+
+def test_a_full_disk_surfaces_also_on_the_last_save(small_disk):
+    """Saves are asynchronous, and after the last there is none that would hit the error by chance."""
+    checkpoints = save_all(small_disk / "checkpoints", [0.1])
+    fill(small_disk)
+    with pytest.raises(StorageError, match=rf"cannot be written in {small_disk}/checkpoints: .*Steps finished before"):
+        checkpoints.save(state_on(1, 20, 2), LoopState(epoch=2), dice=0.5)
+        checkpoints.wait()
+    (small_disk / "ballast").unlink()
+    state, loop = Checkpoints(small_disk / "checkpoints").recover(like=state_on(1, 0, 0.0))
+    assert (int(state.step), loop.epoch) == (10, 1)

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -130,7 +131,8 @@ def test_a_run_cut_in_two_is_the_same_run(dataset_folder, tmp_path):
 
 
 def test_the_largest_part_alone_is_scored(dataset_folder):
-    experiment = build_experiment(tiny_config(dataset_folder, eval__threshold=0.6))
+    config = tiny_config(dataset_folder, eval__threshold=0.6, data__normalization="volume_zscore")
+    experiment = build_experiment(config)
     variables, patients = experiment.initial_state.variables, experiment.split.test
     _, every_part = evaluate(experiment, variables, patients)
     totals, masks = evaluate(dataclasses.replace(experiment, largest_component=True), variables, patients)
@@ -224,8 +226,13 @@ def test_a_loss_that_is_not_a_number(dataset_folder, tmp_path):
     content["optimizer"]["learning_rate"] = 1e38  # as if it had been so from the start: the first epoch is kept
     state_file.write_text(json.dumps(content))
     config.optimizer.learning_rate, config.optimizer.clip_norm = 1e38, 1.0
-    with pytest.raises(TrainingDiverged, match=rf"step [45]; the last good checkpoint is {tmp_path}/checkpoints/3\."):
+    with pytest.raises(TrainingDiverged, match=rf"; the last good checkpoint is {tmp_path}/checkpoints/3\.") as raised:
         train(config, tmp_path)
+    step, patients = re.search(r"at step (\d+), patients ([\w, ]+);", str(raised.value)).groups()
+    assert step in "45"
+    experiment = build_experiment(config)
+    cohort, batch = experiment.cohort, experiment.sampler(int(step) - 1)
+    assert set(patients.split(", ")) == {p for p in cohort.patients if set(cohort.slices_of([p])) & set(batch)}
     assert [row["epoch"] for row in rows_of(tmp_path)] == [1]
 
 

@@ -75,7 +75,8 @@ def perturb_intensity(key: jax.Array, image: jax.Array, *, contrast: float, gamm
         power = jnp.exp(_between(for_gamma, gamma, one_a_channel))
         low = image.min(axis=(0, 1), keepdims=True)
         height = image.max(axis=(0, 1), keepdims=True) - low
-        unit = (image - low) / jnp.where(height > 0, height, 1.0)
+        # Fused with what comes before, the darkest pixel can round to just below its own minimum: the logarithm is NaN.
+        unit = jnp.maximum((image - low) / jnp.where(height > 0, height, 1.0), 0.0)
         image = low + height * jnp.exp(power * jnp.log(unit))  # unit ** power, five times as fast on a CPU
     if noise:
         level = jax.random.uniform(for_level, maxval=noise) * image.std()

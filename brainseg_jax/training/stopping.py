@@ -1,17 +1,22 @@
 """SIGTERM and SIGINT end a training in order: after the step under way, with a checkpoint."""
 
+import os
 import signal
 import threading
-from types import FrameType
 
 import jax
 import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
 
 class StopSignal:
-    """Listens for SIGTERM and SIGINT while it is used as a context manager. A second signal ends the process at once.
+    """Listens for SIGTERM and SIGINT while it is used as a context manager. A second one ends the process at once.
+
+    Python runs a signal's handler between two of its own instructions, and a compilation is a single one of minutes. So
+    a thread listens to the pipe that the interpreter's own C handler writes to.
 
     Attributes:
       name: of the signal that came; None so far.
@@ -19,16 +24,23 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.name: str | None = None
-        self._before: dict[int, object] = {}
 
     def __enter__(self) -> "StopSignal":
-        if threading.current_thread() is threading.main_thread():  # Python gives signals to no other
-            self._before = {n: signal.signal(n, self._receive) for n in (signal.SIGTERM, signal.SIGINT)}
+        self._listens = threading.current_thread() is threading.main_thread()  # Python gives signals to no other
+        if self._listens:
+            read, self._write = os.pipe()
+            os.set_blocking(self._write, False)
+            self._pipe_before = signal.set_wakeup_fd(self._write)
+            self._before = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+            threading.Thread(target=self._listen, args=(read,), daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        if self._listens:
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
+            signal.set_wakeup_fd(self._pipe_before)
+            os.close(self._write)  # which ends the thread
 
     def at_once(self) -> bool:
         """Whether this process, which is the only one, may end after this step; with several see `agreed`."""
@@ -41,8 +53,12 @@ class StopSignal:
             came = multihost_utils.process_allgather(came)
         return bool(np.any(came))
 
-    def _receive(self, number: int, _: FrameType | None) -> None:
-        self.name = signal.Signals(number).name
-        for other in self._before:
-            signal.signal(other, signal.SIG_DFL)
-        logging.warning("%s: saving after this step, then ending; a second signal ends at once", self.name)
+    def _listen(self, pipe: int) -> None:
+        with open(pipe, "rb", buffering=0) as signals:
+            while number := signals.read(1):
+                if number[0] not in SIGNALS:
+                    continue
+                if self.name is not None:
+                    os._exit(128 + number[0])
+                self.name = signal.Signals(number[0]).name
+                logging.warning("%s: saving after this step, then ending; a second signal ends at once", self.name)

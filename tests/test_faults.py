@@ -1,0 +1,354 @@
+"""Training processes with a fault put in from outside: each ends in words, loses no more than it must, and goes on.
+
+What a run leaves after the fault and another start is compared with an undisturbed run, byte for byte.
+"""
+
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from conftest import fill
+
+from brainseg_jax.config import default_config
+from brainseg_jax.errors import TrainingStopped
+from brainseg_jax.training import loop as story
+from brainseg_jax.training.checkpoint import Checkpoints
+
+pytestmark = pytest.mark.usefixtures("optax_promotion")
+CONFIG = Path(__file__).parents[1] / "configs" / "unet_dice.py"
+STEPS, EPOCHS = 5, 13
+SETTINGS = {
+    "model": {"features": 2, "depth": 2},
+    "data": {"image_size": 32, "source": "phantom:8:0"},
+    # All that a run remembers is in play: moments, moving average, a plateau that lowers the rate.
+    "optimizer": {"schedule": "plateau", "plateau_patience": 1, "plateau_factor": 0.5, "ema_decay": 0.9},
+    "train": {"epochs": EPOCHS, "batch_size": 8, "steps_per_epoch": STEPS, "log_every": 2},
+    "eval": {"batch_size": 24},
+}
+KILLS = 20
+SAVED = re.compile(r"step (\d+) is saved in .*checkpoints\. The same command goes on")
+
+
+class Training:
+    """A process of `python -m brainseg_jax.main`; its console is read line by line."""
+
+    def __init__(self, dataset_folder: Path, workdir: Path, *arguments: str, devices: int = 1):
+        flat = [f"--config.{s}.{k}={v}" for s, keys in SETTINGS.items() for k, v in keys.items()]
+        command = [sys.executable, "-m", "brainseg_jax.main", f"--config={CONFIG}:quick", f"--workdir={workdir}", *flat]
+        command += [f"--config.data.dir={dataset_folder.parents[2]}", *arguments]
+        flags = f"--xla_force_host_platform_device_count={devices}"
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "XLA_FLAGS": flags}
+        )
+        self.console = ""
+
+    def wait_for(self, words: str) -> None:
+        for line in self.process.stdout:
+            self.console += line
+            if words in line:
+                return
+        raise AssertionError(f"{words!r} was not said:\n{self.console}")
+
+    def end(self) -> int:
+        self.console += self.process.stdout.read()
+        assert "Traceback" not in self.console, self.console
+        return self.process.wait()
+
+
+def files_of(workdir):
+    """SHA-256 of each file that a run leaves, but for TensorBoard's, which hold times, and the checkpoints."""
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in workdir.iterdir() if p.is_file()}
+
+
+def arrays_of(workdir):
+    """Every array of every checkpoint, read by Orbax alone."""
+    folders = sorted(p for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+    with ocp.StandardCheckpointer() as reader:
+        return {p.name: jax.tree.map(np.asarray, reader.restore(p / "state")) for p in folders}
+
+
+def assert_same_run(workdir, other):
+    assert files_of(workdir) == files_of(other)
+    assert (workdir / "results.json").exists()
+    jax.tree.map(np.testing.assert_array_equal, arrays_of(workdir), arrays_of(other))
+
+
+def losses_of(workdir):
+    return [json.loads(line)["train_loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(dataset_folder, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("undisturbed") / "run"
+    training = Training(dataset_folder, workdir)
+    assert training.end() == 0, training.console
+    rates = [json.loads(line)["learning_rate"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert len(rates) == EPOCHS and rates[-1] < rates[0]
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def stopped(dataset_folder, tmp_path_factory):
+    """A run ended by SIGTERM after a few epochs."""
+    workdir = tmp_path_factory.mktemp("stopped") / "run"
+    training = Training(dataset_folder, workdir)
+    training.wait_for("epoch 3/")
+    training.process.send_signal(signal.SIGTERM)
+    assert training.end() == 75, training.console
+    assert "SIGTERM: saving after this step" in training.console and "stopped by SIGTERM" in training.console
+    step = int(SAVED.search(training.console)[1])
+    assert (workdir / "checkpoints" / str(step)).is_dir() and step >= 3 * STEPS
+    assert not (workdir / "results.json").exists()
+    return workdir
+
+
+def copy_of(workdir, tmp_path):
+    return Path(shutil.copytree(workdir, tmp_path / "run"))
+
+
+def newest(workdir):
+    return max((p for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
+
+
+def array_file(step_folder):
+    """The largest file of the arrays."""
+    return max((p for p in (step_folder / "state").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+def test_the_same_seed_gives_the_same_bytes(undisturbed, dataset_folder, tmp_path):
+    assert Training(dataset_folder, tmp_path / "run").end() == 0
+    assert_same_run(tmp_path / "run", undisturbed)
+
+
+def test_stopped_and_started_again_is_the_same_run(stopped, undisturbed, dataset_folder, tmp_path):
+    workdir = copy_of(stopped, tmp_path)
+    training = Training(dataset_folder, workdir)
+    assert training.end() == 0, training.console
+    assert "going on from step" in training.console
+    assert_same_run(workdir, undisturbed)
+
+
+def test_a_second_signal_ends_at_once(dataset_folder, tmp_path):
+    training = Training(dataset_folder, tmp_path / "run")
+    training.wait_for("patients to train")  # the step is compiled now
+    training.process.send_signal(signal.SIGINT)
+    training.wait_for("SIGINT: saving after this step")
+    training.process.send_signal(signal.SIGTERM)
+    assert training.end() == 128 + signal.SIGTERM
+    assert "is saved" not in training.console
+
+
+def test_kill_storm(undisturbed, dataset_folder, tmp_path):
+    """SIGKILL at random moments after the start of each process: in steps, evaluations and saves."""
+    chance = random.Random(0)
+    workdir = tmp_path / "run"
+    kills, steps = 0, [0]
+    while kills < KILLS:
+        training = Training(dataset_folder, workdir)
+        training.wait_for("patients to train")
+        if found := re.search(r"going on from step (\d+)", training.console):
+            steps.append(int(found[1]))
+        try:
+            training.process.wait(chance.uniform(0.0, 1.2))
+            break
+        except subprocess.TimeoutExpired:
+            training.process.kill()
+            training.process.wait()
+            kills += 1
+    assert kills == KILLS, "the run was over too soon to be killed so often"
+    assert steps == sorted(steps) and all(step % STEPS == 0 for step in steps)  # only whole saves are gone on from
+    last = Training(dataset_folder, workdir)
+    assert last.end() == 0, last.console
+    assert_same_run(workdir, undisturbed)
+    assert len(set(steps)) > 3, steps  # kills hit a run that was moving
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, truncate, Path.unlink])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
+    damage, stopped, undisturbed, dataset_folder, tmp_path, request
+):
+    workdir = copy_of(stopped, tmp_path)
+    bad = newest(workdir)
+    damage(array_file(bad))
+    training = Training(dataset_folder, workdir)
+    training.wait_for("patients to train")
+    assert f"{bad} is damaged" in training.console
+    assert f"moved to {workdir}/damaged_checkpoints/{bad.name}.0" in training.console
+    assert f"going on from step {newest(workdir).name}" in training.console
+    assert not bad.exists() and (workdir / "damaged_checkpoints" / f"{bad.name}.0").is_dir()
+    if damage is flip_a_bit:
+        assert training.end() == 0, training.console
+        assert_same_run(workdir, undisturbed)
+    else:
+        training.process.kill()
+        training.end()
+
+
+def test_nothing_whole_is_an_error_and_no_fresh_start(stopped, dataset_folder, tmp_path):
+    workdir = copy_of(stopped, tmp_path)
+    for folder in (workdir / "checkpoints").iterdir():
+        flip_a_bit(array_file(folder))
+    before = files_of(workdir)
+    training = Training(dataset_folder, workdir)
+    assert training.end() == 4
+    assert "error: no checkpoint of this run is whole, and nothing was changed" in training.console
+    assert files_of(workdir) == before and not (workdir / "damaged_checkpoints").exists()
+
+
+def test_a_full_disk(undisturbed, dataset_folder, small_disk):
+    workdir = small_disk / "run"
+    training = Training(dataset_folder, workdir)
+    training.wait_for("epoch 2/")
+    fill(small_disk)
+    filled = time.monotonic()
+    assert training.end() == 4, training.console
+    assert time.monotonic() - filled < 30
+    assert re.search(r"error: .*cannot be written.*(No space|space left|full|writable)", training.console), (
+        training.console
+    )
+    (small_disk / "ballast").unlink()
+    again = Training(dataset_folder, workdir)
+    assert again.end() == 0, again.console
+    assert int(re.search(r"going on from step (\d+)", again.console)[1]) >= STEPS
+    assert_same_run(workdir, undisturbed)
+
+
+def test_a_folder_that_may_not_be_written(stopped, dataset_folder, tmp_path):
+    workdir = copy_of(stopped, tmp_path)
+    if os.geteuid() == 0:  # whom permissions do not stop
+        command = f"mount --bind {workdir} {workdir} && mount -o remount,ro,bind {workdir}"
+        if subprocess.run(command, shell=True, capture_output=True).returncode:
+            pytest.skip("a read-only mount needs more rights")
+    else:
+        workdir.chmod(0o555)
+    try:
+        training = Training(dataset_folder, workdir)
+        assert training.end() == 2
+        assert re.search(rf"error: --workdir={workdir}.*cannot be written to", training.console)
+    finally:
+        if os.geteuid() == 0:
+            subprocess.run(["umount", "--lazy", workdir], check=True)
+        else:
+            workdir.chmod(0o755)
+
+
+def test_one_owner(stopped, undisturbed, dataset_folder, tmp_path):
+    workdir = copy_of(stopped, tmp_path)
+    first = Training(dataset_folder, workdir)
+    first.wait_for("patients to train")
+    first.process.send_signal(signal.SIGSTOP)
+    second = Training(dataset_folder, workdir)
+    assert second.end() == 2
+    owner = rf"process {first.process.pid} on {re.escape(socket.gethostname())}, started 20\d\d-\S+\+00:00"
+    assert re.search(rf"error: {workdir} is in use by {owner}; wait", second.console), second.console
+    first.process.kill()
+    first.process.wait()
+    third = Training(dataset_folder, workdir)
+    assert third.end() == 0, third.console
+    assert re.search(rf"taking over {workdir} from {owner}", third.console), third.console
+    assert_same_run(workdir, undisturbed)
+
+
+def test_another_split_is_refused(stopped, dataset_folder, tmp_path):
+    workdir = copy_of(stopped, tmp_path)
+    split = json.loads((workdir / "split.json").read_text())
+    split["train"][0], split["test"][0] = split["test"][0], split["train"][0]
+    (tmp_path / "other.json").write_text(json.dumps(split))
+    training = Training(dataset_folder, workdir, f"--config.split.file={tmp_path / 'other.json'}")
+    assert training.end() == 2
+    assert "split.json is not the split that this config makes" in training.console
+
+
+def test_other_hardware(stopped, undisturbed, dataset_folder, tmp_path):
+    """One device before the stop, eight after; and back."""
+    workdir = copy_of(stopped, tmp_path)
+    training = Training(dataset_folder, workdir, devices=8)
+    training.wait_for("epoch 6/")
+    training.process.send_signal(signal.SIGINT)
+    assert training.end() == 75, training.console
+    assert "8 device(s)" in training.console
+    assert Training(dataset_folder, workdir).end() == 0
+    np.testing.assert_allclose(losses_of(workdir), losses_of(undisturbed), rtol=1e-5)
+
+
+def test_two_processes_stop_together_and_one_goes_on(undisturbed, dataset_folder, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    together = [f"--coordinator=127.0.0.1:{port}", "--processes=2"]
+    pair = [Training(dataset_folder, tmp_path / "run", *together, f"--process={i}") for i in (0, 1)]
+    pair[0].wait_for("epoch 2/")
+    pair[1].process.send_signal(signal.SIGTERM)
+    assert [training.end() for training in pair] == [75, 75], pair[0].console + pair[1].console
+    steps = {int(SAVED.search(training.console)[1]) for training in pair}
+    assert len(steps) == 1
+    assert "stopped by a signal to another process" in pair[0].console
+    alone = Training(dataset_folder, tmp_path / "run")
+    assert alone.end() == 0, alone.console
+    assert f"going on from step {steps.pop()}," in alone.console
+    np.testing.assert_allclose(losses_of(tmp_path / "run"), losses_of(undisturbed), rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def short(dataset_folder, tmp_path_factory):
+    """In this process, where a signal can be sent at an exact place: config, and an undisturbed run of it."""
+    config = default_config("quick")
+    config.update(SETTINGS)
+    config.data.dir, config.train.epochs = str(dataset_folder.parents[2]), 3
+    workdir = tmp_path_factory.mktemp("short") / "run"
+    story.train(config, workdir)
+    return config, workdir
+
+
+@pytest.mark.parametrize(
+    ("place", "step"),
+    [("in an epoch", STEPS + 2), ("last step of an epoch", 2 * STEPS), ("evaluation", 2 * STEPS), ("save", 2 * STEPS)],
+)
+def test_exact_resume_from_any_place(place, step, short, tmp_path, monkeypatch):
+    config, whole = short
+    owner, name, at = {
+        "in an epoch": (story, "_look", 4),  # looks: after steps 2, 4, 5, 7, ...
+        "last step of an epoch": (story, "_look", 6),
+        "evaluation": (story, "evaluate", 2),
+        "save": (Checkpoints, "save", 2),
+    }[place]
+    original, calls = getattr(owner, name), []
+
+    def interrupted(*args, **options):
+        calls.append(None)
+        result = original(*args, **options)
+        if len(calls) == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.2)  # the signal is heard by another thread
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, interrupted)
+        with pytest.raises(TrainingStopped, match=rf"stopped by SIGTERM; step {step} is saved"):
+            story.train(config, tmp_path / "run")
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    story.train(config, tmp_path / "run")
+    assert_same_run(tmp_path / "run", whole)
