@@ -72,3 +72,11 @@ def test_nothing_is_long():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef):
                 assert node.end_lineno - node.lineno < 100, f"{path}: {node.name}"
+
+
+def test_nothing_is_unpickled():
+    """A pickle runs what it was told to; checkpoints, splits and scans come from others."""
+    for path in FILES:
+        assert not {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"} & set(imports(path)), path
+        for node in ast.walk(ast.parse(path.read_text())):
+            assert not (isinstance(node, ast.keyword) and node.arg == "allow_pickle"), f"{path}, line {node.lineno}"

@@ -113,7 +113,7 @@ def test_started_again_it_finds_itself_finished(finished, phantom_folder):
     assert after[workdir / "metrics.jsonl"] == before[workdir / "metrics.jsonl"]
 
 
-def test_a_run_cut_in_two_is_the_same_run(dataset_folder, tmp_path):
+def test_a_run_cut_in_two_is_the_same_run(dataset_folder, tmp_path, caplog):
     options = {"optimizer__ema_decay": 0.9, "augment__noise": 0.1, "train__epochs": 4}
     # Nothing is ever predicted, so no score beats the first: the rate falls after epoch 2 and the run ends after 3.
     options |= {"eval__threshold": 1.0, "train__early_stop_patience": 2}
@@ -121,6 +121,7 @@ def test_a_run_cut_in_two_is_the_same_run(dataset_folder, tmp_path):
     whole = train(tiny_config(dataset_folder, **options), tmp_path / "whole")
     rates = [row["learning_rate"] for row in rows_of(tmp_path / "whole")]
     np.testing.assert_allclose(rates, [3e-3, 3e-3, 3e-4], rtol=1e-5)
+    assert caplog.text.count("the validation Dice was 0 in each of the last 3 epochs") == 1
     train(tiny_config(dataset_folder, **options | {"train__epochs": 2}), tmp_path / "cut")
     assert (tmp_path / "cut" / "results.json").exists()
     with (tmp_path / "cut" / "metrics.jsonl").open("a") as file:

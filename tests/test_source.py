@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import struct
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -303,3 +304,36 @@ def test_a_damaged_member_of_a_zip_is_named(tree, tmp_path):
     path.write_bytes(data)
     with pytest.raises(InputError, match=rf"{FIRST}/{IMAGE}: damaged or truncated \(Bad CRC-32"):
         read(path)
+
+
+def test_a_zip_that_reaches_out_writes_nothing(tree, tmp_path):
+    """Absolute names, names with .. and links: a zip is read where it lies, and never unpacked."""
+    path = zip_tree(tree, tmp_path / "evil.zip", ("kaggle_3m",))
+    outside = tmp_path / "outside.tif"
+    link = zipfile.ZipInfo(f"kaggle_3m/{FIRST}/{FIRST}_4.tif")
+    link.external_attr = 0o120777 << 16
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(str(outside), WHOLE)
+        archive.writestr("kaggle_3m/../outside.tif", WHOLE)
+        archive.writestr(link, f"../../../{outside.name}")
+    before = set(tmp_path.rglob("*"))
+    outside.write_bytes(WHOLE)
+    with pytest.raises(InputError, match=rf"{FIRST}_4\.tif: not a TIFF image"):  # its target's name, not its target
+        read(path)
+    outside.unlink()
+    assert set(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", [f"{FIRST}/{IMAGE}", "data.csv"])
+def test_a_member_that_swells_is_let_go(tree, tmp_path, name):
+    (tree / name).write_bytes(bytes(2**27))
+    path = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(tree.rglob("*")):
+            archive.write(file, f"kaggle_3m/{file.relative_to(tree)}")
+    assert path.stat().st_size < 4 * 2**20
+    tracemalloc.start()
+    with pytest.raises(InputError, match=rf"{Path(name).name}: .*larger than 8 MB"):
+        read(path)
+    assert tracemalloc.get_traced_memory()[1] < 2**26
+    tracemalloc.stop()

@@ -8,6 +8,9 @@ from typing import NamedTuple
 
 from absl import logging
 
+from brainseg_jax.data.untrusted import read_bounded
+from brainseg_jax.errors import InputError
+
 MISSING = -1
 LARGEST = 2**31 - 1  # the fields are stored as int32
 
@@ -44,12 +47,12 @@ def read_clinical(path: Path | zipfile.Path) -> tuple[dict[str, Clinical], list[
         return {}, []
     remedy = "correct it, or take data.csv away to go without clinical fields"
     try:
-        reader = csv.DictReader(io.StringIO(path.read_bytes().decode("utf-8-sig"), newline=""), strict=True)
+        reader = csv.DictReader(io.StringIO(read_bounded(path).decode("utf-8-sig"), newline=""), strict=True)
         absent = [name for name in ("Patient", *COLUMNS) if name not in (reader.fieldnames or ())]
         if absent:
             return {}, [f"data.csv: no column {', '.join(absent)}; {remedy}"]
         rows = [(reader.line_num, row) for row in reader]
-    except (UnicodeDecodeError, csv.Error, OSError, zipfile.BadZipFile) as error:
+    except (InputError, UnicodeDecodeError, csv.Error, OSError, zipfile.BadZipFile) as error:
         return {}, [f"data.csv: not readable as a table ({error}); {remedy}"]
     table, faults = {}, []
     for line, row in rows:

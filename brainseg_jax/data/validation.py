@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from brainseg_jax.data.source import Case, Slice, TreePath, list_cases
+from brainseg_jax.data.untrusted import read_bounded
 from brainseg_jax.errors import InputError
 
 SIZE = 256  # pixels, height and width
@@ -111,7 +112,7 @@ def _read_mask(path: TreePath) -> np.ndarray:
 def _decode(path: TreePath, *, mode: str) -> np.ndarray:
     """Decodes a TIFF file to uint8 [256, 256, 3] (mode RGB) or [256, 256] (mode L), or says what else it is."""
     try:
-        data = path.read_bytes()
+        data = read_bounded(path)
         if not data:
             raise InputError("an empty file")
         with Image.open(io.BytesIO(data), formats=["TIFF"]) as picture:
