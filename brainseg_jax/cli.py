@@ -40,6 +40,8 @@ def run(main: Callable[[list[str]], object]) -> None:
             _fail("interrupted; the same command goes on from what is finished", status=130)
 
     absl_logging.get_absl_handler().addFilter(_is_worth_showing)
+    # After a failed read or write Orbax leaves coroutines behind, and Python prints a traceback for each it collects.
+    sys.unraisablehook = lambda left: absl_logging.debug("ignored: %s", left.exc_value)
     app.run(guarded, flags_parser=_parse)
 
 
@@ -79,8 +81,12 @@ def _explain(error: BaseException, argv: Sequence[str]) -> str:
 
 
 def _is_worth_showing(record: logging.LogRecord) -> bool:
-    """Our own words and everybody's warnings; Orbax alone tells some fifty lines about each checkpoint."""
-    return record.levelno >= logging.WARNING or Path(record.pathname).is_relative_to(Path(__file__).parent)
+    """Our own words and everybody's warnings; Orbax alone tells some fifty lines about each checkpoint.
+
+    A traceback that Orbax logs from its threads arrives as a `StorageError` as well.
+    """
+    own = Path(record.pathname).is_relative_to(Path(__file__).parent)
+    return own or (record.levelno >= logging.WARNING and record.exc_info is None)
 
 
 def _fail(message: str, *, status: int = 2) -> NoReturn:

@@ -34,9 +34,14 @@ SETTINGS = {
     "model": {"features": 2, "depth": 2},
     "data": {"image_size": 32, "source": "phantom:8:0"},
     # All that a run remembers is in play: moments, moving average, a plateau that lowers the rate.
-    "optimizer": {"schedule": "plateau", "plateau_patience": 1, "plateau_factor": 0.5, "ema_decay": 0.9},
+    "optimizer": {
+        "schedule": "plateau",
+        "plateau_patience": 1,
+        "plateau_factor": 0.5,
+        "ema_decay": 0.9,
+    },
     "train": {"epochs": EPOCHS, "batch_size": 8, "steps_per_epoch": STEPS, "log_every": 2},
-    "eval": {"batch_size": 24},
+    "eval": {"batch_size": 24, "threshold": 0.6},
 }
 KILLS = 20
 SAVED = re.compile(r"step (\d+) is saved in .*checkpoints\. The same command goes on")
@@ -151,18 +156,20 @@ def test_a_second_signal_ends_at_once(dataset_folder, tmp_path):
     assert "is saved" not in training.console
 
 
-def test_kill_storm(undisturbed, dataset_folder, tmp_path):
-    """SIGKILL at random moments after the start of each process: in steps, evaluations and saves."""
+def test_kill_storm(dataset_folder, tmp_path):
+    """SIGKILL at random moments of each process, a third of them before its first epoch ends, the rest in the saves,
+    evaluations and steps after it.
+    """
     chance = random.Random(0)
-    workdir = tmp_path / "run"
+    workdir, longer = tmp_path / "run", "--config.train.epochs=40"
     kills, steps = 0, [0]
     while kills < KILLS:
-        training = Training(dataset_folder, workdir)
-        training.wait_for("patients to train")
+        training = Training(dataset_folder, workdir, longer)
+        training.wait_for("patients to train" if kills % 3 == 0 else " val Dice ")
         if found := re.search(r"going on from step (\d+)", training.console):
             steps.append(int(found[1]))
         try:
-            training.process.wait(chance.uniform(0.0, 1.2))
+            training.process.wait(chance.uniform(0.0, 0.4))
             break
         except subprocess.TimeoutExpired:
             training.process.kill()
@@ -170,10 +177,11 @@ def test_kill_storm(undisturbed, dataset_folder, tmp_path):
             kills += 1
     assert kills == KILLS, "the run was over too soon to be killed so often"
     assert steps == sorted(steps) and all(step % STEPS == 0 for step in steps)  # only whole saves are gone on from
-    last = Training(dataset_folder, workdir)
+    assert len(set(steps)) > KILLS // 2, steps  # a run that was moving was hit
+    last = Training(dataset_folder, workdir, longer)
     assert last.end() == 0, last.console
-    assert_same_run(workdir, undisturbed)
-    assert len(set(steps)) > 3, steps  # kills hit a run that was moving
+    assert Training(dataset_folder, tmp_path / "undisturbed", longer).end() == 0
+    assert_same_run(workdir, tmp_path / "undisturbed")
 
 
 def flip_a_bit(path):
