@@ -176,7 +176,9 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # Orbax, tensorstore and json raise a dozen kinds on damaged files
-            raise StorageError(f"{self.folder / str(step)} is damaged: {_first_line(error)}") from error
+            raise StorageError(
+                f"{self.folder / str(step)} is damaged ({type(error).__name__}: {_first_line(error)})"
+            ) from error
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

@@ -1,5 +1,6 @@
 """What a run folder was made for, so that a run started again there is the same run."""
 
+import dataclasses
 import fcntl
 import json
 import os
@@ -122,8 +123,15 @@ def _compare(workdir: Path, content: dict, experiment: Experiment) -> None:
             f"{workdir} holds a run of another experiment; give a new --workdir, or the same settings:\n"
             + "\n".join(lines)
         )
-    if read_split(workdir / "split.json", experiment.cohort.patients) != experiment.split:
-        raise InputError(f"{workdir}/split.json is not the split that this config makes; give a new --workdir")
+    parts, parts_now = (
+        {patient: part for part, patients in dataclasses.asdict(split).items() for patient in patients}
+        for split in (read_split(workdir / "split.json", experiment.cohort.patients), experiment.split)
+    )
+    if moved := [p for p in sorted(parts | parts_now) if parts.get(p) != parts_now.get(p)]:
+        lines = [f"  {p}: {parts.get(p, 'left out')} before, {parts_now.get(p, 'left out')} now" for p in moved]
+        raise InputError(
+            f"{workdir}/split.json is not the split that this config makes; give a new --workdir:\n" + "\n".join(lines)
+        )
 
 
 def _flat(tree: dict, prefix: str = "") -> dict:

@@ -1,0 +1,47 @@
+"""How far brain and tumor lie apart on FLAIR once each scan is normalized, against how far scans differ.
+
+    python experiments/normalization_levels.py PATH/kaggle_3m experiments/lgg_70_cpu/dev_split.json
+
+Of each training and validation patient of the split: the median of the tumor and of the rest of the head. A network
+that goes by brightness needs the mean distance of the two to be large beside their spread from scan to scan.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from brainseg_jax.data import lgg
+from brainseg_jax.data.cohort import load_cohort
+from brainseg_jax.data.normalization import normalize
+
+FLAIR = 1
+
+
+def medians(source: str, patients: list[str], method: str) -> tuple[np.ndarray, np.ndarray]:
+    """Median level of the tumor and of the rest of the head of each patient."""
+    cohort = load_cohort(lgg.prepare(source, None), image_size=128, normalization=method)
+    tumor, rest = [], []
+    for patient in patients:
+        slices = cohort.slices_of([patient])
+        constants = type(cohort.normalization)(*(c[cohort.patients.index(patient)] for c in cohort.normalization))
+        levels = np.asarray(normalize(cohort.images[slices], constants))[..., FLAIR]
+        flair, mask = cohort.images[slices][..., FLAIR], cohort.masks[slices][..., 0] > 0
+        tumor.append(np.median(levels[mask]))
+        rest.append(np.median(levels[~mask & (flair > 0.2 * np.percentile(flair, 99))]))
+    return np.array(tumor), np.array(rest)
+
+
+if __name__ == "__main__":
+    source, split_file = sys.argv[1:]
+    split = json.loads(Path(split_file).read_text())
+    patients = sorted(split["train"] + split["val"])
+    for method in ("volume_zscore", "volume_median"):
+        tumor, rest = medians(source, patients, method)
+        distance, spread = (tumor - rest).mean(), np.hypot(tumor.std(), rest.std())
+        print(
+            f"{method}: {len(patients)} patients, distance {distance:.3f}, spread of the tumor {tumor.std():.3f}, ",
+            end="",
+        )
+        print(f"of the rest {rest.std():.3f}, distance / both spreads {distance / spread:.2f}")
