@@ -2,7 +2,7 @@
 
     python -m brainseg_jax.main --config=configs/best.py:cpu --config.train.max_minutes=25 --workdir=runs/best
 
-Not the outcome of an ablation yet: it is `unet_dice.py`, the network of the highest mean in experiments/lgg_70_cpu (by less
+Not the outcome of an ablation yet: it is `unet_dice.py`, the highest mean in experiments/lgg_70_cpu (by less
 than chance), which at `:cpu` trains against the clock. Not yet scored.
 """
 
