@@ -85,6 +85,7 @@ def default_config(scale: str | None = None) -> ConfigDict:
     config.train.epochs = 25
     config.train.batch_size = 32  # over all devices
     config.train.steps_per_epoch = 0  # 0: as many as one pass over the training slices takes
+    config.train.max_minutes = 0.0  # > 0: training and validating end in good order then, a cosine at 0; see README
     config.train.early_stop_patience = 15  # epochs without a better val Dice; 0: off
     config.train.log_every = 10  # steps between looks at the loss
     config.train.skip_nonfinite = 0  # updates that may be left out in all where loss or gradient is not finite
@@ -130,6 +131,7 @@ _RANGES = {  # key: least and greatest value
     "train.epochs": (1, math.inf),
     "train.batch_size": (1, math.inf),
     "train.steps_per_epoch": (0, math.inf),
+    "train.max_minutes": (0.0, math.inf),
     "train.early_stop_patience": (0, math.inf),
     "train.log_every": (1, math.inf),
     "train.skip_nonfinite": (0, math.inf),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from brainseg_jax import sharding
-from brainseg_jax.training.loop_state import LoopState, advance, is_over, lower_on_plateau
+from brainseg_jax.training.loop_state import LoopState, advance, is_over, lower_on_plateau, spend
 from brainseg_jax.training.state import TrainState
 
 MESH = sharding.data_mesh()
@@ -44,3 +44,15 @@ def test_epochs_without_a_right_pixel_are_counted_in_a_row():
         loop = advance(loop, score)
         counts.append(loop.zero_epochs)
     assert counts == [1, 2, 0, 1, 2, 3] and loop.losses == ()
+
+
+def test_a_cosine_falls_by_the_time_that_is_gone_and_leaves_room_for_a_validation():
+    one = sharding.put(np.ones((), np.float32), sharding.replicated(MESH))
+    state = TrainState(one, {}, {}, (), None, learning_rate_scale=one)
+    loop, seen = LoopState(validation_seconds=20.0), []
+    for seconds in (0.0, 20.0, 20.0, 39.0, 1.0):  # of 100, 80 of them for training
+        state, loop = spend(state, loop, seconds, limit=100.0, cosine=True, mesh=MESH)
+        seen.append((round(float(state.learning_rate_scale), 4), loop.out_of_time))
+    assert seen[:3] == [(1.0, False), (0.8536, False), (0.5, False)]  # (1 + cos(pi / 4)) / 2, (1 + cos(pi / 2)) / 2
+    assert 0 < seen[3][0] < 1e-3 and not seen[3][1]
+    assert seen[4] == (0.0, True) and is_over(loop, epochs=99, early_stop_patience=0)

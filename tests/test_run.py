@@ -165,6 +165,16 @@ def test_another_experiment_in_the_same_folder(finished, phantom_folder):
         train(config, workdir)
 
 
+def test_a_limit_of_time(dataset_folder, tmp_path):
+    options = {"train__epochs": 10_000, "train__steps_per_epoch": 20, "optimizer__schedule": "cosine"}
+    config = tiny_config(dataset_folder, **options, train__max_minutes=0.1)
+    results = train(config, tmp_path)
+    rates = [row["learning_rate"] for row in rows_of(tmp_path)]
+    assert results["epochs"] == len(rates) < 10_000
+    assert rates == sorted(rates, reverse=True) and rates[-1] < 0.05 * 3e-3
+    assert train(config, tmp_path) == results  # it is over, and stays so
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [

@@ -110,8 +110,10 @@ def build_experiment(config: ConfigDict) -> Experiment:
     )
     steps_per_epoch = config.train.steps_per_epoch or -(-len(train_slices) // config.train.batch_size)
     opt = config.optimizer
+    # Against a limit of time the loop lets the cosine fall itself, by `TrainState.learning_rate_scale`.
+    by_time = opt.schedule == "cosine" and config.train.max_minutes > 0.0
     schedule = build_schedule(
-        opt.schedule,
+        "constant" if by_time else opt.schedule,
         learning_rate=opt.learning_rate,
         total_steps=config.train.epochs * steps_per_epoch,
         warmup_steps=round(opt.warmup_epochs * steps_per_epoch),

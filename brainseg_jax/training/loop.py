@@ -17,7 +17,7 @@ from brainseg_jax.evaluation.scores import patient_table, summarize
 from brainseg_jax.training.checkpoint import Checkpoints
 from brainseg_jax.training.experiment import Experiment, build_experiment, on_first_process
 from brainseg_jax.training.journal import Journal, conclusion, epoch_line, introduction
-from brainseg_jax.training.loop_state import LoopState, advance, is_over, lower_on_plateau, warn_of_collapse
+from brainseg_jax.training.loop_state import LoopState, advance, is_over, lower_on_plateau, spend, warn_of_collapse
 from brainseg_jax.training.results import write_results
 from brainseg_jax.training.run_folder import check_run_folder, claim_run_folder, own_run_folder
 from brainseg_jax.training.scoring import evaluate
@@ -70,6 +70,7 @@ def train(config: ConfigDict, workdir: Path) -> dict:
             started, before = time.monotonic(), int(state.step)
             state, loop = _train_epoch(state, loop, run)
             seconds, steps = time.monotonic() - started, int(state.step) - before
+            validating = time.monotonic()
             row = {
                 "epoch": loop.epoch + 1,
                 "train_loss": float(np.mean(loop.losses)),
@@ -78,6 +79,7 @@ def train(config: ConfigDict, workdir: Path) -> dict:
             }
             if not math.isfinite(row["val_loss"]):
                 raise _diverged(f"the validation loss is not a finite number after step {int(state.step)}", run)
+            state, loop = _count_time(state, loop, time.monotonic() - validating, run, validated=True)
             speed = steps * config.train.batch_size / seconds
             loop = advance(loop, row["val_dice_mean"])
             warn_of_collapse(loop)
@@ -135,14 +137,17 @@ def _train_epoch(state: TrainState, loop: LoopState, run: _Run) -> tuple[TrainSt
         loop = _look(waiting, step + 1 - len(waiting), loop, run)
         run.checkpoints.check()
         now = time.monotonic()
-        rate = len(waiting) * experiment.sampler.batch_size / (now - looked)
+        seconds = now - looked
         run.journal.advance(
             step=step + 1,
             epoch=loop.epoch + 1,
             loss=loop.losses[-1] if loop.losses else math.nan,
-            images_per_second=rate,
+            images_per_second=len(waiting) * experiment.sampler.batch_size / seconds,
         )
         waiting, looked = [], now
+        state, loop = _count_time(state, loop, seconds, run)
+        if loop.out_of_time:
+            break
         if not ends and run.stop.agreed():  # at the end of an epoch the validation patients come first
             run.checkpoints.save(state, loop, dice=None)
             raise _stopped(run, state)
@@ -167,6 +172,19 @@ def _look(reports: list[Report], first: int, loop: LoopState, run: _Run) -> Loop
         logging.warning("%s; left out, %d of at most %d", words, loop.skipped_steps, run.config.train.skip_nonfinite)
     losses = tuple(float(report.loss) for report in reports if report.finite)
     return dataclasses.replace(loop, losses=loop.losses + losses)
+
+
+def _count_time(
+    state: TrainState, loop: LoopState, seconds: float, run: _Run, *, validated: bool = False
+) -> tuple[TrainState, LoopState]:
+    limit = 60.0 * run.config.train.max_minutes
+    if not limit:
+        return state, loop
+    if validated:
+        loop = dataclasses.replace(loop, validation_seconds=seconds)
+    cosine, over = run.config.optimizer.schedule == "cosine", loop.out_of_time
+    state, loop = spend(state, loop, seconds, limit=limit, cosine=cosine, mesh=run.experiment.mesh)
+    return state, dataclasses.replace(loop, out_of_time=loop.out_of_time or over)
 
 
 def _validate(state: TrainState, experiment: Experiment) -> dict[str, float]:

@@ -1,9 +1,12 @@
 """What the loop remembers beside the arrays, and its decisions: what is best, when the rate falls, when to stop."""
 
 import dataclasses
+import math
 
+import jax
 import numpy as np
 from absl import logging
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from brainseg_jax import sharding
@@ -24,6 +27,9 @@ class LoopState:
       zero_epochs: epochs in a row that scored 0.
       skipped_steps: updates left out so far because loss or gradient was not finite.
       losses: of the steps made in the epoch under way; empty between epochs.
+      seconds: spent in training and validation; kept where `train.max_minutes` limits them, else 0.
+      validation_seconds: of the last validation, kept likewise.
+      out_of_time: whether the limit has ended the training.
     """
 
     epoch: int = 0
@@ -33,6 +39,9 @@ class LoopState:
     zero_epochs: int = 0
     skipped_steps: int = 0
     losses: tuple[float, ...] = ()
+    seconds: float = 0.0
+    validation_seconds: float = 0.0
+    out_of_time: bool = False
 
     @classmethod
     def from_json(cls, content: dict) -> "LoopState":
@@ -72,10 +81,34 @@ def lower_on_plateau(
     return state, dataclasses.replace(loop, plateau_wait=0)
 
 
+def spend(state: TrainState, loop: LoopState, seconds: float, *, limit: float, cosine: bool, mesh: Mesh) -> tuple:
+    """Counts time against a limit, and lets a cosine learning rate fall by the time that is gone.
+
+    Args:
+      state: of the training; `learning_rate_scale` is changed where `cosine`.
+      loop: the loop's memory.
+      seconds: spent since the last call; those of process 0 count for all.
+      limit: of training and validation, seconds.
+      cosine: whether the rate is to fall, to 0 at the limit.
+      mesh: where the state lies.
+
+    Returns:
+      both; `out_of_time` where no more than a validation as long as the last one fits into the limit.
+    """
+    if jax.process_count() > 1:
+        seconds = float(multihost_utils.broadcast_one_to_all(np.float32(seconds)))
+    spent = loop.seconds + seconds
+    out_of_time = spent + loop.validation_seconds >= limit
+    if cosine:
+        scale = np.float32(0.5 + 0.5 * math.cos(math.pi * min(1.0, spent / (limit - loop.validation_seconds))))
+        state = state.replace(learning_rate_scale=sharding.put(scale, sharding.replicated(mesh)))
+    return state, dataclasses.replace(loop, seconds=spent, out_of_time=out_of_time)
+
+
 def is_over(loop: LoopState, *, epochs: int, early_stop_patience: int) -> bool:
-    """Whether all epochs are made, or the last `early_stop_patience` of them, where that is not 0, were no better."""
+    """Whether all epochs are made, time is up, or the last `early_stop_patience`, where not 0, were no better."""
     stops_early = 0 < early_stop_patience <= loop.epoch - loop.best_epoch
-    return loop.epoch >= epochs or stops_early
+    return loop.epoch >= epochs or stops_early or loop.out_of_time
 
 
 def warn_of_collapse(loop: LoopState) -> None:
