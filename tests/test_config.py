@@ -23,7 +23,7 @@ def load(path):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_each_file_says_what_its_name_says(path):
-    network, loss = path.stem.split("_")
+    network, loss = path.stem.split("_") if path.stem != "best" else ("unet", "dice")
     for arguments in ((), ("cpu",), ("quick",)):
         config = load(path)(*arguments)
         assert config.model.name == {"unet": "unet", "attn": "attention_unet"}[network]
@@ -32,6 +32,11 @@ def test_each_file_says_what_its_name_says(path):
         check_config(config)
     assert f"--config=configs/{path.name}" in path.read_text()
     assert len(path.read_text().splitlines()) <= 35
+
+
+def test_best_runs_against_the_clock_where_cores_are_few():
+    (best,) = [load(path) for path in CONFIGS if path.stem == "best"]
+    assert [best(scale).train.max_minutes for scale in (None, "cpu", "quick")] == [0.0, 25.0, 0.0]
 
 
 def test_the_default_is_the_recipe_of_the_reproduced_project():

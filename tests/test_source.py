@@ -316,6 +316,7 @@ def test_a_zip_that_reaches_out_writes_nothing(tree, tmp_path):
         archive.writestr(str(outside), WHOLE)
         archive.writestr("kaggle_3m/../outside.tif", WHOLE)
         archive.writestr(link, f"../../../{outside.name}")
+        archive.writestr(f"kaggle_3m/{FIRST}/{FIRST}_4_mask.tif", encoded(GRAY))
     before = set(tmp_path.rglob("*"))
     outside.write_bytes(WHOLE)
     with pytest.raises(InputError, match=rf"{FIRST}_4\.tif: not a TIFF image"):  # its target's name, not its target
