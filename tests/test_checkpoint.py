@@ -173,3 +173,15 @@ def test_a_full_disk_surfaces_also_on_the_last_save(small_disk):
     (small_disk / "ballast").unlink()
     state, loop = Checkpoints(small_disk / "checkpoints").recover(like=state_on(1, 0, 0.0))
     assert (int(state.step), loop.epoch) == (10, 1)
+
+
+def test_arrays_that_are_readable_but_not_those_that_were_written(tmp_path, caplog):
+    """What Orbax reads without a complaint: here the arrays of another step."""
+    checkpoints = save_all(tmp_path / "checkpoints", [0.1, 0.2])
+    shutil.rmtree(tmp_path / "checkpoints" / "20" / "state")
+    shutil.copytree(tmp_path / "checkpoints" / "10" / "state", tmp_path / "checkpoints" / "20" / "state")
+    state, _ = checkpoints.recover(like=state_on(1, 0, 0.0))
+    assert int(state.step) == 10
+    assert "checkpoints/20 is damaged: .step, .params['kernel']" in caplog.text
+    assert "differ from their checksums" in caplog.text
+    checkpoints.close()
