@@ -17,6 +17,9 @@ from brainseg_jax.training.checkpoint import DAMAGED, Checkpoints
 from brainseg_jax.training.loop_state import LoopState
 from brainseg_jax.training.state import TrainState
 
+# What Orbax leaves behind after a failed read is collected whenever, and complains then.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 
 def state_on(devices, step, fill, features=2):
     mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
