@@ -22,7 +22,7 @@ def default_config(scale: str | None = None) -> ConfigDict:
     """
     config = ConfigDict()
     config.seed = 0  # of the initial weights, the order of the slices and the augmentation
-    config.deterministic = False  # on a GPU: the same seed gives the same bits, more slowly; a CPU always does
+    config.deterministic = False  # GPU: training kernels of the same bits each time, more slowly; a CPU always does so
 
     config.model = ConfigDict()
     config.model.name = "unet"  # unet | attention_unet

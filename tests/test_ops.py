@@ -62,3 +62,12 @@ def test_upsampling_is_image_resize(shape):
         assert_close(ops.upsample2x(x, method), jax.image.resize(x, larger, method), 1e-5)
     with pytest.raises(ValueError, match="bicubic"):
         ops.upsample2x(x, "bicubic")
+
+
+@pytest.mark.parametrize(
+    ("backend", "deterministic", "option"),
+    [("gpu", True, {"xla_gpu_deterministic_ops": True}), ("gpu", False, None), ("tpu", True, None)],
+)
+def test_the_switch_for_deterministic_kernels_is_of_gpus_alone(monkeypatch, backend, deterministic, option):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    assert ops.compiler_options(deterministic=deterministic) == option
