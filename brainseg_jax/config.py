@@ -94,6 +94,8 @@ def default_config(scale: str | None = None) -> ConfigDict:
     config.eval.batch_size = 32
     config.eval.threshold = 0.5  # probability from which a pixel counts as tumor
     config.eval.largest_component = False  # keep the largest connected 3-D part of each patient's prediction alone
+    config.eval.min_voxels = 0  # take out connected 3-D parts of fewer voxels of the native grid
+    config.eval.choose = False  # in place of the three above, what scores best on the validation patients at the end
 
     if scale not in _SCALES:
         raise InputError(
@@ -137,6 +139,7 @@ _RANGES = {  # key: least and greatest value
     "train.skip_nonfinite": (0, math.inf),
     "eval.batch_size": (1, math.inf),
     "eval.threshold": (0.0, 1.0),
+    "eval.min_voxels": (0, math.inf),
 }
 
 

@@ -62,6 +62,7 @@ def test_only_the_top_sees_the_config():
         "loop.py",
         "experiment.py",
         "run_folder.py",
+        "trained.py",
     }
 
 

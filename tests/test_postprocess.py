@@ -2,7 +2,9 @@
 
 import numpy as np
 
-from brainseg_jax.evaluation.postprocess import keep_largest_component
+from brainseg_jax.evaluation.postprocess import PostProcess, choose
+
+LARGEST = PostProcess(largest_component=True)
 
 
 def test_the_part_with_most_voxels_stays_and_corners_connect():
@@ -13,11 +15,38 @@ def test_the_part_with_most_voxels_stays_and_corners_connect():
     kept = np.zeros_like(volume)
     kept[2:, 4:] = volume[2:, 4:]
     assert kept.sum() == 6
-    np.testing.assert_array_equal(keep_largest_component(volume), kept)
+    np.testing.assert_array_equal(LARGEST.keep_parts(volume), kept)
+
+
+def test_parts_smaller_than_the_minimum_go():
+    volume = np.zeros((3, 6, 6), bool)
+    volume[0, 0, :3] = volume[2, 5, :2] = True
+    three = np.zeros_like(volume)
+    three[0, 0, :3] = True
+    np.testing.assert_array_equal(PostProcess(min_voxels=3).keep_parts(volume), three)
+    np.testing.assert_array_equal(PostProcess(min_voxels=2).keep_parts(volume), volume)
+    assert not PostProcess(min_voxels=4).keep_parts(volume).any()
+    assert not PostProcess(min_voxels=4, largest_component=True).keep_parts(volume).any()
+
+
+def test_the_threshold_itself_counts_as_tumor():
+    probability = np.array([[[0.29, 0.3, 0.31]]], np.float64)
+    np.testing.assert_array_equal(PostProcess(threshold=0.3)(probability), [[[False, True, True]]])
+
+
+def test_the_best_of_the_candidates_is_chosen_and_the_plainest_of_a_tie():
+    truth = np.zeros((3, 20, 20), bool)
+    truth[1, 4:14, 4:14] = True  # 100 voxels
+    sure = np.where(truth, 0.95, 0.05)
+    assert choose([(sure, truth)]) == (PostProcess(), 1.0)
+    faint = np.where(truth, 0.35, 0.05)  # found from 0.3 down alone
+    assert choose([(faint, truth)]) == (PostProcess(threshold=0.3), 1.0)
+    faint[0, 18, :10] = 0.99  # and a false part of 10 voxels, whatever the threshold
+    assert choose([(faint, truth), (sure, truth)]) == (PostProcess(threshold=0.3, min_voxels=50), 1.0)
 
 
 def test_one_part_and_none_stay_as_they_are():
     volume = np.zeros((2, 4, 4), bool)
-    np.testing.assert_array_equal(keep_largest_component(volume), volume)
+    np.testing.assert_array_equal(LARGEST.keep_parts(volume), volume)
     volume[:, 1:3, 1] = True
-    np.testing.assert_array_equal(keep_largest_component(volume), volume)
+    np.testing.assert_array_equal(LARGEST.keep_parts(volume), volume)

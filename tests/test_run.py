@@ -1,7 +1,6 @@
 """Whole runs on the phantom: what they leave behind, how they go on, and what they refuse."""
 
 import csv
-import dataclasses
 import json
 import os
 import re
@@ -19,6 +18,7 @@ from scipy import ndimage
 from brainseg_jax.config import default_config
 from brainseg_jax.data.splits import Split
 from brainseg_jax.errors import InputError, TrainingDiverged
+from brainseg_jax.evaluation.postprocess import PostProcess
 from brainseg_jax.training.experiment import build_experiment
 from brainseg_jax.training.loop import train
 from brainseg_jax.training.scoring import evaluate
@@ -132,11 +132,11 @@ def test_a_run_cut_in_two_is_the_same_run(dataset_folder, tmp_path, caplog):
 
 
 def test_the_largest_part_alone_is_scored(dataset_folder):
-    config = tiny_config(dataset_folder, eval__threshold=0.6, data__normalization="volume_zscore")
+    config = tiny_config(dataset_folder, data__normalization="volume_zscore")
     experiment = build_experiment(config)
     variables, patients = experiment.initial_state.variables, experiment.split.test
-    _, every_part = evaluate(experiment, variables, patients)
-    totals, masks = evaluate(dataclasses.replace(experiment, largest_component=True), variables, patients)
+    _, every_part = evaluate(experiment, variables, patients, PostProcess(0.6))
+    totals, masks = evaluate(experiment, variables, patients, PostProcess(0.6, largest_component=True))
     cohort = experiment.cohort
     slices = cohort.slices_of(patients)
     truth = cohort.native_masks[slices, ..., 0] > 0

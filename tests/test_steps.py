@@ -138,9 +138,10 @@ def test_eval_step_scores_patients_on_the_native_grid(parts, cohort):
     threshold = 0.5
     padded = np.concatenate([indices, np.zeros(8, np.int32)])
     valid = np.arange(40) < 32
-    step = make_eval_step(model, LOSS, mesh=mesh, patients=len(cohort.patients), threshold=threshold)
+    step = make_eval_step(model, LOSS, mesh=mesh, patients=len(cohort.patients))
     divided = sharding.over_batch(mesh)
-    totals, masks = step(variables, on_devices, sharding.put(padded, divided), sharding.put(valid, divided))
+    batch = (sharding.put(padded, divided), sharding.put(valid, divided))
+    totals, masks = step(variables, on_devices, *batch, np.float32(threshold))
 
     logits = model.apply(variables, normalized_by_hand(cohort, indices), train=False)
     probability = 1 / (1 + np.exp(-np.asarray(logits, np.float64)))

@@ -28,15 +28,19 @@ class Checkpoints:
     and a `record`: the loop's memory, and the dtype, shape and CRC-32 of each array and of the record itself.
     """
 
-    def __init__(self, folder: Path):
-        """Opens `folder`, which is made where it is missing; a step half-written by a killed run is ignored."""
+    def __init__(self, folder: Path, *, read_only: bool = False):
+        """Opens `folder`, which is made where it is missing; a step half-written by a killed run is ignored.
+
+        `read_only` changes nothing in it, so that a run that goes on there is not disturbed.
+        """
         self.folder = folder.absolute()
         self._ranks: dict[int, tuple[float, int]] = {}  # of the steps saved or read here: (validation Dice, -epoch)
         with self._writing():
             self._manager = ocp.CheckpointManager(
                 self.folder,
                 options=ocp.CheckpointManagerOptions(
-                    preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(2), _Best(self._ranks)])
+                    preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(2), _Best(self._ranks)]),
+                    read_only=read_only,
                 ),
             )
 
@@ -97,6 +101,13 @@ class Checkpoints:
         loop = LoopState.from_json(record["loop"])
         self._ranks[step] = _rank(record["dice"], loop)
         return state, loop
+
+    def restore_best(self, like: TrainState) -> TrainState:
+        """Reads the step of the highest validation Dice, as `restore` does; a damaged step is an error, not moved."""
+        for step in self.steps():
+            record = self._read_record(step)
+            self._ranks[step] = _rank(record["dice"], LoopState.from_json(record["loop"]))
+        return self.restore(self.best_step(), like)[0]
 
     def recover(self, like: TrainState) -> tuple[TrainState, LoopState] | None:
         """Checks every step that is kept and returns the newest whole one; None in a new run.

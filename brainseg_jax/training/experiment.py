@@ -22,6 +22,7 @@ from brainseg_jax.data.cohort import Cohort, load_cohort
 from brainseg_jax.data.sampling import BatchSampler
 from brainseg_jax.data.splits import Split, read_split, split_by_folds, split_by_fractions
 from brainseg_jax.errors import InputError
+from brainseg_jax.evaluation.postprocess import PostProcess
 from brainseg_jax.models import build_model
 from brainseg_jax.training.optimizer import build_optimizer, build_schedule
 from brainseg_jax.training.state import TrainState, create_state
@@ -57,7 +58,8 @@ class Experiment:
       eval_step: see `make_eval_step`.
       predict_step: see `make_predict_step`.
       eval_batch_size: slices a batch in evaluation.
-      largest_component: whether the largest part of each patient's prediction alone is kept.
+      postprocess: what makes masks of probabilities, as the config says it.
+      chooses_postprocess: whether at the end the validation patients choose another.
     """
 
     dataset_folder: Path
@@ -74,7 +76,8 @@ class Experiment:
     eval_step: Callable
     predict_step: Callable
     eval_batch_size: int
-    largest_component: bool
+    postprocess: PostProcess
+    chooses_postprocess: bool
 
     def put_batch(self, array: np.ndarray) -> jax.Array:
         """Lays the indices of a batch on the devices, divided among them."""
@@ -152,12 +155,11 @@ def build_experiment(config: ConfigDict) -> Experiment:
             skip_nonfinite=config.train.skip_nonfinite > 0,
             deterministic=config.deterministic,
         ),
-        eval_step=make_eval_step(
-            model, loss, mesh=mesh, patients=len(cohort.patients), threshold=config.eval.threshold
-        ),
+        eval_step=make_eval_step(model, loss, mesh=mesh, patients=len(cohort.patients)),
         predict_step=make_predict_step(model, mesh=mesh),
         eval_batch_size=config.eval.batch_size,
-        largest_component=config.eval.largest_component,
+        postprocess=PostProcess(config.eval.threshold, config.eval.largest_component, config.eval.min_voxels),
+        chooses_postprocess=config.eval.choose,
     )
 
 

@@ -188,7 +188,7 @@ def _count_time(
 
 
 def _validate(state: TrainState, experiment: Experiment) -> dict[str, float]:
-    totals, _ = evaluate(experiment, state.variables, experiment.split.val)
+    totals, _ = evaluate(experiment, state.variables, experiment.split.val, experiment.postprocess)
     scores = summarize(patient_table(experiment.cohort, totals.sums, experiment.split.val))
     return {
         "val_loss": float(totals.loss / totals.sums.slices.sum()),

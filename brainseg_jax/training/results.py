@@ -10,7 +10,7 @@ from brainseg_jax.evaluation.pictures import Slice, draw_curves, draw_panel
 from brainseg_jax.evaluation.scores import patient_table, summarize, write_json, write_table
 from brainseg_jax.training.experiment import Experiment
 from brainseg_jax.training.journal import read_rows
-from brainseg_jax.training.scoring import evaluate
+from brainseg_jax.training.scoring import choose_postprocess, evaluate
 from brainseg_jax.training.state import TrainState
 
 
@@ -28,7 +28,10 @@ def write_results(workdir: Path, experiment: Experiment, best: TrainState, *, be
       what `results.json` holds.
     """
     cohort, split = experiment.cohort, experiment.split
-    totals, masks = evaluate(experiment, best.variables, split.test)
+    post = experiment.postprocess
+    if experiment.chooses_postprocess:
+        post, _ = choose_postprocess(experiment, best.variables)
+    totals, masks = evaluate(experiment, best.variables, split.test, post)
     rows = patient_table(cohort, totals.sums, split.test)
     test = summarize(rows)
     test["loss"] = float(totals.loss / totals.sums.slices.sum())
@@ -36,6 +39,7 @@ def write_results(workdir: Path, experiment: Experiment, best: TrainState, *, be
     test[f"soft_iou_per_batch_of_{experiment.eval_batch_size}"] = float(totals.soft_batch_iou / totals.batches)
     results = {
         "test": test,
+        "postprocess": post._asdict(),
         "best_epoch": best_epoch,
         "best_step": int(best.step),
         "epochs": epochs,

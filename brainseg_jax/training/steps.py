@@ -166,8 +166,8 @@ def make_train_step(
 
 
 def make_eval_step(
-    model: nn.Module, loss: Loss, *, mesh: Mesh, patients: int, threshold: float
-) -> Callable[[dict, DeviceCohort, jax.Array, jax.Array], tuple[Totals, jax.Array]]:
+    model: nn.Module, loss: Loss, *, mesh: Mesh, patients: int
+) -> Callable[[dict, DeviceCohort, jax.Array, jax.Array, float], tuple[Totals, jax.Array]]:
     """Compiles the scoring of one batch, on the native grid: probabilities are up-sampled bilinearly, then thresholded.
 
     Args:
@@ -175,14 +175,15 @@ def make_eval_step(
       loss: logits, labels, mask=[B] -> [B].
       mesh: the batch is divided over it.
       patients: P of the cohort.
-      threshold: probability from which a pixel counts as tumor.
 
     Returns:
-      (variables, cohort, indices [B] int32, valid [B] bool) -> (`Totals` of the batch, predicted masks
-      [B, 256, 256, 1] bool); slices not valid count nowhere.
+      (variables, cohort, indices [B] int32, valid [B] bool, threshold) -> (`Totals` of the batch, predicted masks
+      [B, 256, 256, 1] bool, where the probability is at least the threshold); slices not valid count nowhere.
     """
 
-    def step(variables: dict, cohort: DeviceCohort, indices: jax.Array, valid: jax.Array) -> tuple[Totals, jax.Array]:
+    def step(
+        variables: dict, cohort: DeviceCohort, indices: jax.Array, valid: jax.Array, threshold: jax.Array
+    ) -> tuple[Totals, jax.Array]:
         prediction = predict(model, variables, cohort, indices)
         predicted = prediction.probability >= threshold
         labels = cohort.masks[indices]
@@ -199,7 +200,7 @@ def make_eval_step(
     everywhere, divided = sharding.replicated(mesh), sharding.over_batch(mesh)
     return jax.jit(
         step,
-        in_shardings=(everywhere, everywhere, divided, divided),
+        in_shardings=(everywhere, everywhere, divided, divided, everywhere),
         out_shardings=everywhere,
         compiler_options=ops.compiler_options(),
     )

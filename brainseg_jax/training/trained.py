@@ -1,0 +1,117 @@
+"""A trained network taken from its run folder, ready to be used away from the data it was trained on."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import flax.linen as nn
+from absl import logging
+from ml_collections import ConfigDict
+
+from brainseg_jax import sharding
+from brainseg_jax.config import check_config, default_config
+from brainseg_jax.errors import InputError
+from brainseg_jax.evaluation.postprocess import PostProcess
+from brainseg_jax.models import build_model
+from brainseg_jax.training.checkpoint import Checkpoints
+from brainseg_jax.training.optimizer import build_optimizer, build_schedule
+from brainseg_jax.training.state import create_state
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trained:
+    """What a run made.
+
+    Attributes:
+      folder: of the run.
+      config: of the run.
+      model: the network, [B, S, S, 3] normalized to logits [B, S, S, 1].
+      variables: of the best checkpoint.
+      step: of that checkpoint.
+      image_size: S, in pixels, of training.
+      normalization: a name in `normalization.METHODS`; constants are fitted to each whole volume.
+      postprocess: what makes masks of probabilities; chosen on validation where the run did so.
+      results: content of `results.json`; None for a run that has not ended.
+    """
+
+    folder: Path
+    config: ConfigDict
+    model: nn.Module
+    variables: dict
+    step: int
+    image_size: int
+    normalization: str
+    postprocess: PostProcess
+    results: dict | None
+
+
+def load_trained(folder: Path) -> Trained:
+    """Reads the best checkpoint of a run, checks it against its checksums, and changes nothing in the folder.
+
+    Raises:
+      InputError: `folder` holds no run, no checkpoint, or a run of another version of the config or network.
+      StorageError: a checkpoint is damaged.
+    """
+    config = _read_config(folder)
+    if not any((folder / "checkpoints").glob("[0-9]*")):
+        raise InputError(f"{folder}: no checkpoint in it yet; train first, or wait for the end of the first epoch")
+    model = build_model(**config.model)
+    opt = config.optimizer
+    schedule = build_schedule("constant", learning_rate=opt.learning_rate, total_steps=1, warmup_steps=0)
+    like = create_state(
+        model,
+        build_optimizer(opt.name, schedule, b2=opt.b2, weight_decay=opt.weight_decay, clip_norm=opt.clip_norm),
+        image_size=config.data.image_size,
+        seed=config.seed,
+        ema=opt.ema_decay > 0.0,
+        mesh=sharding.data_mesh(),
+    )
+    checkpoints = Checkpoints(folder / "checkpoints", read_only=True)
+    state = checkpoints.restore_best(like)
+    checkpoints.close()
+    results = None
+    if (folder / "results.json").exists():
+        results = _read_json(folder / "results.json")
+    elif config.eval.choose:
+        logging.warning(
+            "%s has not ended, so its post-processing is not chosen yet: that of its config is used", folder
+        )
+    chosen = (results or {}).get("postprocess")
+    return Trained(
+        folder=folder,
+        config=config,
+        model=model,
+        variables=state.variables,
+        step=int(state.step),
+        image_size=config.data.image_size,
+        normalization=config.data.normalization,
+        postprocess=PostProcess(**chosen)
+        if chosen
+        else PostProcess(config.eval.threshold, config.eval.largest_component, config.eval.min_voxels),
+        results=results,
+    )
+
+
+def _read_config(folder: Path) -> ConfigDict:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise InputError(f"{folder}: no run in it (no config.json); give the --workdir of a training")
+    content = _read_json(path)
+    content.pop("dataset", None)
+    config = default_config()
+    try:
+        config.update(content)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path} is of another version of this code ({error}); use that version") from error
+    check_config(config)
+    return config
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError("not an object")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}); put back a whole copy of the run folder") from error
+    return content

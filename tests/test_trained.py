@@ -1,0 +1,97 @@
+"""A network taken from its run folder: the same scores as the run wrote, nothing changed, faults in words."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from brainseg_jax.config import default_config
+from brainseg_jax.errors import InputError, StorageError
+from brainseg_jax.evaluation.scores import patient_table, summarize
+from brainseg_jax.training.experiment import build_experiment
+from brainseg_jax.training.loop import train
+from brainseg_jax.training.scoring import evaluate
+from brainseg_jax.training.trained import load_trained
+
+pytestmark = [
+    pytest.mark.usefixtures("optax_promotion"),
+    # Orbax leaves coroutines behind after a failed read.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def run(dataset_folder, tmp_path_factory):
+    config = default_config("quick")
+    config.update({"model": {"features": 2, "depth": 2}, "data": {"image_size": 32}, "eval": {"batch_size": 24}})
+    config.update({"train": {"epochs": 3, "batch_size": 8, "steps_per_epoch": 4}, "optimizer": {"ema_decay": 0.9}})
+    config.eval.choose = True
+    config.data.dir, config.data.source = str(dataset_folder.parents[2]), "phantom:8:0"
+    workdir = tmp_path_factory.mktemp("trained") / "run"
+    train(config, workdir)
+    return workdir, config
+
+
+def everything(folder):
+    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_it_scores_as_the_run_did_and_leaves_it_alone(run):
+    workdir, config = run
+    before = everything(workdir)
+    trained = load_trained(workdir)
+    assert everything(workdir) == before
+    results = json.loads((workdir / "results.json").read_text())
+    assert trained.postprocess._asdict() == results["postprocess"] and trained.step == results["best_step"]
+    experiment = build_experiment(config)
+    totals, _ = evaluate(experiment, trained.variables, experiment.split.test, trained.postprocess)
+    scores = summarize(patient_table(experiment.cohort, totals.sums, experiment.split.test))
+    assert scores["dice_mean"] == results["test"]["dice_mean"]
+    assert scores["false_positive_slices"] == results["test"]["false_positive_slices"]
+
+
+def test_it_is_the_best_step_also_where_that_is_not_the_latest(run, tmp_path):
+    workdir, _ = run
+    steps = sorted(int(p.name) for p in (workdir / "checkpoints").iterdir())
+    assert steps == [8, 12] or len(steps) == 3  # the latest two, and the best
+    records = {step: json.loads(next((workdir / "checkpoints" / str(step)).rglob("record/metadata")).read_text())
+               for step in steps}  # fmt: skip
+    best = max(steps, key=lambda step: (records[step]["dice"], -step))
+    assert load_trained(workdir).step == best
+
+
+@pytest.mark.parametrize("damage", ["no config", "no checkpoint", "another version", "a changed array"])
+def test_what_cannot_be_used_is_said(run, tmp_path, damage):
+    folder = tmp_path / "copy"
+    shutil.copytree(run[0], folder)
+    kind, words = InputError, "no run in it"
+    if damage == "no config":
+        (folder / "config.json").unlink()
+    elif damage == "no checkpoint":
+        shutil.rmtree(folder / "checkpoints")
+        words = "no checkpoint in it yet"
+    elif damage == "another version":
+        content = json.loads((folder / "config.json").read_text())
+        content["model"]["heads"] = 3
+        (folder / "config.json").write_text(json.dumps(content))
+        words = "another version of this code.*heads"
+    else:
+        for path in (folder / "checkpoints").rglob("d/*"):
+            path.write_bytes(bytes(len(path.read_bytes())))
+        kind, words = StorageError, "is damaged"
+    with pytest.raises(kind, match=words) as raised:
+        load_trained(folder)
+    assert str(folder) in str(raised.value)
+    assert not (folder / "damaged_checkpoints").exists()
+
+
+def test_a_run_that_goes_on_is_read_with_the_post_processing_of_its_config(run, tmp_path, caplog):
+    folder = tmp_path / "copy"
+    shutil.copytree(run[0], folder)
+    (folder / "results.json").unlink()
+    trained = load_trained(folder)
+    assert trained.postprocess == (0.5, False, 0) and trained.results is None
+    assert "has not ended" in caplog.text
+    assert jax.tree.all(jax.tree.map(lambda x: bool(np.isfinite(x).all()), trained.variables))
