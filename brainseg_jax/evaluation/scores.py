@@ -76,9 +76,9 @@ def summarize(rows: list[dict]) -> dict:
 
     Returns:
       patients; for each score of `SCORES` that the rows hold: _mean, _median, _std (sample; None for one patient),
-      _mean_ci95 (low, high; BCa bootstrap over patients, 10 000 resamples, fixed seed; None for fewer than 3 patients or
-      where all are alike), and _patients where the score can be undefined: on how many patients it is defined, as the
-      others are in none of its figures; sums of the counts of `COUNTS` that the rows hold, and empty_slices.
+      _mean_ci95 (low, high; BCa bootstrap over patients, 10 000 resamples, fixed seed; None for fewer than 3 patients
+      or where all are alike), and _patients where the score can be undefined: on how many patients it is defined, as
+      the others are in none of its figures; sums of the counts of `COUNTS` that the rows hold, and empty_slices.
     """
     out: dict = {"patients": len(rows)}
     for name in SCORES:
@@ -88,7 +88,7 @@ def summarize(rows: list[dict]) -> dict:
         out[f"{name}_mean"] = float(values.mean()) if len(values) else None
         out[f"{name}_median"] = float(np.median(values)) if len(values) else None
         out[f"{name}_std"] = float(values.std(ddof=1)) if len(values) > 1 else None
-        out[f"{name}_mean_ci95"] = mean_interval(values)
+        out[f"{name}_mean_ci95"] = _mean_interval(values)
         if name in UNDEFINED:
             out[f"{name}_patients"] = len(values)
     out |= {name: sum(row[name] for row in rows) for name in COUNTS if name in rows[0]}
@@ -128,7 +128,25 @@ def summarize_groups(rows: list[dict]) -> dict[str, dict[str, dict]]:
     }
 
 
-def mean_interval(values: np.ndarray) -> list[float] | None:
+def difference(first: list[dict], other: list[dict], name: str) -> dict:
+    """How a score changes from one run to another, patient by patient.
+
+    Args:
+      first: rows of the one.
+      other: of the other, the same patients in the same order.
+      name: of `SCORES`.
+
+    Returns:
+      mean: of other less first, None where it is undefined for all; mean_ci95: see `summarize`; patients: where it is
+      defined in both.
+    """
+    pairs = [(a[name], b[name]) for a, b in zip(first, other, strict=True)]
+    change = np.array([b - a for a, b in pairs if a is not None and b is not None], np.float64)
+    mean = float(change.mean()) if len(change) else None
+    return {"mean": mean, "mean_ci95": _mean_interval(change), "patients": len(change)}
+
+
+def _mean_interval(values: np.ndarray) -> list[float] | None:
     """95 % interval of the mean, see `summarize`."""
     if len(values) < 3 or np.ptp(values) == 0.0:
         return None

@@ -56,7 +56,7 @@ def surface_scores(
 
 
 def _surface_points(mask: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:
-    """Centers of the surface voxels, [n, 3], in the unit of `spacing`; the erosion sees the mask's bounding box only."""
+    """Centers of the surface voxels, [n, 3], in the unit of `spacing`; only the mask's bounding box is eroded."""
     (box,) = ndimage.find_objects(mask.astype(np.int8))
     inside = ndimage.binary_erosion(mask[box])
     corner = [axis.start for axis in box]

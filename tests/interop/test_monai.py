@@ -5,17 +5,15 @@
 
 import numpy as np
 import pytest
-
-torch = pytest.importorskip("torch")
-metrics = pytest.importorskip("monai.metrics")
-skimage_metrics = pytest.importorskip("skimage.metrics")
-
 from scipy import ndimage
 from scipy.spatial import distance
-from skimage.measure import label
 
 from brainseg_jax.evaluation.volumes import lesion_counts, score_volume
 
+torch = pytest.importorskip("torch")
+metrics = pytest.importorskip("monai.metrics")
+skimage = pytest.importorskip("skimage")
+pytest.importorskip("skimage.metrics")
 # MONAI warns of empty masks, and of an argument of its own that it deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:monai", "ignore::FutureWarning:monai")
 SPACINGS = [None, (1.0, 1.0, 1.0), (5.0, 0.9, 1.1), (0.7, 2.0, 0.3)]
@@ -110,7 +108,7 @@ def test_the_furthest_distance_is_that_of_scikit_image():
         surfaces = [m & ~ndimage.binary_erosion(m) for m in (blobs(seed), blobs(seed + 9))]
         solid = [blobs(seed), blobs(seed + 9)]
         score = score_volume(*solid, spacing=None, tolerance=1.0)
-        furthest = skimage_metrics.hausdorff_distance(*surfaces)
+        furthest = skimage.metrics.hausdorff_distance(*surfaces)
         assert score["hd95"] <= furthest + 1e-9
         # The tolerance at which every surface voxel is near: just this distance, not less.
         assert score_volume(*solid, spacing=None, tolerance=furthest)["surface_dice"] == 1.0
@@ -119,7 +117,7 @@ def test_the_furthest_distance_is_that_of_scikit_image():
 
 def test_lesions_are_those_of_scikit_image():
     for predicted, truth in PAIRS["scattered"] + PAIRS["random"]:
-        truth_parts, predicted_parts = (label(m, connectivity=3) for m in (truth, predicted))
+        truth_parts, predicted_parts = (skimage.measure.label(m, connectivity=3) for m in (truth, predicted))
         met = [bool((predicted & (truth_parts == k)).any()) for k in range(1, truth_parts.max() + 1)]
         false = [not (truth & (predicted_parts == k)).any() for k in range(1, predicted_parts.max() + 1)]
         assert lesion_counts(predicted, truth) == {
