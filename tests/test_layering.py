@@ -11,7 +11,7 @@ FLOORS = [
     {"errors", "losses"},
     {"ops", "metrics", "config", "sharding"},
     {"models"},
-    {"data"},
+    {"data", "scans"},
     {"evaluation"},
     {"training"},
     {"cli"},
