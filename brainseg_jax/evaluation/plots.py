@@ -41,19 +41,19 @@ _STYLE = {
 _SIZE = (4.4, 3.1)  # inches
 
 
-def curves(epochs: dict[str, list[dict]], keys: dict[str, str], label: str) -> str:
+def curves(epochs: dict[str, list[dict]], keys: dict[str, tuple[str, str]], label: str) -> str:
     """Lines by epoch.
 
     Args:
       epochs: by run, rows of `metrics.jsonl`.
-      keys: of the rows, with the line style of each.
+      keys: of the rows, with words and line style of each.
       label: of the vertical axis.
     """
     with matplotlib.rc_context(_STYLE):
         figure, axes = _figure()
         for color, (name, rows) in zip(RUNS, epochs.items(), strict=False):
-            for key, style in keys.items():
-                words = key.replace("_", " ") if len(epochs) == 1 else f"{name}, {key.replace('_', ' ')}"
+            for key, (words, style) in keys.items():
+                words = words if len(epochs) == 1 else f"{name}, {words}"
                 x, y = [row["epoch"] for row in rows], [row[key] for row in rows]
                 axes.plot(x, y, style, color=color, label=words, marker="." if len(x) < 3 else "")
         axes.set(xlabel="epoch", ylabel=label)

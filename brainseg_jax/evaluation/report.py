@@ -139,8 +139,10 @@ def _plots(runs: list[Scored], summaries: list[dict], unit: str) -> list[tuple[s
         drawn.append(("Dice against the threshold", wording.PLOTS["thresholds"], plots.thresholds(calibrations, used)))
     epochs = {run.name: run.epochs for run in runs if run.epochs}
     if epochs:
-        loss = plots.curves(epochs, {"train_loss": "-", "val_loss": "--"}, "loss")
+        loss = plots.curves(epochs, {"train_loss": ("training", "-"), "val_loss": ("validation", "--")}, "loss")
         drawn.append(("Training: loss", wording.PLOTS["loss"], loss))
-        val = plots.curves(epochs, {"val_dice_mean": "-", "val_dice_median": "--"}, "validation Dice")
+        val = plots.curves(
+            epochs, {"val_dice_mean": ("mean", "-"), "val_dice_median": ("median", "--")}, "validation Dice"
+        )
         drawn.append(("Training: Dice of the validation patients", wording.PLOTS["validation"], val))
     return drawn

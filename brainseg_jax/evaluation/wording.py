@@ -16,12 +16,6 @@ PLOTS = {
     "loss": "What the training makes small, of the training and of the validation patients.",
     "validation": "The checkpoint of the best mean is the one that is scored here.",
 }
-_DETECTION = {
-    "found_slices": "tumor slices on which the prediction meets the tumor",
-    "false_positive_slices": "slices without tumor on which something is predicted",
-    "found_lesions": "connected parts of the true mask that the prediction meets",
-    "false_lesions": "connected parts of the prediction that meet no tumor",
-}
 
 
 def volume_unit(unit: str) -> str:
@@ -57,8 +51,8 @@ def rules(unit: str, *, calibrated: bool) -> list[str]:
         "95 % interval: of the mean, by bootstrap over the patients (BCa, 10 000 resamples); with few patients it is "
         "wide, and it does not cover other hospitals or scanners.",
         "Where true and predicted mask are both empty, a score is that of perfect agreement. Where only one is, "
-        "overlap and surface Dice are 0, and a distance is undefined: it is left out of mean and median, and the column "
-        "Patients says how many are left. A relative volume error is undefined where there is no tumor.",
+        "overlap and surface Dice are 0, and a distance is undefined: it is left out of mean and median, and the "
+        "column Patients says how many are left. A relative volume error is undefined where there is no tumor.",
         "A surface is the voxels of a mask with a face towards the outside. Parts of a mask are connected through "
         "faces, edges or corners.",
         "Distances are in mm and volumes in mL, from the spacing of the voxels."
@@ -89,21 +83,24 @@ def headlines(
         for name in ("dice", "surface_dice", "hd95", "volume_error_relative")
     ]
 
-    def counted(label: str, name: str, of: tuple[str, ...], meaning: str) -> dict[str, object]:
-        return {
-            "label": label,
-            "meaning": meaning,
-            "values": [(f"{s[name]:,} of {sum(s[n] for n in of):,}", "") for s in summaries],
-        }
+    def counted(label: str, name: str, of: str, meaning: str) -> dict[str, object]:
+        return {"label": label, "meaning": meaning, "values": [(f"{s[name]:,} of {s[of]:,}", "") for s in summaries]}
 
     cards += [
-        counted("Tumor slices found", "found_slices", ("tumor_slices",), _DETECTION["found_slices"]),
-        counted("False alarms", "false_positive_slices", ("empty_slices",), _DETECTION["false_positive_slices"]),
-        counted("Lesions found", "found_lesions", ("found_lesions", "missed_lesions"), _DETECTION["found_lesions"]),
+        counted("Tumor slices found", "found_slices", "tumor_slices", "where the prediction meets the tumor"),
+        counted(
+            "False alarms", "false_positive_slices", "empty_slices", "slices without tumor, and something is predicted"
+        ),
         {
-            "label": "False lesions",
-            "meaning": _DETECTION["false_lesions"],
-            "values": [(f"{s['false_lesions']:,}", "") for s in summaries],
+            "label": "Lesions found",
+            "meaning": "connected parts of the true mask that the prediction meets; false ones meet no tumor",
+            "values": [
+                (
+                    f"{s['found_lesions']:,} of {s['found_lesions'] + s['missed_lesions']:,}",
+                    f"{s['false_lesions']:,} false",
+                )
+                for s in summaries
+            ],
         },
     ]
     if any(calibrations):
@@ -142,12 +139,12 @@ def score_table(rows: list[list[dict]], summaries: list[dict], unit: str, tolera
         for k, summary in enumerate(summaries):
             mean = write(name, summary[f"{name}_mean"])
             interval = _interval(name, summary[f"{name}_mean_ci95"])
-            rest = [write(name, summary[f"{name}_{kind}"]) for kind in ("median", "std")]
+            rest = [write(name, summary[f"{name}_median"]), write(name, summary[f"{name}_std"]).lstrip("+")]
             defined = f"{summary.get(f'{name}_patients', summary['patients'])}"
             if len(summaries) == 1:
                 cells = [mean, interval, *rest, defined]
                 break
-            cells.append(f"{mean} {interval}, median {rest[0]}, {defined} patients")
+            cells.append(f"{mean} {interval}".rstrip() + f", median {rest[0]}, {defined} patients")
             if k:
                 change = difference(rows[0], rows[k], name)
                 interval = _interval(name, change["mean_ci95"], sign=True)
@@ -164,8 +161,8 @@ def group_table(groups: list[dict[str, dict[str, dict]]]) -> list[tuple[str, str
             name,
             summary["patients"],
             [
-                f"{write('dice', s['dice_mean'])} {_interval('dice', s['dice_mean_ci95'])}, "
-                f"median {write('dice', s['dice_median'])}"
+                f"{write('dice', s['dice_mean'])} {_interval('dice', s['dice_mean_ci95'])}".rstrip()
+                + f", median {write('dice', s['dice_median'])}"
                 for s in (run[kind][name] for run in groups)
             ],
         )
@@ -174,42 +171,46 @@ def group_table(groups: list[dict[str, dict[str, dict]]]) -> list[tuple[str, str
     ]
 
 
-_KNOWN = {"institution": "Institution", "grade": "Grade code"}
-_SHORT = {
+_COLUMNS = {
     "dice": "Dice",
     "surface_dice": "Surface Dice",
     "hd95": "HD95",
     "assd": "Mean distance",
     "precision": "Precision",
     "recall": "Recall",
+    "volume_true": "True volume",
     "volume_predicted": "Predicted volume",
     "found_lesions": "Lesions found",
-    "missed_lesions": "missed",
-    "false_lesions": "false",
-    "found_slices": "Slices found",
-    "tumor_slices": "of",
+    "missed_lesions": "Lesions missed",
+    "false_lesions": "False lesions",
+    "tumor_slices": "Tumor slices",
+    "found_slices": "Tumor slices found",
     "false_positive_slices": "Empty slices with false alarm",
+    "institution": "Institution",
+    "grade": "Grade code",
 }
-_OF_SEVERAL = ("dice", "surface_dice", "volume_predicted")
+_OF_SEVERAL = ("dice", "surface_dice", "volume_predicted")  # columns of each run, where there are several
+_OF_PATIENT = ("volume_true", "institution", "grade")  # one column each then
 
 
 def patient_columns(names: list[str], row: dict, unit: str) -> list[str]:
-    """Heads of the table of patients; of several runs a few scores of each."""
-    known = [label for name, label in _KNOWN.items() if name in row]
-    heads = ["Patient", *known, f"True volume, {volume_unit(unit)}"]
+    """Heads of the table of patients, for rows like `row`; of several runs a few scores of each."""
+    labels = {name: label for name, label in _COLUMNS.items() if name in row}
+    labels |= {name: f"{labels[name]}, {volume_unit(unit)}" for name in ("volume_true", "volume_predicted")}
     if len(names) == 1:
-        return heads + list(_SHORT.values())
-    return heads + [f"{_SHORT[score]}, {name}" for score in _OF_SEVERAL for name in names]
+        return ["Patient", *labels.values()]
+    heads = [f"{labels[score]}, {name}" for score in _OF_SEVERAL for name in names]
+    return ["Patient", *heads, *(labels[name] for name in _OF_PATIENT if name in labels)]
 
 
 def patient_row(rows: list[dict]) -> list[tuple[str, str | float]]:
-    """Cells of one patient, as written and as sorted by; "" is undefined and comes last."""
+    """Cells of one patient in all runs, as written and as sorted by; "" is undefined and comes last."""
     first = rows[0]
-    cells: list[tuple[str, str | float]] = [(first["patient"], first["patient"])]
-    cells += [_cell(name, first[name]) for name in (*_KNOWN, "volume_true") if name in first]
+    cells = [(first["patient"], first["patient"])]
     if len(rows) == 1:
-        return cells + [_cell(name, first[name]) for name in _SHORT]
-    return cells + [_cell(name, row[name]) for name in _OF_SEVERAL for row in rows]
+        return cells + [_cell(name, first[name]) for name in _COLUMNS if name in first]
+    cells += [_cell(name, row[name]) for name in _OF_SEVERAL for row in rows]
+    return cells + [_cell(name, first[name]) for name in _OF_PATIENT if name in first]
 
 
 def _cell(name: str, value: str | float | None) -> tuple[str, str | float]:
@@ -226,12 +227,14 @@ def write(name: str, value: str | float | None, *, sign: bool = False) -> str:
         return str(value) if isinstance(value, str) else f"{value:,}"
     plus = "+" if sign or name in ("volume_error", "volume_error_relative") else ""
     if name == "volume_error_relative":
-        return f"{100 * value:{plus}.0f}"
-    if name in ("hd95", "assd"):
-        return f"{value:{plus}.1f}"
-    if name.startswith("volume"):
-        return f"{value:{plus},.0f}" if abs(value) >= 100 else f"{value:{plus}.1f}"
-    return f"{value:{plus}.3f}"
+        text = f"{100 * value:{plus}.0f}"
+    elif name in ("hd95", "assd"):
+        text = f"{value:{plus}.1f}"
+    elif name.startswith("volume"):
+        text = f"{value:{plus},.0f}" if abs(value) >= 100 else f"{value:{plus}.1f}"
+    else:
+        text = f"{value:{plus}.3f}"
+    return text.replace("-", "−")
 
 
 def _interval(name: str, ends: list[float] | None, *, sign: bool = False) -> str:
