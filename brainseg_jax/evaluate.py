@@ -16,7 +16,7 @@ from brainseg_jax.evaluation.folders import score_folders
 from brainseg_jax.evaluation.report import MAX_RUNS, Scored, write_report
 from brainseg_jax.evaluation.scores import SCORES, difference, summarize, summarize_groups, write_json, write_table
 from brainseg_jax.evaluation.volumes import TOLERANCE
-from brainseg_jax.training.assessment import score_runs
+from brainseg_jax.training.comparison import score_runs
 from brainseg_jax.training.run_folder import check_folder
 
 RUN = flags.DEFINE_list("run", [], f"Run folders, up to {MAX_RUNS}, with a comma between; the first is compared with.")

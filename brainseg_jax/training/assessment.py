@@ -1,15 +1,10 @@
 """Patients of a cohort looked at closely: all their scores, calibration, and pictures for the report."""
 
-import dataclasses
-import json
-from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from brainseg_jax.data.cohort import native_images
-from brainseg_jax.errors import InputError
 from brainseg_jax.evaluation.calibration import Calibration, calibrate
 from brainseg_jax.evaluation.case_pictures import (
     Case,
@@ -20,13 +15,9 @@ from brainseg_jax.evaluation.case_pictures import (
     scan_pictures,
 )
 from brainseg_jax.evaluation.postprocess import PostProcess
-from brainseg_jax.evaluation.report import Scored
 from brainseg_jax.evaluation.scores import padded_batches
 from brainseg_jax.evaluation.volumes import score_volume
-from brainseg_jax.training.experiment import Experiment, build_experiment
-from brainseg_jax.training.journal import read_rows
-from brainseg_jax.training.scoring import evaluate
-from brainseg_jax.training.trained import load_trained
+from brainseg_jax.training.experiment import Experiment
 
 
 class Assessment(NamedTuple):
@@ -124,72 +115,3 @@ def facts(
         "Checkpoint": f"step {step:,}, the best on the validation patients",
         "Mask": mask,
     }
-
-
-def score_runs(folders: list[Path], *, part: str, tolerance: float) -> tuple[list[Scored], list[Case]]:
-    """Scores the best checkpoints of runs on the patients of one part of their split.
-
-    Args:
-      folders: of the runs, one or more, all of the same data and the same patients in this part.
-      part: val or test.
-      tolerance: of surface Dice, in voxels.
-
-    Returns:
-      what a report needs of each run, and the pictures with an overlay of each.
-
-    Raises:
-      InputError: a folder cannot be used, its data are not there, or the runs have other patients.
-      StorageError: a checkpoint is damaged.
-    """
-    scored: list[Scored] = []
-    cases: list[Case] = []
-    for folder, name in zip(folders, names_of(folders), strict=True):
-        run, own = _score_run(folder, name, part, tolerance)
-        patients = ({row["patient"] for row in r.rows} for r in (run, *scored[:1]))
-        if scored and (different := sorted(set.symmetric_difference(*patients))):
-            raise InputError(
-                f"--run: {folders[0]} and {folder} do not have the same {part} patients, so they cannot be compared "
-                f"patient by patient; only one of them has {', '.join(different)}"
-            )
-        if not scored:
-            cases = own
-        else:
-            cases = [dataclasses.replace(c, overlays=c.overlays + o.overlays) for c, o in zip(cases, own, strict=True)]
-        scored.append(run)
-    return scored, cases
-
-
-def names_of(folders: list[Path]) -> list[str]:
-    """The last parts of the paths, as many as tell all apart."""
-    parts = [folder.absolute().parts for folder in folders]
-    if len(set(parts)) < len(parts):
-        raise InputError(f"--run={','.join(map(str, folders))}: a folder twice; give each once")
-    length = 1
-    while len({p[-length:] for p in parts}) < len(parts):
-        length += 1
-    return ["/".join(p[-length:]) for p in parts]
-
-
-def _score_run(folder: Path, name: str, part: str, tolerance: float) -> tuple[Scored, list[Case]]:
-    trained = load_trained(folder)
-    config = json.loads((folder / "config.json").read_text())
-    trained.config.split.file = str(folder / "split.json")  # the run's own, whatever a seed would make today
-    experiment = build_experiment(trained.config)
-    if experiment.cohort.fingerprint != trained.fingerprint:
-        raise InputError(
-            f"{folder} was trained on data of fingerprint {trained.fingerprint[:12]}, and {experiment.dataset_folder} "
-            f"has {experiment.cohort.fingerprint[:12]}; prepare the data of the run again"
-        )
-    patients = tuple(sorted(getattr(experiment.split, part)))
-    _, masks = evaluate(experiment, trained.variables, patients, trained.postprocess)
-    rows, calibration, cases = assess(experiment, trained.variables, patients, masks, tolerance=tolerance)
-    told = facts(
-        config,
-        experiment,
-        part=part,
-        post=trained.postprocess,
-        parameters=sum(p.size for p in jax.tree.leaves(trained.variables["params"])),
-        step=trained.step,
-    )
-    epochs = read_rows(folder / "metrics.jsonl")
-    return Scored(name, rows, told, epochs, calibration, trained.postprocess.threshold, config), cases

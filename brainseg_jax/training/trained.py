@@ -73,7 +73,7 @@ def load_trained(folder: Path) -> Trained:
     checkpoints.close()
     results = None
     if (folder / "results.json").exists():
-        results = _read_json(folder / "results.json")
+        results = read_json(folder / "results.json")
     elif config.eval.choose:
         logging.warning(
             "%s has not ended, so its post-processing is not chosen yet: that of its config is used", folder
@@ -99,7 +99,7 @@ def _read_config(folder: Path) -> tuple[ConfigDict, str]:
     path = folder / "config.json"
     if not path.is_file():
         raise InputError(f"{folder}: no run in it (no config.json); give the --workdir of a training")
-    content = _read_json(path)
+    content = read_json(path)
     config = default_config()
     try:
         fingerprint = content.pop("dataset")["fingerprint"]
@@ -110,7 +110,8 @@ def _read_config(folder: Path) -> tuple[ConfigDict, str]:
     return config, fingerprint
 
 
-def _read_json(path: Path) -> dict:
+def read_json(path: Path) -> dict:
+    """A JSON file of a run folder; an InputError where it cannot be read or holds no object."""
     try:
         content = json.loads(path.read_text())
         if not isinstance(content, dict):
