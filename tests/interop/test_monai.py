@@ -12,8 +12,6 @@ from brainseg_jax.evaluation.volumes import lesion_counts, score_volume
 
 torch = pytest.importorskip("torch")
 metrics = pytest.importorskip("monai.metrics")
-skimage = pytest.importorskip("skimage")
-pytest.importorskip("skimage.metrics")
 # MONAI warns of empty masks, and of an argument of its own that it deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:monai", "ignore::FutureWarning:monai")
 SPACINGS = [None, (1.0, 1.0, 1.0), (5.0, 0.9, 1.1), (0.7, 2.0, 0.3)]
@@ -104,11 +102,12 @@ def test_scores_agree(reference, kind):
 
 def test_the_furthest_distance_is_that_of_scikit_image():
     """Its Hausdorff distance is the 100th percentile, of given points: here those of the surfaces."""
+    reference = pytest.importorskip("skimage.metrics")
     for seed in range(5):
         surfaces = [m & ~ndimage.binary_erosion(m) for m in (blobs(seed), blobs(seed + 9))]
         solid = [blobs(seed), blobs(seed + 9)]
         score = score_volume(*solid, spacing=None, tolerance=1.0)
-        furthest = skimage.metrics.hausdorff_distance(*surfaces)
+        furthest = reference.hausdorff_distance(*surfaces)
         assert score["hd95"] <= furthest + 1e-9
         # The tolerance at which every surface voxel is near: just this distance, not less.
         assert score_volume(*solid, spacing=None, tolerance=furthest)["surface_dice"] == 1.0
@@ -116,8 +115,9 @@ def test_the_furthest_distance_is_that_of_scikit_image():
 
 
 def test_lesions_are_those_of_scikit_image():
+    reference = pytest.importorskip("skimage.measure")
     for predicted, truth in PAIRS["scattered"] + PAIRS["random"]:
-        truth_parts, predicted_parts = (skimage.measure.label(m, connectivity=3) for m in (truth, predicted))
+        truth_parts, predicted_parts = (reference.label(m, connectivity=3) for m in (truth, predicted))
         met = [bool((predicted & (truth_parts == k)).any()) for k in range(1, truth_parts.max() + 1)]
         false = [not (truth & (predicted_parts == k)).any() for k in range(1, predicted_parts.max() + 1)]
         assert lesion_counts(predicted, truth) == {
