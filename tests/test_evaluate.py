@@ -137,7 +137,7 @@ def test_a_run_is_scored_as_it_scored_itself(trained_run, tmp_path):
     rows = list(csv.DictReader((tmp_path / "out" / "per_patient.csv").open()))
     own = list(csv.DictReader((workdir / "per_patient.csv").open()))
     assert [row.pop("run") for row in rows] == ["run"] * len(own) + ["other"] * len(own) and rows == own + own
-    assert "no choice was made on them" in (workdir / "report.html").read_text()
+    assert "the run made no choice on them" in (workdir / "report.html").read_text()
 
 
 def test_validation_patients_of_a_run(trained_run):

@@ -100,7 +100,7 @@ def facts(
         made += f"fold {split['fold']} of {split['folds']}, stratified by institution, seed {split['seed']}"
     else:
         made += f"stratified by institution, seed {split['seed']}"
-    scored = "test patients: no choice was made on them"
+    scored = "test patients: the run made no choice on them"
     if part == "val":
         scored = "validation patients: the checkpoint was chosen on them, so these scores are too good"
     mask = f"probability of at least {post.threshold:g}"

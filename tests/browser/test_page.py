@@ -169,7 +169,9 @@ def test_an_undefined_score_stays_last(page, report):
 
 
 def test_it_can_be_printed(page):
+    page.set_viewport_size({"width": 720, "height": 1000})  # A4 with margins
     page.emulate_media(media="print")
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     assert page.locator("#viewer").is_hidden() and page.locator(".thumb").count() == 4
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
 
