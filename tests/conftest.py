@@ -14,10 +14,13 @@ from pathlib import Path
 
 import jax
 import pytest
+from ml_collections import ConfigDict
 
+from brainseg_jax.config import default_config
 from brainseg_jax.data.cohort import Cohort, load_cohort
 from brainseg_jax.data.lgg import prepare
 from brainseg_jax.data.phantom import write_phantom
+from brainseg_jax.training.loop import train
 
 # Many tests start the same small run: it is compiled once a session, in their subprocesses too.
 _compiled = tempfile.TemporaryDirectory(prefix="compiled_")
@@ -53,6 +56,20 @@ def dataset_folder(phantom_folder: Path, tmp_path_factory: pytest.TempPathFactor
 def cohort(dataset_folder: Path) -> Cohort:
     """The same patients in memory, at 64 pixels."""
     return load_cohort(dataset_folder, image_size=64, normalization="volume_zscore")
+
+
+@pytest.fixture(scope="session")
+def trained_run(dataset_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ConfigDict]:
+    """A short run of these patients, whose folder nobody may change, and its config."""
+    config = default_config("quick")
+    config.update({"model": {"features": 2, "depth": 2}, "data": {"image_size": 32}, "eval": {"batch_size": 24}})
+    config.update({"train": {"epochs": 3, "batch_size": 8, "steps_per_epoch": 4}, "optimizer": {"ema_decay": 0.9}})
+    config.eval.choose = True
+    config.data.dir, config.data.source = str(dataset_folder.parents[2]), "phantom:8:0"
+    workdir = tmp_path_factory.mktemp("trained") / "run"
+    with jax.numpy_dtype_promotion("standard"):
+        train(config, workdir)
+    return workdir, config
 
 
 @pytest.fixture(scope="session")

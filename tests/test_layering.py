@@ -11,11 +11,11 @@ FLOORS = [
     {"errors", "losses"},
     {"ops", "metrics", "config", "sharding"},
     {"models"},
-    {"data"},
+    {"data", "scans"},
     {"evaluation"},
     {"training"},
     {"cli"},
-    {"main"},
+    {"main", "evaluate"},
 ]
 LEVEL = {room: level for level, floor in enumerate(FLOORS) for room in floor}
 # Packages that a file may import besides the standard library, where it is to be light.

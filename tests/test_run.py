@@ -86,6 +86,8 @@ def test_what_a_run_leaves_behind(finished):
         np.testing.assert_allclose(results["test"][f"{name}_mean"], np.mean(values))
     assert results["test"]["dice_median"] == pytest.approx(np.median([float(row["dice"]) for row in rows]))
     assert 0 <= results["test"]["soft_iou_per_batch_of_24"] <= 1
+    report = (workdir / "report.html").read_text()
+    assert all(row["patient"] in report for row in rows) and f"{results['test']['dice_mean']:.3f}" in report
     config = json.loads((workdir / "config.json").read_text())
     assert config["model"]["name"] == "attention_unet" and config["train"]["epochs"] == 2
     assert [row["epoch"] for row in rows_of(workdir)] == [1, 2]

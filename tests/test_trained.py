@@ -7,11 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from brainseg_jax.config import default_config
 from brainseg_jax.errors import InputError, StorageError
 from brainseg_jax.evaluation.scores import patient_table, summarize
 from brainseg_jax.training.experiment import build_experiment
-from brainseg_jax.training.loop import train
 from brainseg_jax.training.scoring import evaluate
 from brainseg_jax.training.trained import load_trained
 
@@ -22,24 +20,12 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def run(dataset_folder, tmp_path_factory):
-    config = default_config("quick")
-    config.update({"model": {"features": 2, "depth": 2}, "data": {"image_size": 32}, "eval": {"batch_size": 24}})
-    config.update({"train": {"epochs": 3, "batch_size": 8, "steps_per_epoch": 4}, "optimizer": {"ema_decay": 0.9}})
-    config.eval.choose = True
-    config.data.dir, config.data.source = str(dataset_folder.parents[2]), "phantom:8:0"
-    workdir = tmp_path_factory.mktemp("trained") / "run"
-    train(config, workdir)
-    return workdir, config
-
-
 def everything(folder):
     return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_it_scores_as_the_run_did_and_leaves_it_alone(run):
-    workdir, config = run
+def test_it_scores_as_the_run_did_and_leaves_it_alone(trained_run):
+    workdir, config = trained_run
     before = everything(workdir)
     trained = load_trained(workdir)
     assert everything(workdir) == before
@@ -52,8 +38,8 @@ def test_it_scores_as_the_run_did_and_leaves_it_alone(run):
     assert scores["false_positive_slices"] == results["test"]["false_positive_slices"]
 
 
-def test_it_is_the_best_step_also_where_that_is_not_the_latest(run, tmp_path):
-    workdir, _ = run
+def test_it_is_the_best_step_also_where_that_is_not_the_latest(trained_run, tmp_path):
+    workdir, _ = trained_run
     steps = sorted(int(p.name) for p in (workdir / "checkpoints").iterdir())
     assert steps == [8, 12] or len(steps) == 3  # the latest two, and the best
     records = {step: json.loads(next((workdir / "checkpoints" / str(step)).rglob("record/metadata")).read_text())
@@ -63,9 +49,9 @@ def test_it_is_the_best_step_also_where_that_is_not_the_latest(run, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["no config", "no checkpoint", "another version", "a changed array"])
-def test_what_cannot_be_used_is_said(run, tmp_path, damage):
+def test_what_cannot_be_used_is_said(trained_run, tmp_path, damage):
     folder = tmp_path / "copy"
-    shutil.copytree(run[0], folder)
+    shutil.copytree(trained_run[0], folder)
     kind, words = InputError, "no run in it"
     if damage == "no config":
         (folder / "config.json").unlink()
@@ -87,9 +73,9 @@ def test_what_cannot_be_used_is_said(run, tmp_path, damage):
     assert not (folder / "damaged_checkpoints").exists()
 
 
-def test_a_run_that_goes_on_is_read_with_the_post_processing_of_its_config(run, tmp_path, caplog):
+def test_a_run_that_goes_on_is_read_with_the_post_processing_of_its_config(trained_run, tmp_path, caplog):
     folder = tmp_path / "copy"
-    shutil.copytree(run[0], folder)
+    shutil.copytree(trained_run[0], folder)
     (folder / "results.json").unlink()
     trained = load_trained(folder)
     assert trained.postprocess == (0.5, False, 0) and trained.results is None

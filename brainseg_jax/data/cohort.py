@@ -30,6 +30,7 @@ class Cohort:
       patient_index: [N] int32, place of the slice's patient in `patients`.
       patients: Case ids, P of them.
       institutions: Institution of each patient.
+      grades: Code of data.csv of each patient, -1 where it is missing.
       normalization: Constants, each float32 [P, 3], fitted on the native volumes.
       fingerprint: Of the prepared dataset, so that a run can name its data.
     """
@@ -41,6 +42,7 @@ class Cohort:
     patient_index: np.ndarray
     patients: tuple[str, ...]
     institutions: tuple[str, ...]
+    grades: tuple[int, ...]
     normalization: norm.Normalization
     fingerprint: str
 
@@ -90,7 +92,7 @@ def load_cohort(dataset_folder: Path, *, image_size: int, normalization: str) ->
     native_masks = np.empty((len(source), NATIVE_SIZE, NATIVE_SIZE, 1), np.uint8)
     images = np.empty((len(source), image_size, image_size, 3), np.uint8)
     masks = native_masks if image_size == NATIVE_SIZE else np.empty((len(source), image_size, image_size, 1), np.uint8)
-    slice_numbers, patient_index, institutions, constants = [], [], {}, []
+    slice_numbers, patient_index, institutions, grades, constants = [], [], {}, [], []
     for patient, group in groupby(_records(source, dataset_folder), key=lambda record: _text(record["patient"])):
         records = list(group)
         volume, volume_masks = (np.stack([record[name] for record in records]) for name in ("image", "mask"))
@@ -104,6 +106,7 @@ def load_cohort(dataset_folder: Path, *, image_size: int, normalization: str) ->
         slice_numbers += [int(record["slice"]) for record in records]
         patient_index += [len(institutions)] * len(records)
         institutions[patient] = _text(records[0]["institution"])
+        grades.append(int(records[0]["grade"]))
         constants.append(norm.fit(volume, normalization))
     return Cohort(
         images=images,
@@ -113,6 +116,7 @@ def load_cohort(dataset_folder: Path, *, image_size: int, normalization: str) ->
         patient_index=np.array(patient_index, np.int32),
         patients=tuple(institutions),
         institutions=tuple(institutions.values()),
+        grades=tuple(grades),
         normalization=norm.Normalization(*(np.stack(values) for values in zip(*constants, strict=True))),
         fingerprint=fingerprint,
     )
@@ -126,11 +130,11 @@ def _records(source: Sequence[dict], dataset_folder: Path) -> Iterator[dict]:
         raise InputError(f"{dataset_folder}: damaged ({error}). Delete this folder and prepare again.") from error
 
 
-def native_image(dataset_folder: Path, index: int) -> np.ndarray:
-    """The scan of one slice as it was given, [256, 256, 3] uint8; `index` as in the cohort. For pictures."""
+def native_images(dataset_folder: Path, indices: np.ndarray) -> np.ndarray:
+    """The scans of a few slices as they were given, [n, 256, 256, 3] uint8; `indices` [n] as in the cohort."""
     with quiet_tfds():
         (source,) = tfds.builder_from_directory(dataset_folder).as_data_source().values()
-    return source[index]["image"]
+    return np.stack([source[int(index)]["image"] for index in indices])
 
 
 def resize_images(images: np.ndarray, size: int) -> np.ndarray:

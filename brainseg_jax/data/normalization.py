@@ -51,8 +51,13 @@ def volume_median(counts: np.ndarray) -> tuple[float, float, float, float]:
     upper = _percentile(counts, 99)
     if upper == 0:
         return 0.0, 0.0, 0.0, 0.0
-    median = _percentile(np.where(upper * 0.2 < LEVELS, counts, 0), 50)
+    median = _percentile(np.where(head_level(counts) < LEVELS, counts, 0), 50)
     return 0.0, upper, median, 1 / median
+
+
+def head_level(counts: np.ndarray) -> float:
+    """What the head is brighter than, a fifth of the 99th percentile; `counts` as in `volume_median`."""
+    return _percentile(counts, 99) * 0.2
 
 
 def rescale(counts: np.ndarray) -> tuple[float, float, float, float]:

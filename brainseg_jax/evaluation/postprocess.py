@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-_NEIGHBORS = np.ones((3, 3, 3), bool)  # 26: voxels that meet in a corner belong together
+NEIGHBORS = np.ones((3, 3, 3), bool)  # 26: voxels that meet in a corner belong together
 
 
 class PostProcess(NamedTuple):
@@ -36,7 +36,7 @@ class PostProcess(NamedTuple):
         """
         if not self.largest_component and self.min_voxels < 2:
             return volume.astype(bool)
-        labels, parts = ndimage.label(volume, _NEIGHBORS)
+        labels, parts = ndimage.label(volume, NEIGHBORS)
         if not parts:
             return volume.astype(bool)
         sizes = np.bincount(labels.ravel())

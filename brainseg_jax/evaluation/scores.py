@@ -13,6 +13,10 @@ from brainseg_jax.data.cohort import Cohort
 from brainseg_jax.metrics import PatientSums, patient_scores
 
 PER_PATIENT_COUNTS = ("slices", "tumor_slices", "found_slices", "false_positive_slices")
+# What is averaged over patients, of those that a row has, and what is added up.
+UNDEFINED = ("hd95", "assd", "volume_error_relative")  # for some patients: see volumes.score_volume
+SCORES = ("dice", "iou", "precision", "recall", "surface_dice", *UNDEFINED, "volume_error", "volume_error_absolute")
+COUNTS = (*PER_PATIENT_COUNTS, "found_lesions", "missed_lesions", "false_lesions")
 
 
 def padded_batches(indices: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -65,39 +69,94 @@ def patient_table(cohort: Cohort, sums: PatientSums, patients: tuple[str, ...]) 
 
 
 def summarize(rows: list[dict]) -> dict:
-    """Scores of a set of patients: mean and median of the patients' 3-D scores, and detection on slices.
+    """Scores of a set of patients, and detection on slices and of lesions.
 
     Args:
-      rows: of `patient_table`, one or more.
+      rows: of `patient_table` or `volumes.score_volume`, one or more, all with the same columns.
 
     Returns:
-      patients; dice_mean, dice_median, dice_std (sample), dice_mean_ci95 (low, high; BCa bootstrap over patients,
-      10 000 resamples, fixed seed; None for fewer than 3 patients); iou, precision and recall, mean and median; and the
-      counts tumor_slices, found_slices, empty_slices, false_positive_slices.
+      patients; for each score of `SCORES` that the rows hold: _mean, _median, _std (sample; None for one patient),
+      _mean_ci95 (low, high; BCa bootstrap over patients, 10 000 resamples, fixed seed; None for fewer than 3 patients
+      or where all are alike), and _patients where the score can be undefined: on how many patients it is defined, as
+      the others are in none of its figures; sums of the counts of `COUNTS` that the rows hold, and empty_slices.
     """
     out: dict = {"patients": len(rows)}
-    for name in ("dice", "iou", "precision", "recall"):
-        values = np.array([row[name] for row in rows])
-        out |= {f"{name}_mean": float(values.mean()), f"{name}_median": float(np.median(values))}
-    dice = np.array([row["dice"] for row in rows])
-    out["dice_std"] = float(dice.std(ddof=1)) if len(dice) > 1 else None
-    out["dice_mean_ci95"] = _mean_interval(dice)
-    counts = {name: sum(row[name] for row in rows) for name in PER_PATIENT_COUNTS}
-    out |= {name: counts[name] for name in ("tumor_slices", "found_slices")}
-    out["empty_slices"] = counts["slices"] - counts["tumor_slices"]
-    out["false_positive_slices"] = counts["false_positive_slices"]
+    for name in SCORES:
+        if name not in rows[0]:
+            continue
+        values = np.array([row[name] for row in rows if row[name] is not None], np.float64)
+        out[f"{name}_mean"] = float(values.mean()) if len(values) else None
+        out[f"{name}_median"] = float(np.median(values)) if len(values) else None
+        out[f"{name}_std"] = float(values.std(ddof=1)) if len(values) > 1 else None
+        out[f"{name}_mean_ci95"] = _mean_interval(values)
+        if name in UNDEFINED:
+            out[f"{name}_patients"] = len(values)
+    out |= {name: sum(row[name] for row in rows) for name in COUNTS if name in rows[0]}
+    out["empty_slices"] = out["slices"] - out["tumor_slices"]
     return out
 
 
+def summarize_groups(rows: list[dict]) -> dict[str, dict[str, dict]]:
+    """`summarize` by institution, by grade (code of data.csv) and by third of the true tumor volume.
+
+    Args:
+      rows: of patients; those of "institution" and "grade" make groups where they stand in the rows.
+
+    Returns:
+      kind of group -> name of the group -> summary. Patients of unknown grade (-1) are one group. Thirds are of these
+      patients in order of volume, as equal in number as can be, and only of 3 patients or more.
+    """
+    kinds: dict[str, list[tuple[str, dict]]] = {}
+    if "institution" in rows[0]:
+        kinds["institution"] = [(row["institution"], row) for row in rows]
+    if len(rows) >= 3:
+        by_volume = sorted(rows, key=lambda row: (row["volume_true"], row["patient"]))
+        thirds = np.array_split(np.arange(len(rows)), 3)
+        kinds["tumor size"] = [
+            (name, by_volume[i])
+            for name, part in zip(("smallest third", "middle third", "largest third"), thirds, strict=True)
+            for i in part
+        ]
+    if "grade" in rows[0]:
+        in_order = sorted(rows, key=lambda row: row["grade"] if row["grade"] >= 0 else np.inf)
+        kinds["grade"] = [(f"code {row['grade']}" if row["grade"] >= 0 else "unknown", row) for row in in_order]
+    return {
+        kind: {
+            name: summarize([row for n, row in members if n == name]) for name in dict.fromkeys(n for n, _ in members)
+        }
+        for kind, members in kinds.items()
+    }
+
+
+def difference(first: list[dict], other: list[dict], name: str) -> dict:
+    """How a score changes from one run to another, patient by patient.
+
+    Args:
+      first: rows of the one.
+      other: of the other, the same patients in the same order.
+      name: of `SCORES`.
+
+    Returns:
+      mean: of other less first, None where it is undefined for all; mean_ci95: see `summarize`; patients: where it is
+      defined in both.
+    """
+    pairs = [(a[name], b[name]) for a, b in zip(first, other, strict=True)]
+    change = np.array([b - a for a, b in pairs if a is not None and b is not None], np.float64)
+    mean = float(change.mean()) if len(change) else None
+    return {"mean": mean, "mean_ci95": _mean_interval(change), "patients": len(change)}
+
+
 def _mean_interval(values: np.ndarray) -> list[float] | None:
+    """95 % interval of the mean, see `summarize`."""
     if len(values) < 3 or np.ptp(values) == 0.0:
         return None
     interval = stats.bootstrap((values,), np.mean, n_resamples=10_000, rng=np.random.default_rng(0)).confidence_interval
-    return [float(interval.low), float(interval.high)]
+    ends = [float(interval.low), float(interval.high)]
+    return ends if np.isfinite(ends).all() else None  # of a few values that are nearly alike
 
 
 def write_table(path: Path, rows: list[dict]) -> None:
-    """Writes rows of `patient_table` as CSV, all or nothing."""
+    """Writes rows of patients as CSV, all or nothing; an undefined score is a blank."""
     partial = path.with_suffix(".part")
     with partial.open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))

@@ -19,7 +19,7 @@ from brainseg_jax.training.experiment import Experiment, build_experiment, on_fi
 from brainseg_jax.training.journal import Journal, conclusion, epoch_line, introduction
 from brainseg_jax.training.loop_state import LoopState, advance, is_over, lower_on_plateau, spend, warn_of_collapse
 from brainseg_jax.training.results import write_results
-from brainseg_jax.training.run_folder import check_run_folder, claim_run_folder, own_run_folder
+from brainseg_jax.training.run_folder import check_folder, claim_run_folder, own_run_folder
 from brainseg_jax.training.scoring import evaluate
 from brainseg_jax.training.state import TrainState
 from brainseg_jax.training.steps import Report
@@ -42,7 +42,7 @@ def train(config: ConfigDict, workdir: Path) -> dict:
       StorageError: where the run folder cannot be written to, or all checkpoints in it are damaged.
       TrainingStopped: after SIGTERM or SIGINT; the step under way was ended and saved.
     """
-    check_run_folder(workdir)
+    check_folder(workdir, "--workdir")
     experiment = build_experiment(config)
     with ExitStack() as held, StopSignal() as stop:
         on_first_process("take the run folder", lambda: held.enter_context(own_run_folder(workdir)))

@@ -1,13 +1,17 @@
 """The end of a run: the best checkpoint scored once on the test patients, in figures and in pictures."""
 
+import json
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from brainseg_jax.data.cohort import native_image
+from brainseg_jax.data.cohort import native_images
 from brainseg_jax.evaluation.pictures import Slice, draw_curves, draw_panel
-from brainseg_jax.evaluation.scores import patient_table, summarize, write_json, write_table
+from brainseg_jax.evaluation.report import Scored, write_report
+from brainseg_jax.evaluation.scores import summarize, summarize_groups, write_json, write_table
+from brainseg_jax.evaluation.volumes import TOLERANCE
+from brainseg_jax.training.assessment import assess, facts
 from brainseg_jax.training.experiment import Experiment
 from brainseg_jax.training.journal import read_rows
 from brainseg_jax.training.scoring import choose_postprocess, evaluate
@@ -15,7 +19,7 @@ from brainseg_jax.training.state import TrainState
 
 
 def write_results(workdir: Path, experiment: Experiment, best: TrainState, *, best_epoch: int, epochs: int) -> dict:
-    """Scores the test patients and writes `results.json`, `per_patient.csv`, `curves.png` and the panels.
+    """Scores the test patients; writes `results.json`, `per_patient.csv`, `report.html`, `curves.png` and the panels.
 
     Args:
       workdir: the run folder.
@@ -32,26 +36,35 @@ def write_results(workdir: Path, experiment: Experiment, best: TrainState, *, be
     if experiment.chooses_postprocess:
         post, _ = choose_postprocess(experiment, best.variables)
     totals, masks = evaluate(experiment, best.variables, split.test, post)
-    rows = patient_table(cohort, totals.sums, split.test)
+    # On all processes: the devices predict together.
+    rows, calibration, cases = assess(experiment, best.variables, split.test, masks, tolerance=TOLERANCE)
+    pictures = _best_median_worst(experiment, best, rows, masks)
     test = summarize(rows)
     test["loss"] = float(totals.loss / totals.sums.slices.sum())
     # The figure of the reproduced project, which is no score of a patient: see metrics.soft_batch_iou.
     test[f"soft_iou_per_batch_of_{experiment.eval_batch_size}"] = float(totals.soft_batch_iou / totals.batches)
+    parameters = sum(p.size for p in jax.tree.leaves(best.params))
     results = {
         "test": test,
+        "groups": summarize_groups(rows),
+        "calibration": calibration.summary(),
+        "surface_tolerance": TOLERANCE,
         "postprocess": post._asdict(),
         "best_epoch": best_epoch,
         "best_step": int(best.step),
         "epochs": epochs,
-        "parameters": sum(p.size for p in jax.tree.leaves(best.params)),
+        "parameters": parameters,
         "patients": {"train": len(split.train), "val": len(split.val), "test": len(split.test)},
         "train_tumor_fraction": float(cohort.tumor_fraction(split.train)),
         "dataset": {"name": "/".join(experiment.dataset_folder.parts[-3:]), "fingerprint": cohort.fingerprint},
     }
-    pictures = _best_median_worst(experiment, best, rows, masks)  # on all processes: the devices predict together
     if jax.process_index() == 0:
+        config, epochs_trained = json.loads((workdir / "config.json").read_text()), read_rows(workdir / "metrics.jsonl")
+        told = facts(config, experiment, part="test", post=post, parameters=parameters, step=int(best.step))
+        run = Scored(workdir.name, rows, told, epochs_trained, calibration, post.threshold, config)
         write_table(workdir / "per_patient.csv", rows)
-        draw_curves(workdir / "curves.png", read_rows(workdir / "metrics.jsonl"))
+        write_report(workdir / "report.html", [run], cases, tolerance=TOLERANCE)
+        draw_curves(workdir / "curves.png", epochs_trained)
         for name, picture in pictures.items():
             draw_panel(workdir / f"panel_{name}.png", [picture])
         write_json(workdir / "results.json", results)  # last: its presence means that the run is whole
@@ -71,14 +84,16 @@ def _best_median_worst(
         of_patient = cohort.slices_of((row["patient"],))
         sizes = cohort.native_masks[of_patient].sum(axis=(1, 2, 3), dtype=np.int64)
         slices.append(of_patient[int(np.argmax(sizes))])
-    prediction = experiment.predict(best.variables, np.array(slices))
+    # At the size that is compiled already.
+    prediction = experiment.predict(best.variables, np.resize(slices, experiment.eval_batch_size))
+    scans = native_images(experiment.dataset_folder, np.array(slices))
     pictures = {}
     for k, (name, row) in enumerate(chosen.items()):
         i = slices[k]
         pictures[name] = Slice(
             title=f"{name} of {len(rows)} test patients: {row['patient']}, slice {cohort.slice_numbers[i]}, "
             f"3-D Dice {row['dice']:.3f}",
-            flair=native_image(experiment.dataset_folder, int(i))[..., 1],
+            flair=scans[k, ..., 1],
             truth=cohort.native_masks[i, ..., 0] > 0,
             prediction=masks[np.searchsorted(tested, i), ..., 0],
             attention=None if prediction.attention is None else prediction.attention[k, ..., 0],

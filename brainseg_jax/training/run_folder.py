@@ -33,13 +33,13 @@ MAY_CHANGE = frozenset(
 )
 
 
-def check_run_folder(workdir: Path) -> None:
-    """Raises InputError where `workdir` cannot become a run folder; makes nothing. Cheap, so it comes first."""
-    if workdir.exists() and not workdir.is_dir():
-        raise InputError(f"--workdir={workdir} is a file; give a folder")
-    nearest = next(folder for folder in (workdir.absolute(), *workdir.absolute().parents) if folder.exists())
+def check_folder(folder: Path, flag: str) -> None:
+    """Raises InputError where nothing can be written to `folder`; makes nothing. Cheap, so it comes first."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{flag}={folder} is a file; give a folder")
+    nearest = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     if not os.access(nearest, os.W_OK):
-        raise InputError(f"--workdir={workdir}: {nearest} cannot be written to; give another folder")
+        raise InputError(f"{flag}={folder}: {nearest} cannot be written to; give another folder")
 
 
 @contextmanager

@@ -31,6 +31,7 @@ class Trained:
       image_size: S, in pixels, of training.
       normalization: a name in `normalization.METHODS`; constants are fitted to each whole volume.
       postprocess: what makes masks of probabilities; chosen on validation where the run did so.
+      fingerprint: of the data it was trained on.
       results: content of `results.json`; None for a run that has not ended.
     """
 
@@ -42,6 +43,7 @@ class Trained:
     image_size: int
     normalization: str
     postprocess: PostProcess
+    fingerprint: str
     results: dict | None
 
 
@@ -52,7 +54,7 @@ def load_trained(folder: Path) -> Trained:
       InputError: `folder` holds no run, no checkpoint, or a run of another version of the config or network.
       StorageError: a checkpoint is damaged.
     """
-    config = _read_config(folder)
+    config, fingerprint = _read_config(folder)
     if not any((folder / "checkpoints").glob("[0-9]*")):
         raise InputError(f"{folder}: no checkpoint in it yet; train first, or wait for the end of the first epoch")
     model = build_model(**config.model)
@@ -71,7 +73,7 @@ def load_trained(folder: Path) -> Trained:
     checkpoints.close()
     results = None
     if (folder / "results.json").exists():
-        results = _read_json(folder / "results.json")
+        results = read_json(folder / "results.json")
     elif config.eval.choose:
         logging.warning(
             "%s has not ended, so its post-processing is not chosen yet: that of its config is used", folder
@@ -88,26 +90,28 @@ def load_trained(folder: Path) -> Trained:
         postprocess=PostProcess(**chosen)
         if chosen
         else PostProcess(config.eval.threshold, config.eval.largest_component, config.eval.min_voxels),
+        fingerprint=fingerprint,
         results=results,
     )
 
 
-def _read_config(folder: Path) -> ConfigDict:
+def _read_config(folder: Path) -> tuple[ConfigDict, str]:
     path = folder / "config.json"
     if not path.is_file():
         raise InputError(f"{folder}: no run in it (no config.json); give the --workdir of a training")
-    content = _read_json(path)
-    content.pop("dataset", None)
+    content = read_json(path)
     config = default_config()
     try:
+        fingerprint = content.pop("dataset")["fingerprint"]
         config.update(content)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path} is of another version of this code ({error}); use that version") from error
     check_config(config)
-    return config
+    return config, fingerprint
 
 
-def _read_json(path: Path) -> dict:
+def read_json(path: Path) -> dict:
+    """A JSON file of a run folder; an InputError where it cannot be read or holds no object."""
     try:
         content = json.loads(path.read_text())
         if not isinstance(content, dict):

@@ -1,0 +1,104 @@
+"""Scores masks against the truth, patient by patient, and writes a report to read.
+
+A run, or several side by side, on patients that it was not trained on:
+`python -m brainseg_jax.evaluate --run=runs/attn_dice --output=scores`. Any folder of masks against another:
+`python -m brainseg_jax.evaluate --predictions=FOLDER --truth=FOLDER --output=scores`.
+"""
+
+import math
+from pathlib import Path
+
+from absl import flags
+
+from brainseg_jax import cli
+from brainseg_jax.errors import InputError
+from brainseg_jax.evaluation.folders import score_folders
+from brainseg_jax.evaluation.report import MAX_RUNS, Scored, write_report
+from brainseg_jax.evaluation.scores import SCORES, difference, summarize, summarize_groups, write_json, write_table
+from brainseg_jax.evaluation.volumes import TOLERANCE
+from brainseg_jax.training.comparison import score_runs
+from brainseg_jax.training.run_folder import check_folder
+
+RUN = flags.DEFINE_list("run", [], f"Run folders, up to {MAX_RUNS}, with a comma between; the first is compared with.")
+PART = flags.DEFINE_enum("part", "test", ["val", "test"], "Which patients of the runs.")
+PREDICTIONS = flags.DEFINE_string("predictions", None, "A folder of predicted masks.")
+TRUTH = flags.DEFINE_string("truth", None, "A folder of the true masks of the same cases.")
+WITHIN = flags.DEFINE_float("tolerance", TOLERANCE, "Of surface Dice, in mm; in voxels where no spacing is known.")
+OUTPUT = flags.DEFINE_string("output", None, "Folder for scores.json, per_patient.csv and report.html.")
+
+
+def main(_: list[str]) -> None:
+    """Scores what the flags name, writes the three files and prints a line for each run."""
+    _check_flags()
+    output = Path(OUTPUT.value).expanduser()
+    check_folder(output, "--output")
+    if (output / "config.json").exists():
+        raise InputError(f"--output={output} is a run folder, whose own results would be lost; give another folder")
+    if RUN.value:
+        folders = [Path(folder).expanduser() for folder in RUN.value]
+        runs, cases = score_runs(folders, part=PART.value, tolerance=WITHIN.value)
+    else:
+        predictions, truth = (Path(flag.value).expanduser() for flag in (PREDICTIONS, TRUTH))
+        scored, cases = score_folders(predictions, truth, tolerance=WITHIN.value)
+        runs = [scored]
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        write_table(output / "per_patient.csv", _table(runs))
+        write_report(output / "report.html", runs, cases, tolerance=WITHIN.value)
+        write_json(output / "scores.json", _scores(runs))
+    except OSError as error:
+        raise InputError(
+            f"--output={output} cannot be written to ({error}); make room, or give another folder"
+        ) from error
+    for run in runs:
+        scores = summarize(run.rows)
+        print(
+            f"{run.name}, {scores['patients']} patients: 3-D Dice {scores['dice_mean']:.3f} mean, "
+            f"{scores['dice_median']:.3f} median; surface Dice {scores['surface_dice_mean']:.3f} mean"
+        )
+    print(f"Report: {output / 'report.html'}")
+
+
+def _check_flags() -> None:
+    folders = (PREDICTIONS.value, TRUTH.value)
+    if bool(RUN.value) == any(folders) or any(folders) != all(folders):
+        raise InputError("give --run=FOLDER, or --predictions=FOLDER and --truth=FOLDER")
+    if len(RUN.value) > MAX_RUNS:
+        raise InputError(f"--run={','.join(RUN.value)}: {len(RUN.value)} runs; give at most {MAX_RUNS}")
+    if not (math.isfinite(WITHIN.value) and WITHIN.value >= 0.0):
+        raise InputError(f"--tolerance={WITHIN.value}: give a length from 0")
+    if not OUTPUT.value:
+        raise InputError("--output is empty: give the folder for the results")
+
+
+def _table(runs: list[Scored]) -> list[dict]:
+    """Rows of all runs, with the name of each where there are several."""
+    if len(runs) == 1:
+        return runs[0].rows
+    return [{"run": run.name, **row} for run in runs for row in run.rows]
+
+
+def _scores(runs: list[Scored]) -> dict:
+    first, *others = runs
+    return {
+        "unit": first.rows[0]["unit"],
+        "surface_tolerance": WITHIN.value,
+        "runs": {
+            run.name: {
+                **run.facts,
+                "scores": summarize(run.rows),
+                "groups": summarize_groups(run.rows),
+                "calibration": run.calibration.summary() if run.calibration else None,
+            }
+            for run in runs
+        },
+        "differences": {
+            f"{run.name} less {first.name}": {name: difference(first.rows, run.rows, name) for name in SCORES}
+            for run in others
+        },
+    }
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("output")
+    cli.run(main)

@@ -1,0 +1,195 @@
+"""Plots of a report: SVG text to stand in a page, whose colors are the page's, so that they work in the dark too.
+
+Matplotlib writes colors as hexadecimal numbers. The ones named here are stand-ins, and each becomes a color of the
+page's style sheet (`templates/report.css`) in the finished SVG.
+"""
+
+import html
+import io
+import re
+from urllib.parse import quote, unquote
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from brainseg_jax.evaluation.calibration import THRESHOLDS, Calibration
+
+matplotlib.use("Agg", force=False)
+
+TEXT, LINE = "#010101", "#020202"
+RUNS = ("#0a0a01", "#0a0a02", "#0a0a03", "#0a0a04", "#0a0a05", "#0a0a06")
+_PAGE_COLORS = {TEXT: "currentColor", LINE: "var(--line)"} | {c: f"var(--run{k})" for k, c in enumerate(RUNS)}
+_STYLE = {
+    "svg.fonttype": "none",  # words stay words: searchable, in the page's font
+    "svg.hashsalt": "brainseg_jax",  # or names within the SVG are drawn anew each time
+    "text.color": TEXT,
+    "axes.labelcolor": TEXT,
+    "axes.edgecolor": TEXT,
+    "xtick.color": TEXT,
+    "ytick.color": TEXT,
+    "grid.color": LINE,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "font.size": 9.0,
+    "legend.frameon": False,
+    "legend.fontsize": 8.0,
+}
+_SIZE = (4.4, 3.1)  # inches
+
+
+def curves(epochs: dict[str, list[dict]], keys: dict[str, tuple[str, str]], label: str) -> str:
+    """Lines by epoch.
+
+    Args:
+      epochs: by run, rows of `metrics.jsonl`.
+      keys: of the rows, with words and line style of each.
+      label: of the vertical axis.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _figure()
+        for color, (name, rows) in zip(RUNS, epochs.items(), strict=False):
+            for key, (words, style) in keys.items():
+                words = words if len(epochs) == 1 else f"{name}, {words}"
+                x, y = [row["epoch"] for row in rows], [row[key] for row in rows]
+                axes.plot(x, y, style, color=color, label=words, marker="." if len(x) < 3 else "")
+        axes.set(xlabel="epoch", ylabel=label)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.legend()
+        return _svg(figure, label.replace(" ", "-"))
+
+
+def dice_distribution(dice: dict[str, dict[str, float]], intervals: dict[str, list[float] | None]) -> str:
+    """A histogram of the patients' Dice for each run, each patient a dot below, mean and its interval above.
+
+    Args:
+      dice: by run, of each patient.
+      intervals: by run, of the mean, or None.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(_SIZE[0], max(_SIZE[1], 1.5 * len(dice))), layout="constrained")
+        rows = figure.subplots(len(dice), 1, sharex=True, squeeze=False)[:, 0]
+        for axes, color, (name, values) in zip(rows, RUNS, dice.items(), strict=False):
+            counts, _, _ = axes.hist(list(values.values()), np.linspace(0, 1, 11), color=color, alpha=0.35)
+            top = max(counts)
+            for patient, value in values.items():
+                _mark(axes, value, -0.1 * top, color, patient, f"{patient}: {value:.3f}")
+            mean = np.mean(list(values.values()))
+            axes.plot(mean, 1.12 * top, "D", color=color, markersize=5)
+            if intervals[name]:
+                axes.plot(intervals[name], [1.12 * top] * 2, color=color, linewidth=2)
+            axes.set(ylim=(-0.2 * top, 1.25 * top), ylabel="patients")
+            axes.yaxis.get_major_locator().set_params(integer=True)
+            axes.set_yticks([y for y in axes.get_yticks() if 0 <= y <= top])
+            if len(dice) > 1:
+                axes.set_title(name, loc="left", fontsize=9)
+        rows[-1].set(xlabel="3-D Dice", xlim=(-0.02, 1.02))
+        return _svg(figure, "dice")
+
+
+def paired(first: tuple[str, dict[str, float]], others: dict[str, dict[str, float]], label: str) -> str:
+    """Each patient's score in other runs against that in the first, on the diagonal where they are alike."""
+    name, reference = first
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _figure()
+        axes.plot([0, 1], [0, 1], color=LINE, linewidth=1)
+        for color, (other, values) in zip(RUNS[1:], others.items(), strict=False):
+            for patient, value in values.items():
+                x = reference[patient]
+                _mark(axes, x, value, color, patient, f"{patient}: {x:.3f} in {name}, {value:.3f} in {other}")
+            axes.plot([], [], "o", color=color, label=other, markersize=5)
+        axes.set(xlabel=f"{label}, {name}", ylabel=label, xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
+        axes.legend()
+        return _svg(figure, "paired")
+
+
+def volumes(pairs: dict[str, dict[str, tuple[float, float]]], unit: str) -> str:
+    """Predicted against true volume of each patient.
+
+    Args:
+      pairs: by run, (true, predicted) of each patient.
+      unit: of the volumes.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _figure()
+        greatest = 1.05 * max((max(pair) for run in pairs.values() for pair in run.values()), default=1.0) or 1.0
+        axes.plot([0, greatest], [0, greatest], color=LINE, linewidth=1)
+        for color, (name, patients) in zip(RUNS, pairs.items(), strict=False):
+            for patient, (true, predicted) in patients.items():
+                words = f"{patient}: {true:,.4g} true, {predicted:,.4g} predicted ({unit})"
+                _mark(axes, true, predicted, color, patient, words)
+            axes.plot([], [], "o", color=color, label=name, markersize=5)
+        axes.set(xlabel=f"true volume, {unit}", ylabel=f"predicted volume, {unit}")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(matplotlib.ticker.MaxNLocator(5))
+            axis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:,.6g}"))
+        if len(pairs) > 1:
+            axes.legend()
+        return _svg(figure, "volumes")
+
+
+def reliability(calibrations: dict[str, Calibration]) -> str:
+    """Share of tumor by predicted probability, and how many voxels each bin holds."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=_SIZE, layout="constrained")
+        axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+        axes.plot([0, 1], [0, 1], color=LINE, linewidth=1)
+        for color, (name, counts) in zip(RUNS, calibrations.items(), strict=False):
+            some = counts.voxels > 0
+            x, y = (values[some] / counts.voxels[some] for values in (counts.probability, counts.tumor))
+            axes.plot(x, y, "o-", color=color, markersize=4, label=name)
+            edges = np.linspace(0, 1, len(some) + 1)
+            below.stairs(np.maximum(counts.voxels, 0.5), edges, color=color, baseline=0.5)
+        axes.set(ylabel="share of tumor", ylim=(-0.03, 1.03))
+        below.set(xlabel="predicted probability", ylabel="voxels", yscale="log", xlim=(-0.02, 1.02))
+        below.yaxis.set_major_locator(matplotlib.ticker.LogLocator(numticks=4))
+        below.minorticks_off()
+        if len(calibrations) > 1:
+            axes.legend()
+        return _svg(figure, "reliability")
+
+
+def thresholds(calibrations: dict[str, Calibration], used: dict[str, float]) -> str:
+    """Mean Dice over patients by threshold, with the threshold that each run uses."""
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _figure()
+        for color, (name, counts) in zip(RUNS, calibrations.items(), strict=False):
+            axes.plot(THRESHOLDS, counts.dice.mean(axis=0), color=color, label=name)
+            axes.axvline(used[name], color=color, linewidth=1, linestyle=":")
+        axes.set(xlabel="threshold of the probability", ylabel="mean 3-D Dice", xlim=(0, 1), ylim=(0, 1))
+        if len(calibrations) > 1:
+            axes.legend()
+        return _svg(figure, "thresholds")
+
+
+def _figure() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=_SIZE, layout="constrained")
+    return figure, figure.subplots()
+
+
+def _mark(axes: Axes, x: float, y: float, color: str, patient: str, words: str) -> None:
+    """A dot of a patient: the page shows the words and opens the patient."""
+    (dot,) = axes.plot(x, y, "o", color=color, alpha=0.75, markersize=6, markeredgewidth=0)
+    dot.set_gid(f"mark|{quote(patient)}|{quote(words)}")  # an id may hold no blank and no quotation mark
+
+
+def _svg(figure: Figure, name: str) -> str:
+    """The SVG element alone: nothing that names another place, and names that are its own in a page of many."""
+    file = io.StringIO()
+    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = file.getvalue()
+    # Its style sheet would hold for the whole page.
+    text = re.sub(r"<(metadata|style)\b.*?</\1>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    for color, replacement in _PAGE_COLORS.items():
+        text = text.replace(color, replacement)
+    text = re.sub(r'<svg [^>]*viewBox="([^"]+)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true">', text, count=1)
+
+    def mark(match: re.Match) -> str:
+        patient, words = (html.escape(unquote(part)) for part in match.groups())
+        return f'<g class="mark" data-patient="{patient}"><title>{words}</title>'
+
+    text = re.sub(r'<g id="mark\|([^"|]*)\|([^"]*)">', mark, text)
+    return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)

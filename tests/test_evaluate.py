@@ -1,0 +1,205 @@
+"""The command `python -m brainseg_jax.evaluate`: of runs, of folders, and what it refuses."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+
+import nibabel as nib
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+from PIL import Image
+
+from brainseg_jax import evaluate
+from brainseg_jax.errors import InputError
+from brainseg_jax.evaluation.folders import score_folders
+from brainseg_jax.training.comparison import names_of, score_runs
+
+pytestmark = pytest.mark.usefixtures("optax_promotion")
+
+
+def write_slices(folder, case, volume, kind):
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, mask in enumerate(volume, start=1):
+        Image.fromarray(255 * mask.astype(np.uint8)).save(folder / f"{case}_{number}_{kind}.tif")
+
+
+def write_volume(folder, case, volume, spacing=(1.0, 1.0, 1.0)):
+    """Slices along the third axis, as NIfTI has it; `spacing` of columns, rows and slices."""
+    folder.mkdir(parents=True, exist_ok=True)
+    image = nib.Nifti1Image(volume.astype(np.uint8).transpose(2, 1, 0), np.diag([*spacing, 1.0]))
+    nib.save(image, folder / f"{case}.nii.gz")
+
+
+def box(rows, columns, slices=slice(1, 3)):
+    volume = np.zeros((4, 16, 20), bool)
+    volume[slices, rows, columns] = True
+    return volume
+
+
+def call(**values):
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS(["evaluate"])
+    names = ("run", "part", "predictions", "truth", "tolerance", "output")
+    with flagsaver.flagsaver(**{name: values.get(name, flags.FLAGS[name].default) for name in names}):
+        evaluate.main([])
+
+
+def test_a_folder_against_a_folder(tmp_path):
+    """As a user calls it, on masks of others; one case is exact, one is half found."""
+    cases = {
+        "TCGA_DU_0001_19990101": box(slice(2, 6), slice(2, 10)),
+        "TCGA_CS_0002_19990101": box(slice(8, 12), slice(0, 4)),
+    }
+    for case, truth in cases.items():
+        write_slices(tmp_path / "truth" / case, case, truth, "mask")
+    exact, half = cases.values()
+    half = half & (np.arange(20) < 2)  # 16 of 32 voxels
+    for case, predicted in zip(cases, (exact, half), strict=True):
+        write_slices(tmp_path / "others", case, predicted, "pred")
+    command = [sys.executable, "-m", "brainseg_jax.evaluate", f"--predictions={tmp_path / 'others'}"]
+    command += [f"--truth={tmp_path / 'truth'}", f"--output={tmp_path / 'out'}", "--tolerance=1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "others, 2 patients: 3-D Dice 0.833 mean, 0.833 median" in done.stdout and "Traceback" not in done.stderr
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["per_patient.csv", "report.html", "scores.json"]
+    content = json.loads((tmp_path / "out" / "scores.json").read_text())
+    scores = content["runs"]["others"]["scores"]
+    assert (content["unit"], content["surface_tolerance"]) == ("voxel", 1.0)
+    assert scores["dice_mean"] == pytest.approx((1 + 2 / 3) / 2) and scores["recall_mean"] == pytest.approx(0.75)
+    assert scores["volume_error_mean"] == pytest.approx(-8.0) and scores["found_lesions"] == 2
+    assert content["runs"]["others"]["groups"]["institution"]["CS"]["dice_mean"] == pytest.approx(2 / 3)
+    rows = {row["patient"]: row for row in csv.DictReader((tmp_path / "out" / "per_patient.csv").open())}
+    assert float(rows["TCGA_DU_0001_19990101"]["hd95"]) == 0.0 and rows["TCGA_CS_0002_19990101"]["unit"] == "voxel"
+    assert "TCGA_CS_0002_19990101" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_volumes_are_measured_in_mm(tmp_path):
+    """A mask moved by one column of 2 mm."""
+    write_volume(tmp_path / "truth", "a", box(slice(2, 6), slice(2, 3)), spacing=(2.0, 3.0, 4.0))
+    write_volume(tmp_path / "predicted", "a", box(slice(2, 6), slice(3, 4)), spacing=(2.0, 3.0, 4.0))
+    scored, (case,) = score_folders(tmp_path / "predicted", tmp_path / "truth", tolerance=1.9)
+    (row,) = scored.rows
+    assert (row["unit"], row["hd95"], row["assd"], row["surface_dice"]) == ("mm", 2.0, 2.0, 0.0)
+    assert row["volume_true"] == pytest.approx(8 * 24 / 1000)
+    assert case.flair is None and case.truth.areas == [0, 4, 4, 0] and "institution" not in row
+
+
+def test_a_case_without_spacing_makes_voxels_of_all(tmp_path, caplog):
+    for folder in (tmp_path / "truth", tmp_path / "predicted"):
+        write_volume(folder, "a", box(slice(2, 6), slice(2, 3)), spacing=(2.0, 3.0, 4.0))
+        write_slices(folder, "b", box(slice(2, 6), slice(2, 3)), "mask")
+    scored, _ = score_folders(tmp_path / "predicted", tmp_path / "truth", tolerance=1.0)
+    assert [row["unit"] for row in scored.rows] == ["voxel", "voxel"]
+    assert "no spacing is known of b" in caplog.text
+
+
+def test_folders_that_do_not_match_are_refused_with_all_that_differs(tmp_path):
+    mask = box(slice(2, 6), slice(2, 3))
+    truth, predicted = tmp_path / "truth", tmp_path / "predicted"
+    write_volume(truth, "missing", mask)
+    write_volume(predicted, "extra", mask)
+    write_volume(truth, "shape", mask)
+    write_volume(predicted, "shape", mask[1:])
+    write_volume(truth, "spacing", mask, spacing=(1.0, 1.0, 5.0))
+    write_volume(predicted, "spacing", mask, spacing=(1.0, 1.0, 6.0))
+    write_volume(truth, "kind", mask)
+    write_slices(predicted, "kind", mask, "pred")
+    write_slices(truth, "first", mask[:3], "mask")
+    for number in (2, 3, 4):
+        Image.fromarray(mask[0].astype(np.uint8)).save(predicted / f"first_{number}_pred.png")
+    with pytest.raises(InputError) as raised:
+        call(predictions=str(predicted), truth=str(truth), output=str(tmp_path / "out"))
+    lines = str(raised.value).splitlines()
+    assert f"  missing: in {truth} only" in lines and f"  extra: in {predicted} only" in lines
+    assert "  shape: predicted 3 x 16 x 20 voxels, true 4 x 16 x 20" in lines
+    assert "  spacing: predicted spacing 6 x 1 x 1 mm, true 5 x 1 x 1" in lines
+    assert "  first: predicted from slice 2 on, true from slice 1" in lines
+    assert any(line.startswith("  kind: a volume with a spacing against single slices") for line in lines)
+    assert len(lines) == 7 and not (tmp_path / "out").exists()
+
+
+def test_a_run_is_scored_as_it_scored_itself(trained_run, tmp_path):
+    workdir, _ = trained_run
+    before = {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()}
+    shutil.copytree(workdir, tmp_path / "other")
+    call(run=[str(workdir), str(tmp_path / "other")], output=str(tmp_path / "out"))
+    assert {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()} == before
+    results = json.loads((workdir / "results.json").read_text())
+    content = json.loads((tmp_path / "out" / "scores.json").read_text())
+    one, other = content["runs"]["run"], content["runs"]["other"]
+    assert one["scores"] == other["scores"] == {k: v for k, v in results["test"].items() if k in one["scores"]}
+    assert one["groups"] == results["groups"] and one["calibration"] == results["calibration"]
+    assert content["differences"]["other less run"]["dice"]["mean"] == 0.0
+    rows = list(csv.DictReader((tmp_path / "out" / "per_patient.csv").open()))
+    own = list(csv.DictReader((workdir / "per_patient.csv").open()))
+    assert [row.pop("run") for row in rows] == ["run"] * len(own) + ["other"] * len(own) and rows == own + own
+    assert "the run made no choice on them" in (workdir / "report.html").read_text()
+
+
+def test_validation_patients_of_a_run(trained_run):
+    workdir, _ = trained_run
+    (scored,), cases = score_runs([workdir], part="val", tolerance=1.0)
+    split = json.loads((workdir / "split.json").read_text())
+    assert [row["patient"] for row in scored.rows] == [case.patient for case in cases] == sorted(split["val"])
+    assert "so these scores are too good" in scored.facts["Scored"]
+    assert {row["grade"] for row in scored.rows} <= {-1, 1, 2}
+
+
+@pytest.mark.parametrize("difference", ["patients", "data"])
+def test_runs_that_cannot_be_compared(trained_run, tmp_path, difference):
+    workdir, _ = trained_run
+    other = tmp_path / "other"
+    shutil.copytree(workdir, other)
+    if difference == "patients":
+        split = json.loads((other / "split.json").read_text())
+        split["test"][0], split["train"][0] = split["train"][0], split["test"][0]
+        (other / "split.json").write_text(json.dumps(split))
+        words = f"the same test patients.*{split['test'][0]}"
+    else:
+        config = json.loads((other / "config.json").read_text())
+        config["dataset"]["fingerprint"] = "0123456789abcdef"
+        (other / "config.json").write_text(json.dumps(config))
+        words = "were trained on different data"
+        with pytest.raises(InputError, match="was trained on data of fingerprint 0123456789ab"):
+            call(run=[str(other)], output=str(tmp_path / "out"))  # alone, the prepared data are another set
+    with pytest.raises(InputError, match=words):
+        call(run=[str(workdir), str(other)], output=str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_tell_runs_apart(tmp_path):
+    assert names_of([tmp_path / "a" / "run"]) == ["run"]
+    assert names_of([tmp_path / "a" / "run", tmp_path / "b" / "run"]) == ["a/run", "b/run"]
+    with pytest.raises(InputError, match="a folder twice"):
+        names_of([tmp_path / "a", tmp_path / "a"])
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({}, "give --run=FOLDER, or --predictions"),
+        ({"run": ["a"], "predictions": "b", "truth": "c"}, "give --run=FOLDER, or"),
+        ({"predictions": "b"}, "give --run=FOLDER, or"),
+        ({"run": list("abcdefg")}, "7 runs; give at most 6"),
+        ({"run": ["nowhere"]}, "nowhere: no run in it"),
+        ({"run": ["a"], "tolerance": -1.0}, r"--tolerance=-1\.0: give a length from 0"),
+        ({"run": ["a"], "output": ""}, "--output is empty"),
+        ({"run": ["a"], "output": __file__}, "is a file; give a folder"),
+        ({"predictions": "nowhere", "truth": "nowhere"}, "nowhere: no such folder"),
+    ],
+)
+def test_what_cannot_be_used_is_said(tmp_path, monkeypatch, values, words):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=words):
+        call(**{"output": "out", **values})
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_is_not_written_over(trained_run):
+    workdir, _ = trained_run
+    with pytest.raises(InputError, match="is a run folder, whose own results would be lost"):
+        call(run=[str(workdir)], output=str(workdir))

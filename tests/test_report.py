@@ -1,0 +1,166 @@
+"""The report's text: whole, self-contained, the same each time; what a page does with it is in browser/."""
+
+import base64
+import io
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from made_report import HOSTILE, PATIENTS, make_report, square
+from PIL import Image, ImageDraw
+
+from brainseg_jax.evaluation import wording
+from brainseg_jax.evaluation.case_pictures import outline, probability_pictures, scan_pictures
+
+VOID = {"meta", "link", "input", "br", "img"}
+
+
+class Page(HTMLParser):
+    """Everything of a page that a test asks for; a tag that is not closed is an error."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.attributes, self.ids, self.text, self.scripts = [], [], [], "", {}
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.attributes += [(tag, *pair) for pair in attrs.items()]
+        self.ids += [attrs["id"]] if "id" in attrs else []
+        if tag not in VOID:
+            self.open.append((tag, attrs))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop()[0] == tag
+
+    def handle_data(self, data):
+        tag, attrs = self.open[-1] if self.open else ("", {})
+        if "data-case" in attrs:
+            self.scripts[attrs["data-case"]] = json.loads(data)
+        elif tag not in ("script", "style"):
+            self.text += data
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory):
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    runs, cases = make_report(path)
+    return path, Page(path.read_text()), runs, cases
+
+
+def test_it_is_one_whole_file_that_names_no_other_place(single):
+    path, page, _, _ = single
+    assert [p.name for p in path.parent.iterdir()] == ["report.html"]
+    assert len(page.ids) == len(set(page.ids))
+    for tag, name, value in page.attributes:
+        if name in ("src", "href", "xlink:href", "srcset", "action", "data", "poster"):
+            assert value.startswith(("#", "data:")), (tag, name, value[:80])
+        assert not name.startswith("on"), (tag, name)  # no program in an attribute
+    text = path.read_text()
+    assert "@import" not in text and not re.search(r"url\((?!#)", text) and "fetch(" not in text
+    assert "default-src 'none'" in text
+    referred = {value[1:] for _, name, value in page.attributes if name in ("href", "xlink:href") and value[:1] == "#"}
+    assert referred <= set(page.ids)
+
+
+def test_the_same_input_gives_the_same_bytes(single, tmp_path):
+    make_report(tmp_path / "again.html")
+    assert (tmp_path / "again.html").read_bytes() == single[0].read_bytes()
+
+
+def test_it_says_what_it_is_and_what_its_figures_are(single):
+    _, page, runs, _ = single
+    words = " ".join(page.text.split())
+    assert "Research code, not a medical device" in words and "made up" in words
+    mean = np.mean([row["dice"] for row in runs[0].rows])
+    assert f"3-D Dice {mean:.3f}" in words
+    assert "defined for 3 of 4 patients" in words  # HD95, which nothing predicted leaves undefined
+    assert "Do not read them as mm" in words
+    for label, meaning in wording.score_words("voxel", 2.0).values():
+        assert label in words and meaning in words
+    assert "brainseg_jax, commit " in words or "brainseg_jax, version " in words
+
+
+def test_a_hostile_name_is_only_a_name(single):
+    _, page, _, _ = single
+    assert HOSTILE in page.scripts and page.scripts[HOSTILE]["patient"] == HOSTILE
+    assert page.text.count(HOSTILE) >= 3
+    assert not any(tag == "img" for tag, _, _ in page.attributes)
+
+
+def test_worst_patients_come_first_and_each_slice_is_there(single):
+    _, page, runs, _ = single
+    dice = {row["patient"]: row["dice"] for row in runs[0].rows}
+    assert list(page.scripts) == sorted(PATIENTS, key=dice.get)
+    for case in page.scripts.values():
+        assert len(case["numbers"]) == len(case["flair"]) == len(case["truth"]["paths"]) == 6
+        overlay = case["overlays"][0]
+        assert len(overlay["probability"]) == len(overlay["attention"]) == len(overlay["mask"]["paths"]) == 6
+        assert case["truth"]["areas"] == [0, 121, 100, 81, 64, 49] and case["first"] == 1
+        with Image.open(io.BytesIO(base64.b64decode(case["flair"][2]))) as image:
+            assert image.size == (48, 48)
+
+
+def test_runs_side_by_side(tmp_path):
+    runs, _ = make_report(tmp_path / "report.html", ("one", "two"))
+    page = Page((tmp_path / "report.html").read_text())
+    words = " ".join(page.text.split())
+    assert "two less one, same patients" in words and "of one" not in page.ids
+    first, second = ([row["dice"] for row in run.rows] for run in runs)
+    assert f"{np.mean(np.subtract(second, first)):+.3f}".replace("-", "−") in words
+    assert all(len(case["overlays"]) == 2 for case in page.scripts.values())
+
+
+@pytest.mark.parametrize("corner", [0, 4, 37])
+def test_an_outline_encloses_its_mask(corner):
+    """Drawn at four times the size and filled, its area is that of the mask, but for the corners cut off."""
+    mask = square(corner, side=11)
+    mask[2, 20:30, 30:45] = True  # a second part,
+    mask[2, 24:26, 34:38] = False  # with a hole
+    found = outline(mask)
+    assert found.areas == mask.sum(axis=(1, 2)).tolist() and found.paths[0] == ""
+    image = Image.new("1", (96, 96))
+    for part in found.paths[2].split("z")[:-1]:
+        start, steps = part[1:].split("l")
+        points = [np.array(start.split(), int)]
+        numbers = np.array(re.findall(r"-?\d+", steps), int).reshape(-1, 2)
+        points += list(points[0] + numbers.cumsum(axis=0))
+        area = Image.new("1", (96, 96))
+        ImageDraw.Draw(area).polygon([tuple(p) for p in points], fill=1)
+        image = Image.fromarray(np.asarray(image) ^ np.asarray(area))
+    drawn = np.asarray(image).reshape(48, 2, 48, 2).mean(axis=(1, 3)) > 0.5
+    apart = drawn ^ mask[2]
+    assert apart.sum() <= 0.12 * mask[2].sum()
+
+
+def test_pictures_show_what_they_should():
+    volume = np.zeros((2, 32, 32), np.uint8)
+    volume[0, 8:24, 8:24] = 40  # a dim scan is made bright
+    gray = np.asarray(Image.open(io.BytesIO(base64.b64decode(scan_pictures(volume)[0]))).convert("L"))
+    assert gray[16, 16] > 240 and gray[2, 2] < 10
+    probability = np.zeros((2, 32, 32), np.float32)
+    probability[1, 8:24, 8:24] = 1.0
+    nothing, something = probability_pictures(probability)
+    assert nothing == ""
+    rgba = np.asarray(Image.open(io.BytesIO(base64.b64decode(something))))
+    assert rgba[16, 16, 3] == round(0.75 * 255) and rgba[2, 2, 3] == 0
+    assert (rgba[16, 16, :2] > 200).all() and rgba[16, 16, 2] < 80  # yellow
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "written"),
+    [
+        ("dice", 0.71449, "0.714"),
+        ("hd95", 12.345, "12.3"),
+        ("hd95", None, "–"),
+        ("volume_true", 14379.0, "14,379"),
+        ("volume_error", -0.16, "−0.2"),
+        ("volume_error_relative", 0.256, "+26"),
+        ("found_slices", 1373, "1,373"),
+    ],
+)
+def test_how_values_are_written(name, value, written):
+    assert wording.write(name, value) == written
