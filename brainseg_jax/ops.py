@@ -12,8 +12,8 @@ from jax import lax
 def compiler_options(*, deterministic: bool = False) -> dict[str, str | bool] | None:
     """What `jax.jit` is to be given as `compiler_options` where a network is compiled; None for XLA's own choice.
 
-    By itself XLA (jaxlib 0.10) hands convolutions, matrix products and sums on CPU to YNNPACK, which runs convolutions of
-    few channels on one thread. Named sums alone, the rest goes to Eigen, which uses every core; XLA's own sums over
+    By itself XLA (jaxlib 0.10) hands convolutions, matrix products and sums on CPU to YNNPACK, which runs many
+    convolutions on one thread. Named sums alone, the rest goes to Eigen, which uses every core; XLA's own sums over
     batch, rows and columns (of biases and batch norm) take ten times as long as YNNPACK's.
 
     Args:
