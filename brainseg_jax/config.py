@@ -92,6 +92,7 @@ def default_config(scale: str | None = None) -> ConfigDict:
 
     config.eval = ConfigDict()
     config.eval.batch_size = 32
+    config.eval.mirror = False  # average each probability with that of the left-right mirror image; twice the time
     config.eval.threshold = 0.5  # probability from which a pixel counts as tumor
     config.eval.largest_component = False  # keep the largest connected 3-D part of each patient's prediction alone
     config.eval.min_voxels = 0  # take out connected 3-D parts of fewer voxels of the native grid

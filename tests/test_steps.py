@@ -166,3 +166,33 @@ def test_eval_step_scores_patients_on_the_native_grid(parts, cohort):
     np.testing.assert_allclose(prediction.probability, native[:3], atol=1e-4)
     assert prediction.attention.shape == (3, 256, 256, 1)
     assert prediction.attention.min() >= 0 and prediction.attention.max() <= 1
+
+
+def test_mirror_images_are_averaged_in_scoring_and_in_prediction(parts, cohort):
+    model, mesh, make_state, _, on_devices = parts
+    variables = jax.tree.map(np.asarray, make_state().variables)
+    rng = np.random.default_rng(1)
+    variables["params"] = jax.tree.map(
+        lambda x: x + 0.3 * rng.normal(size=x.shape).astype(x.dtype), variables["params"]
+    )
+    indices = cohort.slices_of(cohort.patients[:1])[:8]
+    images = normalized_by_hand(cohort, indices)
+
+    def probability(images):
+        logits = model.apply(variables, np.ascontiguousarray(images), train=False)
+        return 1 / (1 + np.exp(-np.asarray(logits, np.float64)))
+
+    plain, mirrored = probability(images), probability(images[:, :, ::-1])[:, :, ::-1]
+    assert np.abs(plain - mirrored).max() > 0.05  # the network tells left from right
+    native = ndimage.zoom((plain + mirrored) / 2, (1, 4, 4, 1), order=1, grid_mode=True, mode="nearest")
+    everywhere, divided = sharding.replicated(mesh), sharding.over_batch(mesh)
+    predict = make_predict_step(model, mesh=mesh, mirror=True)
+    np.testing.assert_allclose(
+        predict(variables, on_devices, sharding.put(indices, everywhere)).probability, native, atol=1e-4
+    )
+    evaluate = make_eval_step(model, LOSS, mesh=mesh, patients=len(cohort.patients), mirror=True)
+    batch = (sharding.put(indices, divided), sharding.put(np.ones(8, bool), divided))
+    totals, masks = evaluate(variables, on_devices, *batch, np.float32(0.5))
+    assert (np.asarray(masks) == (native >= 0.5)).mean() > 0.9999
+    logits = model.apply(variables, images, train=False)
+    np.testing.assert_allclose(totals.loss, LOSS(logits, cohort.masks[indices]).sum(), rtol=1e-4)

@@ -104,6 +104,7 @@ def facts(
     if part == "val":
         scored = "validation patients: the checkpoint was chosen on them, so these scores are too good"
     mask = f"probability of at least {post.threshold:g}"
+    mask += ", averaged over left-right mirror images" if config["eval"].get("mirror") else ""  # not in older runs
     mask += ", largest 3-D part alone" if post.largest_component else ""
     mask += f", parts of {post.min_voxels} voxels or more" if post.min_voxels > 1 else ""
     return {

@@ -15,6 +15,7 @@ from brainseg_jax.data.augment import perturb_intensity, stand_in, warp
 from brainseg_jax.data.cohort import Cohort
 from brainseg_jax.data.normalization import Normalization, normalize
 from brainseg_jax.metrics import PatientSums, patient_sums, soft_batch_iou
+from brainseg_jax.training.forward import forward
 from brainseg_jax.training.state import TrainState
 
 # (logits [B, H, W, 1], labels [B, H, W, 1], mask=[B] or None) -> [B]
@@ -53,7 +54,7 @@ class Prediction(NamedTuple):
     """What a network says of a batch; what a caller does not use is not computed.
 
     Attributes:
-      logits: [B, S, S, 1] float32, at the size of training.
+      logits: [B, S, S, 1] float32, at the size of training; of the slices as they are, never of mirror images.
       probability: of tumor, [B, 256, 256, 1], on the native grid.
       attention: [B, 256, 256, 1] in [0, 1] of the finest attention gate; None for a network without gates.
     """
@@ -166,7 +167,7 @@ def make_train_step(
 
 
 def make_eval_step(
-    model: nn.Module, loss: Loss, *, mesh: Mesh, patients: int
+    model: nn.Module, loss: Loss, *, mesh: Mesh, patients: int, mirror: bool = False
 ) -> Callable[[dict, DeviceCohort, jax.Array, jax.Array, float], tuple[Totals, jax.Array]]:
     """Compiles the scoring of one batch, on the native grid: probabilities are up-sampled bilinearly, then thresholded.
 
@@ -175,6 +176,7 @@ def make_eval_step(
       loss: logits, labels, mask=[B] -> [B].
       mesh: the batch is divided over it.
       patients: P of the cohort.
+      mirror: see `predict`.
 
     Returns:
       (variables, cohort, indices [B] int32, valid [B] bool, threshold) -> (`Totals` of the batch, predicted masks
@@ -184,7 +186,7 @@ def make_eval_step(
     def step(
         variables: dict, cohort: DeviceCohort, indices: jax.Array, valid: jax.Array, threshold: jax.Array
     ) -> tuple[Totals, jax.Array]:
-        prediction = predict(model, variables, cohort, indices)
+        prediction = predict(model, variables, cohort, indices, mirror=mirror)
         predicted = prediction.probability >= threshold
         labels = cohort.masks[indices]
         losses = loss(prediction.logits, labels, mask=valid)
@@ -206,25 +208,29 @@ def make_eval_step(
     )
 
 
-def make_predict_step(model: nn.Module, *, mesh: Mesh) -> Callable[[dict, DeviceCohort, jax.Array], Prediction]:
+def make_predict_step(
+    model: nn.Module, *, mesh: Mesh, mirror: bool = False
+) -> Callable[[dict, DeviceCohort, jax.Array], Prediction]:
     """Compiles `predict` for a few slices, the result whole on each device: (variables, cohort, indices [B])."""
     return jax.jit(
-        partial(predict, model), out_shardings=sharding.replicated(mesh), compiler_options=ops.compiler_options()
+        partial(predict, model, mirror=mirror),
+        out_shardings=sharding.replicated(mesh),
+        compiler_options=ops.compiler_options(),
     )
 
 
-def predict(model: nn.Module, variables: dict, cohort: DeviceCohort, indices: jax.Array) -> Prediction:
-    """Predicts the slices `indices` [B] of the cohort."""
-    images = cohort.normalized(cohort.images[indices], indices)
-    logits, kept = model.apply(variables, images, train=False, mutable=["intermediates"])
-    gates = kept.get("intermediates", {})
+def predict(
+    model: nn.Module, variables: dict, cohort: DeviceCohort, indices: jax.Array, *, mirror: bool = False
+) -> Prediction:
+    """Predicts the slices `indices` [B] of the cohort; `mirror` averages with their left-right mirror images."""
+    out = forward(model, variables, cohort.normalized(cohort.images[indices], indices), mirror=mirror)
     native = (*indices.shape, *cohort.native_masks.shape[1:])
 
     def on_native_grid(x: jax.Array) -> jax.Array:
         return x if x.shape == native else jax.image.resize(x, native, "bilinear")
 
     return Prediction(
-        logits=logits,
-        probability=on_native_grid(jax.nn.sigmoid(logits)),
-        attention=on_native_grid(gates["gate_0"]["attention"][0]) if gates else None,
+        logits=out.logits,
+        probability=on_native_grid(out.probability),
+        attention=None if out.attention is None else on_native_grid(out.attention),
     )

@@ -30,6 +30,7 @@ class Trained:
       step: of that checkpoint.
       image_size: S, in pixels, of training.
       normalization: a name in `normalization.METHODS`; constants are fitted to each whole volume.
+      mirror: whether probabilities are averaged with those of mirror images, see `forward`.
       postprocess: what makes masks of probabilities; chosen on validation where the run did so.
       fingerprint: of the data it was trained on.
       results: content of `results.json`; None for a run that has not ended.
@@ -42,6 +43,7 @@ class Trained:
     step: int
     image_size: int
     normalization: str
+    mirror: bool
     postprocess: PostProcess
     fingerprint: str
     results: dict | None
@@ -87,6 +89,7 @@ def load_trained(folder: Path) -> Trained:
         step=int(state.step),
         image_size=config.data.image_size,
         normalization=config.data.normalization,
+        mirror=config.eval.mirror,
         postprocess=PostProcess(**chosen)
         if chosen
         else PostProcess(config.eval.threshold, config.eval.largest_component, config.eval.min_voxels),

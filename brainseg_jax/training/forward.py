@@ -1,0 +1,45 @@
+"""What a trained network says of normalized slices, with or without their mirror images."""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class Forward(NamedTuple):
+    """What `forward` gives.
+
+    Attributes:
+      logits: [B, S, S, 1] float32, of the slices as they are.
+      members: probabilities of tumor, each [B, S, S, 1], whose mean is the prediction: of the slices as they are, and
+        of their mirror images, mirrored back.
+      attention: [B, h, w, 1] in [0, 1] of the finest attention gate; None for a network without gates.
+    """
+
+    logits: jax.Array
+    members: tuple[jax.Array, ...]
+    attention: jax.Array | None
+
+    @property
+    def probability(self) -> jax.Array:
+        """The mean of the members, [B, S, S, 1]."""
+        return sum(self.members[1:], start=self.members[0]) / len(self.members)
+
+
+def forward(model: nn.Module, variables: dict, images: jax.Array, *, mirror: bool) -> Forward:
+    """Runs the network in evaluation.
+
+    Args:
+      model: maps [B, S, S, 3] to logits [B, S, S, 1].
+      variables: of the model.
+      images: [B, S, S, 3] float32, normalized; left and right along the third axis.
+      mirror: whether the left-right mirror image is predicted too (test-time augmentation).
+    """
+    logits, kept = model.apply(variables, images, train=False, mutable=["intermediates"])
+    members = [jax.nn.sigmoid(logits)]
+    if mirror:
+        mirrored = model.apply(variables, jnp.flip(images, axis=2), train=False)
+        members.append(jnp.flip(jax.nn.sigmoid(mirrored), axis=2))
+    gates = kept.get("intermediates", {})
+    return Forward(logits, tuple(members), gates["gate_0"]["attention"][0] if gates else None)
