@@ -33,6 +33,7 @@ def default_config(scale: str | None = None) -> ConfigDict:
     config.model.gate_upsampling = (
         "nearest"  # attention_unet only: nearest (reproduced project) | bilinear (Oktay et al.)
     )
+    config.model.deep_supervision = False  # in training the coarser decoder levels predict too, at halving weights
     config.model.dtype = "float32"  # compute dtype: float32 | bfloat16; parameters and logits stay float32
 
     config.loss = ConfigDict()

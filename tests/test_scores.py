@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from brainseg_jax.evaluation.scores import difference, summarize, summarize_groups
+from brainseg_jax.errors import InputError
+from brainseg_jax.evaluation.scores import difference, read_table, summarize, summarize_groups, write_table
 from brainseg_jax.evaluation.volumes import score_volume
 
 
@@ -64,3 +65,13 @@ def test_a_difference_is_made_patient_by_patient():
     assert change["mean"] == pytest.approx(0.1) and change["patients"] == 3
     assert 0.0 <= change["mean_ci95"][0] < 0.1 < change["mean_ci95"][1] <= 0.2
     assert difference(first, other, "hd95") == {"mean": 1.0, "mean_ci95": None, "patients": 1}
+
+
+def test_a_table_is_read_as_it_was_written(tmp_path):
+    rows = rows_of([0.25, 1.0], hd95=[None, 2.5], institution=["DU", "CS"])
+    write_table(tmp_path / "rows.csv", rows)
+    assert read_table(tmp_path / "rows.csv") == rows
+    (tmp_path / "empty.csv").write_text("patient,dice\n")
+    for name, words in (("empty.csv", "holds no rows"), ("missing.csv", "cannot be read")):
+        with pytest.raises(InputError, match=f"{name} {words}"):
+            read_table(tmp_path / name)

@@ -12,6 +12,7 @@ from brainseg_jax import sharding
 from brainseg_jax.losses import dice_loss
 from brainseg_jax.metrics import patient_scores
 from brainseg_jax.models import build_model
+from brainseg_jax.training.deep_supervision import deep_loss
 from brainseg_jax.training.optimizer import build_optimizer
 from brainseg_jax.training.state import create_state
 from brainseg_jax.training.steps import make_eval_step, make_predict_step, make_train_step, put_cohort
@@ -196,3 +197,34 @@ def test_mirror_images_are_averaged_in_scoring_and_in_prediction(parts, cohort):
     assert (np.asarray(masks) == (native >= 0.5)).mean() > 0.9999
     logits = model.apply(variables, images, train=False)
     np.testing.assert_allclose(totals.loss, LOSS(logits, cohort.masks[indices]).sum(), rtol=1e-4)
+
+
+def test_deep_supervision_by_hand():
+    """Half of each label apart from the prediction in the middle: squares of sums that are easy to add up."""
+    masks = jnp.zeros((2, 4, 4, 1)).at[0, :2, :2].set(1.0).at[1, 0, 0].set(1.0)
+    square = lambda logits, labels: jnp.mean((logits - labels) ** 2, axis=(1, 2, 3))
+    fine, half = jnp.zeros((2, 4, 4, 1)), jnp.zeros((2, 2, 2, 1))
+    # Fine: 4 and 1 of 16 pixels, mean 5 / 32. At 2x2: one pixel of 1 and one of 1/4, mean (1 + 1/16) / 8.
+    expected = (5 / 32 + 0.5 * 17 / 128) / 1.5
+    np.testing.assert_allclose(deep_loss(square, fine, [half], masks), expected, rtol=1e-6)
+    np.testing.assert_allclose(deep_loss(square, fine, [], masks), 5 / 32, rtol=1e-6)
+
+
+def test_side_heads_learn_and_are_only_in_training(parts, cohort):
+    _, mesh, _, _, on_devices = parts
+    plain, deep = (build_model("unet", features=2, depth=3, deep_supervision=on) for on in (False, True))
+    optimizer = build_optimizer("adam", lambda step: RATE, b2=0.99, weight_decay=0.0, clip_norm=0.0)
+    states = [create_state(m, optimizer, image_size=64, seed=0, ema=False, mesh=mesh) for m in (plain, deep)]
+    added = states[1].params.keys() - states[0].params.keys()
+    assert added == {"side_head_1", "side_head_2"}
+    shared = {name: states[1].params[name] for name in states[0].params}
+    jax.tree.map(np.testing.assert_array_equal, shared, states[0].params)
+    before = jax.tree.map(np.asarray, states[1].params)
+    images = normalized_by_hand(cohort, np.arange(2))
+    logits = [m.apply(s.variables, images, train=False) for m, s in zip((plain, deep), states, strict=True)]
+    np.testing.assert_array_equal(*logits)
+    step = make_train_step(deep, optimizer, LOSS, mesh=mesh, seed=0, ema_decay=0.0, geometry=STILL, intensity=PLAIN)
+    indices = sharding.put(np.arange(8, dtype=np.int32), sharding.over_batch(mesh))
+    after, _ = step(states[1], on_devices, indices)
+    for name in added:
+        assert (np.asarray(after.params[name]["kernel"]) != before[name]["kernel"]).all()

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from scipy import stats
 
 from brainseg_jax.data.cohort import Cohort
+from brainseg_jax.errors import InputError
+from brainseg_jax.evaluation.statistics import mean_interval
 from brainseg_jax.metrics import PatientSums, patient_scores
 
 PER_PATIENT_COUNTS = ("slices", "tumor_slices", "found_slices", "false_positive_slices")
@@ -88,7 +89,7 @@ def summarize(rows: list[dict]) -> dict:
         out[f"{name}_mean"] = float(values.mean()) if len(values) else None
         out[f"{name}_median"] = float(np.median(values)) if len(values) else None
         out[f"{name}_std"] = float(values.std(ddof=1)) if len(values) > 1 else None
-        out[f"{name}_mean_ci95"] = _mean_interval(values)
+        out[f"{name}_mean_ci95"] = mean_interval(values)
         if name in UNDEFINED:
             out[f"{name}_patients"] = len(values)
     out |= {name: sum(row[name] for row in rows) for name in COUNTS if name in rows[0]}
@@ -143,16 +144,32 @@ def difference(first: list[dict], other: list[dict], name: str) -> dict:
     pairs = [(a[name], b[name]) for a, b in zip(first, other, strict=True)]
     change = np.array([b - a for a, b in pairs if a is not None and b is not None], np.float64)
     mean = float(change.mean()) if len(change) else None
-    return {"mean": mean, "mean_ci95": _mean_interval(change), "patients": len(change)}
+    return {"mean": mean, "mean_ci95": mean_interval(change), "patients": len(change)}
 
 
-def _mean_interval(values: np.ndarray) -> list[float] | None:
-    """95 % interval of the mean, see `summarize`."""
-    if len(values) < 3 or np.ptp(values) == 0.0:
-        return None
-    interval = stats.bootstrap((values,), np.mean, n_resamples=10_000, rng=np.random.default_rng(0)).confidence_interval
-    ends = [float(interval.low), float(interval.high)]
-    return ends if np.isfinite(ends).all() else None  # of a few values that are nearly alike
+def read_table(path: Path) -> list[dict]:
+    """The inverse of `write_table`: numbers are numbers again, a blank is None.
+
+    Raises:
+      InputError: the file cannot be read or holds no rows.
+    """
+    try:
+        with path.open(newline="") as file:
+            rows = [{name: _value(text) for name, text in row.items()} for row in csv.DictReader(file)]
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"{path} cannot be read as a table ({error}); put back a whole copy") from error
+    if not rows:
+        raise InputError(f"{path} holds no rows; put back a whole copy")
+    return rows
+
+
+def _value(text: str) -> float | int | str | None:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text or None
 
 
 def write_table(path: Path, rows: list[dict]) -> None:

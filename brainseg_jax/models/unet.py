@@ -22,6 +22,8 @@ class UNet(nn.Module):
       norm: placement of batch normalization, see `ConvBlock`.
       norm_momentum: share of the running statistics kept at each step.
       dtype: compute dtype, e.g. bfloat16; parameters and logits are float32.
+      deep_supervision: a 1x1 head at each decoder level but the finest, for training alone (Lee et al. 2015,
+        "Deeply-Supervised Nets"); its logits are sown in the collection "side_logits".
     """
 
     features: int = 64
@@ -29,6 +31,7 @@ class UNet(nn.Module):
     norm: NormPlacement = "block"
     norm_momentum: float = 0.99
     dtype: jnp.dtype = jnp.float32
+    deep_supervision: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
@@ -66,6 +69,9 @@ class UNet(nn.Module):
             skip = self.filter_skip(skips[level], x, level=level, train=train)
             x = UpConv(self.features * 2**level, self.dtype, name=f"up_{level}")(x)
             x = block(self.features * 2**level, f"decoder_{level}")(jnp.concatenate([x, skip], axis=-1), train=train)
+            if self.deep_supervision and level and (train or self.is_initializing()):
+                side = nn.Conv(1, (1, 1), dtype=jnp.float32, name=f"side_head_{level}")(x)
+                self.sow("side_logits", f"level_{level}", side)
         return nn.Conv(1, (1, 1), dtype=jnp.float32, name="head")(x)
 
     def filter_skip(self, skip: jax.Array, gating: jax.Array, *, level: int, train: bool) -> jax.Array:

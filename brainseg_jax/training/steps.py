@@ -15,6 +15,7 @@ from brainseg_jax.data.augment import perturb_intensity, stand_in, warp
 from brainseg_jax.data.cohort import Cohort
 from brainseg_jax.data.normalization import Normalization, normalize
 from brainseg_jax.metrics import PatientSums, patient_sums, soft_batch_iou
+from brainseg_jax.training.deep_supervision import deep_loss
 from brainseg_jax.training.forward import forward
 from brainseg_jax.training.state import TrainState
 
@@ -130,8 +131,9 @@ def make_train_step(
 
         def mean_loss(params: dict) -> tuple[jax.Array, dict]:
             variables = {"params": params, "batch_stats": state.batch_stats}
-            logits, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
-            return jnp.mean(loss(logits, masks)), updated.get("batch_stats", {})
+            logits, updated = model.apply(variables, images, train=True, mutable=["batch_stats", "side_logits"])
+            side_logits = jax.tree.leaves(updated.get("side_logits", {}))
+            return deep_loss(loss, logits, side_logits, masks), updated.get("batch_stats", {})
 
         (value, batch_stats), gradient = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
