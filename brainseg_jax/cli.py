@@ -11,7 +11,7 @@ from typing import NoReturn
 from absl import app, flags
 from absl import logging as absl_logging
 
-from brainseg_jax.errors import InputError, StorageError, TrainingDiverged, TrainingStopped
+from brainseg_jax.errors import InputError, PartlyDone, StorageError, TrainingDiverged, TrainingStopped
 
 
 def run(main: Callable[[list[str]], object]) -> None:
@@ -19,7 +19,8 @@ def run(main: Callable[[list[str]], object]) -> None:
 
     An `InputError`, a misspelt flag or config key, a value of the wrong type and a stray argument are printed to
     stderr as `error: ...` and end the process with status 2; a `TrainingDiverged` with 3, a `StorageError` with 4, a
-    `TrainingStopped` with 75 (`EX_TEMPFAIL` of sysexits.h: a scheduler may queue the same command again).
+    `PartlyDone` with 5, a `TrainingStopped` with 75 (`EX_TEMPFAIL` of sysexits.h: a scheduler may queue the same
+    command again).
 
     Args:
       main: the command, called as absl calls it: with a list that holds the program's name only.
@@ -34,6 +35,8 @@ def run(main: Callable[[list[str]], object]) -> None:
             _fail(str(error), status=3)
         except StorageError as error:
             _fail(str(error), status=4)
+        except PartlyDone as error:
+            _fail(str(error), status=5)
         except TrainingStopped as error:
             _fail(str(error), status=75)
         except KeyboardInterrupt:

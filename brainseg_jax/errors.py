@@ -19,3 +19,7 @@ class StorageError(RuntimeError):
 
 class TrainingStopped(RuntimeError):
     """SIGTERM or SIGINT came, and the run was saved. The message says how to go on."""
+
+
+class PartlyDone(RuntimeError):
+    """Some of what was asked for is done and written; the message names what could not be done, and why."""

@@ -62,11 +62,15 @@ def outline(volume: np.ndarray) -> Outlines:
 
 
 def scan_pictures(volume: np.ndarray) -> list[str]:
-    """A sequence of a scan, [S, H, W] uint8, in gray; white is the 99.5th percentile of what is not black."""
+    """A sequence of a scan, [S, H, W] uint8, in gray, see `stretched`."""
+    return [_webp(image, quality=70) for image in stretched(volume)]
+
+
+def stretched(volume: np.ndarray) -> np.ndarray:
+    """The volume, uint8 of any shape, so that white is the 99.5th percentile of what is not black."""
     shown = volume[volume > 0]
     white = np.percentile(shown, 99.5) if shown.size else 1.0
-    stretched = np.round(volume * (255.0 / white)).clip(0, 255).astype(np.uint8)
-    return [_webp(image, quality=70) for image in stretched]
+    return np.round(volume * (255.0 / white)).clip(0, 255).astype(np.uint8)
 
 
 def probability_pictures(volume: np.ndarray) -> list[str]:

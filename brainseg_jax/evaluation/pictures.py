@@ -1,12 +1,17 @@
 """What a run looks like: curves of the training, and panels of scan, truth and prediction."""
 
 import dataclasses
+import math
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image, ImageDraw
+from scipy import ndimage
+
+from brainseg_jax.evaluation.case_pictures import stretched
 
 matplotlib.use("Agg", force=False)
 
@@ -80,6 +85,29 @@ def draw_curves(path: Path, epochs: list[dict]) -> None:
     dice.legend(loc="lower right")
     rate.set_title("learning rate at the end of the epoch")
     figure.savefig(path, dpi=110)
+
+
+def draw_overlay(path: Path, *, flair: np.ndarray, mask: np.ndarray, numbers: tuple[int, ...]) -> None:
+    """Writes a PNG of all slices of a scan side by side, about a square, the mask outlined in red.
+
+    Args:
+      path: of the PNG.
+      flair: [S, H, W] uint8.
+      mask: [S, H, W] bool.
+      numbers: of the slices, written into each.
+    """
+    count, height, width = flair.shape
+    columns = math.ceil(math.sqrt(count * height / width))
+    rows = -(-count // columns)
+    colors = np.repeat(stretched(flair)[..., None], 3, axis=-1)
+    inner = np.stack([ndimage.binary_erosion(one) for one in mask])
+    colors[mask & ~inner] = tuple(bytes.fromhex(PREDICTION_COLOR[1:]))
+    sheet = Image.new("RGB", (columns * width, rows * height))
+    for place, (tile, number) in enumerate(zip(colors, numbers, strict=True)):
+        corner = (place % columns * width, place // columns * height)
+        sheet.paste(Image.fromarray(tile), corner)
+        ImageDraw.Draw(sheet).text((corner[0] + 3, corner[1] + 2), str(number), fill="white")
+    sheet.save(path, "PNG")
 
 
 def _show(axes: Axes, image: np.ndarray, title: str) -> None:

@@ -3,7 +3,6 @@
 import re
 from collections import defaultdict
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from brainseg_jax.errors import InputError
 from brainseg_jax.scans.grid import Grid
 from brainseg_jax.scans.images import read_image
 from brainseg_jax.scans.nifti_file import is_nifti, open_nifti, stem
+from brainseg_jax.scans.slices import stack_slices
 
 _SLICE = re.compile(r"(?P<case>.+?)(?:_(?P<number>[0-9]+))?_(?:mask|pred)\.(?:tiff?|png)", re.IGNORECASE)
 _OF_A_MASK = re.compile(r"_(?:mask|pred)$")
@@ -91,30 +91,8 @@ def _read_volume(path: Path) -> Mask:
 
 
 def _read_slices(case: str, found: list[tuple[int, Path]]) -> Mask:
-    """The slices of one case in the order of their numbers; raises one InputError with all of their faults."""
-    found = sorted(found)
-    numbers, paths = zip(*found, strict=True)
-    faults = [
-        f"{second}: a second file for slice {number} of {case}, beside {first}"
-        for (number, first), (again, second) in pairwise(found)
-        if number == again
-    ]
-    if missing := sorted(set(range(numbers[0], numbers[-1])) - set(numbers)):
-        listed = ", ".join(str(number) for number in missing[:10]) + (", ..." if len(missing) > 10 else "")
-        faults.append(f"{case}: a gap in the numbers, which run from {numbers[0]} to {numbers[-1]}: no {listed}")
-    pictures: dict[Path, np.ndarray] = {}
-    for path in paths:
-        try:
-            pictures[path] = _read_slice(path)
-        except InputError as error:
-            faults.append(str(error))
-    shapes = {path: picture.shape for path, picture in pictures.items()}
-    if len(set(shapes.values())) > 1:
-        first, other = next((a, b) for a, b in pairwise(shapes) if shapes[a] != shapes[b])
-        faults.append(f"{other}: {_size(shapes[other])} pixels, but {first.name} has {_size(shapes[first])}")
-    if faults:
-        raise InputError("\n".join(faults))
-    return Mask(np.stack(list(pictures.values())), None, numbers, paths)
+    numbers, paths, voxels = stack_slices(case, tuple(sorted(found)), _read_slice)
+    return Mask(voxels, None, numbers, paths)
 
 
 def _read_slice(path: Path) -> np.ndarray:
@@ -130,7 +108,3 @@ def _as_bool(values: np.ndarray, path: Path) -> np.ndarray:
         listed = ", ".join(f"{value:g}" for value in found[:8]) + (", ..." if len(found) > 8 else "")
         raise InputError(f"{path}: values {listed}; a mask holds 0 and 1, or 0 and 255")
     return values > 0
-
-
-def _size(shape: tuple[int, int]) -> str:
-    return f"{shape[0]} x {shape[1]}"

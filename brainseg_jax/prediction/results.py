@@ -1,0 +1,106 @@
+"""What is left of each predicted scan: masks and maps in files, and its rows of the two tables."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from brainseg_jax.errors import InputError
+from brainseg_jax.evaluation.pictures import draw_overlay
+from brainseg_jax.prediction.ensemble import Maps
+from brainseg_jax.scans.scan import MASK, PROBABILITY, UNCERTAINTY, Scan, Source, write_whole
+
+SCANS_TABLE, SLICES_TABLE = "predictions.csv", "areas.csv"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which files are written beside the masks."""
+
+    probabilities: bool = False
+    uncertainty: bool = False
+    overlays: bool = False
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of `Scan.write`, the mask last: where it is, all is."""
+        maps = {PROBABILITY: self.probabilities, UNCERTAINTY: self.uncertainty}
+        return (*(kind for kind, wanted in maps.items() if wanted), MASK)
+
+
+def check_free(sources: list[Source], output: Path, wanted: Wanted) -> None:
+    """Raises InputError where a file that is to be written is there already; makes nothing."""
+    paths = [output / SCANS_TABLE, output / SLICES_TABLE]
+    for source in sources:
+        paths += [output / path for kind in wanted.kinds for path in source.outputs(kind)]
+        paths += [output / _overlay(source)] if wanted.overlays else []
+    if there := [path for path in paths if path.exists()]:
+        more = f" and {len(there) - 1} more of the results" if len(there) > 1 else ""
+        raise InputError(f"{there[0]}{more}: there already; give another --output, or --overwrite to replace them")
+
+
+def write_results(
+    source: Source, scan: Scan, maps: Maps, mask: np.ndarray, output: Path, wanted: Wanted
+) -> tuple[dict, list[dict]]:
+    """Writes the files of one scan.
+
+    Args:
+      source: names the files.
+      scan: gives grid and kind.
+      maps: its probabilities.
+      mask: its mask, [S, H, W] bool.
+      output: folder for results; folders below it are made.
+      wanted: which files.
+
+    Returns:
+      the scan's row of `predictions.csv`, and those of its slices in `areas.csv`.
+
+    Raises:
+      InputError: a file cannot be written.
+    """
+    values = {MASK: mask, PROBABILITY: maps.probability, UNCERTAINTY: maps.uncertainty}
+    try:
+        (output / source.place).mkdir(parents=True, exist_ok=True)
+        if wanted.overlays:
+            write_whole(
+                output / _overlay(source),
+                partial(draw_overlay, flair=scan.voxels[..., 1], mask=mask, numbers=scan.numbers),
+            )
+        for kind in wanted.kinds:
+            scan.write(kind, values[kind], [output / path for path in source.outputs(kind)])
+    except OSError as error:
+        raise InputError(
+            f"--output={output} cannot be written to ({error}); make room, or give another folder"
+        ) from error
+    return _measure(source.name, scan, mask)
+
+
+def _measure(case: str, scan: Scan, mask: np.ndarray) -> tuple[dict, list[dict]]:
+    """Volume in mL and areas in mm² where the spacing is known, else in voxels and pixels."""
+    slice_gap, row, column = scan.spacing or (1.0, 1.0, 1.0)
+    units = ("mL", "mm2") if scan.spacing else ("voxels", "pixels")
+    pixels = mask.sum(axis=(1, 2), dtype=np.int64)
+    areas = [float(count * row * column) if scan.spacing else int(count) for count in pixels]
+    largest = int(np.argmax(pixels))
+    total = int(pixels.sum())
+    summary = {
+        "case": case,
+        "slices": len(mask),
+        "tumor_slices": int((pixels > 0).sum()),
+        "volume": total * slice_gap * row * column / 1000.0 if scan.spacing else total,
+        "volume_unit": units[0],
+        "largest_slice": scan.numbers[largest] if total else None,
+        "largest_area": areas[largest],
+        "area_unit": units[1],
+        "notes": "; ".join(scan.notes),
+    }
+    by_slice = [
+        {"case": case, "slice": number, "area": area, "unit": units[1]}
+        for number, area in zip(scan.numbers, areas, strict=True)
+    ]
+    return summary, by_slice
+
+
+def _overlay(source: Source) -> Path:
+    return source.place / f"{source.stem}_overlay.png"

@@ -1,0 +1,82 @@
+"""What every kind of scan is read into, and what each kind promises."""
+
+import abc
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+MASK, PROBABILITY, UNCERTAINTY = "pred", "probability", "uncertainty"  # ends of the names of what is written
+STAND_IN = "FLAIR alone: it stands in for pre- and post-contrast"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scan(abc.ABC):
+    """A scan of one head, as the networks take it.
+
+    Attributes:
+      voxels: [S, H, W, 3] uint8, axial slices from foot to crown, channels pre-contrast, FLAIR, post-contrast.
+      spacing: millimeters between voxels (slice, row, column); None where the files do not say.
+      numbers: of the slices, as the input counts them.
+      notes: what a user must know of how the files were read.
+    """
+
+    voxels: np.ndarray
+    spacing: tuple[float, float, float] | None
+    numbers: tuple[int, ...]
+    notes: tuple[str, ...]
+
+    @abc.abstractmethod
+    def write(self, kind: str, values: np.ndarray, paths: list[Path]) -> None:
+        """Writes a result on the input's own grid, in a file of the input's kind.
+
+        Args:
+          kind: `MASK`, `PROBABILITY` or `UNCERTAINTY`.
+          values: [S, H, W], bool for a mask, else float32.
+          paths: as many as `Source.outputs` names, in the same order.
+
+        Raises:
+          OSError: a file cannot be written.
+        """
+
+
+@dataclasses.dataclass(frozen=True)
+class Source(abc.ABC):
+    """Where a scan lies; nothing is opened before `read`.
+
+    Attributes:
+      name: of the case, unlike that of any other: where two are named alike it begins with the folder.
+      place: folder of the files, below the folder that was given.
+    """
+
+    name: str
+    place: Path
+
+    @property
+    def stem(self) -> str:
+        """The name without a folder, with which the names of results begin."""
+        return Path(self.name).name
+
+    @abc.abstractmethod
+    def read(self) -> Scan:
+        """Reads the scan.
+
+        Raises:
+          InputError: its files cannot be used; the message names them.
+        """
+
+    @abc.abstractmethod
+    def outputs(self, kind: str) -> list[Path]:
+        """The files that a result of this kind goes to, below the folder for results."""
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Calls `write` with a path beside `path`, of the same suffix, and renames: the file is whole or not there."""
+    partial = path.with_name(f".part-{os.getpid()}-{path.name}")
+    try:
+        write(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,94 @@
+"""Scans and masks that lie in a folder as single images, a TIFF or PNG file a slice."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from brainseg_jax.errors import InputError
+from brainseg_jax.scans.images import read_image
+from brainseg_jax.scans.scan import MASK, STAND_IN, Scan, Source, write_whole
+
+ONE_SLICE = "a single slice: its normalization rests on this slice alone, a whole volume is more reliable"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SliceScan(Scan):
+    """A scan read from images; results are TIFF files, masks of 0 and 255, other maps of float32."""
+
+    def write(self, kind: str, values: np.ndarray, paths: list[Path]) -> None:
+        """See `Scan.write`."""
+        pixels = values * np.uint8(255) if kind == MASK else values.astype(np.float32)
+        for image, path in zip(pixels, paths, strict=True):
+            write_whole(path, partial(Image.fromarray(image).save, format="TIFF"))
+
+
+@dataclasses.dataclass(frozen=True)
+class SliceSource(Source):
+    """Images `<case>_<n>.tif` of one case.
+
+    Attributes:
+      found: numbers and files of the slices, in order of the number.
+    """
+
+    found: tuple[tuple[int, Path], ...]
+
+    def read(self) -> SliceScan:
+        """See `Source.read`; a gray image is FLAIR."""
+        numbers, _, pixels = stack_slices(self.name, self.found, read_image)
+        notes = (ONE_SLICE,) if len(pixels) == 1 else ()
+        if pixels.ndim == 3:
+            pixels, notes = np.stack([pixels] * 3, axis=-1), (*notes, STAND_IN)
+        return SliceScan(pixels, None, numbers, notes)
+
+    def outputs(self, kind: str) -> list[Path]:
+        """See `Source.outputs`: one file a slice."""
+        return [self.place / f"{path.stem}_{kind}.tif" for _, path in self.found]
+
+
+def stack_slices(
+    case: str, found: tuple[tuple[int, Path], ...], read: Callable[[Path], np.ndarray]
+) -> tuple[tuple[int, ...], tuple[Path, ...], np.ndarray]:
+    """Reads the slices of one case.
+
+    Args:
+      case: its name.
+      found: numbers and files, in order of the number.
+      read: gives the pixels of a file; may raise InputError.
+
+    Returns:
+      numbers, files, and pixels [S, ...].
+
+    Raises:
+      InputError: a number twice, a gap in the numbers, files that cannot be read or differ in size: all of them.
+    """
+    numbers, paths = zip(*found, strict=True)
+    faults = [
+        f"{second}: a second file for slice {number} of {case}, beside {first}"
+        for (number, first), (again, second) in pairwise(found)
+        if number == again
+    ]
+    if missing := sorted(set(range(numbers[0], numbers[-1])) - set(numbers)):
+        listed = ", ".join(str(number) for number in missing[:10]) + (", ..." if len(missing) > 10 else "")
+        faults.append(f"{case}: a gap in the numbers, which run from {numbers[0]} to {numbers[-1]}: no {listed}")
+    pictures: dict[Path, np.ndarray] = {}
+    for path in paths:
+        try:
+            pictures[path] = read(path)
+        except InputError as error:
+            faults.append(str(error))
+    shapes = {path: picture.shape for path, picture in pictures.items()}
+    if len(set(shapes.values())) > 1:
+        first, other = next((a, b) for a, b in pairwise(shapes) if shapes[a] != shapes[b])
+        faults.append(f"{other}: {_size(shapes[other])} pixels, but {first.name} has {_size(shapes[first])}")
+    if faults:
+        raise InputError("\n".join(faults))
+    return numbers, paths, np.stack(list(pictures.values()))
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return " x ".join(str(length) for length in shape)

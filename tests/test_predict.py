@@ -1,0 +1,392 @@
+"""Masks for scans of one's own: the same from every kind of file, as the run scores them, and what is refused."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+import zlib
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+
+from brainseg_jax.errors import InputError, PartlyDone
+from brainseg_jax.prediction.canvas import Canvas
+from brainseg_jax.prediction.ensemble import Ensemble, combine
+from brainseg_jax.prediction.job import predict
+from brainseg_jax.prediction.results import Wanted
+from brainseg_jax.scans.masks import read_masks
+from brainseg_jax.scans.scan import Scan
+from brainseg_jax.training.experiment import build_experiment
+from brainseg_jax.training.scoring import evaluate
+from brainseg_jax.training.trained import load_trained
+
+pytestmark = pytest.mark.usefixtures("optax_promotion")
+SPACING = (1.0, 1.0, 5.0)  # columns, rows, slices, in mm
+
+
+def call(run, scans, output, *, wanted=None, mirror=None, overwrite=False):
+    runs = run if isinstance(run, list) else [run]
+    return predict(runs, scans, output, wanted=wanted or Wanted(), mirror=mirror, overwrite=overwrite)
+
+
+def read_case(folder):
+    """Kaggle's slices of a case, [S, H, W, 3]."""
+    paths = [path for path in folder.glob("*.tif") if not path.stem.endswith("_mask")]
+    paths.sort(key=lambda path: int(path.stem.split("_")[-1]))
+    return np.stack([np.asarray(Image.open(path)) for path in paths])
+
+
+def as_volume(slices, codes, spacing):
+    """Axial slices [S, H, W, ...] as they are stored with axes `codes`, and the affine of these."""
+    # [S, row to the back, column to the left] to (left, back, crown), then to the axes asked for.
+    lps = nib.orientations.axcodes2ornt("LPS")
+    affine = np.diag([-spacing[0], -spacing[1], spacing[2], 1.0])
+    affine[:3, 3] = (90.0, 110.0, -60.0)
+    image = nib.Nifti1Image(np.moveaxis(slices, (0, 1, 2), (2, 1, 0)), affine)
+    return image.as_reoriented(nib.orientations.ornt_transform(lps, nib.orientations.axcodes2ornt(codes)))
+
+
+def dice(a, b):
+    return 2 * (a & b).sum() / (a.sum() + b.sum())
+
+
+@pytest.fixture(scope="module")
+def case(phantom_folder, trained_run):
+    """A patient on whom the short run finds something, but not everything."""
+    split = json.loads((trained_run[0] / "split.json").read_text())
+    return phantom_folder / split["test"][0]
+
+
+@pytest.fixture(scope="module")
+def from_slices(case, trained_run, tmp_path_factory):
+    """What is written for that patient's slices, all kinds of it."""
+    output = tmp_path_factory.mktemp("slices") / "out"
+    everything = Wanted(probabilities=True, uncertainty=True, overlays=True)
+    call(trained_run[0], case, output, wanted=everything, mirror=True)
+    return output
+
+
+def test_masks_are_those_that_the_run_scores(trained_run, phantom_folder, tmp_path):
+    workdir, config = trained_run
+    trained, experiment = load_trained(workdir), build_experiment(config)
+    patients = tuple(sorted(experiment.split.test))
+    _, masks = evaluate(experiment, trained.variables, patients, trained.postprocess)
+    for patient in patients:
+        shutil.copytree(phantom_folder / patient, tmp_path / "kaggle_3m" / patient)
+    outcome = call(workdir, tmp_path / "kaggle_3m", tmp_path / "out")
+    found = read_masks(tmp_path / "out")
+    np.testing.assert_array_equal(np.concatenate([found[patient].voxels for patient in patients]), masks[..., 0])
+    assert 0 < masks.mean() < 0.5 and not outcome.faults
+    name = f"{patients[0]}_11"
+    written = Image.open(tmp_path / "out" / patients[0] / f"{name}_pred.tif")
+    assert written.size == (256, 256) and written.mode == "L" and set(np.unique(written)) <= {0, 255}
+    rows = list(csv.DictReader((tmp_path / "out" / "predictions.csv").open()))
+    assert [row["case"] for row in rows] == list(patients)
+    volume = found[patients[0]].voxels
+    areas = volume.sum(axis=(1, 2))
+    assert (int(rows[0]["volume"]), rows[0]["volume_unit"]) == (volume.sum(), "voxels")
+    assert (int(rows[0]["largest_slice"]), int(rows[0]["largest_area"])) == (areas.argmax() + 1, areas.max())
+    by_slice = [row for row in csv.DictReader((tmp_path / "out" / "areas.csv").open()) if row["case"] == patients[0]]
+    assert [(int(row["slice"]), int(row["area"]), row["unit"]) for row in by_slice] == [
+        (number, area, "pixels") for number, area in enumerate(areas, start=1)
+    ]
+
+
+@pytest.mark.parametrize("codes", ["LPS", "RAS", "ASR", "SLP"])
+def test_a_volume_in_any_orientation_has_the_same_mask(case, trained_run, from_slices, tmp_path, codes):
+    image = as_volume(read_case(case), codes, SPACING)
+    image.header.set_xyzt_units("mm")
+    image.header["descrip"], image.header["cal_max"] = b"of the scanner", 200
+    image.set_qform(image.affine, code=1)
+    image.set_sform(image.affine, code=4)
+    scan = tmp_path / "in" / "P1.nii.gz"
+    scan.parent.mkdir()
+    nib.save(image, scan)
+    call(trained_run[0], scan, tmp_path / "out", mirror=True)
+    mask = nib.load(tmp_path / "out" / "P1_pred.nii.gz")
+    assert mask.shape == image.shape[:3] and mask.get_data_dtype() == np.uint8
+    np.testing.assert_allclose(mask.affine, image.affine, atol=1e-5)
+    for key in ("qform_code", "sform_code", "descrip", "xyzt_units", "qoffset_x"):
+        assert mask.header[key] == image.header[key], key
+    assert mask.header["cal_max"] == 0 and set(np.unique(mask.dataobj)) == {0, 1}
+    expected = (
+        as_volume(255 * read_masks(from_slices)[case.name].voxels.astype(np.uint8), codes, SPACING).get_fdata() > 0
+    )
+    assert dice(np.asarray(mask.dataobj) > 0, expected) > 0.999
+    (row,) = csv.DictReader((tmp_path / "out" / "predictions.csv").open())
+    assert row["volume_unit"] == "mL" and float(row["volume"]) == pytest.approx(expected.sum() * 5.0 / 1000.0, rel=1e-3)
+    assert row["area_unit"] == "mm2" and float(row["largest_area"]) == expected_area(expected, codes)
+    along = expected.sum(axis=tuple(axis for axis in range(3) if codes[axis] != "S"))
+    assert int(row["largest_slice"]) == along.argmax()
+
+
+def expected_area(mask, codes):
+    return float(mask.sum(axis=tuple(axis for axis in range(3) if codes[axis] != "S")).max())
+
+
+def test_three_files_of_a_case_are_one_scan(case, trained_run, from_slices, tmp_path):
+    slices = read_case(case)
+    folder = tmp_path / "in" / "patient"
+    folder.mkdir(parents=True)
+    for name, channel in {"pre": 0, "FLAIR": 1, "T1ce": 2, "t2": 0}.items():
+        nib.save(as_volume(slices[..., channel], "RAS", SPACING), folder / f"{name}.nii")
+    nib.save(as_volume(slices[..., 0], "RAS", SPACING), folder / "patient_seg.nii")
+    outcome = call(trained_run[0], tmp_path / "in", tmp_path / "out", mirror=True, wanted=Wanted(probabilities=True))
+    assert sorted(p.name for p in (tmp_path / "out" / "patient").iterdir()) == [
+        "patient_pred.nii", "patient_probability.nii"
+    ]  # fmt: skip
+    mask = read_masks(tmp_path / "out")["patient"]
+    assert dice(mask.voxels, read_masks(from_slices)[case.name].voxels) > 0.999 and mask.spacing == (5.0, 1.0, 1.0)
+    assert outcome.notes == {"t2.nii is not used": ["patient"]}
+    probability = nib.load(tmp_path / "out" / "patient" / "patient_probability.nii")
+    assert probability.get_data_dtype() == np.float32
+    assert (np.asarray(probability.dataobj)[2:5, 3] <= 1).all()
+
+
+def test_flair_alone_stands_in_for_the_others_whatever_its_range(case, trained_run, tmp_path):
+    """As a gray image, as 8-bit NIfTI, and on another scale, of which the note tells."""
+    flair = read_case(case)[..., 1]
+    flair[0, 0, :2] = 0, 255  # so that the full range is taken
+    flair.reshape(-1)[: flair.size // 900] = 255
+    for folder in ("gray", "color"):
+        (tmp_path / folder).mkdir()
+    for number, pixels in enumerate(flair, start=1):
+        Image.fromarray(pixels).save(tmp_path / "gray" / f"case_{number}.png")
+        Image.fromarray(np.stack([pixels] * 3, axis=-1)).save(tmp_path / "color" / f"case_{number}.png")
+    nib.save(as_volume(flair.astype(np.int16), "RAS", SPACING), tmp_path / "whole.nii.gz")
+    nib.save(as_volume(flair * np.float32(0.37) - 7, "RAS", SPACING), tmp_path / "scaled.nii.gz")
+    masks, notes = {}, {}
+    for name in ("gray", "color", "whole.nii.gz", "scaled.nii.gz"):
+        outcome = call(trained_run[0], tmp_path / name, tmp_path / "out" / name)
+        (mask,) = read_masks(tmp_path / "out" / name).values()
+        masks[name], notes[name] = mask.voxels, list(outcome.notes)
+    stand_in = "FLAIR alone: it stands in for pre- and post-contrast"
+    assert notes["gray"] == notes["whole.nii.gz"] == [stand_in] and notes["color"] == []
+    assert notes["scaled.nii.gz"] == ["FLAIR: values -7 to 87.35 brought to 0 to 255", stand_in]
+    for name in ("gray", "whole.nii.gz", "scaled.nii.gz"):
+        assert dice(masks[name], masks["color"]) > 0.999, name
+
+
+def test_maps_on_request(case, trained_run, from_slices, tmp_path):
+    """Mean and spread of a slice and its mirror image, worked out with the network itself."""
+    trained = load_trained(trained_run[0])
+    probability, spread = (
+        np.stack([np.asarray(Image.open(from_slices / f"{case.name}_{n}_{kind}.tif")) for n in range(1, 17)])
+        for kind in ("probability", "uncertainty")
+    )
+    assert probability.dtype == spread.dtype == np.float32 and probability.shape == (16, 256, 256)
+    np.testing.assert_array_equal(trained.postprocess(probability), read_masks(from_slices)[case.name].voxels)
+    for name, slices in {"plain": read_case(case), "mirrored": read_case(case)[:, :, ::-1]}.items():
+        (tmp_path / name).mkdir()
+        for number, pixels in enumerate(slices, start=1):
+            Image.fromarray(np.ascontiguousarray(pixels)).save(tmp_path / name / f"a_{number}.tif")
+        call(trained_run[0], tmp_path / name, tmp_path / "out" / name, wanted=Wanted(probabilities=True), mirror=False)
+    plain, mirrored = (
+        np.stack([np.asarray(Image.open(tmp_path / "out" / name / f"a_{n}_probability.tif")) for n in range(1, 17)])
+        for name in ("plain", "mirrored")
+    )
+    mirrored = mirrored[:, :, ::-1]
+    assert np.abs(plain - mirrored).max() > 0.01
+    np.testing.assert_allclose(probability, (plain + mirrored) / 2, atol=1e-5)
+    np.testing.assert_allclose(spread, np.abs(plain - mirrored) / 2, atol=1e-5)
+    overlay = Image.open(from_slices / f"{case.name}_overlay.png")
+    assert overlay.size == (4 * 256, 4 * 256)
+    tile = np.asarray(overlay)[2 * 256 : 3 * 256, 2 * 256 : 3 * 256].astype(int)  # slice 11
+    mask = read_masks(from_slices)[case.name].voxels[10]
+    red = (tile == (0xFF, 0x3D, 0x00)).all(axis=-1)
+    assert red.any() and not red[~mask].any()
+
+
+def test_runs_predict_together_each_with_its_own_normalization_and_size(case, trained_run, tmp_path):
+    """The mean of two runs, of which one is given another normalization and size."""
+    other = tmp_path / "other"
+    shutil.copytree(trained_run[0], other)
+    config = json.loads((other / "config.json").read_text())
+    config["data"] |= {"normalization": "rescale", "image_size": 64}
+    (other / "config.json").write_text(json.dumps(config))
+    maps = {}
+    for name, run in {"one": trained_run[0], "two": other, "both": [trained_run[0], other]}.items():
+        call(run, case, tmp_path / "out" / name, wanted=Wanted(probabilities=True, uncertainty=name == "both"))
+        maps[name] = {
+            kind: np.stack([
+                np.asarray(Image.open(tmp_path / "out" / name / f"{case.name}_{n}_{kind}.tif")) for n in range(1, 17)
+            ])
+            for kind in (("probability", "uncertainty") if name == "both" else ("probability",))
+        }  # fmt: skip
+    one, two = (maps[name]["probability"] for name in ("one", "two"))
+    assert np.abs(one - two).max() > 0.05
+    np.testing.assert_allclose(maps["both"]["probability"], (one + two) / 2, atol=1e-5)
+    np.testing.assert_allclose(maps["both"]["uncertainty"], np.abs(one - two) / 2, atol=1e-5)
+
+
+class MadeUp(Scan):
+    """A scan of any size that goes nowhere."""
+
+    def write(self, kind, values, paths):
+        """Nothing."""
+
+
+def test_one_compiled_shape_serves_all_sizes(trained_run):
+    ensemble = Ensemble([load_trained(trained_run[0])], mirror=False)
+    ensemble.compile()
+    compiled = ensemble.step._cache_size()  # with those of other tests, as jax keeps one cache for a function
+    for shape, spacing in (((1, 40, 50), None), ((23, 100, 80), (5.0, 1.0, 2.0)), ((16, 256, 256), None)):
+        voxels = np.random.default_rng(0).integers(0, 255, (*shape, 3), np.uint8)
+        scan = MadeUp(voxels, spacing, tuple(range(shape[0])), ())
+        seen = []
+        members = ensemble.predict(ensemble.prepare(scan), lambda: seen.append(1))  # noqa: B023
+        maps = combine(members, Canvas.around(shape[1:], spacing))
+        assert maps.probability.shape == shape and len(seen) == shape[0] and not maps.uncertainty.any()
+    assert ensemble.step._cache_size() == compiled
+
+
+def test_a_canvas_keeps_proportions_and_gives_back_the_grid():
+    """Pixels of 1 x 2 mm: 100 rows are 100 mm, 80 columns 160 mm, so 60 rows are added."""
+    canvas = Canvas.around((100, 80), (5.0, 1.0, 2.0))
+    assert canvas.padded == (160, 80)
+    voxels = np.zeros((1, 100, 80, 3), np.uint8)
+    voxels[0, :, 40:] = 200
+    seen = canvas.to_network(voxels, 160)[0, ..., 1]
+    assert seen[:30].max() == 0 and seen[130:].max() == 0 and (seen[32:128, 82:] == 200).all()
+    back = canvas.from_network(seen[None].astype(np.float32))
+    assert back.shape == (1, 100, 80) and (back[0, 2:98, 42:] == 200).all() and back[0, :, :38].max() == 0
+    assert Canvas.around((256, 256), None).padded == (256, 256)
+
+
+def test_a_single_slice_is_warned_about(case, trained_run, tmp_path, caplog):
+    call(trained_run[0], case / f"{case.name}_7.tif", tmp_path / "out")
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        f"{case.name}_7_pred.tif", "areas.csv", "predictions.csv"
+    ]  # fmt: skip
+    assert f"{case.name}: a single slice: its normalization rests on this slice alone" in caplog.text
+
+
+def png(path, shape, dtype=np.uint8):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = np.random.default_rng(zlib.crc32(path.name.encode())).integers(0, 255, shape)
+    Image.fromarray(values.astype(dtype)).save(path)
+
+
+def volume(path, values):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(values, np.diag([1.0, 1.0, 5.0, 1.0])), path)
+
+
+RAMP = np.arange(6 * 8 * 4, dtype=np.float32).reshape(6, 8, 4)
+
+
+def with_nan():
+    values = RAMP.copy()
+    values[0, 0, :3] = np.nan
+    return values
+
+
+FAULTY = {
+    "text": (lambda d: (d / "text.nii").write_text("no volume"), "text.nii: not a NIfTI file, or a damaged one"),
+    "nan": (lambda d: volume(d / "nan.nii.gz", with_nan()), "nan.nii.gz: FLAIR: 3 voxels are NaN or infinite; replace"),
+    "mask given": (lambda d: volume(d / "m.nii.gz", (RAMP > 50).astype(np.uint8)), "no other values than 0 and 1"),
+    "channels": (
+        lambda d: volume(d / "two.nii.gz", np.stack([RAMP, RAMP], axis=-1)),
+        r"two.nii.gz: an array of shape \(6, 8, 4, 2\); give three axes \(FLAIR\), or a fourth of 3 channels",
+    ),
+    "one axis too few": (lambda d: volume(d / "flat.nii", RAMP[0]), r"flat.nii: an array of shape \(8, 4\);"),
+    "no FLAIR": (lambda d: volume(d / "a_pre.nii", RAMP), "a: no FLAIR beside .*a_pre.nii; its name ends"),
+    "FLAIR twice": (
+        lambda d: [volume(d / f"a_{word}.nii", RAMP) for word in ("flair", "t2f")],
+        "a: FLAIR twice: .*a_flair.nii, .*a_t2f.nii; keep one",
+    ),
+    "other grid": (
+        lambda d: [volume(d / "a_flair.nii", RAMP), volume(d / "a_pre.nii", RAMP[:5])],
+        r"a_pre.nii: its grid \(shape \(5, 8, 4\)\) is not that of a_flair.nii \(shape \(6, 8, 4\)\)",
+    ),
+    "sizes": (
+        lambda d: [png(d / "a_1.png", (8, 9, 3)), png(d / "a_2.png", (8, 8, 3))],
+        "a_2.png: 8 x 8 x 3 pixels, but a_1.png has 8 x 9 x 3",
+    ),
+    "RGBA": (lambda d: png(d / "a_1.png", (8, 8, 4)), r"a_1.png: 4 channel\(s\), mode RGBA; give 3 \(pre-contrast"),
+    "16 bits": (lambda d: png(d / "a_1.tif", (8, 8), np.uint16), "a_1.tif: 16 bits a value; slices are read as 8 bits"),
+    "number twice": (
+        lambda d: [png(d / "a_1.png", (8, 8, 3)), png(d / "a_01.png", (8, 8, 3))],
+        "a_1.png: a second file for slice 1 of number twice/a, beside .*a_01.png",
+    ),
+    "gap": (
+        lambda d: [png(d / f"a_{n}.png", (8, 8, 3)) for n in (1, 2, 5)],
+        "a: a gap in the numbers, which run from 1 to 5: no 3, 4",
+    ),
+}  # fmt: skip
+
+
+def test_a_scan_that_cannot_be_read_stops_no_other(case, trained_run, tmp_path):
+    """All that can be wrong with a scan at once, and one whole scan among them; each fault is told with its file."""
+    for name, (make, _) in FAULTY.items():
+        (tmp_path / "in" / name).mkdir(parents=True)
+        make(tmp_path / "in" / name)
+    shutil.copytree(case, tmp_path / "in" / case.name)
+    with pytest.raises(PartlyDone, match=f"{len(FAULTY)} of {len(FAULTY) + 1} scans could not be read") as raised:
+        call(trained_run[0], tmp_path / "in", tmp_path / "out")
+    for name, (_, words) in FAULTY.items():
+        with pytest.raises(InputError, match=words):
+            raise InputError(str(raised.value))
+        assert not (tmp_path / "out" / name).exists()
+    assert list(read_masks(tmp_path / "out")) == [case.name]
+    (row,) = csv.DictReader((tmp_path / "out" / "predictions.csv").open())
+    assert row["case"] == case.name
+
+
+def test_where_no_scan_can_be_read_nothing_is_written(trained_run, tmp_path):
+    (tmp_path / "text.nii").write_text("no volume")
+    with pytest.raises(InputError, match=r"no scan could be read, so nothing was written:\n.*text.nii: not a NIfTI"):
+        call(trained_run[0], tmp_path / "text.nii", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_written_over_unless_it_is_asked(case, trained_run, tmp_path):
+    scan = case / f"{case.name}_7.tif"
+    call(trained_run[0], scan, tmp_path / "out")
+    for path in (tmp_path / "out").iterdir():
+        path.write_text("mine")
+    with pytest.raises(
+        InputError, match=r"predictions.csv and 2 more of the results: there already; give another --out"
+    ):
+        call(tmp_path / "no run is looked for", scan, tmp_path / "out")
+    assert all(path.read_text() == "mine" for path in (tmp_path / "out").iterdir())
+    call(trained_run[0], scan, tmp_path / "out", overwrite=True)
+    assert list(read_masks(tmp_path / "out")) == [case.name]
+
+
+def test_what_cannot_be_used_is_said_before_anything_is_predicted(case, trained_run, tmp_path):
+    run, empty = trained_run[0], tmp_path / "empty"
+    empty.mkdir()
+    (empty / "notes.txt").touch()
+    twins = tmp_path / "twins"
+    volume(twins / "a.nii", RAMP)
+    volume(twins / "a.nii.gz", RAMP)
+    (tmp_path / "file").touch()
+    for words, values in {
+        "nowhere: no such file or folder": (run, tmp_path / "nowhere", tmp_path / "out"),
+        "empty: no scan in it; give slices": (run, empty, tmp_path / "out"),
+        "more than one scan is named ./a": (run, twins, tmp_path / "out"),
+        "no run: no run in it": (tmp_path / "no run", case, tmp_path / "out"),
+        "a folder twice; give each once": ([run, run], case, tmp_path / "out"),
+        "--output=.* is a file; give a folder": (run, case, tmp_path / "file"),
+    }.items():
+        with pytest.raises(InputError, match=words):
+            call(*values)
+    with pytest.raises(InputError, match="--uncertainty is the spread of several predictions: add --tta"):
+        call(run, case, tmp_path / "out", wanted=Wanted(uncertainty=True))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command(case, trained_run, tmp_path):
+    """As a user calls it: a good case and a bad one, exit status 5."""
+    shutil.copytree(case, tmp_path / "in" / case.name)
+    (tmp_path / "in" / "text.nii").write_text("no volume")
+    command = [sys.executable, "-m", "brainseg_jax.predict", f"--run={trained_run[0]}", f"--input={tmp_path / 'in'}"]
+    done = subprocess.run([*command, f"--output={tmp_path / 'out'}"], capture_output=True, text=True, check=False)
+    assert done.returncode == 5 and "Traceback" not in done.stderr, done.stderr
+    assert "error: 1 of 2 scans could not be read, the others are done:\n" in done.stderr
+    assert "1 scan, 16 slices in" in done.stdout and "% of the time in the network" in done.stdout
+    assert len(list((tmp_path / "out" / case.name).glob("*_pred.tif"))) == 16
