@@ -20,6 +20,17 @@ def default_config(scale: str | None = None) -> ConfigDict:
     Raises:
       InputError: for another scale.
     """
+    if scale not in _SCALES:
+        raise InputError(
+            f"config scale {scale!r} is unknown; leave it out or use one of {', '.join(filter(None, _SCALES))}"
+        )
+    config = _paper()
+    config.update(_SCALES[scale])
+    return config.lock()
+
+
+def _paper() -> ConfigDict:
+    """Every key, with its value at the paper's scale."""
     config = ConfigDict()
     config.seed = 0  # of the initial weights, the order of the slices and the augmentation
     config.deterministic = False  # GPU: training kernels of the same bits each time, more slowly; a CPU always does so
@@ -37,9 +48,14 @@ def default_config(scale: str | None = None) -> ConfigDict:
     config.model.dtype = "float32"  # compute dtype: float32 | bfloat16; parameters and logits stay float32
 
     config.loss = ConfigDict()
-    config.loss.name = "dice"  # dice | weighted_cross_entropy (class weights come from the training masks)
-    config.loss.smooth = 0.1  # dice only
-    config.loss.batch_wide = True  # dice only: over the whole batch at once, not slice by slice
+    # dice | generalized_dice | tversky | focal_tversky | focal | dice_cross_entropy (nnU-Net's)
+    config.loss.name = "dice"  # | weighted_cross_entropy (class weights come from the training masks)
+    config.loss.smooth = 0.1  # of dice, dice_cross_entropy, tversky, focal_tversky
+    config.loss.batch_wide = True  # of the same and generalized_dice: over the batch at once, not slice by slice
+    config.loss.false_negative_weight = 0.7  # tversky, focal_tversky: beta; false positives weigh 1 - beta
+    config.loss.focal_tversky_gamma = 4 / 3  # focal_tversky: the Tversky loss to the power of 1 / gamma
+    config.loss.focal_gamma = 2.0  # focal: the higher, the less a pixel counts that is classified well
+    config.loss.focal_tumor_weight = 0.25  # focal: alpha; background weighs 1 - alpha
 
     config.data = ConfigDict()
     config.data.source = "kaggle"  # kaggle | phantom | phantom:PATIENTS:SEED | a kaggle_3m folder or zip
@@ -98,13 +114,7 @@ def default_config(scale: str | None = None) -> ConfigDict:
     config.eval.largest_component = False  # keep the largest connected 3-D part of each patient's prediction alone
     config.eval.min_voxels = 0  # take out connected 3-D parts of fewer voxels of the native grid
     config.eval.choose = False  # in place of the three above, what scores best on the validation patients at the end
-
-    if scale not in _SCALES:
-        raise InputError(
-            f"config scale {scale!r} is unknown; leave it out or use one of {', '.join(filter(None, _SCALES))}"
-        )
-    config.update(_SCALES[scale])
-    return config.lock()
+    return config
 
 
 _RANGES = {  # key: least and greatest value
@@ -113,6 +123,10 @@ _RANGES = {  # key: least and greatest value
     "model.depth": (1, 8),
     "model.norm_momentum": (0.0, 0.9999),
     "loss.smooth": (0.0, math.inf),
+    "loss.false_negative_weight": (0.0, 1.0),
+    "loss.focal_tversky_gamma": (1.0, 3.0),
+    "loss.focal_gamma": (0.0, 10.0),
+    "loss.focal_tumor_weight": (0.0, 1.0),
     "data.tumor_sampling": (0.0, 1.0),
     "augment.rotation": (0.0, 180.0),
     "augment.scale": (0.0, 0.9),
@@ -150,7 +164,10 @@ _CHOICES = {
     "model.norm": ("block", "conv", "none"),
     "model.gate_upsampling": ("nearest", "bilinear"),
     "model.dtype": ("float32", "bfloat16"),
-    "loss.name": ("dice", "weighted_cross_entropy"),
+    "loss.name": (
+        *("dice", "weighted_cross_entropy", "dice_cross_entropy"),
+        *("generalized_dice", "tversky", "focal_tversky", "focal"),
+    ),
     "data.normalization": ("rescale", "volume_zscore", "volume_median"),
     "optimizer.name": ("adam", "adamw"),
     "optimizer.schedule": ("plateau", "cosine", "constant"),

@@ -58,10 +58,10 @@ def test_an_unknown_scale():
 def test_every_number_out_of_range_is_told():
     config = default_config("cpu")
     config.optimizer.learning_rate, config.augment.flip, config.loss.smooth = -1.0, float("nan"), -0.1
-    config.seed, config.loss.name = -1, "focal"
+    config.seed, config.loss.name = -1, "hinge"
     with pytest.raises(
         InputError,
-        match=r"(?s)loss\.name='focal': give one of dice, w.*seed=-1.*smooth=-0\.1.*flip=nan: give 0\.0 to 1\.0.*"
+        match=r"(?s)loss\.name='hinge': give one of dice, w.*seed=-1.*smooth=-0\.1.*flip=nan: give 0\.0 to 1\.0.*"
         r"learning_rate=-1\.0",
     ):
         check_config(config)

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,7 +14,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from brainseg_jax import losses, sharding
+from brainseg_jax import sharding
 from brainseg_jax.config import check_config
 from brainseg_jax.data import lgg
 from brainseg_jax.data.cohort import Cohort, load_cohort
@@ -24,11 +23,11 @@ from brainseg_jax.data.splits import Split, read_split, split_by_folds, split_by
 from brainseg_jax.errors import InputError
 from brainseg_jax.evaluation.postprocess import PostProcess
 from brainseg_jax.models import build_model
+from brainseg_jax.training.objective import build_loss
 from brainseg_jax.training.optimizer import build_optimizer, build_schedule
 from brainseg_jax.training.state import TrainState, create_state
 from brainseg_jax.training.steps import (
     DeviceCohort,
-    Loss,
     Prediction,
     make_eval_step,
     make_predict_step,
@@ -122,7 +121,7 @@ def build_experiment(config: ConfigDict) -> Experiment:
         warmup_steps=round(opt.warmup_epochs * steps_per_epoch),
     )
     optimizer = build_optimizer(opt.name, schedule, b2=opt.b2, weight_decay=opt.weight_decay, clip_norm=opt.clip_norm)
-    loss = build_loss(config.loss, tumor_fraction=cohort.tumor_fraction(split.train))
+    loss = build_loss(**config.loss, tumor_fraction=cohort.tumor_fraction(split.train))
     augment = config.augment
     return Experiment(
         dataset_folder=folder,
@@ -161,32 +160,6 @@ def build_experiment(config: ConfigDict) -> Experiment:
         postprocess=PostProcess(config.eval.threshold, config.eval.largest_component, config.eval.min_voxels),
         chooses_postprocess=config.eval.choose,
     )
-
-
-def build_loss(config: ConfigDict, *, tumor_fraction: float) -> Loss:
-    """The loss that `config.loss` names.
-
-    Args:
-      config: the keys name, smooth, batch_wide.
-      tumor_fraction: of the pixels of the training masks; class weights are made from it.
-
-    Returns:
-      (logits, labels, mask=None) -> [B].
-
-    Raises:
-      InputError: for an unknown name.
-    """
-    if config.name == "dice":
-        return partial(losses.dice_loss, smooth=config.smooth, batch_wide=config.batch_wide)
-    if config.name == "weighted_cross_entropy":
-        try:
-            weights = losses.class_weights(tumor_fraction)
-        except ValueError as error:
-            raise InputError(
-                f"loss.name={config.name}: {error}; train on other patients (split.*), or with dice"
-            ) from error
-        return partial(losses.weighted_cross_entropy, **weights._asdict())
-    raise InputError(f"loss.name={config.name!r} is unknown; choose dice or weighted_cross_entropy")
 
 
 def _prepare(config: ConfigDict) -> Path:

@@ -17,10 +17,8 @@ from brainseg_jax.data.normalization import Normalization, normalize
 from brainseg_jax.metrics import PatientSums, patient_sums, soft_batch_iou
 from brainseg_jax.training.deep_supervision import deep_loss
 from brainseg_jax.training.forward import forward
+from brainseg_jax.training.objective import Loss
 from brainseg_jax.training.state import TrainState
-
-# (logits [B, H, W, 1], labels [B, H, W, 1], mask=[B] or None) -> [B]
-Loss = Callable[..., jax.Array]
 
 
 class DeviceCohort(NamedTuple):

@@ -1,0 +1,37 @@
+"""Sums of losses. See the package for what all losses share."""
+
+import jax
+
+from brainseg_jax.losses.overlap import dice_loss
+from brainseg_jax.losses.pixelwise import weighted_cross_entropy
+
+
+def dice_cross_entropy(
+    logits: jax.Array,
+    labels: jax.Array,
+    *,
+    cross_entropy_weight: float = 1.0,
+    smooth: float = 1.0,
+    batch_wide: bool = False,
+    mask: jax.Array | None = None,
+) -> jax.Array:
+    """Dice loss + λ cross-entropy, both as `dice_loss` and `weighted_cross_entropy` (of equal weights) define them.
+
+    The sum with λ = 1 is what nnU-Net trains on (Isensee et al. 2021, doi.org/10.1038/s41592-020-01008-z, methods).
+
+    Args:
+      logits: [B, ..., 1].
+      labels: same shape as `logits`, in [0, 1].
+      cross_entropy_weight: λ >= 0.
+      smooth: of the Dice loss.
+      batch_wide: of the Dice loss; the cross-entropy stays that of the example.
+      mask: see `dice_loss`.
+
+    Returns:
+      [B] float32, >= 0.
+
+    Raises:
+      ValueError: where the shapes differ.
+    """
+    overlap = dice_loss(logits, labels, smooth=smooth, batch_wide=batch_wide, mask=mask)
+    return overlap + cross_entropy_weight * weighted_cross_entropy(logits, labels, mask=mask)

@@ -1,0 +1,197 @@
+"""Losses of the overlap of the predicted and the true region: Dice and what grew from it.
+
+See the package for the arguments that all losses share.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from brainseg_jax.losses.arguments import aligned
+
+
+class SoftCounts(NamedTuple):
+    """Pixels counted by their probabilities, each [B], or a scalar where they are of the whole batch."""
+
+    true_positive: jax.Array  # Σ p y
+    false_positive: jax.Array  # Σ p (1 - y)
+    false_negative: jax.Array  # Σ (1 - p) y
+    true_negative: jax.Array  # Σ (1 - p) (1 - y)
+
+
+def dice_loss(
+    logits: jax.Array,
+    labels: jax.Array,
+    *,
+    smooth: float = 1.0,
+    batch_wide: bool = False,
+    mask: jax.Array | None = None,
+) -> jax.Array:
+    """1 - (2 Σ p y + s) / (Σ p + Σ y + s).
+
+    The soft Dice loss of Milletari et al. 2016 (V-Net, section 3), without squares in the denominator.
+
+    Args:
+      logits: [B, ..., 1].
+      labels: same shape as `logits`, in [0, 1].
+      smooth: s >= 0. An empty mask predicted empty costs 0; with s = 0 that case is defined as 0, not 0 / 0.
+      batch_wide: sums run over the whole batch at once, as the Keras project does (there with `smooth=0.1`), and each
+        example gets that one value, so that the mean over the batch is the batch-wide loss.
+      mask: None, or [B] (whole examples) or same rank as `logits`: 1 counts, 0 is padding.
+
+    Returns:
+      [B] float32, in [0, 1]. An example that is all padding gives 0 (`batch_wide`: the batch's value).
+
+    Raises:
+      ValueError: where the shapes differ.
+    """
+    # Twice the Tversky index's sums, so half of its smoothing.
+    return tversky_loss(
+        logits,
+        labels,
+        false_positive_weight=0.5,
+        false_negative_weight=0.5,
+        smooth=0.5 * smooth,
+        batch_wide=batch_wide,
+        mask=mask,
+    )
+
+
+def tversky_loss(
+    logits: jax.Array,
+    labels: jax.Array,
+    *,
+    false_positive_weight: float = 0.3,
+    false_negative_weight: float = 0.7,
+    smooth: float = 1.0,
+    batch_wide: bool = False,
+    mask: jax.Array | None = None,
+) -> jax.Array:
+    """1 - (Σ p y + s) / (Σ p y + α Σ p (1 - y) + β Σ (1 - p) y + s).
+
+    Salehi et al. 2017 ("Tversky loss function for image segmentation using 3D fully convolutional deep networks"),
+    whose best α is 0.3 and β 0.7: what is missed weighs more than what is too much. α = β = 0.5 is the Dice loss of
+    twice the smoothing.
+
+    Args:
+      logits: [B, ..., 1].
+      labels: same shape as `logits`, in [0, 1].
+      false_positive_weight: α >= 0.
+      false_negative_weight: β >= 0.
+      smooth: s >= 0; an empty mask predicted empty costs 0 with any.
+      batch_wide: see `dice_loss`.
+      mask: see `dice_loss`.
+
+    Returns:
+      [B] float32, in [0, 1].
+
+    Raises:
+      ValueError: where the shapes differ.
+    """
+    counts = _soft_counts(logits, labels, mask, batch_wide)
+    wrong = false_positive_weight * counts.false_positive + false_negative_weight * counts.false_negative
+    return jnp.broadcast_to(_ratio(wrong, counts.true_positive + wrong + smooth), logits.shape[:1])
+
+
+def focal_tversky_loss(
+    logits: jax.Array,
+    labels: jax.Array,
+    *,
+    gamma: float = 4 / 3,
+    false_positive_weight: float = 0.3,
+    false_negative_weight: float = 0.7,
+    smooth: float = 1.0,
+    batch_wide: bool = False,
+    mask: jax.Array | None = None,
+) -> jax.Array:
+    """(Tversky loss) ** (1 / γ).
+
+    Abraham and Khan 2019 ("A novel focal Tversky loss function with improved attention U-Net for lesion segmentation"),
+    with γ in [1, 3] and best at 4 / 3: the smaller an error already is, the steeper it falls.
+
+    Args:
+      logits: [B, ..., 1].
+      labels: same shape as `logits`, in [0, 1].
+      gamma: γ > 0.
+      false_positive_weight: see `tversky_loss`.
+      false_negative_weight: see `tversky_loss`.
+      smooth: see `tversky_loss`.
+      batch_wide: see `dice_loss`; the power is taken of the batch's value.
+      mask: see `dice_loss`.
+
+    Returns:
+      [B] float32, in [0, 1]. The gradient where the loss is exactly 0 is 0, not the infinite one of the root.
+
+    Raises:
+      ValueError: where the shapes differ.
+    """
+    loss = tversky_loss(
+        logits,
+        labels,
+        false_positive_weight=false_positive_weight,
+        false_negative_weight=false_negative_weight,
+        smooth=smooth,
+        batch_wide=batch_wide,
+        mask=mask,
+    )
+    wrong = loss > 0.0
+    return jnp.where(wrong, jnp.where(wrong, loss, 1.0) ** (1.0 / gamma), 0.0)
+
+
+def generalized_dice_loss(
+    logits: jax.Array, labels: jax.Array, *, batch_wide: bool = False, mask: jax.Array | None = None
+) -> jax.Array:
+    """1 - 2 (w₁ Σ p y + w₀ Σ (1 - p) (1 - y)) / (w₁ Σ (p + y) + w₀ Σ (2 - p - y)).
+
+    The weights are w₁ = 1 / (Σ y)² and w₀ = 1 / (Σ (1 - y))².
+    Sudre et al. 2017 ("Generalised Dice overlap as a deep learning loss function for highly unbalanced segmentations"),
+    over the classes tumor and background. A class that is absent has no weight of its own and takes that
+    of the other, so that an empty mask costs the mean of p.
+
+    Args:
+      logits: [B, ..., 1].
+      labels: same shape as `logits`, in [0, 1].
+      batch_wide: see `dice_loss`.
+      mask: see `dice_loss`.
+
+    Returns:
+      [B] float32, in [0, 1].
+
+    Raises:
+      ValueError: where the shapes differ.
+    """
+    counts = _soft_counts(logits, labels, mask, batch_wide)
+    wrong = counts.false_positive + counts.false_negative
+    # Sizes of the true regions, which no logit changes; the square of a tiny one must not overflow.
+    tumor = jax.lax.stop_gradient(counts.true_positive + counts.false_negative)
+    background = jax.lax.stop_gradient(counts.true_negative + counts.false_positive)
+    own = [1.0 / jnp.maximum(size, 1e-12) ** 2 for size in (tumor, background)]
+    tumor_weight = jnp.where(tumor > 0.0, own[0], own[1])
+    background_weight = jnp.where(background > 0.0, own[1], own[0])
+    both = tumor_weight * (2.0 * counts.true_positive + wrong) + background_weight * (
+        2.0 * counts.true_negative + wrong
+    )
+    return jnp.broadcast_to(_ratio((tumor_weight + background_weight) * wrong, both), logits.shape[:1])
+
+
+def _soft_counts(logits: jax.Array, labels: jax.Array, mask: jax.Array | None, batch_wide: bool) -> SoftCounts:
+    logits, labels, weight = aligned(logits, labels, mask)
+    axes = None if batch_wide else tuple(range(1, logits.ndim))
+    tumor, background = jax.nn.sigmoid(logits), jax.nn.sigmoid(-logits)
+    actual, not_actual = labels * weight, (1.0 - labels) * weight
+    return SoftCounts(
+        true_positive=jnp.sum(tumor * actual, axis=axes),
+        false_positive=jnp.sum(tumor * not_actual, axis=axes),
+        false_negative=jnp.sum(background * actual, axis=axes),
+        true_negative=jnp.sum(background * not_actual, axis=axes),
+    )
+
+
+def _ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
+    """A ratio that is 0 where the denominator is.
+
+    The division itself must be safe: the gradient of where(d > 0, n / d, 0) is NaN at d = 0.
+    """
+    empty = denominator == 0.0
+    return jnp.where(empty, 0.0, numerator / jnp.where(empty, 1.0, denominator))
