@@ -10,7 +10,9 @@ from brainseg_jax.prediction.job import predict
 from brainseg_jax.prediction.results import Wanted
 
 RUN = flags.DEFINE_list("run", [], "A run folder; several, with a comma between, predict together.")
-INPUT = flags.DEFINE_string("input", None, "Scans: slices <case>_<n>.tif or .png, NIfTI volumes, or a folder of any.")
+INPUT = flags.DEFINE_string(
+    "input", None, "Scans: slices <case>_<n>.tif or .png, NIfTI volumes, DICOM series, or a folder of any."
+)
 OUTPUT = flags.DEFINE_string("output", None, "Folder for masks, predictions.csv and areas.csv.")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace results that are there.")
 PROBABILITIES = flags.DEFINE_bool("probabilities", False, "Write the probability of tumor too, as float32.")

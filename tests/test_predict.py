@@ -163,7 +163,7 @@ def test_flair_alone_stands_in_for_the_others_whatever_its_range(case, trained_r
         outcome = call(trained_run[0], tmp_path / name, tmp_path / "out" / name)
         (mask,) = read_masks(tmp_path / "out" / name).values()
         masks[name], notes[name] = mask.voxels, list(outcome.notes)
-    stand_in = "FLAIR alone: it stands in for pre- and post-contrast"
+    stand_in = "taken as FLAIR, which stands in for pre- and post-contrast"
     assert notes["gray"] == notes["whole.nii.gz"] == [stand_in] and notes["color"] == []
     assert notes["scaled.nii.gz"] == ["FLAIR: values -7 to 87.35 brought to 0 to 255", stand_in]
     for name in ("gray", "whole.nii.gz", "scaled.nii.gz"):

@@ -1,6 +1,7 @@
 """How a volume lies in the patient: from its own axes to the axial slices that the networks know, and back."""
 
 import dataclasses
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -53,8 +54,20 @@ class Grid:
         return crown, back, left
 
     @property
+    def slice_axis(self) -> int:
+        """Which of the volume's own axes runs from foot to crown."""
+        return int(np.argsort(self._to_slices[:, 0])[2])
+
+    @property
     def slice_numbers(self) -> tuple[int, ...]:
         """Index of each axial slice on the volume's own axis, from 0."""
-        own_axis = int(np.argsort(self._to_slices[:, 0])[2])
-        numbers = range(self.shape[own_axis])
-        return tuple(numbers if self._to_slices[own_axis, 1] > 0 else reversed(numbers))
+        numbers = range(self.shape[self.slice_axis])
+        return tuple(numbers if self._to_slices[self.slice_axis, 1] > 0 else reversed(numbers))
+
+    def check_same(self, other: "Grid", path: Path, own_path: Path) -> None:
+        """Raises InputError where `other`, of the file or folder `path`, is not this grid, of `own_path`."""
+        if other.shape != self.shape or not np.allclose(other.affine, self.affine, atol=1e-3):
+            raise InputError(
+                f"{path}: its grid (shape {other.shape}) is not that of {own_path.name} (shape {self.shape}), or lies "
+                "elsewhere; bring the sequences onto one grid first"
+            )

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 MASK, PROBABILITY, UNCERTAINTY = "pred", "probability", "uncertainty"  # ends of the names of what is written
-STAND_IN = "FLAIR alone: it stands in for pre- and post-contrast"
+STAND_IN = "taken as FLAIR, which stands in for pre- and post-contrast"
+ONE_SLICE = "a single slice: its normalization rests on this slice alone, a whole volume is more reliable"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -13,6 +13,7 @@ from brainseg_jax.scans.scan import STAND_IN
 
 PRE, FLAIR, POST, OTHER = "pre-contrast", "FLAIR", "post-contrast", "unused"
 CHANNELS = (PRE, FLAIR, POST)
+ALL = ""  # in place of a sequence: of a file or folder whose name tells none
 # The last word of a name; also those of BraTS.
 _WORDS = {
     PRE: ("pre", "t1", "t1n"),

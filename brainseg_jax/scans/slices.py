@@ -11,9 +11,7 @@ from PIL import Image
 
 from brainseg_jax.errors import InputError
 from brainseg_jax.scans.images import read_image
-from brainseg_jax.scans.scan import MASK, STAND_IN, Scan, Source, write_whole
-
-ONE_SLICE = "a single slice: its normalization rests on this slice alone, a whole volume is more reliable"
+from brainseg_jax.scans.scan import MASK, ONE_SLICE, STAND_IN, Scan, Source, write_whole
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

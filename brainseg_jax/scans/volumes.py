@@ -12,9 +12,7 @@ from brainseg_jax.errors import InputError
 from brainseg_jax.scans.grid import Grid
 from brainseg_jax.scans.nifti_file import open_nifti
 from brainseg_jax.scans.scan import MASK, Scan, Source, write_whole
-from brainseg_jax.scans.sequences import CHANNELS, FLAIR, OTHER, check_found, to_channels
-
-ALL = ""  # the place in `found` of a file whose name tells no sequence
+from brainseg_jax.scans.sequences import ALL, CHANNELS, FLAIR, OTHER, check_found, to_channels
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -64,7 +62,9 @@ class VolumeSource(Source):
             image, values = open_nifti(path)
             grid, volumes = _grid(path, image, values), {FLAIR: values}
             for sequence in set(self.found) & set(CHANNELS) - {FLAIR}:
-                volumes[sequence] = _read_on(grid, path, self.found[sequence][0])
+                other = self.found[sequence][0]
+                image_of_other, volumes[sequence] = open_nifti(other)
+                grid.check_same(_grid(other, image_of_other, volumes[sequence]), other, path)
         if not (image.header["sform_code"] or image.header["qform_code"]):
             notes.append(
                 "its header does not say how it lies: the axes are taken to run to the left, the front and the crown"
@@ -90,18 +90,6 @@ def _read_one(path: Path) -> tuple[nib.Nifti1Pair, dict[str, np.ndarray]]:
         f"{path}: an array of shape {values.shape}; give three axes (FLAIR), or a fourth of {len(CHANNELS)} channels "
         f"({', '.join(CHANNELS)})"
     )
-
-
-def _read_on(grid: Grid, first: Path, path: Path) -> np.ndarray:
-    """Another sequence, which must lie on the grid of the first."""
-    image, values = open_nifti(path)
-    own = _grid(path, image, values)
-    if own.shape != grid.shape or not np.allclose(own.affine, grid.affine, atol=1e-3):
-        raise InputError(
-            f"{path}: its grid (shape {own.shape}) is not that of {first.name} (shape {grid.shape}), or its affine; "
-            "bring the sequences onto one grid first"
-        )
-    return values
 
 
 def _grid(path: Path, image: nib.Nifti1Pair, values: np.ndarray) -> Grid:

@@ -1,0 +1,184 @@
+"""DICOM series in, DICOM segmentations out: the same mask as from slices, and what is refused."""
+
+import csv
+import sys
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+pydicom = pytest.importorskip("pydicom")
+hd = pytest.importorskip("highdicom")
+
+from pydicom.dataset import FileDataset, FileMetaDataset  # noqa: E402
+from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid  # noqa: E402
+from test_predict import call, case, dice, from_slices, read_case  # noqa: E402, F401
+
+from brainseg_jax.errors import InputError, PartlyDone  # noqa: E402
+from brainseg_jax.prediction.results import Wanted  # noqa: E402
+from brainseg_jax.scans.find import find_scans  # noqa: E402
+from brainseg_jax.scans.masks import read_masks  # noqa: E402
+from brainseg_jax.scans.scan import MASK  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("optax_promotion")
+AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)  # columns run to the left, rows to the back
+STUDY, FRAME = generate_uid(), generate_uid()
+
+
+def write_series(folder, frames, *, orientation=AXIAL, step=5.0, change=None):
+    """A file a frame, [S, rows, columns], `step` mm apart; `change(dataset, number)` last. Names tell no order."""
+    folder.mkdir(parents=True)
+    series, across = generate_uid(), np.cross(orientation[:3], orientation[3:])
+    for number, frame in enumerate(frames, start=1):
+        meta = FileMetaDataset()
+        meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = MRImageStorage, generate_uid()
+        meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        one = FileDataset(None, {}, file_meta=meta, preamble=bytes(128))
+        one.SOPClassUID, one.SOPInstanceUID = MRImageStorage, meta.MediaStorageSOPInstanceUID
+        one.StudyInstanceUID, one.SeriesInstanceUID, one.FrameOfReferenceUID = STUDY, series, FRAME
+        one.PatientID, one.PatientName, one.Modality, one.SeriesNumber = "P1", "Made^Up", "MR", 3
+        one.InstanceNumber, one.SliceThickness, one.PixelSpacing = number, step, [1.0, 1.0]
+        one.ImageOrientationPatient = list(orientation)
+        one.ImagePositionPatient = [float(x) for x in -100.0 + across * step * (number - 1)]
+        one.Rows, one.Columns = frame.shape
+        one.SamplesPerPixel, one.PhotometricInterpretation, one.PixelRepresentation = 1, "MONOCHROME2", 0
+        one.BitsAllocated, one.BitsStored, one.HighBit = 16, 16, 15
+        one.PixelData = frame.astype(np.uint16).tobytes()
+        if change:
+            change(one, number)
+        one.save_as(folder / f"{(number * 7) % (len(frames) + 1):03d}.dcm", enforce_file_format=True)
+
+
+def read_segmentation(path, count):
+    """The mask [S, rows, columns] in order of the depth of the slices it refers to, and the file."""
+    seg = hd.seg.segread(path)
+    uids = [uid for _, _, uid in seg.get_source_image_uids()]
+    mask = seg.get_pixels_by_source_instance(uids, combine_segments=True, ignore_spatial_locations=False)
+    assert len(uids) == count
+    return mask, uids, seg
+
+
+def in_order(folder):
+    """SOP instances of a series by instance number."""
+    read = [pydicom.dcmread(path) for path in folder.iterdir()]
+    return [one.SOPInstanceUID for one in sorted(read, key=lambda one: one.InstanceNumber)]
+
+
+def test_three_series_have_the_mask_of_the_slices(case, trained_run, from_slices, tmp_path):  # noqa: F811
+    slices = read_case(case)
+    for name, channel in {"AX_T1_PRE": 0, "AX_FLAIR": 1, "AX_T1_POST": 2, "localizer": 0}.items():
+        write_series(tmp_path / "in" / "P1" / name, slices[..., channel])
+    wanted = Wanted(probabilities=True)
+    outcome = call(trained_run[0], tmp_path / "in", tmp_path / "out", mirror=True, wanted=wanted)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "P1_pred.dcm", "P1_probability.nii.gz", "areas.csv", "predictions.csv"
+    ]  # fmt: skip
+    assert outcome.notes == {"localizer is not used": ["P1"]}
+    expected = read_masks(from_slices)[case.name].voxels
+    mask, uids, seg = read_segmentation(tmp_path / "out" / "P1_pred.dcm", 16)
+    order = in_order(tmp_path / "in" / "P1" / "AX_FLAIR")
+    mask = mask[[uids.index(uid) for uid in order]] > 0
+    assert dice(mask, expected) > 0.999
+    assert (seg.PatientID, seg.StudyInstanceUID, seg.FrameOfReferenceUID) == ("P1", STUDY, FRAME)
+    assert seg.SegmentSequence[0].SegmentLabel == "FLAIR abnormality" and seg.Modality == "SEG"
+    (row,) = csv.DictReader((tmp_path / "out" / "predictions.csv").open())
+    assert row["volume_unit"] == "mL" and float(row["volume"]) == pytest.approx(mask.sum() * 5.0 / 1000.0)
+    assert int(row["largest_slice"]) == mask.sum(axis=(1, 2)).argmax() + 1  # as the instances are numbered
+    probability = nib.load(tmp_path / "out" / "P1_probability.nii.gz")
+    # The first voxel lies at (-100, -100, -100) in DICOM's words: 100 mm to the right, and to the front.
+    np.testing.assert_allclose(probability.affine[:3, 3], (100, 100, -100))
+    np.testing.assert_allclose(np.diag(probability.affine), (-1, -1, 5, 1))
+
+
+@pytest.mark.parametrize("how", ["from crown to foot", "rescaled", "sagittal"])
+def test_a_series_of_flair_alone(case, trained_run, tmp_path, how):  # noqa: F811
+    flair = read_case(case)[..., 1]
+    for name, series in {"plain": flair, "turned": flair}.items():
+        change, orientation, step = None, AXIAL, 5.0
+        if name == "turned" and how == "from crown to foot":  # rows to the front, so the series runs down
+            series, orientation = flair[::-1, ::-1], (1.0, 0.0, 0.0, 0.0, -1.0, 0.0)
+        elif name == "turned" and how == "rescaled":
+
+            def change(one, number):
+                one.RescaleSlope, one.RescaleIntercept = 0.5, -10
+                one.PixelData = (2 * flair[number - 1].astype(np.uint16) + 20).tobytes()
+
+        elif name == "turned":  # rows to the foot, columns to the back, from right to left: [left, foot, back]
+            series, orientation = flair.transpose(2, 0, 1)[:, ::-1], (0.0, 1.0, 0.0, 0.0, 0.0, -1.0)
+            change, step = lambda one, number: setattr(one, "PixelSpacing", [5.0, 1.0]), -1.0
+        write_series(tmp_path / name, series, orientation=orientation, step=step, change=change)
+    masks = {}
+    for name in ("plain", "turned"):
+        outcome = call(trained_run[0], tmp_path / name, tmp_path / "out" / name)
+        assert list(outcome.notes) == ["taken as FLAIR, which stands in for pre- and post-contrast"]
+        frames = 256 if (name, how) == ("turned", "sagittal") else 16
+        seg, order = hd.seg.segread(tmp_path / "out" / name / f"{name}_pred.dcm"), in_order(tmp_path / name)
+        masks[name] = seg.get_pixels_by_source_instance(
+            order, combine_segments=True, assert_missing_frames_are_empty=True
+        ) > 0  # fmt: skip
+        assert masks[name].shape[0] == frames
+    turned = masks["turned"]
+    if how == "from crown to foot":
+        turned = turned[::-1, ::-1]
+    elif how == "sagittal":
+        turned = turned[:, ::-1].transpose(1, 2, 0)
+    assert masks["plain"].any() and dice(masks["plain"], turned) > 0.999
+
+
+def test_a_head_without_tumor_has_an_empty_segmentation(tmp_path):
+    write_series(tmp_path / "in", np.arange(4 * 32 * 32).reshape(4, 32, 32) % 7)
+    (source,) = find_scans(tmp_path / "in")
+    source.read().write(MASK, np.zeros((4, 32, 32), bool), [tmp_path / "empty.dcm"])
+    seg = hd.seg.segread(tmp_path / "empty.dcm")
+    assert not seg.pixel_array.any() and seg.SegmentSequence[0].SegmentNumber == 1
+
+
+def test_faults_of_series(case, trained_run, tmp_path):  # noqa: F811
+    frames = np.arange(4 * 16 * 16).reshape(4, 16, 16)
+
+    def third(**values):
+        def change(one, number):
+            for name, value in values.items():
+                if number == 3:
+                    setattr(one, name, value) if value is not None else delattr(one, name)
+
+        return change
+
+    def smaller(one, number):
+        if number == 3:
+            one.Rows, one.PixelData = 8, one.PixelData[:256]
+
+    faults = {
+        "mixed sizes": (smaller, r"mixed sizes/.*: Rows 16, but 8 in|mixed sizes/.*: Rows 8, but 16 in"),
+        "two series": (third(SeriesInstanceUID=generate_uid()), "two series/.*: SeriesInstanceUID .*, but"),
+        "twice": (third(ImagePositionPatient=[-100.0, -100.0, -100.0]), "twice/.*: a second slice in the place of"),
+        "inverse": (third(PhotometricInterpretation="MONOCHROME1"), r"1 value\(s\) a pixel, MONOCHROME1; give"),
+        "no place": (third(ImagePositionPatient=None), "no ImagePositionPatient in it, so it is no slice of a series"),
+        "cut short": (third(PixelData=bytes(100)), "cut short: its pixels cannot be decoded"),
+    }  # fmt: skip
+    for name, (change, _) in faults.items():
+        write_series(tmp_path / "in" / name, frames, change=change)
+    write_series(tmp_path / "in" / "missing", frames)
+    next(p for p in (tmp_path / "in" / "missing").iterdir() if pydicom.dcmread(p).InstanceNumber == 2).unlink()
+    faults["missing"] = (None, "missing: a gap in the series: from .* to .* are 10.00 mm, elsewhere 7.50|are 5.00 mm")
+    write_series(tmp_path / "in" / "grids" / "flair", frames)
+    write_series(tmp_path / "in" / "grids" / "pre", frames, step=4.0)
+    faults["grids"] = (None, r"grids/pre: its grid \(shape \(16, 16, 4\)\) is not that of flair .*, or lies elsewhere")
+    (tmp_path / "in" / "text").mkdir()
+    (tmp_path / "in" / "text" / "a.dcm").write_text("no scan")
+    faults["text"] = (None, "text/a.dcm: not a DICOM file, or a damaged one")
+    write_series(tmp_path / "in" / "whole", read_case(case)[..., 1])
+    with pytest.raises(PartlyDone) as raised:
+        call(trained_run[0], tmp_path / "in", tmp_path / "out")
+    for words in [words for _, words in faults.values()]:
+        with pytest.raises(InputError, match=words):
+            raise InputError(str(raised.value))
+    assert f"{len(faults)} of {len(faults) + 1} scans" in str(raised.value)
+    assert (tmp_path / "out" / "whole_pred.dcm").exists()
+
+
+def test_without_the_packages_the_command_to_install_them_is_said(tmp_path, monkeypatch):
+    write_series(tmp_path / "in", np.zeros((2, 8, 8)))
+    monkeypatch.setitem(sys.modules, "highdicom", None)
+    with pytest.raises(InputError, match=r"python -m pip install -e '\.\[dicom\]' -c constraints\.txt"):
+        find_scans(tmp_path / "in")
