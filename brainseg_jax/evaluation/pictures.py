@@ -58,6 +58,24 @@ def draw_panel(path: Path, slices: list[Slice]) -> None:
     figure.savefig(path, dpi=110)
 
 
+def draw_grid(path: Path, rows: dict[str, list[Slice]]) -> None:
+    """Writes a PNG, a row for each network, a column a slice: outlines of truth and prediction on the scan.
+
+    Args:
+      path: of the PNG.
+      rows: by the network's name, the same slices in the same order.
+    """
+    columns = max(len(slices) for slices in rows.values())
+    figure = Figure(figsize=(2.6 * columns, 2.95 * len(rows)), layout="constrained")
+    for part, (name, slices) in zip(figure.subfigures(len(rows), 1, squeeze=False)[:, 0], rows.items(), strict=True):
+        part.suptitle(f"{name}: true (green), predicted (red)", fontsize=9, x=0.01, horizontalalignment="left")
+        for axes, picture in zip(part.subplots(1, columns, squeeze=False)[0], slices, strict=True):
+            _show(axes, picture.flair, picture.title.replace(": ", "\n"))
+            _outline(axes, picture.truth, TRUTH_COLOR)
+            _outline(axes, picture.prediction, PREDICTION_COLOR)
+    figure.savefig(path, dpi=110)
+
+
 def draw_curves(path: Path, epochs: list[dict]) -> None:
     """Writes a PNG of loss, validation Dice and learning rate by epoch.
 

@@ -88,8 +88,12 @@ class Experiment:
         return jax.tree.map(np.asarray, self.predict_step(variables, self.on_devices, indices))
 
 
-def build_experiment(config: ConfigDict) -> Experiment:
+def build_experiment(config: ConfigDict, *, load: Callable[..., Cohort] = load_cohort) -> Experiment:
     """Makes every part of a run; all that can be wrong with the config or the data is found here.
+
+    Args:
+      config: of `default_config`, with overrides.
+      load: reads the prepared data, called as `load_cohort`; for a study that looks at the same data in another way.
 
     Raises:
       InputError: see the parts.
@@ -100,7 +104,7 @@ def build_experiment(config: ConfigDict) -> Experiment:
     sharding.check_divides(mesh, "eval.batch_size", config.eval.batch_size)
     model = build_model(**config.model)
     folder = _prepare(config.data)
-    cohort = load_cohort(folder, image_size=config.data.image_size, normalization=config.data.normalization)
+    cohort = load(folder, image_size=config.data.image_size, normalization=config.data.normalization)
     split = _choose_split(config.split, cohort)
     train_slices = cohort.slices_of(split.train)
     sampler = BatchSampler(

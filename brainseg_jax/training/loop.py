@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
+from brainseg_jax.data.cohort import Cohort, load_cohort
 from brainseg_jax.errors import StorageError, TrainingDiverged, TrainingStopped
 from brainseg_jax.evaluation.scores import patient_table, summarize
 from brainseg_jax.training.checkpoint import Checkpoints
@@ -26,12 +28,13 @@ from brainseg_jax.training.steps import Report
 from brainseg_jax.training.stopping import StopSignal
 
 
-def train(config: ConfigDict, workdir: Path) -> dict:
+def train(config: ConfigDict, workdir: Path, *, load: Callable[..., Cohort] = load_cohort) -> dict:
     """Trains what the config says, or goes on with it, and scores the best checkpoint on the test patients.
 
     Args:
       config: of `default_config`, with overrides.
       workdir: the run folder; where it holds an unfinished run of this config, that run goes on.
+      load: reads the prepared data, see `build_experiment`.
 
     Returns:
       what `results.json` holds.
@@ -43,7 +46,7 @@ def train(config: ConfigDict, workdir: Path) -> dict:
       TrainingStopped: after SIGTERM or SIGINT; the step under way was ended and saved.
     """
     check_folder(workdir, "--workdir")
-    experiment = build_experiment(config)
+    experiment = build_experiment(config, load=load)
     with ExitStack() as held, StopSignal() as stop:
         on_first_process("take the run folder", lambda: held.enter_context(own_run_folder(workdir)))
         claim_run_folder(workdir, config, experiment)

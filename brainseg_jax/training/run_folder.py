@@ -109,7 +109,7 @@ def claim_run_folder(workdir: Path, config: ConfigDict, experiment: Experiment) 
 def _compare(workdir: Path, content: dict, experiment: Experiment) -> None:
     path = workdir / "config.json"
     try:
-        before, now = _flat(json.loads(path.read_text())), _flat(content)
+        before, now = flatten(json.loads(path.read_text())), flatten(content)
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"{path} cannot be read ({error}); give a new --workdir") from error
     # A cosine ends with the last epoch: another number of epochs is another schedule from the first step on.
@@ -134,8 +134,9 @@ def _compare(workdir: Path, content: dict, experiment: Experiment) -> None:
         )
 
 
-def _flat(tree: dict, prefix: str = "") -> dict:
+def flatten(tree: dict, prefix: str = "") -> dict:
+    """A tree of dicts as one, with a dot between the keys of the levels."""
     out: dict = {}
     for key, value in tree.items():
-        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        out |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return out

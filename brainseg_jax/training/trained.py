@@ -15,7 +15,7 @@ from brainseg_jax.evaluation.postprocess import PostProcess
 from brainseg_jax.models import build_model
 from brainseg_jax.training.checkpoint import Checkpoints
 from brainseg_jax.training.optimizer import build_optimizer, build_schedule
-from brainseg_jax.training.state import create_state
+from brainseg_jax.training.state import TrainState, create_state
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -70,9 +70,7 @@ def load_trained(folder: Path) -> Trained:
         ema=opt.ema_decay > 0.0,
         mesh=sharding.data_mesh(),
     )
-    checkpoints = Checkpoints(folder / "checkpoints", read_only=True)
-    state = checkpoints.restore_best(like)
-    checkpoints.close()
+    state = read_best(folder, like)
     results = None
     if (folder / "results.json").exists():
         results = read_json(folder / "results.json")
@@ -96,6 +94,14 @@ def load_trained(folder: Path) -> Trained:
         fingerprint=fingerprint,
         results=results,
     )
+
+
+def read_best(folder: Path, like: TrainState) -> TrainState:
+    """The best checkpoint of a run, see `Checkpoints.restore_best`; nothing in the folder is changed."""
+    checkpoints = Checkpoints(folder / "checkpoints", read_only=True)
+    state = checkpoints.restore_best(like)
+    checkpoints.close()
+    return state
 
 
 def _read_config(folder: Path) -> tuple[ConfigDict, str]:

@@ -1,0 +1,132 @@
+"""Runs a study, all of its cells, and writes its tables:
+
+    python -m experiments.ablation --study=reproduce:cpu --output=runs/reproduce
+
+The studies are in `studies.py`. The same command goes on with what is not finished. `--cell=i/n` runs one of n shares,
+for job arrays (`ablation.slurm`); `--tables` runs nothing and writes the tables anew, from finished runs or, where
+there are none, from `scores.csv` and `runs.csv`.
+"""
+
+import socket
+from pathlib import Path
+
+import jax
+from absl import flags, logging
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from brainseg_jax import cli
+from brainseg_jax.data import lgg
+from brainseg_jax.data.cohort import load_cohort
+from brainseg_jax.training.run_folder import check_folder
+from experiments.panel import draw_study_panel
+from experiments.running import DONE, ELSEWHERE, FAILED, LEFT, RUNNING, Grid, report_failures, run_all, shard
+from experiments.splits import write_splits
+from experiments.studies import Budget, Job, config_of, jobs, parse_cell, parse_study
+from experiments.tables import collect, write_tables
+
+STUDY = flags.DEFINE_string("study", None, "NAME or NAME:SCALE, see studies.py.")
+OUTPUT = flags.DEFINE_string("output", None, "Folder of the study.")
+SOURCE = flags.DEFINE_string("source", None, "Of the data, as --config.data.source; by default that of the budget.")
+CELL = flags.DEFINE_string("cell", "0/1", "i/n: run the i-th of n shares of the cells, from 0.")
+TABLES = flags.DEFINE_bool("tables", False, "Run nothing; write the tables of what is finished.")
+
+
+def main(_: list[str]) -> None:
+    """Runs and tabulates what the flags name."""
+    study, budget = parse_study(STUDY.value)
+    output = Path(OUTPUT.value).expanduser().absolute()
+    check_folder(output, "--output")
+    if not jax.config.jax_compilation_cache_dir:  # of this host alone: another may have other instructions
+        jax.config.update("jax_compilation_cache_dir", str(output / "compiled" / socket.gethostname()))
+    number, of = parse_cell(CELL.value)
+    source = SOURCE.value
+    if source and Path(source).expanduser().exists():
+        source = str(Path(source).expanduser().absolute())
+    name = STUDY.value.partition(":")[0]
+    everything = list(jobs(study, budget))
+    if not TABLES.value:
+        everything = prepare(everything, budget, output, source)
+    grid = Grid(study, budget, output, source, everything)
+    failed = 0
+    if not TABLES.value:
+        grid.jobs = shard(everything, grid.base_of, number, of)
+        with View(grid) as view:
+            run_all(grid, view.show)
+        failed = report_failures(grid)
+        grid.jobs = everything
+    if (output / "runs").exists():
+        collect(name, grid)
+        draw_study_panel(grid)
+    write_tables(study, output)
+    if failed:
+        raise SystemExit(1)
+
+
+def prepare(everything: list[Job], budget: Budget, output: Path, source: str | None) -> list[Job]:
+    """Prepares the data and writes the splits; returns the jobs without those that would repeat the baseline."""
+    config = config_of(everything[0], budget, source=source)
+    folder = lgg.prepare(config.data.source, config.data.dir or None)
+    cohort = load_cohort(folder, image_size=16, normalization="rescale")  # for who is in it alone
+    kept = write_splits(everything, cohort, output, seed=config.split.seed)
+    for job in everything:
+        if job not in kept:
+            logging.warning("%s is left out: there are no more training patients than it asks for", job.name)
+    return kept
+
+
+class View:
+    """Shows how far the study is: a table on a terminal, else a line whenever a job begins or ends."""
+
+    def __init__(self, grid: Grid):
+        """Shows nothing yet."""
+        self._grid, self._console, self._said = grid, Console(highlight=False), dict(grid.states)
+        self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
+
+    def __enter__(self) -> "View":
+        if self._live:
+            self._live.start()
+        self.show()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.show()
+        if self._live:
+            self._live.stop()
+        self._console.print(self._counts())
+
+    def show(self) -> None:
+        """Brings it up to date."""
+        if self._live:
+            self._live.update(self._table(), refresh=True)
+            return
+        for name, state in self._grid.states.items():
+            if state != self._said[name]:
+                self._said[name] = state
+                self._console.print(f"{self._counts()}: {name} {state}", soft_wrap=True)
+
+    def _counts(self) -> str:
+        states = list(self._grid.states[job.name] for job in self._grid.jobs)
+        return ", ".join(f"{states.count(s)} {s}" for s in (DONE, RUNNING, LEFT, ELSEWHERE, FAILED) if s in states)
+
+    def _table(self) -> Table:
+        table = Table("cell", "done", "now", LEFT, FAILED, title=self._counts())
+        for cell in self._grid.study.cells:
+            own = [job for job in self._grid.jobs if job.cell == cell]
+            if not own:
+                continue
+            states = [self._grid.states[job.name] for job in own]
+            now = [
+                f"fold {job.fold}, seed {job.seed}: {self._grid.progress(job)}"
+                for job, state in zip(own, states, strict=True)
+                if state in (RUNNING, ELSEWHERE)
+            ]
+            counts = (f"{states.count(DONE)} of {len(own)}", "\n".join(now), states.count(LEFT), states.count(FAILED))
+            table.add_row(cell.words, *(str(value or "") for value in counts))
+        return table
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["study", "output"])
+    cli.run(main)

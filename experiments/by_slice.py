@@ -1,0 +1,74 @@
+"""What many published notebooks do and this package does not: a split that deals slices, so patients meet themselves.
+
+It stands here alone, for the study `leakage`, which measures what such a split makes believe. Each case is taken for
+three, one of the slices that train, one that validate and one that test; everything else is the package's own training.
+"""
+
+import hashlib
+from dataclasses import replace
+
+import numpy as np
+
+from brainseg_jax.data.cohort import Cohort
+from brainseg_jax.data.normalization import Normalization
+from brainseg_jax.data.splits import PARTS, Split
+from brainseg_jax.errors import InputError
+from experiments.studies import FOLDS, VALIDATION
+
+
+def part_of(case: str, part: str) -> str:
+    """The name of a third of a case: a person of its own to the package, which keeps persons together."""
+    person, date = case.rsplit("_", 1)
+    return f"{person}-{part}_{date}"
+
+
+def case_of(name: str) -> str:
+    """The inverse of `part_of`."""
+    person, date = name.rsplit("_", 1)
+    return f"{person.rsplit('-', 1)[0]}_{date}"
+
+
+def deal(case: str, numbers: np.ndarray, *, fold: int) -> np.ndarray:
+    """Which part, a place in `PARTS`, each slice of a case is dealt to, at random and the same each time.
+
+    Args:
+      case: its id.
+      numbers: [n] of its slices.
+      fold: of `FOLDS`; over all of them each slice is tested once.
+
+    Returns:
+      [n] int.
+
+    Raises:
+      InputError: there are too few slices for all parts.
+    """
+    if len(numbers) < FOLDS:
+        raise InputError(f"{case} has {len(numbers)} slices, too few to deal them to {len(PARTS)} parts; leave it out")
+    places = np.argsort([hashlib.sha256(f"{case}:{number}".encode()).hexdigest() for number in numbers])
+    parts = np.full(len(numbers), PARTS.index("train"))
+    tested = np.arange(len(numbers)) % FOLDS == fold
+    parts[places[tested]] = PARTS.index("test")
+    parts[places[~tested][::VALIDATION]] = PARTS.index("val")
+    return parts
+
+
+def split_by_slice(cases: tuple[str, ...]) -> Split:
+    """The split of the thirds of all cases."""
+    return Split(*(tuple(part_of(case, part) for case in cases) for part in PARTS))
+
+
+def torn(cohort: Cohort, *, fold: int) -> Cohort:
+    """The cohort with each case taken for three; the slices stay as they are, and so do the constants of a case."""
+    parts = np.empty(len(cohort.patient_index), np.int32)
+    for place, case in enumerate(cohort.patients):
+        own = cohort.patient_index == place
+        parts[own] = deal(case, cohort.slice_numbers[own], fold=fold)
+    thirds = len(PARTS)
+    return replace(
+        cohort,
+        patient_index=(thirds * cohort.patient_index + parts).astype(np.int32),
+        patients=tuple(part_of(case, part) for case in cohort.patients for part in PARTS),
+        institutions=tuple(np.repeat(cohort.institutions, thirds).tolist()),
+        grades=tuple(np.repeat(cohort.grades, thirds).tolist()),
+        normalization=Normalization(*(np.repeat(values, thirds, axis=0) for values in cohort.normalization)),
+    )

@@ -1,0 +1,82 @@
+"""The two kinds of cells that `brainseg_jax.main` cannot run: a checkpoint scored anew, and a split by slice.
+
+    python -m experiments.cell --config=configs/unet_dice.py:cpu --config.eval.largest_component=True \
+      --rescores=RUN --workdir=NEW_RUN
+    python -m experiments.cell --config=configs/unet_dice.py:cpu --by_slice=0 --workdir=RUN
+
+`ablation.py` starts them; each leaves a run folder like that of any run.
+"""
+
+import shutil
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from brainseg_jax import cli
+from brainseg_jax.data.cohort import Cohort, load_cohort
+from brainseg_jax.errors import InputError
+from brainseg_jax.main import CONFIG, WORKDIR
+from brainseg_jax.training.experiment import build_experiment
+from brainseg_jax.training.loop import train
+from brainseg_jax.training.results import write_results
+from brainseg_jax.training.run_folder import claim_run_folder, own_run_folder
+from brainseg_jax.training.trained import read_best, read_json
+from experiments.by_slice import torn
+
+RESCORES = flags.DEFINE_string("rescores", None, "The run whose best checkpoint is scored under this config.")
+BY_SLICE = flags.DEFINE_integer("by_slice", None, "Train on a split by slice; which fold of it is tested.")
+
+
+def main(_: list[str]) -> None:
+    """Runs one cell."""
+    if (RESCORES.value is None) == (BY_SLICE.value is None):
+        raise InputError("give --rescores=RUN or --by_slice=FOLD; plain trainings are brainseg_jax.main's")
+    workdir = Path(WORKDIR.value)
+    if RESCORES.value is not None:
+        rescore(CONFIG.value, Path(RESCORES.value), workdir)
+    else:
+        train_by_slice(CONFIG.value, workdir, fold=BY_SLICE.value)
+
+
+def rescore(config: ConfigDict, run: Path, workdir: Path) -> dict:
+    """Scores the best checkpoint of a finished run under a config that differs in `eval` alone.
+
+    Args:
+      config: of the new scores.
+      run: folder of the run.
+      workdir: of the new scores.
+
+    Returns:
+      what `results.json` holds.
+
+    Raises:
+      InputError: the run has not ended, or differs in more than its scoring.
+    """
+    trained, asked = read_json(run / "config.json"), config.to_dict()
+    different = [key for key, value in asked.items() if key not in ("eval", "split") and trained.get(key) != value]
+    if different:
+        raise InputError(f"{run} was trained under another config ({', '.join(different)}); rescore a run of this one")
+    before = read_json(run / "results.json")
+    experiment = build_experiment(config)
+    if experiment.cohort.fingerprint != trained["dataset"]["fingerprint"]:
+        raise InputError(f"{run} was trained on other data; prepare its data again")
+    with own_run_folder(workdir):
+        claim_run_folder(workdir, config, experiment)
+        best = read_best(run, experiment.initial_state)
+        shutil.copyfile(run / "metrics.jsonl", workdir / "metrics.jsonl")
+        return write_results(workdir, experiment, best, best_epoch=before["best_epoch"], epochs=before["epochs"])
+
+
+def train_by_slice(config: ConfigDict, workdir: Path, *, fold: int) -> dict:
+    """Trains and scores as `train` does, on a cohort in which each case is taken for three, see `by_slice.py`."""
+
+    def load(*arguments: object, **named: object) -> Cohort:
+        return torn(load_cohort(*arguments, **named), fold=fold)
+
+    return train(config, workdir, load=load)
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    cli.run(main)

@@ -1,0 +1,70 @@
+"""The same slices under each cell of a study: where the figures of a table come from."""
+
+import json
+
+import numpy as np
+from absl import logging
+
+from brainseg_jax.data.cohort import native_images
+from brainseg_jax.errors import InputError, StorageError
+from brainseg_jax.evaluation.pictures import Slice, draw_grid
+from brainseg_jax.evaluation.postprocess import PostProcess
+from brainseg_jax.evaluation.scores import read_table
+from brainseg_jax.training.experiment import build_experiment
+from brainseg_jax.training.scoring import evaluate
+from brainseg_jax.training.trained import read_best
+from experiments.running import Grid
+from experiments.studies import Job, config_of
+
+QUANTILES = (0.0, 0.25, 0.5, 1.0)  # of the baseline's Dice, whose patients are shown
+
+
+def draw_study_panel(grid: Grid) -> None:
+    """Writes `panel.png`: a row a cell, a column a patient of the first fold, at the slice of the largest true tumor.
+
+    Nothing is drawn as long as the baseline is not finished there. A split by slice has no whole patient to show.
+    """
+    fold, seed = grid.budget.folds[0], grid.budget.seeds[0]
+    jobs = [job for job in grid.jobs if (job.fold, job.seed) == (fold, seed) and not job.cell.by_slice]
+    jobs = [job for job in jobs if grid.is_done(job)]
+    if not jobs or jobs[0].cell is not grid.study.baseline:
+        return
+    tested = sorted(read_table(grid.run_of(jobs[0]) / "per_patient.csv"), key=lambda row: (row["dice"], row["patient"]))
+    patients = [tested[round(q * (len(tested) - 1))]["patient"] for q in QUANTILES]
+    rows = {}
+    for job in jobs:
+        try:
+            rows[job.cell.words] = slices_under(job, grid, list(dict.fromkeys(patients)))
+        except (InputError, StorageError) as error:
+            logging.warning("the panel is drawn without %s: %s", job.name, error)
+    if rows:
+        draw_grid(grid.output / "panel.png", rows)
+
+
+def slices_under(job: Job, grid: Grid, patients: list[str]) -> list[Slice]:
+    """The slice of the largest true tumor of each patient, with what the job's network makes of it."""
+    run = grid.run_of(job)
+    config = config_of(job, grid.budget, source=grid.source)
+    config.split.file = str(run / "split.json")
+    experiment = build_experiment(config)
+    cohort = experiment.cohort
+    post = PostProcess(**json.loads((run / "results.json").read_text())["postprocess"])
+    best = read_best(grid.run_of(grid.base_of(job)), experiment.initial_state)
+    _, masks = evaluate(experiment, best.variables, tuple(patients), post)
+    scored = {row["patient"]: row["dice"] for row in read_table(run / "per_patient.csv")}
+    places = cohort.slices_of(patients)
+    chosen = []
+    for patient in patients:
+        own = cohort.slices_of((patient,))
+        chosen.append(own[int(np.argmax(cohort.native_masks[own].sum(axis=(1, 2, 3), dtype=np.int64)))])
+    scans = native_images(experiment.dataset_folder, np.array(chosen))
+    return [
+        Slice(
+            title=f"{patient}, slice {cohort.slice_numbers[index]}: 3-D Dice {scored[patient]:.3f}",
+            flair=scan[..., 1],
+            truth=cohort.native_masks[index, ..., 0] > 0,
+            prediction=masks[np.searchsorted(places, index), ..., 0],
+            attention=None,
+        )
+        for patient, index, scan in zip(patients, chosen, scans, strict=True)
+    ]

@@ -1,0 +1,64 @@
+"""The splits of a study, made once and read by every cell."""
+
+import dataclasses
+import hashlib
+from pathlib import Path
+
+from brainseg_jax.data.cohort import Cohort
+from brainseg_jax.data.splits import Split, split_by_folds, write_split
+from experiments.by_slice import split_by_slice
+from experiments.studies import FOLDS, VALIDATION, Job
+
+
+def split_of(job: Job, cohort: Cohort, *, seed: int) -> Split:
+    """Who trains, validates and tests in a job.
+
+    The test patients are those of the package's own fold. Of the others a sixth validates, not a whole fold as with
+    `split.folds`: with few folds that would cost a third of the patients. Both are dealt stratified, by whole persons.
+
+    Args:
+      job: of a study.
+      cohort: of the data.
+      seed: `split.seed`.
+
+    Raises:
+      InputError: the data have too few patients.
+    """
+    if job.cell.by_slice:
+        return split_by_slice(cohort.patients)
+    institution = dict(zip(cohort.patients, cohort.institutions, strict=True))
+    outer = split_by_folds(cohort.patients, cohort.institutions, folds=FOLDS, fold=job.fold, seed=seed)
+    others = tuple(sorted(outer.train + outer.val))
+    inner = split_by_folds(
+        others, [institution[p] for p in others], folds=min(VALIDATION, len(others)), fold=0, seed=seed
+    )
+    train = tuple(sorted(inner.train + inner.val))
+    if job.cell.patients:
+        in_line = sorted(train, key=lambda patient: hashlib.sha256(f"{seed}:{patient}".encode()).hexdigest())
+        train = tuple(sorted(in_line[: job.cell.patients]))
+    return Split(train=train, val=inner.test, test=outer.test)
+
+
+def path_of(job: Job, output: Path) -> Path:
+    """Of the split's file, which cells of the same split share."""
+    kind = "_by_slice" if job.cell.by_slice else f"_{job.cell.patients}_patients" if job.cell.patients else ""
+    return output / "splits" / f"fold{job.fold}{kind}.json"
+
+
+def write_splits(jobs: list[Job], cohort: Cohort, output: Path, *, seed: int) -> list[Job]:
+    """Writes the splits of these jobs.
+
+    Returns:
+      the jobs that are not left out: one that asks for at least as many training patients as there are is the baseline
+      once more.
+    """
+    (output / "splits").mkdir(parents=True, exist_ok=True)
+    kept = []
+    for job in jobs:
+        split = split_of(job, cohort, seed=seed)
+        plain = dataclasses.replace(job.cell, patients=0)
+        if job.cell.patients and len(split.train) == len(split_of(job._replace(cell=plain), cohort, seed=seed).train):
+            continue
+        write_split(path_of(job, output), split)
+        kept.append(job)
+    return kept

@@ -1,0 +1,227 @@
+"""The grid, written down in one place: what each study compares, on which folds and seeds, and at what budget."""
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from brainseg_jax.errors import InputError
+from configs.unet_dice import get_config
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One row of a study's table.
+
+    Attributes:
+      name: of its folder.
+      words: in tables and plots.
+      changes: config keys and their values, on top of `configs/unet_dice.py` and the budget.
+      features: times `model.features` of the budget.
+      patients: training patients that are kept, 0: all; the fewer are among the more.
+      rescores: it trains nothing: the baseline's checkpoints are scored anew.
+      by_slice: the split deals slices, not patients; see `by_slice.py`.
+      published: the figure of the reproduced project, its soft IoU per batch of 32.
+    """
+
+    name: str
+    words: str
+    changes: dict[str, object] = dataclasses.field(default_factory=dict, hash=False)
+    features: float = 1.0
+    patients: int = 0
+    rescores: bool = False
+    by_slice: bool = False
+    published: float | None = None
+
+
+class Budget(NamedTuple):
+    """What each cell of a study may spend: the same for all. It counts steps, so a busy machine changes nothing.
+
+    Attributes:
+      scale: of `configs/unet_dice.py`; None: the paper's.
+      changes: config keys and their values on top of it.
+      folds: those that are run, of the `FOLDS` of the split.
+      seeds: of initial weights, order and augmentation.
+    """
+
+    scale: str | None
+    changes: dict[str, object]
+    folds: tuple[int, ...]
+    seeds: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A question, its cells and its budgets. The first cell is the baseline that the others are compared with."""
+
+    question: str
+    cells: tuple[Cell, ...]
+    budgets: dict[str | None, Budget]
+
+    @property
+    def baseline(self) -> Cell:
+        """What the other cells are compared with."""
+        return self.cells[0]
+
+
+class Job(NamedTuple):
+    """One training, or one new scoring."""
+
+    cell: Cell
+    fold: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Its folder below `runs/`."""
+        return f"{self.cell.name}/fold{self.fold}_seed{self.seed}"
+
+
+FOLDS = 3  # each patient is tested in one of them
+VALIDATION = 6  # one in so many of the patients that are not tested validates
+ALL = tuple(range(FOLDS))
+QUICK = Budget(
+    "quick",
+    {
+        "data.source": "phantom:9:0",
+        "data.image_size": 32,
+        "model.features": 2,
+        "model.depth": 2,
+        "train.epochs": 1,
+        "train.batch_size": 8,
+        "train.steps_per_epoch": 3,
+        "train.log_every": 1,
+    },
+    folds=(0,),
+    seeds=(0,),
+)
+# Two cores make a step of the U-Net at :cpu in about 0.75 s: 330 steps in 5 to 6 minutes with scoring, 180 in 3 to 4.
+LONGER = Budget("cpu", {"train.epochs": 6, "train.steps_per_epoch": 55, "optimizer.warmup_epochs": 0.5}, ALL, (0,))
+SHORTER = Budget("cpu", {"train.epochs": 4, "train.steps_per_epoch": 45, "optimizer.warmup_epochs": 0.5}, ALL, (0,))
+# On a GPU: the reproduced recipe as it is, or the recipe of :cpu at the paper's size.
+PAPER = Budget(None, {}, ALL, (0, 1, 2))
+PAPER_SIZE = Budget(
+    "cpu", {"data.image_size": 256, "model.features": 64, "train.epochs": 50, "train.batch_size": 32}, ALL, (0, 1, 2)
+)
+SMALL_BUDGETS = {"quick": QUICK, "cpu": SHORTER, None: PAPER_SIZE}
+
+WCE = {"loss.name": "weighted_cross_entropy"}
+ATTENTION = {"model.name": "attention_unet"}
+PLAIN_IMAGES = {
+    f"augment.{name}": 0.0
+    for name in ("rotation", "scale", "shift", "shear", "flip", "flair_stand_in", "contrast", "gamma", "noise")
+}
+RECIPE = Cell("recipe", "the recipe: U-Net, Dice")
+
+STUDIES = {
+    "reproduce": Study(
+        "Does Dice loss beat weighted cross-entropy, and do attention gates help? Each is trained from scratch.",
+        (
+            Cell("unet_dice", "U-Net, Dice", published=0.5160),
+            Cell("unet_wce", "U-Net, weighted cross-entropy", WCE, published=0.3414),
+            Cell("attn_dice", "Attention U-Net, Dice", ATTENTION, published=0.6002),
+            Cell("attn_wce", "Attention U-Net, weighted cross-entropy", ATTENTION | WCE),
+        ),
+        {"quick": QUICK, "cpu": LONGER, None: PAPER},
+    ),
+    "recipe": Study(
+        "What does each ingredient of the recipe give? One is changed at a time.",
+        (
+            RECIPE,
+            Cell("rescale", "pixels / 255", {"data.normalization": "rescale"}),
+            Cell("zscore", "z-score of the volume", {"data.normalization": "volume_zscore"}),
+            Cell("no_augmentation", "no augmentation", PLAIN_IMAGES),
+            Cell("no_tumor_sampling", "each slice equally often", {"data.tumor_sampling": 0.0}),
+            Cell("deep_supervision", "deep supervision", {"model.deep_supervision": True}),
+            Cell("no_ema", "no weight averaging", {"optimizer.ema_decay": 0.0}),
+            Cell("constant", "constant learning rate", {"optimizer.schedule": "constant"}),
+            Cell("norm_conv", "norm after each convolution", {"model.norm": "conv"}),
+            Cell("no_norm", "no norm", {"model.norm": "none"}),
+            Cell("width_half", "half the features", features=0.5),
+            Cell("width_double", "twice the features", features=2.0),
+            Cell("size_64", "64 pixels", {"data.image_size": 64}),
+            Cell("size_192", "192 pixels", {"data.image_size": 192}),
+            Cell("largest", "largest 3-D part alone", {"eval.largest_component": True}, rescores=True),
+            Cell("chosen", "post-processing chosen on validation", {"eval.choose": True}, rescores=True),
+            Cell("mirror", "mirror images averaged", {"eval.mirror": True}, rescores=True),
+        ),
+        SMALL_BUDGETS,
+    ),
+    "leakage": Study(
+        "How much of a score is imagined where slices of one patient stand on both sides of the split?",
+        (Cell("by_patient", "split by patient"), Cell("by_slice", "split by slice", by_slice=True)),
+        SMALL_BUDGETS,
+    ),
+    "scaling": Study(
+        "Are more patients or is a larger network the better buy?",
+        (
+            Cell("all", "all training patients"),
+            Cell("patients_10", "10 training patients", patients=10),
+            Cell("patients_20", "20 training patients", patients=20),
+            Cell("patients_40", "40 training patients", patients=40),
+            Cell("width_half", "all patients, half the features", features=0.5),
+            Cell("width_double", "all patients, twice the features", features=2.0),
+        ),
+        SMALL_BUDGETS,
+    ),
+    "cross_validation": Study(
+        "What does each patient score with the one network that has not seen it?",
+        (Cell("unet_dice", "U-Net, Dice"), Cell("attn_dice", "Attention U-Net, Dice", ATTENTION)),
+        {"quick": QUICK, "cpu": LONGER, None: PAPER_SIZE},
+    ),
+}
+
+
+def parse_study(text: str) -> tuple[Study, Budget]:
+    """The study and budget of `--study=NAME[:SCALE]`.
+
+    Raises:
+      InputError: there is no such study or budget.
+    """
+    name, _, scale = text.partition(":")
+    if name not in STUDIES:
+        raise InputError(f"--study={text}: there is no study {name!r}; give one of {', '.join(STUDIES)}")
+    study = STUDIES[name]
+    if (scale or None) not in study.budgets:
+        scales = ", ".join(f"{name}:{known}" if known else name for known in study.budgets)
+        raise InputError(f"--study={text}: there is no budget {scale!r}; give one of {scales}")
+    return study, study.budgets[scale or None]
+
+
+def parse_cell(text: str) -> tuple[int, int]:
+    """The numbers i and n of `--cell=i/n`."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or not int(match[1]) < int(match[2]):
+        raise InputError(f"--cell={text}: give i/n with i from 0 to n - 1, for example 0/4")
+    return int(match[1]), int(match[2])
+
+
+def jobs(study: Study, budget: Budget) -> Iterator[Job]:
+    """All cells, folds and seeds. Fold after fold, so that a study that is cut short has compared whole folds."""
+    for seed in budget.seeds:
+        for fold in budget.folds:
+            yield from (Job(cell, fold, seed) for cell in study.cells)
+
+
+def settings_of(job: Job, budget: Budget, *, source: str | None) -> dict[str, object]:
+    """What the job's command sets on top of `configs/unet_dice.py`, by config key.
+
+    Args:
+      job: of `jobs`.
+      budget: of its study.
+      source: of the data, in place of the config's.
+    """
+    settings = {**budget.changes, **job.cell.changes, "seed": job.seed}
+    if job.cell.features != 1.0:
+        features = settings.get("model.features", get_config(budget.scale).model.features)
+        settings["model.features"] = round(features * job.cell.features)
+    return settings | ({"data.source": source} if source else {})
+
+
+def config_of(job: Job, budget: Budget, *, source: str | None) -> ConfigDict:
+    """The whole config that these settings make, but for the file of the split."""
+    config = get_config(budget.scale)
+    config.update_from_flattened_dict(settings_of(job, budget, source=source))
+    return config

@@ -1,0 +1,323 @@
+"""The ablation harness: its grid and splits by hand, its processes as stand-ins, and a tiny study for real."""
+
+import csv
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from brainseg_jax.config import check_config
+from brainseg_jax.errors import InputError, TrainingStopped
+from brainseg_jax.evaluation.scores import write_table
+from experiments import running
+from experiments.by_slice import case_of, deal, part_of, split_by_slice, torn
+from experiments.cell import rescore
+from experiments.running import DONE, ELSEWHERE, FAILED, LEFT, Grid, report_failures, run_all, shard
+from experiments.splits import split_of
+from experiments.studies import FOLDS, STUDIES, Budget, Cell, Job, Study, config_of, jobs, parse_cell, parse_study
+from experiments.tables import by_patient, latex, put_together, write_tables
+
+ROOT = Path(__file__).parents[1]
+TINY = Study(
+    "What of it?",
+    (Cell("base", "the baseline"), Cell("other", "the other_one"), Cell("new", "scored anew", rescores=True)),
+    {"quick": Budget("quick", {"train.epochs": 1}, folds=(0, 1), seeds=(0,))},
+)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_cell_is_a_config_that_can_be_run(name):
+    for scale, budget in STUDIES[name].budgets.items():
+        study, same = parse_study(f"{name}:{scale}" if scale else name)
+        assert same == budget
+        names = [job.name for job in jobs(study, budget)]
+        assert len(names) == len(set(names)) == len(study.cells) * len(budget.folds) * len(budget.seeds)
+        steps = set()
+        for job in jobs(study, budget):
+            config = config_of(job, budget, source=None)
+            check_config(config)
+            assert config.seed == job.seed and job.fold < FOLDS
+            steps.add((config.train.epochs, config.train.steps_per_epoch, config.train.batch_size))
+        assert len(steps) == 1  # the same budget for all
+
+
+def test_one_ingredient_at_a_time():
+    study, budget = parse_study("recipe:cpu")
+    plain, *others = (config_of(Job(cell, 0, 0), budget, source=None) for cell in study.cells)
+    flat = running.flatten
+    for cell, config in zip(study.cells[1:], others, strict=True):
+        before, now = flat(plain.to_dict()), flat(config.to_dict())
+        changed = {key for key in now if now[key] != before[key]}
+        assert changed and len({key.split(".")[0] for key in changed}) == 1, cell.name
+        assert not cell.rescores or {key.split(".")[0] for key in changed} == {"eval"}
+    widths = {cell.name: config.model.features for cell, config in zip(study.cells[1:], others, strict=True)}
+    assert (widths["width_half"], widths["width_double"], widths["rescale"]) == (8, 32, 16)
+
+
+@pytest.mark.parametrize("text", ["nothing", "recipe:gpu", "recipe:None"])
+def test_an_unknown_study(text):
+    with pytest.raises(InputError, match=rf"--study={text}: there is no"):
+        parse_study(text)
+
+
+@pytest.mark.parametrize("text", ["3", "3/3", "-1/3", "a/b"])
+def test_a_share_that_is_none(text):
+    with pytest.raises(InputError, match="give i/n with i from 0"):
+        parse_cell(text)
+
+
+def test_shares_cover_each_cell_once_and_keep_a_checkpoint_with_its_scoring():
+    study, budget = parse_study("recipe:cpu")
+    everything = list(jobs(study, budget))
+    base_of = Grid(study, budget, Path("nowhere"), None, everything).base_of
+    for of in (1, 4, 7, len(everything)):
+        shares = [shard(everything, base_of, number, of) for number in range(of)]
+        assert Counter(job for share in shares for job in share) == Counter(everything)
+        for share in shares:
+            assert {base_of(job) for job in share} <= set(share)
+
+
+def test_splits_test_everybody_once_on_the_same_patients(cohort):
+    study = STUDIES["scaling"]
+    base, ten = study.cells[0], dataclasses.replace(study.cells[1], patients=2)
+    splits = [split_of(Job(base, fold, 0), cohort, seed=0) for fold in range(FOLDS)]
+    assert Counter(p for split in splits for p in split.test) == Counter(cohort.patients)
+    for fold, split in enumerate(splits):
+        assert sorted(split.train + split.val + split.test) == sorted(cohort.patients)
+        fewer = split_of(Job(ten, fold, 0), cohort, seed=0)
+        one = split_of(Job(dataclasses.replace(ten, patients=1), fold, 0), cohort, seed=0)
+        assert (fewer.val, fewer.test, len(fewer.train)) == (split.val, split.test, 2)
+        assert set(one.train) < set(fewer.train) < set(split.train)
+
+
+def test_a_split_by_slice_deals_each_slice_and_keeps_everything_else(cohort):
+    assert case_of(part_of("TCGA_DU_1234_19990101", "val")) == "TCGA_DU_1234_19990101"
+    numbers = np.arange(1, 17)
+    parts = [deal("P", numbers, fold=fold) for fold in range(FOLDS)]
+    np.testing.assert_array_equal(sum((part == 2).astype(int) for part in parts), 1)  # tested in one fold
+    assert sorted(Counter(parts[1].tolist()).items()) == [(0, 9), (1, 2), (2, 5)]  # 5 of 16, then each sixth of 11
+    twice = torn(cohort, fold=1)
+    assert len(twice.patients) == 3 * len(cohort.patients) and twice.images is cohort.images
+    split = split_by_slice(cohort.patients)
+    slices = [twice.slices_of(patients) for patients in (split.train, split.val, split.test)]
+    assert sorted(np.concatenate(slices).tolist()) == list(range(len(cohort.images)))
+    for names in (split.train, split.val, split.test):
+        assert [case_of(name) for name in names] == list(cohort.patients)
+    for new, old in zip(twice.normalization, cohort.normalization, strict=True):
+        np.testing.assert_array_equal(new[twice.patient_index], old[cohort.patient_index])
+    with pytest.raises(InputError, match="P has 2 slices"):
+        deal("P", np.arange(2), fold=0)
+
+
+def test_a_volume_is_put_together_from_its_folds():
+    """Overlaps 30 and 0 of 40 + 60 true and 40 + 20 predicted voxels."""
+    row = {"institution": "DU", "grade": 2, "unit": "voxel"}
+    first = row | {"patient": part_of("T_D_1_9", "test"), "dice": 0.75, "volume_true": 40.0, "volume_predicted": 40.0}
+    second = first | {"dice": 0.0, "volume_true": 60.0, "volume_predicted": 20.0}
+    (whole,) = put_together([[first], [second]])
+    assert whole["patient"] == "T_D_1_9"
+    assert whole["dice"] == pytest.approx(60 / 160) and whole["iou"] == pytest.approx(30 / 130)
+    assert whole["precision"] == pytest.approx(0.5) and whole["recall"] == pytest.approx(0.3)
+    nothing = first | {"dice": 1.0, "volume_true": 0.0, "volume_predicted": 0.0}
+    assert put_together([[nothing]])[0]["dice"] == put_together([[nothing]])[0]["iou"] == 1.0
+
+
+def make_rows(cell, dice, seed=0):
+    scores = {"iou": 0.5, "precision": 0.5, "recall": 0.5, "surface_dice": 0.5, "hd95": None, "assd": 1.0}
+    where = {"study": "tiny", "cell": cell, "fold": 0, "seed": seed}
+    return [where | {"patient": f"P{i:02d}", "dice": value} | scores for i, value in enumerate(dice)]
+
+
+def test_the_table_says_what_scipy_says(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    base, other, new = rng.uniform(0.3, 0.9, (3, 12))
+    rows = make_rows("base", base) + make_rows("other", other) + make_rows("new", new)
+    run = {"fold": 0, "seed": 0, "best_epoch": 3, "parameters": 1000, "seconds": 90.0, "soft_batch_iou": 0.5}
+    run |= {"train": 20, "val": 4, "test": 12}
+    write_table(tmp_path / "scores.csv", rows)
+    write_table(tmp_path / "runs.csv", [{"cell": name, **run} for name in ("base", "other", "new")])
+    write_tables(TINY, tmp_path)
+    table = (tmp_path / "table.md").read_text()
+    assert table in capsys.readouterr().out
+    cells = {
+        row[1]: row for row in ([c.strip() for c in line.split("|")] for line in table.splitlines()) if len(row) > 5
+    }
+    p = sorted([stats.wilcoxon(other, base).pvalue, stats.wilcoxon(new, base).pvalue])
+    expected = {f"{min(1.0, 2 * p[0]):.3f}", f"{max(min(1.0, 2 * p[0]), p[1]):.3f}"}
+    assert {cells["the other_one"][10], cells["scored anew"][10]} == expected
+    assert cells["the baseline"][3].startswith(f"{base.mean():.3f} [") and cells["the baseline"][8] == "baseline"
+    assert cells["the other_one"][4].startswith(f"{np.median(other):.3f} [")
+    assert cells["the other_one"][8].startswith(f"{(other - base).mean():+.3f} [")
+    assert cells["the other_one"][9] == f"{(other > base).sum()} / {(other < base).sum()}"
+    assert cells["the baseline"][12:15] == ["3.0", "1,000", "1.5"]
+    text = (tmp_path / "table.tex").read_text()
+    assert (
+        r"the other\_one & 12 &" in text
+        and text.count(r" \\") == 4
+        and "[" not in text.split(r"\end")[0].replace("{[}", "")
+    )
+    assert (tmp_path / "boxes.png").stat().st_size > 5000 and (tmp_path / "differences.png").stat().st_size > 5000
+    write_table(tmp_path / "scores.csv", make_rows("other", other))
+    with pytest.raises(InputError, match=r"scores\.csv: no row of the baseline 'base'"):
+        write_tables(TINY, tmp_path)
+
+
+def test_seeds_are_averaged_patient_by_patient():
+    rows = make_rows("base", [0.2, 0.4]) + make_rows("base", [0.6, 0.8], seed=1)
+    rows[0]["hd95"] = 3.0
+    found = by_patient(rows)
+    assert [found[p]["dice"] for p in ("P00", "P01")] == pytest.approx([0.4, 0.6])
+    assert (found["P00"]["hd95"], found["P01"]["hd95"]) == (3.0, None)
+
+
+def test_latex_takes_nothing_for_a_command():
+    assert latex("a_b 5 % < 0.1 [x]") == r"a\_b 5 \% $<$ 0.1 {[}x{]}"
+
+
+@pytest.fixture
+def stand_ins(monkeypatch, tmp_path):
+    """A grid whose jobs are small scripts, by cell, that leave what a run leaves."""
+    scripts = {}
+
+    def command(self, job):
+        config = json.dumps(config_of(job, self.budget, source=self.source).to_dict())
+        finish = (
+            f"r.mkdir(parents=True); (r/'config.json').write_text({config!r}); (r/'results.json').write_text('{{}}')"
+        )
+        start = f"import sys, time, signal, pathlib; r = pathlib.Path({str(self.run_of(job))!r})\n"
+        return [sys.executable, "-c", start + scripts.get(job.cell.name, "") + "\n" + finish]
+
+    monkeypatch.setattr(Grid, "command", command)
+    budget = TINY.budgets["quick"]
+    return lambda: Grid(TINY, budget, tmp_path, None, list(jobs(TINY, budget))), scripts
+
+
+def test_a_cell_that_fails_stops_no_other_and_is_tried_again(stand_ins, caplog):
+    make, scripts = stand_ins
+    scripts["other"] = "sys.exit('error: no luck')"
+    grid = make()
+    run_all(grid, lambda: None)
+    assert [grid.states[job.name] for job in grid.jobs] == [DONE, FAILED, DONE] * 2
+    assert report_failures(grid) == 2 and "other/fold0_seed0 failed: exit status 1: error: no luck" in caplog.text
+    scripts.clear()
+    times = {
+        job.name: os.stat(grid.run_of(job) / "results.json").st_mtime_ns
+        for job in grid.jobs
+        if job.cell.name != "other"
+    }
+    grid = make()
+    assert [grid.states[job.name] for job in grid.jobs] == [DONE, LEFT, DONE] * 2
+    run_all(grid, lambda: None)
+    assert set(grid.states.values()) == {DONE}
+    assert (
+        times.items() <= {job.name: os.stat(grid.run_of(job) / "results.json").st_mtime_ns for job in grid.jobs}.items()
+    )
+
+
+def test_what_cannot_be_scored_anew_is_said(stand_ins):
+    make, scripts = stand_ins
+    scripts["base"] = "sys.exit(3)"
+    grid = make()
+    run_all(grid, lambda: None)
+    assert [grid.states[job.name] for job in grid.jobs] == [FAILED, DONE, FAILED] * 2
+    assert "base/fold1_seed0, whose checkpoint it scores, is not finished" in grid.reasons["new/fold1_seed0"]
+
+
+def test_a_run_in_use_is_left_to_its_owner_and_looked_at_again(stand_ins, tmp_path):
+    make, scripts = stand_ins
+    refuse = "print('error: runs/x is in use by process 1; wait'); sys.exit(2)"
+    scripts["other"] = f"p = pathlib.Path({str(tmp_path / 'once')!r})\nif not p.exists():\n p.touch(); {refuse}"
+    grid = make()
+    run_all(grid, lambda: None)
+    assert set(grid.states.values()) == {DONE}  # its owner had gone
+    scripts["other"] = refuse
+    (tmp_path / "runs" / "other" / "fold1_seed0" / "results.json").unlink()
+    grid = make()
+    run_all(grid, lambda: None)
+    assert grid.states["other/fold1_seed0"] == ELSEWHERE and report_failures(grid) == 0
+
+
+def test_results_of_another_budget_do_not_count(stand_ins):
+    make, _ = stand_ins
+    run_all(make(), lambda: None)
+    grid = make()
+    path = grid.run_of(grid.jobs[0]) / "config.json"
+    config = json.loads(path.read_text())
+    config["train"]["epochs"] = 7
+    path.write_text(json.dumps(config))
+    assert list(make().states.values()).count(LEFT) == 1
+    del config["train"]["epochs"]  # a key that this run could not know
+    path.write_text(json.dumps(config))
+    assert LEFT not in make().states.values()
+
+
+def test_a_signal_goes_on_to_the_job_and_ends_the_study(stand_ins, tmp_path):
+    make, scripts = stand_ins
+    here = tmp_path / "started"
+    scripts["base"] = f"signal.signal(15, lambda *_: sys.exit(75)); pathlib.Path({str(here)!r}).touch(); time.sleep(60)"
+    grid = make()
+
+    def show():
+        if here.exists():
+            here.unlink()
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(TrainingStopped, match="stopped by SIGINT"):
+        run_all(grid, show)
+    assert set(grid.states.values()) == {LEFT}
+
+
+@pytest.mark.usefixtures("optax_promotion")
+def test_a_checkpoint_is_scored_anew(trained_run, tmp_path):
+    run, config = trained_run
+    before = {p: p.stat().st_mtime_ns for p in run.rglob("*")}
+    other = config.copy_and_resolve_references()
+    other.eval.choose, other.eval.threshold = False, 1.0  # which no probability reaches
+    results = rescore(other, run, tmp_path / "new")
+    old = json.loads((run / "results.json").read_text())
+    assert results["best_step"] == old["best_step"] and results["test"]["recall_mean"] == 0.0
+    assert (tmp_path / "new" / "per_patient.csv").exists() and not (tmp_path / "new" / "checkpoints").exists()
+    assert {p: p.stat().st_mtime_ns for p in run.rglob("*")} == before
+    other.model.features = 4
+    with pytest.raises(InputError, match=r"trained under another config \(model\)"):
+        rescore(other, run, tmp_path / "newer")
+
+
+def start(output, data_dir):
+    command = [sys.executable, "-m", "experiments.ablation", "--study=leakage:quick", f"--output={output}"]
+    env = {**os.environ, "XLA_FLAGS": "", "TFDS_DATA_DIR": str(data_dir)}
+    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_a_study_killed_and_started_again_loses_no_finished_cell(tmp_path):
+    output, data_dir = tmp_path / "study", tmp_path / "data"
+    first = start(output, data_dir)
+    done = output / "runs" / "by_patient" / "fold0_seed0" / "results.json"
+    under_way = output / "runs" / "by_slice" / "fold0_seed0" / "run.lock"
+    deadline = time.monotonic() + 300
+    while not under_way.exists() and first.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    first.kill()
+    words = first.communicate()[0]
+    assert done.exists() and not (under_way.parent / "results.json").exists(), words
+    written = done.stat().st_mtime_ns
+    again = start(output, data_dir)
+    words = again.communicate(timeout=300)[0]
+    assert again.returncode == 0, words
+    assert done.stat().st_mtime_ns == written and "2 done" in words and "by_patient/fold0_seed0 running" not in words
+    rows = list(csv.DictReader((output / "scores.csv").open()))
+    patients = {row["cell"]: {r["patient"] for r in rows if r["cell"] == row["cell"]} for row in rows}
+    assert len(patients["by_patient"]) == 3 and patients["by_patient"] < patients["by_slice"]
+    assert all(row["hd95"] == "" for row in rows if row["cell"] == "by_slice")
+    assert "split by slice" in (output / "table.md").read_text()
+    for name in ("table.tex", "boxes.png", "differences.png", "panel.png", "runs.csv"):
+        assert (output / name).stat().st_size > 300
