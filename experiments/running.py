@@ -196,8 +196,11 @@ def _stopping() -> Iterator[list[str]]:
 
 
 def _end_with_parent() -> None:
-    """Asks Linux to send SIGTERM to this process when its parent is killed: it saves, ends and frees the run folder."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    """Asks Linux to kill this process when its parent is killed, so that a study started again finds the folder free.
+
+    It loses what it made since its last checkpoint. SIGTERM would save that, but only after a compilation under way.
+    """
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def _add_seconds(path: Path, seconds: float) -> None:
