@@ -12,7 +12,7 @@ from brainseg_jax.evaluation.statistics import compare_pairs, holm, median_inter
 from experiments.by_slice import case_of
 from experiments.plots import draw_boxes, draw_differences
 from experiments.running import Grid
-from experiments.studies import Cell, Study
+from experiments.studies import FOLDS, Cell, Study
 
 SCORES, RUNS = "scores.csv", "runs.csv"
 WHERE = ("study", "cell", "fold", "seed")
@@ -176,14 +176,17 @@ def words(study: Study, cells: list[Cell], patients: dict[str, dict], runs: list
     seeds = len({run["seed"] for run in runs})
     out = [
         "3-D scores by patient on the native grid, each of the network that was not trained on the patient; "
-        f"{len({run['fold'] for run in runs})} folds by patient, of "
+        "folds by patient "
+        + ", ".join(str(fold) for fold in sorted({run["fold"] for run in runs}))
+        + f" of {FOLDS}, of "
         + ", ".join(f"{a} / {b} / {c}" for a, b, c in sizes)
         + f" to train / validate / test; {seeds} seed{'s, averaged patient by patient' if seeds > 1 else ''}. "
         "In brackets 95 % bootstrap intervals over patients: BCa for means, percentile for medians.",
         f"Change: against {study.baseline.words}, patient by patient. p: two-sided Wilcoxon signed-rank test, adjusted "
         f"by Holm's method for the {len(cells) - 1} comparisons of the table. Effect: matched-pairs rank-biserial "
         "correlation, -1 (all patients worse) to 1 (all better).",
-        "HD95 in voxels, on the patients where both masks hold something. Best epoch and minutes: mean over runs; "
+        "HD95 in voxels, on the patients for whom it is defined: not where one of the two masks is empty. "
+        "Best epoch and minutes: mean over runs; "
         "minutes are wall time on whatever machine ran them.",
     ]
     if any(cell.by_slice for cell in cells):
