@@ -19,12 +19,13 @@ from rich.table import Table
 from brainseg_jax import cli
 from brainseg_jax.data import lgg
 from brainseg_jax.data.cohort import load_cohort
+from brainseg_jax.errors import InputError
 from brainseg_jax.training.run_folder import check_folder
 from experiments.panel import draw_study_panel
 from experiments.running import DONE, ELSEWHERE, FAILED, LEFT, RUNNING, Grid, report_failures, run_all, shard
 from experiments.splits import write_splits
 from experiments.studies import Budget, Job, config_of, jobs, parse_cell, parse_study
-from experiments.tables import collect, write_tables
+from experiments.tables import SCORES, collect, write_tables
 
 STUDY = flags.DEFINE_string("study", None, "NAME or NAME:SCALE, see studies.py.")
 OUTPUT = flags.DEFINE_string("output", None, "Folder of the study.")
@@ -59,6 +60,8 @@ def main(_: list[str]) -> None:
     if (output / "runs").exists():
         collect(name, grid)
         draw_study_panel(grid)
+    elif not (output / SCORES).exists():
+        raise InputError(f"--output={output}: no study in it, neither runs nor {SCORES}; run it without --tables")
     write_tables(study, output)
     if failed:
         raise SystemExit(1)

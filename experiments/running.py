@@ -177,7 +177,8 @@ def _run(grid: Grid, job: Job, stop: list[str], show: Callable[[], None]) -> Non
         grid.states[job.name] = LEFT
     else:
         grid.states[job.name] = DONE if status == 0 else ELSEWHERE if in_use else FAILED
-        grid.reasons[job.name] = f"exit status {status}: {words.splitlines()[-1] if words else 'no word'} ({log})"
+        said = [line for line in words.splitlines() if line.startswith("error: ")] or words.splitlines() or ["no word"]
+        grid.reasons[job.name] = f"exit status {status}: {said[-1]} ({log})"
     if stop:
         raise TrainingStopped(f"stopped by {stop[0]}; the same command goes on from what is finished")
 

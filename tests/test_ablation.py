@@ -203,7 +203,7 @@ def stand_ins(monkeypatch, tmp_path):
 
 def test_a_cell_that_fails_stops_no_other_and_is_tried_again(stand_ins, caplog):
     make, scripts = stand_ins
-    scripts["other"] = "sys.exit('error: no luck')"
+    scripts["other"] = "print('error: no luck', flush=True); print('a last word'); sys.exit(1)"
     grid = make()
     run_all(grid, lambda: None)
     assert [grid.states[job.name] for job in grid.jobs] == [DONE, FAILED, DONE] * 2
@@ -292,10 +292,17 @@ def test_a_checkpoint_is_scored_anew(trained_run, tmp_path):
         rescore(other, run, tmp_path / "newer")
 
 
-def start(output, data_dir):
-    command = [sys.executable, "-m", "experiments.ablation", "--study=leakage:quick", f"--output={output}"]
+def start(output, data_dir, *arguments):
+    command = [sys.executable, "-m", "experiments.ablation", "--study=leakage:quick", f"--output={output}", *arguments]
     env = {**os.environ, "XLA_FLAGS": "", "TFDS_DATA_DIR": str(data_dir)}
     return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_tables_of_nothing(tmp_path):
+    process = start(tmp_path / "none", tmp_path, "--tables")
+    words = process.communicate()[0]
+    assert process.returncode == 2 and "none: no study in it" in words and "Traceback" not in words
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_study_killed_and_started_again_loses_no_finished_cell(tmp_path):
