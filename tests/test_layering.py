@@ -14,9 +14,9 @@ FLOORS = [
     {"data", "scans"},
     {"evaluation"},
     {"training"},
-    {"prediction"},
+    {"prediction", "sharing"},
     {"cli"},
-    {"main", "evaluate", "predict"},
+    {"main", "evaluate", "predict", "export", "convert"},
 ]
 LEVEL = {room: level for level, floor in enumerate(FLOORS) for room in floor}
 # Packages that a file may import besides the standard library, where it is to be light.

@@ -32,6 +32,12 @@ def score_runs(folders: list[Path], *, part: str, tolerance: float) -> tuple[lis
     """
     names = names_of(folders)
     trained = [load_trained(folder) for folder in folders]
+    for run in trained:
+        if run.fingerprint is None:
+            raise InputError(
+                f"{run.folder} holds converted weights: it has no split, and whom they were trained on is not known. "
+                "Use predict with it, and score the masks by evaluate --predictions=FOLDER --truth=FOLDER"
+            )
     _check_comparable(trained, part)
     scored, pictures = zip(
         *(_score_run(run, name, part, tolerance) for run, name in zip(trained, names, strict=True)), strict=True

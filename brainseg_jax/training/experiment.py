@@ -34,6 +34,7 @@ from brainseg_jax.training.steps import (
     make_train_step,
     put_cohort,
 )
+from brainseg_jax.training.trained import start_from
 
 T = TypeVar("T")
 
@@ -126,6 +127,14 @@ def build_experiment(config: ConfigDict, *, load: Callable[..., Cohort] = load_c
     )
     optimizer = build_optimizer(opt.name, schedule, b2=opt.b2, weight_decay=opt.weight_decay, clip_norm=opt.clip_norm)
     loss = build_loss(**config.loss, tumor_fraction=cohort.tumor_fraction(split.train))
+    state = create_state(
+        model,
+        optimizer,
+        image_size=config.data.image_size,
+        seed=config.seed,
+        ema=opt.ema_decay > 0.0,
+        mesh=mesh,
+    )
     augment = config.augment
     return Experiment(
         dataset_folder=folder,
@@ -137,14 +146,7 @@ def build_experiment(config: ConfigDict, *, load: Callable[..., Cohort] = load_c
         schedule=schedule,
         sampler=sampler,
         steps_per_epoch=steps_per_epoch,
-        initial_state=create_state(
-            model,
-            optimizer,
-            image_size=config.data.image_size,
-            seed=config.seed,
-            ema=opt.ema_decay > 0.0,
-            mesh=mesh,
-        ),
+        initial_state=start_from(Path(config.train.init_from).expanduser(), state) if config.train.init_from else state,
         train_step=make_train_step(
             model,
             optimizer,

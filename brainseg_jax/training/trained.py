@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 from absl import logging
 from ml_collections import ConfigDict
 
@@ -32,7 +34,7 @@ class Trained:
       normalization: a name in `normalization.METHODS`; constants are fitted to each whole volume.
       mirror: whether probabilities are averaged with those of mirror images, see `forward`.
       postprocess: what makes masks of probabilities; chosen on validation where the run did so.
-      fingerprint: of the data it was trained on.
+      fingerprint: of the data it was trained on; None where the weights were converted from those of others.
       results: content of `results.json`; None for a run that has not ended.
     """
 
@@ -45,7 +47,7 @@ class Trained:
     normalization: str
     mirror: bool
     postprocess: PostProcess
-    fingerprint: str
+    fingerprint: str | None
     results: dict | None
 
 
@@ -104,7 +106,38 @@ def read_best(folder: Path, like: TrainState) -> TrainState:
     return state
 
 
-def _read_config(folder: Path) -> tuple[ConfigDict, str]:
+def start_from(folder: Path, state: TrainState) -> TrainState:
+    """The state before the first step of a training that starts from the weights and statistics of a run.
+
+    Raises:
+      InputError: see `load_trained`; or the run is of another network.
+    """
+    variables = load_trained(folder).variables
+    if lines := different_shapes(variables, state.variables, "that run"):
+        raise InputError(
+            f"train.init_from={folder} is of another network than model.* asks for; give the model.* of its "
+            "config.json, or another run:\n" + "\n".join(lines)
+        )
+    copied = jax.tree.map(jnp.copy, variables["params"])  # the state is donated: no array may be in it twice
+    ema = None if state.ema_params is None else jax.tree.map(jnp.copy, variables["params"])
+    return state.replace(params=copied, ema_params=ema, batch_stats=variables["batch_stats"])
+
+
+def different_shapes(found: dict, wanted: dict, where: str) -> list[str]:
+    """A line for each of the first ten arrays of two trees whose shapes differ; `where` found, in words."""
+    ours, theirs = (
+        {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+        for tree in (found, wanted)
+    )
+    lines = [
+        f"  {path}: {ours.get(path, 'none')} in {where}, {theirs.get(path, 'none')} wanted"
+        for path in sorted(ours.keys() | theirs.keys())
+        if ours.get(path) != theirs.get(path)
+    ]
+    return lines[:10] + ([f"  and {len(lines) - 10} more"] if lines[10:] else [])
+
+
+def _read_config(folder: Path) -> tuple[ConfigDict, str | None]:
     path = folder / "config.json"
     if not path.is_file():
         raise InputError(f"{folder}: no run in it (no config.json); give the --workdir of a training")

@@ -1,0 +1,30 @@
+"""A run folder from weights of the published PyTorch U-Net.
+
+`python -m brainseg_jax.convert --weights=unet.pt --output=runs/published`
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from brainseg_jax import cli
+from brainseg_jax.errors import InputError
+from brainseg_jax.sharing.published import convert
+
+WEIGHTS = flags.DEFINE_string("weights", None, "A state dict of mateuszbuda/brain-segmentation-pytorch.")
+OUTPUT = flags.DEFINE_string("output", None, "The run folder to make.")
+
+
+def main(_: list[str]) -> None:
+    """Converts what the flags name."""
+    for flag in (WEIGHTS, OUTPUT):
+        if not flag.value:
+            raise InputError(f"--{flag.name} is empty: give --weights=FILE --output=FOLDER")
+    output = Path(OUTPUT.value).expanduser()
+    parameters = convert(Path(WEIGHTS.value).expanduser(), output)
+    print(f"{output}: a U-Net of {parameters:,} parameters, for predict --run, export --run and train.init_from")
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["weights", "output"])
+    cli.run(main)

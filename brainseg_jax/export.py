@@ -1,0 +1,39 @@
+"""One file of a trained network, for others: `python -m brainseg_jax.export --run=runs/attn_dice --output=shared`."""
+
+from pathlib import Path
+
+from absl import flags
+
+from brainseg_jax import cli
+from brainseg_jax.errors import InputError
+from brainseg_jax.sharing.share import FORMATS, share
+
+RUN = flags.DEFINE_string("run", None, "A run folder; its best checkpoint is taken.")
+OUTPUT = flags.DEFINE_string("output", None, "The file, or a folder for it; the model card lies beside it.")
+FORMAT = flags.DEFINE_enum("format", "onnx", list(FORMATS), "onnx, or stablehlo for jax.export.")
+SIZE = flags.DEFINE_integer("size", 256, "Height and width of the slices that the file is to take, in pixels.")
+OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace files that are there.")
+
+
+def main(_: list[str]) -> None:
+    """Writes the file and its card, and prints what the check against JAX found."""
+    for flag in (RUN, OUTPUT):
+        if not flag.value:
+            raise InputError(f"--{flag.name} is empty: give --run=RUN_FOLDER --output=FILE_OR_FOLDER")
+    made = share(
+        Path(RUN.value).expanduser(),
+        Path(OUTPUT.value).expanduser(),
+        file_format=FORMAT.value,
+        size=SIZE.value,
+        overwrite=OVERWRITE.value,
+    )
+    print(
+        f"{made.path}: {made.path.stat().st_size / 1e6:.1f} MB. On a made-up scan its probabilities differ from this "
+        f"package's by at most {made.difference:.1e}"
+    )
+    print(f"Model card: {made.card}")
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["run", "output"])
+    cli.run(main)

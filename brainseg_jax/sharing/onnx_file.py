@@ -1,0 +1,121 @@
+"""The segmenter of `whole` as one ONNX file: the same steps, node by node."""
+
+import numpy as np
+from onnx import TensorProto, helper
+
+from brainseg_jax.sharing.graph import Graph, Network
+from brainseg_jax.sharing.whole import HALF, resize_weights
+from brainseg_jax.training.trained import Trained
+
+CHANNELS = 3
+
+
+def to_onnx(trained: Trained, size: int) -> bytes:
+    """The file's content: input `scan` and outputs `probability` and `mask`, see `whole.make_segmenter`."""
+    graph = Graph()
+    add = graph.add
+    scan = add("Clip", add("Floor", add("Add", "scan", _scalar(0.5))), _scalar(0.0), _scalar(255.0))
+    constants = _fit(graph, scan, trained.normalization)
+    x = add("Transpose", scan, perm=[0, 3, 1, 2])
+    down, up = resize_weights(size, trained.image_size), resize_weights(trained.image_size, size)
+    if down is not None:
+        x = add("Floor", add("Add", add("MatMul", x, np.ascontiguousarray(down.T)), HALF))
+        x = add("Floor", add("Add", add("MatMul", down, x), HALF))
+    lower, upper, mean, inverse_std = (
+        add("Reshape", value, np.array([1, CHANNELS, 1, 1], np.int64)) for value in constants
+    )
+    x = add("Mul", add("Sub", add("Min", add("Max", x, lower), upper), mean), inverse_std)
+    probability = _probability(graph, trained, x)
+    if up is not None:
+        probability = add("MatMul", up, add("MatMul", probability, np.ascontiguousarray(up.T)))
+    probability = add("Squeeze", probability, np.array([1], np.int64), name="probability")
+    over = add("GreaterOrEqual", probability, _scalar(trained.postprocess.threshold))
+    add("Cast", over, to=TensorProto.UINT8, name="mask")
+    grid = ["slices", size, size]
+    model = graph.model(
+        [helper.make_tensor_value_info("scan", TensorProto.FLOAT, [*grid, CHANNELS])],
+        [
+            helper.make_tensor_value_info("probability", TensorProto.FLOAT, grid),
+            helper.make_tensor_value_info("mask", TensorProto.UINT8, grid),
+        ],
+    )
+    return model.SerializeToString()
+
+
+def _probability(graph: Graph, trained: Trained, x: str) -> str:
+    add, network = graph.add, Network(graph, trained.model, trained.variables)
+    probability = add("Sigmoid", network.logits(x))
+    if not trained.mirror:
+        return probability
+    mirrored = _mirrored(graph, add("Sigmoid", network.logits(_mirrored(graph, x))))
+    return add("Mul", add("Add", probability, mirrored), _scalar(0.5))
+
+
+def _mirrored(graph: Graph, x: str) -> str:
+    start, end, axis, step = (np.array([n], np.int64) for n in (-1, np.iinfo(np.int64).min, 3, -1))
+    return graph.add("Slice", x, start, end, axis, step)
+
+
+def _fit(graph: Graph, scan: str, method: str) -> tuple[str | np.ndarray, ...]:
+    """See `whole._fit`; lower, upper, mean and inverse standard deviation, each [3]."""
+    add = graph.add
+    zeros = np.zeros(CHANNELS, np.float32)
+    if method == "rescale":
+        return zeros, zeros + 255, zeros, zeros + np.float32(1 / 255)
+    counts = _histogram(graph, scan)
+    upper = _percentile(graph, counts, 99)
+    levels = np.arange(256, dtype=np.float32)[None]
+    column, one, none = np.array([1], np.int64), _scalar(1.0), _scalar(0.0)
+    if method == "volume_median":
+        head = add("Greater", levels * 5, add("Unsqueeze", upper, column))
+        median = _percentile(graph, add("Where", head, counts, np.int64(0)), 50)
+        seen = add("Greater", upper, none)
+        inverse = add("Where", seen, add("Div", one, add("Max", median, one)), none)
+        return zeros, upper, add("Where", seen, median, none), inverse
+    lower = _percentile(graph, counts, 10)
+    number = add("ReduceSum", counts, column, keepdims=1)
+    shares = add("Div", *(add("Cast", x, to=TensorProto.FLOAT) for x in (counts, number)))
+    low, high = (add("Unsqueeze", x, column) for x in (lower, upper))
+    clipped = add("Min", add("Max", levels, low), high)
+    mean = add("ReduceSum", add("Mul", shares, clipped), column, keepdims=1)
+    apart = add("Sub", clipped, mean)
+    variance = add("ReduceSum", add("Mul", shares, add("Mul", apart, apart)), column, keepdims=0)
+    varies = add("Greater", upper, lower)
+    inverse = add("Div", one, add("Sqrt", add("Where", varies, variance, one)))
+    return lower, upper, mean, add("Where", varies, inverse, none)
+
+
+def _histogram(graph: Graph, scan: str) -> str:
+    """Counts of the 256 levels in each channel, [3, 256] int64."""
+    add = graph.add
+    rows = []
+    for channel in range(CHANNELS):
+        picked = add("Gather", scan, np.array([channel], np.int64), axis=3)
+        pixels = add("Cast", add("Reshape", picked, np.array([-1], np.int64)), to=TensorProto.INT64)
+        ones = add("Expand", np.array([1], np.int64), add("Shape", pixels))
+        rows.append(add("ScatterElements", np.zeros(256, np.int64), pixels, ones, axis=0, reduction="add"))
+    return add("Concat", *(add("Unsqueeze", row, np.array([0], np.int64)) for row in rows), axis=0)
+
+
+def _percentile(graph: Graph, counts: str, percent: int) -> str:
+    """See `whole._percentile`; [3] float32. ONNX has integers of 64 bits, so no product overflows."""
+    add = graph.add
+    cumulative = add("CumSum", counts, np.array(1, np.int64))
+    last = add("Gather", cumulative, np.array(255, np.int64), axis=1)
+    hundred = np.array(100, np.int64)
+    place = add("Mul", add("Sub", last, np.array(1, np.int64)), np.array(percent, np.int64))
+    below, rest = add("Div", place, hundred), add("Mod", place, hundred)
+    above = add("Add", below, add("Min", rest, np.array(1, np.int64)))
+    low, high = (_value_at(graph, cumulative, at) for at in (below, above))
+    share = add("Div", add("Cast", rest, to=TensorProto.FLOAT), _scalar(100.0))
+    return add("Add", low, add("Mul", add("Sub", high, low), share))
+
+
+def _value_at(graph: Graph, cumulative: str, place: str) -> str:
+    column = np.array([1], np.int64)
+    passed = graph.add("LessOrEqual", cumulative, graph.add("Unsqueeze", place, column))
+    return graph.add("ReduceSum", graph.add("Cast", passed, to=TensorProto.FLOAT), column, keepdims=0)
+
+
+def _scalar(value: float) -> np.ndarray:
+    return np.array(value, np.float32)

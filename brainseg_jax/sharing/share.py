@@ -1,0 +1,127 @@
+"""From a run folder to one file that others can use, checked before it is written, and its model card."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export
+
+from brainseg_jax.errors import InputError
+from brainseg_jax.scans.scan import write_whole
+from brainseg_jax.sharing.card import describe
+from brainseg_jax.sharing.whole import make_segmenter
+from brainseg_jax.training.trained import Trained, load_trained
+
+FORMATS = {"onnx": ".onnx", "stablehlo": ".stablehlo"}
+TOLERANCE = 1e-4  # of probabilities, between the file and this package
+PLATFORMS = ("cpu", "cuda", "tpu")
+Segmenter = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+class Shared(NamedTuple):
+    """What was written.
+
+    Attributes:
+      path: the file.
+      card: its model card.
+      difference: of probabilities between the file and this package on a made-up scan, the largest.
+    """
+
+    path: Path
+    card: Path
+    difference: float
+
+
+def share(run: Path, output: Path, *, file_format: str, size: int, overwrite: bool) -> Shared:
+    """Writes the best network of a run with all that stands around it as one file.
+
+    Args:
+      run: the run folder; nothing in it changes.
+      output: the file, if it ends as those of the format do, else a folder for it.
+      file_format: a key of `FORMATS`.
+      size: height and width of the slices.
+      overwrite: whether files that are there are replaced.
+
+    Raises:
+      InputError: something given cannot be used, or the file does not do what the network does; nothing is written.
+      StorageError: a checkpoint is damaged.
+    """
+    ending = FORMATS[file_format]
+    if not 16 <= size <= 4096:
+        raise InputError(f"--size={size}: give 16 to 4096 pixels")
+    if output.suffix in FORMATS.values() and output.suffix != ending:
+        raise InputError(f"--output={output} does not end with {ending}, as a file of --format={file_format} does")
+    path = output if output.suffix == ending else output / f"{run.absolute().name}{ending}"
+    card = path.with_name(f"{path.name}.md")
+    for place in (path, card):
+        if place.is_dir() or (place.exists() and not overwrite):
+            raise InputError(f"{place}: there already; give another --output, or --overwrite to replace it")
+    if file_format == "onnx":
+        _require_onnx()
+    trained = load_trained(run)
+    content, load = (_to_onnx if file_format == "onnx" else _to_stablehlo)(trained, size)
+    difference = _check(load(content), trained, size)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, lambda part: part.write_bytes(content))
+        write_whole(card, lambda part: part.write_text(describe(trained, path.name, size, difference)))
+    except OSError as error:
+        raise InputError(f"--output={output} cannot be written to ({error}); give another place") from error
+    return Shared(path, card, difference)
+
+
+def load_stablehlo(content: bytes) -> Segmenter:
+    """What `jax.export` wrote, as a function of a scan."""
+    exported = export.deserialize(bytearray(content))
+    return lambda scan: jax.tree.map(np.asarray, tuple(exported.call(scan)))
+
+
+def load_onnx(content: bytes) -> Segmenter:
+    """An ONNX file in onnxruntime, as a function of a scan."""
+    import onnxruntime  # an extra
+
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    return lambda scan: tuple(session.run(["probability", "mask"], {"scan": scan}))
+
+
+def _to_stablehlo(trained: Trained, size: int) -> tuple[bytes, Callable[[bytes], Segmenter]]:
+    (slices,) = export.symbolic_shape("slices")
+    scan = jax.ShapeDtypeStruct((slices, size, size, 3), jnp.float32)
+    exported = export.export(jax.jit(make_segmenter(trained, size)), platforms=PLATFORMS)(scan)
+    return bytes(exported.serialize()), load_stablehlo
+
+
+def _to_onnx(trained: Trained, size: int) -> tuple[bytes, Callable[[bytes], Segmenter]]:
+    from brainseg_jax.sharing.onnx_file import to_onnx  # its packages are an extra
+
+    return to_onnx(trained, size), load_onnx
+
+
+def _require_onnx() -> None:
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            f"--format=onnx needs a package that is not installed ({error.name}): pip install 'brainseg_jax[export]', "
+            "or pip install onnx onnxruntime; --format=stablehlo does without"
+        ) from None
+
+
+def _check(segment: Segmenter, trained: Trained, size: int) -> float:
+    """The largest difference of probabilities on a made-up scan; raises InputError where it is not small."""
+    rng = np.random.default_rng(0)
+    coarse = rng.gamma(2.0, 25.0, (2, 8, 8, 3)).repeat(-(-size // 8), axis=1).repeat(-(-size // 8), axis=2)
+    scan = (coarse[:, :size, :size] + rng.normal(0, 8, (2, size, size, 3))).clip(0, 255).round().astype(np.float32)
+    found, _ = segment(scan)
+    expected, _ = jax.jit(make_segmenter(trained, size))(scan)
+    difference = float(np.abs(found - np.asarray(expected)).max())
+    if not difference <= TOLERANCE:
+        raise InputError(
+            f"{trained.folder}: probabilities of the file differ from those of the network by {difference:.1e}, more "
+            f"than {TOLERANCE:.0e}, so it was not written; please report this with the versions of onnxruntime and jax"
+        )
+    return difference

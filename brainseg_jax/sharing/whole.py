@@ -1,0 +1,103 @@
+"""A trained network with all that stands around it, as one function of a raw scan: what a shared file holds."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from brainseg_jax.data.normalization import Normalization, normalize
+from brainseg_jax.training.forward import forward
+from brainseg_jax.training.trained import Trained
+
+LEVELS = np.arange(256, dtype=np.int32)
+# Halves are rounded up, also where a sum in another order comes out a little less: weights of eighths make many.
+HALF = np.float32(0.5 + 2**-10)
+
+
+def make_segmenter(trained: Trained, size: int) -> Callable[[jax.Array], tuple[jax.Array, jax.Array]]:
+    """Scan to probability and mask, with resizing, normalization, network (in float32) and threshold.
+
+    Args:
+      trained: of `load_trained`.
+      size: height and width of the slices.
+
+    Returns:
+      (scan [S, size, size, 3] float32, the values of 8-bit pixels) -> (probability [S, size, size] float32, mask
+      [S, size, size] uint8 in {0, 1}). The scan is all slices of a patient, as its normalization is that of a volume.
+    """
+    model = trained.model.clone(dtype=jnp.float32)
+    down, up = resize_weights(size, trained.image_size), resize_weights(trained.image_size, size)
+    threshold = np.float32(trained.postprocess.threshold)
+
+    def segment(scan: jax.Array) -> tuple[jax.Array, jax.Array]:
+        scan = jnp.clip(jnp.floor(scan + 0.5), 0.0, 255.0)
+        constants = _fit(scan, trained.normalization)
+        small = scan if down is None else _rounded_resize(scan, down)
+        images = normalize(small, constants)
+        probability = forward(model, trained.variables, images, mirror=trained.mirror).probability[..., 0]
+        if up is not None:
+            probability = jnp.einsum("ih,shw,jw->sij", up, probability, up, precision="highest")
+        return probability, (probability >= threshold).astype(jnp.uint8)
+
+    return segment
+
+
+def resize_weights(given: int, wanted: int) -> np.ndarray | None:
+    """What each of `given` pixels gives to each of `wanted`, [wanted, given] float32; None where they are as many.
+
+    The triangle of `cohort.resize_images` (Pillow's BILINEAR): as wide as two output pixels where it makes smaller,
+    two input pixels where it makes larger, pixel centers at half, rows that sum to 1.
+    """
+    if given == wanted:
+        return None
+    scale = given / wanted
+    centers = (np.arange(wanted) + 0.5) * scale
+    distance = np.abs(np.arange(given) + 0.5 - centers[:, None]) / max(scale, 1.0)
+    weights = np.maximum(1.0 - distance, 0.0)
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def _rounded_resize(scan: jax.Array, weights: np.ndarray) -> jax.Array:
+    """Columns, then rows, each rounded to the levels of 8-bit pixels, as Pillow does."""
+    columns = jnp.floor(jnp.einsum("jw,shwc->shjc", weights, scan, precision="highest") + HALF)
+    return jnp.floor(jnp.einsum("ih,shjc->sijc", weights, columns, precision="highest") + HALF)
+
+
+def _fit(scan: jax.Array, method: str) -> Normalization:
+    """`normalization.fit` in jax, from the exact histogram; scan [S, H, W, 3] of whole numbers 0..255."""
+    zeros, ones = jnp.zeros(3), jnp.ones(3)
+    if method == "rescale":
+        return Normalization(zeros, 255.0 * ones, zeros, ones / 255.0)
+    pixels = scan.astype(jnp.int32)
+    counts = jnp.stack([jnp.zeros(256, jnp.int32).at[pixels[..., c].ravel()].add(1) for c in range(3)])
+    upper = _percentile(counts, 99)
+    if method == "volume_median":
+        head = jnp.where(5.0 * LEVELS.astype(np.float32) > upper[:, None], counts, 0)
+        median = _percentile(head, 50)
+        inverse = jnp.where(upper > 0.0, 1.0 / jnp.maximum(median, 1.0), 0.0)
+        return Normalization(zeros, upper, jnp.where(upper > 0.0, median, 0.0), inverse)
+    lower = _percentile(counts, 10)
+    shares = counts.astype(jnp.float32) / counts.sum(axis=1, keepdims=True).astype(jnp.float32)
+    clipped = jnp.clip(LEVELS.astype(np.float32)[None], lower[:, None], upper[:, None])
+    mean = jnp.sum(shares * clipped, axis=1)
+    variance = jnp.sum(shares * (clipped - mean[:, None]) ** 2, axis=1)
+    varies = upper > lower
+    return Normalization(lower, upper, mean, jnp.where(varies, 1.0 / jnp.sqrt(jnp.where(varies, variance, 1.0)), 0.0))
+
+
+def _percentile(counts: jax.Array, percent: int) -> jax.Array:
+    """Of the pixels behind histograms [3, 256] int32, interpolated as `normalization` does; [3] float32.
+
+    The place is kept in whole numbers: 32-bit floats do not count the voxels of a scan.
+    """
+    cumulative = jnp.cumsum(counts, axis=1)
+    last = cumulative[:, -1] - 1
+    below = last // 100 * percent + last % 100 * percent // 100
+    rest = (last % 100 * percent % 100).astype(jnp.float32) / 100.0
+
+    def value_at(place: jax.Array) -> jax.Array:
+        return jnp.sum(cumulative <= place[:, None], axis=1).astype(jnp.float32)
+
+    low, high = value_at(below), value_at(below + (rest > 0.0).astype(jnp.int32))
+    return low + (high - low) * rest

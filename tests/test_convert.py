@@ -1,0 +1,95 @@
+"""Weights of others as a run: names, shapes, what such a run can be used for and what it refuses."""
+
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from published_weights import published_state_dict
+
+from brainseg_jax.errors import InputError
+from brainseg_jax.sharing import published
+from brainseg_jax.training.comparison import score_runs
+from brainseg_jax.training.experiment import build_experiment
+from brainseg_jax.training.trained import load_trained
+
+pytestmark = pytest.mark.usefixtures("optax_promotion")
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
+    """A run of 2 features, made without torch."""
+    folder = tmp_path_factory.mktemp("converted") / "run"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(published, "read_state_dict", lambda path: published_state_dict(2))
+        assert published.convert(Path("weights.pt"), folder) == 31_171  # 7 763 041 at 32 features, see the other test
+    return folder
+
+
+def test_the_published_size():
+    variables = published.to_variables(published_state_dict(32), Path("weights.pt"))
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == 7_763_041
+
+
+def test_it_is_a_run(converted):
+    trained = load_trained(converted)
+    assert (trained.normalization, trained.image_size, trained.step) == ("volume_zscore", 256, 0)
+    assert trained.fingerprint is None and trained.results is None and trained.postprocess == (0.5, True, 0)
+    theirs = published_state_dict(2)["upconv2.weight"]
+    ours = trained.variables["params"]["up_1"]["kernel"]
+    np.testing.assert_array_equal(ours[1, 0], theirs[:, :, 0, 1])
+
+
+def test_it_has_no_patients_to_score(converted):
+    with pytest.raises(InputError, match=r"converted weights.*no split.*--predictions"):
+        score_runs([converted], part="test", tolerance=1.0)
+
+
+@pytest.mark.parametrize("change", ["missing", "unknown", "shape", "rank"])
+def test_another_network_is_refused(tmp_path, monkeypatch, change):
+    arrays = published_state_dict(2)
+    if change == "missing":
+        del arrays["encoder2.enc2norm1.running_var"]
+    elif change == "unknown":
+        arrays["encoder5.enc5conv1.weight"] = np.zeros((2, 2, 3, 3))
+    else:
+        shape = (4, 2, 5, 5) if change == "shape" else (4,)
+        arrays["encoder2.enc2conv1.weight"] = np.zeros(shape, np.float32)
+    words = {
+        "missing": r"missing: encoder2\.enc2norm1\.running_var",
+        "unknown": r"unknown: encoder5\.enc5conv1\.weight",
+        "shape": r"encoder_1.*\(5, 5, 2, 4\) in the file, \(3, 3, 2, 4\) wanted",
+        "rank": r"encoder_1.*\(1, 1, 1, 4\) in the file, \(3, 3, 2, 4\) wanted",
+    }
+    monkeypatch.setattr(published, "read_state_dict", lambda path: arrays)
+    with pytest.raises(InputError, match=rf"(?s)weights\.pt is of another network.*{words[change]}"):
+        published.convert(Path("weights.pt"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_refusals(tmp_path, monkeypatch):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").touch()
+    with pytest.raises(InputError, match="is not empty"):
+        published.convert(tmp_path / "weights.pt", tmp_path / "full")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(InputError, match=r"pip install torch"):
+        published.convert(tmp_path / "weights.pt", tmp_path / "run")
+
+
+def test_a_training_starts_from_a_run(trained_run, converted):
+    folder, config = trained_run
+    config = config.copy_and_resolve_references()
+    config.train.init_from = str(folder)
+    state = build_experiment(config).initial_state
+    wanted = load_trained(folder).variables
+    for tree in (state.variables, {"params": state.params, "batch_stats": state.batch_stats}):
+        jax.tree.map(np.testing.assert_array_equal, tree, wanted)
+    assert int(state.step) == 0
+    config.train.init_from = str(converted)
+    with pytest.raises(InputError, match=r"train\.init_from=.*another network.*in that run"):
+        build_experiment(config)
+    config.train.init_from = str(folder / "nothing")
+    with pytest.raises(InputError, match="no run in it"):
+        build_experiment(config)
