@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint interop browser bench clean
 
 demo: $(VENV)/installed  ## train on made-up scans and score them, a few minutes
 	$(BIN)/python -m brainseg_jax.main --config=configs/attn_dice.py:quick --workdir=runs/demo
@@ -15,6 +15,14 @@ test: $(VENV)/installed  ## every test
 lint: $(VENV)/installed  ## format and lint, without changing anything
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+
+interop: $(VENV)/installed  ## against other libraries; it installs torch, which `make test` is to do without
+	$(BIN)/python -m pip install --quiet -e '.[test,interop]' -c constraints.txt
+	$(BIN)/python -m pytest tests/interop
+
+browser: $(VENV)/installed  ## the report in Chromium, which the system has
+	$(BIN)/python -m pip install --quiet -e '.[test,browser]' -c constraints.txt
+	$(BIN)/python -m pytest tests/browser
 
 bench: $(VENV)/installed  ## speed beside PyTorch's, some minutes on an idle machine; the table is benchmarks/speed.json
 	$(BIN)/python -m pip install --quiet -e '.[bench]' -c constraints.txt
