@@ -88,7 +88,7 @@ def test_a_training_starts_from_a_run(trained_run, converted):
         jax.tree.map(np.testing.assert_array_equal, tree, wanted)
     assert int(state.step) == 0
     config.train.init_from = str(converted)
-    with pytest.raises(InputError, match=r"train\.init_from=.*another network.*in that run"):
+    with pytest.raises(InputError, match=r"(?s)train\.init_from=.*another network.*in that run"):
         build_experiment(config)
     config.train.init_from = str(folder / "nothing")
     with pytest.raises(InputError, match="no run in it"):
