@@ -34,6 +34,7 @@ def _paper() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # of the initial weights, the order of the slices and the augmentation
     config.deterministic = False  # GPU: training kernels of the same bits each time, more slowly; a CPU always does so
+    config.compilation_cache = 1.0  # GiB of compiled programs kept in ~/.cache/brainseg_jax between runs; 0: none
 
     config.model = ConfigDict()
     config.model.name = "unet"  # unet | attention_unet
@@ -46,6 +47,7 @@ def _paper() -> ConfigDict:
     )
     config.model.deep_supervision = False  # in training the coarser decoder levels predict too, at halving weights
     config.model.dtype = "float32"  # compute dtype: float32 | bfloat16; parameters and logits stay float32
+    config.model.formulation = "auto"  # of pooling and up-sampling, the same maths: lax (XLA's own) | cpu | auto
 
     config.loss = ConfigDict()
     # dice | generalized_dice | tversky | focal_tversky | focal | dice_cross_entropy (nnU-Net's)
@@ -169,6 +171,7 @@ _CHOICES = {
         *("dice", "weighted_cross_entropy", "dice_cross_entropy"),
         *("generalized_dice", "tversky", "focal_tversky", "focal"),
     ),
+    "model.formulation": ("auto", "lax", "cpu"),
     "data.normalization": ("rescale", "volume_zscore", "volume_median"),
     "optimizer.name": ("adam", "adamw"),
     "optimizer.schedule": ("plateau", "cosine", "constant"),
@@ -185,6 +188,8 @@ def check_config(config: ConfigDict) -> None:
         section, name = key.split(".")
         if config[section][name] not in choices:
             faults.append(f"  {key}={config[section][name]!r}: give one of {', '.join(choices)}")
+    if not (config.compilation_cache >= 0.0 and math.isfinite(config.compilation_cache)):
+        faults.append(f"  compilation_cache={config.compilation_cache}: give GiB, 0 to keep nothing")
     if not 0 <= config.seed < 2**32:
         faults.append(f"  seed={config.seed}: give 0 to {2**32 - 1}")
     for key, (least, greatest) in _RANGES.items():

@@ -4,9 +4,21 @@ Each says what it replaces and why. 3x3 convolutions are plain lax, forward and 
 the library that XLA takes for them, see `compiler_options`.
 """
 
+from typing import Literal
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+# "lax": XLA's own operators; "cpu": what is faster on a CPU; "auto": "cpu" where jax runs on one, else "lax".
+Formulation = Literal["auto", "lax", "cpu"]
+
+
+def _is_lax(formulation: Formulation) -> bool:
+    if formulation not in ("auto", "lax", "cpu"):
+        raise ValueError(f'the formulation must be "auto", "lax" or "cpu", not {formulation!r}')
+    return formulation == "lax" or (formulation == "auto" and jax.default_backend() != "cpu")
 
 
 def compiler_options(*, deterministic: bool = False) -> dict[str, str | bool] | None:
@@ -28,7 +40,7 @@ def compiler_options(*, deterministic: bool = False) -> dict[str, str | bool] | 
     return {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
 
 
-def conv_transpose2x2(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def conv_transpose2x2(x: jax.Array, kernel: jax.Array, formulation: Formulation = "auto") -> jax.Array:
     """2x2 transposed convolution of stride 2, equal to `flax.linen.ConvTranspose(F, (2, 2), (2, 2))` without bias.
 
     No two outputs share an input window, so it is one matrix product and a depth-to-space; XLA's own dilates the input
@@ -37,37 +49,45 @@ def conv_transpose2x2(x: jax.Array, kernel: jax.Array) -> jax.Array:
     Args:
       x: [B, H, W, C].
       kernel: [2, 2, C, F], spatially flipped as in flax: output (2i + a, 2j + b) takes kernel[1 - a, 1 - b].
+      formulation: see `Formulation`.
 
     Returns:
       [B, 2H, 2W, F].
     """
+    if _is_lax(formulation):
+        return lax.conv_transpose(x, kernel, (2, 2), "SAME")
     batch, height, width, _ = x.shape
     y = jnp.einsum("bhwc,ijcf->bhiwjf", x, jnp.flip(kernel, (0, 1)))
     return y.reshape(batch, 2 * height, 2 * width, kernel.shape[-1])
 
 
-def max_pool2x2(x: jax.Array) -> jax.Array:
+def max_pool2x2(x: jax.Array, formulation: Formulation = "auto") -> jax.Array:
     """2x2 max-pool of stride 2 as the maximum of four strided views.
 
     The gradient of XLA's own window reduction is a select-and-scatter, slow on CPU. Where the maximum is tied the
-    gradient is shared between the tied pixels; after a ReLU ties stand only at zero, where no gradient passes.
+    gradient is shared between the tied pixels, where XLA's gives it to the first; after a ReLU ties stand at zero,
+    where no gradient passes, and else only by the rounding of bfloat16.
 
     Args:
       x: [B, H, W, C], H and W even.
+      formulation: see `Formulation`.
 
     Returns:
       [B, H / 2, W / 2, C].
     """
+    if _is_lax(formulation):
+        return nn.max_pool(x, (2, 2), (2, 2))
     rows = jnp.maximum(x[:, ::2], x[:, 1::2])
     return jnp.maximum(rows[:, :, ::2], rows[:, :, 1::2])
 
 
-def upsample2x(x: jax.Array, method: str) -> jax.Array:
+def upsample2x(x: jax.Array, method: str, formulation: Formulation = "auto") -> jax.Array:
     """Doubles height and width.
 
     Args:
       x: [B, H, W, C].
       method: "nearest" or "bilinear" (half-pixel centers, edges repeated, as torch's `align_corners=False`).
+      formulation: see `Formulation`.
 
     Returns:
       [B, 2H, 2W, C].
@@ -75,11 +95,14 @@ def upsample2x(x: jax.Array, method: str) -> jax.Array:
     Raises:
       ValueError: for another method.
     """
+    if method not in ("nearest", "bilinear"):
+        raise ValueError(f'up-sampling must be "nearest" or "bilinear", not {method!r}')
+    if _is_lax(formulation):
+        batch, height, width, channels = x.shape
+        return jax.image.resize(x, (batch, 2 * height, 2 * width, channels), method)
     if method == "nearest":
         return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
-    if method == "bilinear":
-        return _double_axis(_double_axis(x, 1), 2)
-    raise ValueError(f'up-sampling must be "nearest" or "bilinear", not {method!r}')
+    return _double_axis(_double_axis(x, 1), 2)
 
 
 def _double_axis(x: jax.Array, axis: int) -> jax.Array:

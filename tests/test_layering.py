@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # From the ground up; what is on the same floor stands in one row.
 FLOORS = [
-    {"errors", "losses"},
+    {"errors", "losses", "compilation"},
     {"ops", "metrics", "config", "sharding"},
     {"models"},
     {"data", "scans"},
@@ -20,7 +20,7 @@ FLOORS = [
 ]
 LEVEL = {room: level for level, floor in enumerate(FLOORS) for room in floor}
 # Packages that a file may import besides the standard library, where it is to be light.
-LIGHT = {"losses": {"jax"}, "metrics": {"jax", "numpy"}, "ops": {"jax", "numpy"}, "errors": set()}
+LIGHT = {"losses": {"jax"}, "metrics": {"jax", "numpy"}, "ops": {"jax", "flax"}, "errors": set()}
 FILES = sorted((ROOT / "brainseg_jax").rglob("*.py"))
 
 

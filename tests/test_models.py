@@ -1,5 +1,7 @@
 """The networks against a second one written with numpy and scipy, and their parameter counts against hand-made sums."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -152,6 +154,20 @@ def test_training_mode_uses_and_keeps_the_statistics_of_the_batch():
     np.testing.assert_allclose(new["var"], 0.9 * old["var"] + 0.1 * np.var(hidden, axis=(0, 1, 2)), rtol=1e-4)
 
 
+@pytest.mark.parametrize(("name", "upsampling"), [("unet", "nearest"), ("attention_unet", "bilinear")])
+def test_formulations_share_parameters_and_logits(name, upsampling):
+    images = np.random.default_rng(0).normal(size=(2, 16, 24, 3)).astype(np.float32)
+    plain, fast = (
+        build_model(name, features=3, depth=2, gate_upsampling=upsampling, formulation=f) for f in ("lax", "cpu")
+    )
+    first, second = (jax.jit(partial(m.init, train=False))(jax.random.key(0), images) for m in (plain, fast))
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+    variables = random_variables(plain, 1, images)
+    logits, others = (jax.jit(partial(m.apply, train=False))(variables, images) for m in (plain, fast))
+    assert np.abs(logits).max() > 0.1
+    np.testing.assert_allclose(others, logits, rtol=1e-5, atol=1e-5)
+
+
 def test_bfloat16_keeps_float32_parameters_and_logits(optax_promotion):
     images = np.random.default_rng(0).normal(size=(1, 16, 16, 3)).astype(np.float32)
     exact, rounded = (build_model("attention_unet", features=4, depth=2, dtype=d) for d in ("float32", "bfloat16"))
@@ -178,6 +194,7 @@ def test_size_that_the_depth_does_not_divide(shape):
         ("unet", {"dtype": "float16"}, "float16.*bfloat16"),
         ("unet", {"norm": "layer"}, "layer.*block, conv or none"),
         ("attention_unet", {"gate_upsampling": "cubic"}, "cubic.*bilinear"),
+        ("unet", {"formulation": "fast"}, "fast.*auto, lax or cpu"),
     ],
 )
 def test_unknown_choices(name, fields, words):

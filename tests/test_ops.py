@@ -1,22 +1,18 @@
 """The faster formulations against plain lax and flax: values and gradients, odd sizes, dtypes, transformations."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from brainseg_jax import ops
+from brainseg_jax import ops, sharding
 
 
 def normal(seed, *shape, dtype=jnp.float32):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
-
-
-def assert_close(got, wanted, tolerance):
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
-        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(1e-6, np.abs(b).max()))
 
 
 def test_convolutions_and_their_gradients_keep_clear_of_the_library_of_one_thread():
@@ -37,30 +33,115 @@ def test_convolutions_and_their_gradients_keep_clear_of_the_library_of_one_threa
     assert given_away(ops.compiler_options()) == (0, 3, True)  # the sum of the bias's gradient stays with the library
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 5, 3, 4)])
-def test_conv_transpose_is_flax_own(shape):
-    x = normal(0, *shape)
-    layer = nn.ConvTranspose(6, (2, 2), (2, 2), use_bias=False)
-    params = layer.init(jax.random.key(0), x)
-    assert_close(ops.conv_transpose2x2(x, params["params"]["kernel"]), layer.apply(params, x), 1e-5)
+def flax_conv_transpose(x, kernel):
+    layer = nn.ConvTranspose(kernel.shape[-1], (2, 2), (2, 2), use_bias=False, dtype=x.dtype)
+    return layer.apply({"params": {"kernel": kernel}}, x)
 
 
-def test_max_pool_and_its_gradient_after_relu():
-    x = normal(0, 2, 8, 6, 3)
-    cotangent = normal(1, 2, 4, 3, 3)
-
-    def gradient(pool):
-        return jax.value_and_grad(lambda x: jnp.sum(pool(nn.relu(x)) * cotangent))(x)
-
-    assert_close(gradient(ops.max_pool2x2), gradient(lambda x: nn.max_pool(x, (2, 2), (2, 2))), 1e-6)
+def flax_max_pool(x):
+    return nn.max_pool(nn.relu(x), (2, 2), (2, 2))
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 5, 3, 4), (1, 16, 8, 1)])
-def test_upsampling_is_image_resize(shape):
-    x = normal(0, *shape)
-    larger = (shape[0], 2 * shape[1], 2 * shape[2], shape[3])
-    for method in ("nearest", "bilinear"):
-        assert_close(ops.upsample2x(x, method), jax.image.resize(x, larger, method), 1e-5)
+def resized(x, method):
+    return jax.image.resize(x, (x.shape[0], 2 * x.shape[1], 2 * x.shape[2], x.shape[3]), method)
+
+
+# Name: (in one of our formulations, what it is to equal, whether it has a kernel).
+OPERATORS = {
+    "conv_transpose2x2": (ops.conv_transpose2x2, flax_conv_transpose, True),
+    "max_pool2x2 after ReLU": (lambda x, f: ops.max_pool2x2(nn.relu(x), f), flax_max_pool, False),
+    "upsample2x nearest": (lambda x, f: ops.upsample2x(x, "nearest", f), partial(resized, method="nearest"), False),
+    "upsample2x bilinear": (lambda x, f: ops.upsample2x(x, "bilinear", f), partial(resized, method="bilinear"), False),
+}
+SHAPES = [(1, 2, 2, 1), (2, 6, 10, 3), (1, 14, 6, 16), (8, 2, 4, 5)]
+ODD = [(1, 1, 1, 1), (3, 5, 7, 4)]  # a pool halves even sizes alone
+
+
+def untied(batch, height, width, channels):
+    """Windows of four different values: rounded ones are often tied, where the gradients do differ."""
+    windows = np.tile(np.float32([-3, -1, 2, 5]), (batch * height * width * channels // 4, 1))
+    windows = np.random.default_rng(0).permuted(windows, axis=1)
+    windows = windows.reshape(batch, height // 2, width // 2, channels, 2, 2)
+    return jnp.asarray(windows.transpose(0, 1, 4, 2, 5, 3).reshape(batch, height, width, channels))
+
+
+def compared(name, shape, dtype, formulation):
+    """Largest differences of value and gradients from flax's and jax's own, relative to the largest of theirs."""
+    ours, theirs, has_kernel = OPERATORS[name]
+    args = [normal(0, *shape, dtype=dtype)]
+    if "pool" in name and dtype == jnp.bfloat16:
+        args = [untied(*shape).astype(dtype)]
+    if has_kernel:
+        args.append(normal(1, 2, 2, shape[-1], 6, dtype=dtype))
+    cotangent = normal(2, *jax.eval_shape(theirs, *args).shape)
+
+    def value_and_gradients(operator, *args):
+        def weighted(*args):
+            y = operator(*args)
+            return jnp.sum(y.astype(jnp.float32) * cotangent), y
+
+        (_, y), gradients = jax.value_and_grad(weighted, tuple(range(len(args))), has_aux=True)(*args)
+        return y, *gradients
+
+    got = jax.jit(partial(value_and_gradients, lambda *a: ours(*a, formulation)))(*args)
+    # What a rounded result is to be near to is the exact one.
+    wanted = jax.jit(partial(value_and_gradients, theirs))(*(a.astype(jnp.float32) for a in args))
+    return [relative(a, b) for a, b in zip(got, wanted, strict=True)]
+
+
+def relative(got, wanted):
+    got, wanted = np.asarray(got, np.float64), np.asarray(wanted, np.float64)
+    assert got.shape == wanted.shape
+    return np.abs(got - wanted).max() / max(np.abs(wanted).max(), 1e-6)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_values_and_gradients_are_those_of_flax_and_jax(name, optax_promotion):
+    """`pytest -s` prints the table."""
+    for dtype, tolerance in ((jnp.float32, 1e-5), (jnp.bfloat16, 3e-2)):
+        for shape in SHAPES + (ODD if "max_pool" not in name else []):
+            for formulation in ("cpu", "lax"):
+                differences = compared(name, shape, dtype, formulation)
+                figures = ", ".join(f"{d:.1e}" for d in differences)
+                print(f"| {name} | {shape} | {jnp.dtype(dtype).name} | {formulation} | {figures} |")
+                assert max(differences) <= tolerance, (shape, dtype, formulation)
+
+
+@pytest.mark.parametrize("formulation", ["cpu", "lax"])
+@pytest.mark.parametrize("name", OPERATORS)
+def test_under_transformations(name, formulation):
+    """vmap, scan and a batch over eight devices give what one call gives."""
+    ours, _, has_kernel = OPERATORS[name]
+    x = normal(0, 3, 8, 4, 6, 5)
+    kernel = [normal(1, 2, 2, 5, 2)] if has_kernel else []
+
+    def gradient(x):
+        return jax.grad(lambda x: jnp.sum(ours(x, *kernel, formulation) ** 2))(x)
+
+    one_by_one = jnp.stack([gradient(part) for part in x])
+    _, scanned = jax.lax.scan(lambda carry, part: (carry, gradient(part)), None, x)
+    divided = jax.device_put(x[0], sharding.over_batch(sharding.data_mesh()))
+    assert len(divided.sharding.device_set) == 8
+    for got, wanted in (
+        (jax.vmap(gradient)(x), one_by_one),
+        (scanned, one_by_one),
+        (jax.jit(gradient)(divided), one_by_one[0]),
+    ):
+        assert relative(got, wanted) <= 1e-5
+
+
+def test_the_formulation_is_that_of_the_backend_or_the_one_asked_for(monkeypatch):
+    x = jnp.ones((1, 2, 2, 1))
+
+    def is_window(*formulation):
+        return "reduce_window" in str(jax.make_jaxpr(lambda x: ops.max_pool2x2(x, *formulation))(x))
+
+    assert [is_window(), is_window("auto"), is_window("cpu"), is_window("lax")] == [False, False, False, True]
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    jax.clear_caches()
+    assert [is_window(), is_window("auto"), is_window("cpu"), is_window("lax")] == [True, True, False, True]
+    with pytest.raises(ValueError, match="fast"):
+        ops.max_pool2x2(x, "fast")
     with pytest.raises(ValueError, match="bicubic"):
         ops.upsample2x(x, "bicubic")
 

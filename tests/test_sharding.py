@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -16,6 +18,11 @@ from twenty_steps import twenty_losses
 from brainseg_jax import sharding
 from brainseg_jax.data.cohort import load_cohort
 from brainseg_jax.errors import InputError
+from brainseg_jax.losses import dice_loss
+from brainseg_jax.models import build_model
+from brainseg_jax.training.optimizer import build_optimizer
+from brainseg_jax.training.state import create_state
+from brainseg_jax.training.steps import make_train_step, put_cohort
 
 
 def mesh_of(devices):
@@ -51,6 +58,34 @@ def test_two_processes(on_one_device, dataset_folder):
         out, err = process.communicate(timeout=300)
         assert process.returncode == 0, err[-3000:]
         np.testing.assert_allclose(json.loads(out.splitlines()[-1]), on_one_device[1], rtol=1e-5)
+
+
+@pytest.mark.parametrize(("norm", "norms"), [("block", 7), ("none", 0)])
+def test_devices_talk_once_a_norm_and_pass_and_once_for_the_gradients(cohort, norm, norms, optax_promotion):
+    """7 norms: of 5 blocks and 2 gates. The batch-wide Dice loss takes one exchange, of two sums."""
+    mesh = mesh_of(8)
+    model = build_model("attention_unet", features=4, depth=2, norm=norm)
+    optimizer = build_optimizer("adamw", lambda step: 1e-3, b2=0.99, weight_decay=1e-4, clip_norm=1.0)
+    step = make_train_step(
+        model,
+        optimizer,
+        partial(dice_loss, smooth=0.1, batch_wide=True),
+        mesh=mesh,
+        seed=0,
+        ema_decay=0.9,
+        geometry={"rotation": 15.0, "scale": 0.1, "shift": 0.05, "shear": 5.0, "flip": 0.5},
+        intensity={"contrast": 0.1, "gamma": 0.2, "noise": 0.1},
+    )
+    state = create_state(model, optimizer, image_size=cohort.images.shape[1], seed=0, ema=True, mesh=mesh)
+    text = step.lower(state, put_cohort(cohort, mesh), np.zeros(16, np.int32)).compile().as_text()
+    found = re.findall(r"= (.*) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)[a-z-]*\(", text)
+    assert {kind for _, kind in found} == {"all-reduce"}
+    assert len(found) == 2 * norms + 2
+    shapes = [shape for of, _ in found for shape in re.findall(r"f32\[(.*?)\]", of)]
+    numbers = sum(int(np.prod([int(n) for n in shape.split(",") if n])) for shape in shapes)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    of_norms = sum(leaf.size for leaf in jax.tree.leaves(state.batch_stats))  # a mean and a variance a channel
+    assert parameters + 2 <= numbers <= parameters + 2 + 2 * of_norms
 
 
 def test_a_batch_that_the_devices_do_not_divide():

@@ -41,6 +41,16 @@ def normalized_by_hand(cohort, indices):
     return images.astype(np.float32)
 
 
+def test_each_step_is_compiled_with_the_options_of_its_backend(parts, monkeypatch):
+    model, mesh, _, train_step, _ = parts
+    asked = []
+    monkeypatch.setattr("brainseg_jax.ops.compiler_options", lambda **given: asked.append(given))
+    train_step(geometry=STILL, intensity=PLAIN, deterministic=True)
+    make_eval_step(model, LOSS, mesh=mesh, patients=1)
+    make_predict_step(model, mesh=mesh)
+    assert asked == [{"deterministic": True}, {}, {}]
+
+
 def test_train_step(parts, cohort):
     model, mesh, make_state, train_step, on_devices = parts
     indices = np.array([7, 40, 8, 100, 23, 24, 60, 90], np.int32)

@@ -1,10 +1,13 @@
 """The networks, by name."""
 
+from typing import get_args
+
 import jax.numpy as jnp
 
 from brainseg_jax.errors import InputError
 from brainseg_jax.models.attention_unet import AttentionUNet
 from brainseg_jax.models.unet import UNet
+from brainseg_jax.ops import Formulation
 
 MODELS = {"unet": UNet, "attention_unet": AttentionUNet}
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -17,7 +20,7 @@ def build_model(name: str, *, dtype: str = "float32", gate_upsampling: str = "ne
       name: a key of `MODELS`.
       dtype: compute dtype, a key of `DTYPES`.
       gate_upsampling: of the attention gates, where the network has them.
-      **fields: other fields of the network: features, depth, norm, norm_momentum, deep_supervision.
+      **fields: other fields of the network: features, depth, norm, norm_momentum, deep_supervision, formulation.
 
     Returns:
       the module, not yet initialized.
@@ -31,6 +34,8 @@ def build_model(name: str, *, dtype: str = "float32", gate_upsampling: str = "ne
         raise InputError(f"model.dtype={dtype!r} is not supported; choose one of {', '.join(DTYPES)}")
     if fields.get("norm", "block") not in ("block", "conv", "none"):
         raise InputError(f"model.norm={fields['norm']!r} is not a placement; choose block, conv or none")
+    if fields.get("formulation", "auto") not in get_args(Formulation):
+        raise InputError(f"model.formulation={fields['formulation']!r} is not one; choose auto, lax or cpu")
     if gate_upsampling not in ("nearest", "bilinear"):
         raise InputError(f"model.gate_upsampling={gate_upsampling!r} is not a method; choose nearest or bilinear")
     if name == "attention_unet":

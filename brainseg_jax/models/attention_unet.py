@@ -21,12 +21,14 @@ class AttentionGate(nn.Module):
       norm: batch normalization of the gated skip, unless "none".
       norm_momentum: share of the running statistics kept at each step.
       dtype: compute dtype; parameters are float32.
+      formulation: see `ops.Formulation`.
     """
 
     upsampling: Literal["nearest", "bilinear"] = "nearest"
     norm: NormPlacement = "block"
     norm_momentum: float = 0.99
     dtype: jnp.dtype = jnp.float32
+    formulation: ops.Formulation = "auto"
 
     @nn.compact
     def __call__(self, skip: jax.Array, gating: jax.Array, *, train: bool) -> jax.Array:
@@ -48,7 +50,7 @@ class AttentionGate(nn.Module):
         theta = nn.Conv(features, (1, 1), strides=(2, 2), dtype=self.dtype, name="skip")(skip)
         phi = nn.Conv(features, (1, 1), dtype=self.dtype, name="gating")(gating)
         psi = nn.Conv(1, (1, 1), dtype=self.dtype, name="attention_logit")(nn.relu(theta + phi))
-        attention = ops.upsample2x(nn.sigmoid(psi), self.upsampling)
+        attention = ops.upsample2x(nn.sigmoid(psi), self.upsampling, self.formulation)
         self.sow("intermediates", "attention", attention)
         gated = attention * skip
         if self.norm == "none":
@@ -67,5 +69,7 @@ class AttentionUNet(UNet):
 
     def filter_skip(self, skip: jax.Array, gating: jax.Array, *, level: int, train: bool) -> jax.Array:
         """The gated skip, see `UNet.filter_skip`."""
-        gate = AttentionGate(self.gate_upsampling, self.norm, self.norm_momentum, self.dtype, name=f"gate_{level}")
+        gate = AttentionGate(
+            self.gate_upsampling, self.norm, self.norm_momentum, self.dtype, self.formulation, name=f"gate_{level}"
+        )
         return gate(skip, gating, train=train)

@@ -61,10 +61,12 @@ class UpConv(nn.Module):
     Attributes:
       features: channels of the output.
       dtype: compute dtype; parameters are float32.
+      formulation: see `ops.Formulation`.
     """
 
     features: int
     dtype: jnp.dtype = jnp.float32
+    formulation: ops.Formulation = "auto"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -72,4 +74,4 @@ class UpConv(nn.Module):
         kernel = self.param("kernel", KERNEL_INIT, (2, 2, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        return ops.conv_transpose2x2(x, kernel) + bias[None, None, None, :]
+        return ops.conv_transpose2x2(x, kernel, self.formulation) + bias[None, None, None, :]

@@ -24,6 +24,7 @@ class UNet(nn.Module):
       dtype: compute dtype, e.g. bfloat16; parameters and logits are float32.
       deep_supervision: a 1x1 head at each decoder level but the finest, for training alone (Lee et al. 2015,
         "Deeply-Supervised Nets"); its logits are sown in the collection "side_logits".
+      formulation: of pooling and up-sampling, see `ops.Formulation`; parameters and values are the same.
     """
 
     features: int = 64
@@ -32,6 +33,7 @@ class UNet(nn.Module):
     norm_momentum: float = 0.99
     dtype: jnp.dtype = jnp.float32
     deep_supervision: bool = False
+    formulation: ops.Formulation = "auto"
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
@@ -63,11 +65,11 @@ class UNet(nn.Module):
         for level in range(self.depth):
             x = block(self.features * 2**level, f"encoder_{level}")(x, train=train)
             skips.append(x)
-            x = ops.max_pool2x2(x)
+            x = ops.max_pool2x2(x, self.formulation)
         x = block(self.features * multiple, "bottleneck")(x, train=train)
         for level in reversed(range(self.depth)):
             skip = self.filter_skip(skips[level], x, level=level, train=train)
-            x = UpConv(self.features * 2**level, self.dtype, name=f"up_{level}")(x)
+            x = UpConv(self.features * 2**level, self.dtype, self.formulation, name=f"up_{level}")(x)
             x = block(self.features * 2**level, f"decoder_{level}")(jnp.concatenate([x, skip], axis=-1), train=train)
             if self.deep_supervision and level and (train or self.is_initializing()):
                 side = nn.Conv(1, (1, 1), dtype=jnp.float32, name=f"side_head_{level}")(x)

@@ -21,6 +21,7 @@ from brainseg_jax.training.experiment import Experiment, on_first_process
 # A run that is started again may differ from its first start in these keys only.
 MAY_CHANGE = frozenset(
     (
+        "compilation_cache",
         "data.dir",
         "data.source",  # the fingerprint of the data is compared in its place
         "split.file",  # and so is the split
