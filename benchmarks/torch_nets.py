@@ -1,6 +1,7 @@
 """The same two networks in PyTorch, for speed beside speed: same layers, same weights, same logits."""
 
-import jax
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import nn
@@ -66,36 +67,21 @@ class UNet(nn.Module):
         return self.head(x)
 
 
-def carry_over(net: UNet, variables: dict) -> None:
-    """Copies the weights and statistics of a network of `brainseg_jax.models` into its twin."""
-    params, statistics = (jax.tree.map(np.asarray, variables[name]) for name in ("params", "batch_stats"))
-    for name in params:
-        room, _, level = name.partition("_")
-        module = getattr(net, room)[int(level)] if level else getattr(net, room)
-        if isinstance(module, nn.ConvTranspose2d):  # torch does not flip the kernel in space, flax does
-            _fill(module, weight=np.flip(params[name]["kernel"], (0, 1)).transpose(2, 3, 0, 1), **_bias(params[name]))
-        elif isinstance(module, nn.Conv2d):
-            _fill_conv(module, params[name])
-        else:
-            for ours, part in params[name].items():
-                theirs = {"Conv_0": "first", "Conv_1": "second", "BatchNorm_0": "norm"}.get(ours, ours)
-                if theirs == "norm":
-                    moments = statistics[name][ours]
-                    _fill(module.norm, weight=part["scale"], **_bias(part))
-                    _fill(module.norm, running_mean=moments["mean"], running_var=moments["var"])
-                else:
-                    _fill_conv(getattr(module, theirs), part)
-
-
-def _fill_conv(module: nn.Conv2d, part: dict) -> None:
-    _fill(module, weight=part["kernel"].transpose(3, 2, 0, 1), **_bias(part))
-
-
-def _bias(part: dict) -> dict:
-    return {"bias": part["bias"]}
-
-
-def _fill(module: nn.Module, **arrays: np.ndarray) -> None:
-    with torch.no_grad():
+def carry_over(net: UNet, weights: Path) -> None:
+    """Copies the weights and statistics of a network of `brainseg_jax.models`, of `contestants.save`, into its twin."""
+    with np.load(weights) as arrays:
         for name, array in arrays.items():
-            getattr(module, name).copy_(torch.from_numpy(array.copy()))
+            if not name.startswith(("params/", "batch_stats/")):
+                continue
+            _, room, *inner, leaf = name.split("/")
+            room, _, level = room.partition("_")
+            module = getattr(net, room)[int(level)] if level else getattr(net, room)
+            for part in inner:
+                module = getattr(module, {"Conv_0": "first", "Conv_1": "second", "BatchNorm_0": "norm"}.get(part, part))
+            if leaf == "kernel" and isinstance(module, nn.ConvTranspose2d):
+                array = np.flip(array, (0, 1)).transpose(2, 3, 0, 1)  # torch does not flip the kernel in space
+            elif leaf == "kernel":
+                array = array.transpose(3, 2, 0, 1)
+            names = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+            with torch.no_grad():
+                getattr(module, names.get(leaf, leaf)).copy_(torch.from_numpy(array.copy()))
