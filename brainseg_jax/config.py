@@ -42,9 +42,7 @@ def _paper() -> ConfigDict:
     config.model.depth = 4  # number of 2x2 poolings
     config.model.norm = "block"  # batch norm: block (once a block) | conv (after each convolution) | none
     config.model.norm_momentum = 0.99  # share of the running statistics kept at each step
-    config.model.gate_upsampling = (
-        "nearest"  # attention_unet only: nearest (reproduced project) | bilinear (Oktay et al.)
-    )
+    config.model.gate_upsampling = "nearest"  # of attention_unet: nearest (reproduced project) | bilinear (the paper)
     config.model.deep_supervision = False  # in training the coarser decoder levels predict too, at halving weights
     config.model.dtype = "float32"  # compute dtype: float32 | bfloat16; parameters and logits stay float32
     config.model.formulation = "auto"  # of pooling and up-sampling, the same maths: lax (XLA's own) | cpu | auto
@@ -63,9 +61,8 @@ def _paper() -> ConfigDict:
     config.data.source = "kaggle"  # kaggle | phantom | phantom:PATIENTS:SEED | a kaggle_3m folder or zip
     config.data.dir = ""  # where prepared data live; empty: TFDS_DATA_DIR, else ~/tensorflow_datasets
     config.data.image_size = 256  # pixels a side in training; scores are always on the native 256-pixel grid
-    config.data.normalization = (
-        "rescale"  # rescale (/255) | volume_zscore (Buda et al.) | volume_median (relative to the head's median voxel)
-    )
+    # rescale (/255) | volume_zscore (Buda et al.) | volume_median (relative to the head's median voxel)
+    config.data.normalization = "rescale"
     config.data.tumor_sampling = 0.0  # share of each batch drawn from slices with tumor; 0: each slice equally often
 
     config.split = ConfigDict()  # always by patient, stratified by institution
@@ -188,7 +185,7 @@ def check_config(config: ConfigDict) -> None:
         section, name = key.split(".")
         if config[section][name] not in choices:
             faults.append(f"  {key}={config[section][name]!r}: give one of {', '.join(choices)}")
-    if not (config.compilation_cache >= 0.0 and math.isfinite(config.compilation_cache)):
+    if not 0.0 <= config.compilation_cache < math.inf:
         faults.append(f"  compilation_cache={config.compilation_cache}: give GiB, 0 to keep nothing")
     if not 0 <= config.seed < 2**32:
         faults.append(f"  seed={config.seed}: give 0 to {2**32 - 1}")

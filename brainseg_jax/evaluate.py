@@ -11,6 +11,7 @@ from pathlib import Path
 from absl import flags
 
 from brainseg_jax import cli
+from brainseg_jax.compilation import keep_compiled
 from brainseg_jax.errors import InputError
 from brainseg_jax.evaluation.folders import score_folders
 from brainseg_jax.evaluation.report import MAX_RUNS, Scored, write_report
@@ -34,6 +35,7 @@ def main(_: list[str]) -> None:
     check_folder(output, "--output")
     if (output / "config.json").exists():
         raise InputError(f"--output={output} is a run folder, whose own results would be lost; give another folder")
+    keep_compiled()
     if RUN.value:
         folders = [Path(folder).expanduser() for folder in RUN.value]
         runs, cases = score_runs(folders, part=PART.value, tolerance=WITHIN.value)
