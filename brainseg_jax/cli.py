@@ -86,10 +86,13 @@ def _explain(error: BaseException, argv: Sequence[str]) -> str:
 def _is_worth_showing(record: logging.LogRecord) -> bool:
     """Our own words and everybody's warnings; Orbax alone tells some fifty lines about each checkpoint.
 
-    A traceback that Orbax logs from its threads arrives as a `StorageError` as well.
+    A traceback that Orbax logs from its threads arrives as a `StorageError` as well; that a run is only read, it says
+    three times.
     """
     own = Path(record.pathname).is_relative_to(Path(__file__).parent)
-    return own or (record.levelno >= logging.WARNING and record.exc_info is None)
+    if own or record.levelno < logging.WARNING:
+        return own
+    return record.exc_info is None and not re.search("read.only", record.getMessage())
 
 
 def _fail(message: str, *, status: int = 2) -> NoReturn:

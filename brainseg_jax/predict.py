@@ -10,7 +10,7 @@ from brainseg_jax.errors import InputError
 from brainseg_jax.prediction.job import predict
 from brainseg_jax.prediction.results import Wanted
 
-RUN = flags.DEFINE_list("run", [], "A run folder; several, with a comma between, predict together.")
+RUN = flags.DEFINE_list("run", None, "A run folder; several, with a comma between, predict together.")
 INPUT = flags.DEFINE_string(
     "input", None, "Scans: slices <case>_<n>.tif or .png, NIfTI volumes, DICOM series, or a folder of any."
 )

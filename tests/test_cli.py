@@ -90,3 +90,9 @@ def test_a_mistake_is_named(run, arguments, words):
 )
 def test_the_console_shows_our_words_and_warnings(path, level, shown):
     assert cli._is_worth_showing(logging.LogRecord("absl", level, path, 1, "words", (), None)) is shown
+
+
+def test_the_console_does_not_show_that_orbax_only_reads():
+    path = "/usr/lib/orbax/checkpoint_manager.py"
+    for words in ("Options.read_only=True, setting create=False.", "Given directory is read only=/runs/a"):
+        assert not cli._is_worth_showing(logging.LogRecord("absl", logging.WARNING, path, 1, words, (), None))

@@ -256,12 +256,12 @@ def test_a_canvas_keeps_proportions_and_gives_back_the_grid():
     assert Canvas.around((256, 256), None).padded == (256, 256)
 
 
-def test_a_single_slice_is_warned_about(case, trained_run, tmp_path, caplog):
+def test_a_single_slice_is_warned_about(case, trained_run, tmp_path, capsys):
     call(trained_run[0], case / f"{case.name}_7.tif", tmp_path / "out")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         f"{case.name}_7_pred.tif", "areas.csv", "predictions.csv"
     ]  # fmt: skip
-    assert f"{case.name}: a single slice: its normalization rests on this slice alone" in caplog.text
+    assert f"note: {case.name}: a single slice: its normalization rests on this slice alone" in capsys.readouterr().out
 
 
 def png(path, shape, dtype=np.uint8):

@@ -66,6 +66,8 @@ def in_order(folder):
 
 def test_three_series_have_the_mask_of_the_slices(case, trained_run, from_slices, tmp_path):  # noqa: F811
     slices = read_case(case)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
     for name, channel in {"AX_T1_PRE": 0, "AX_FLAIR": 1, "AX_T1_POST": 2, "localizer": 0}.items():
         write_series(tmp_path / "in" / "P1" / name, slices[..., channel])
     wanted = Wanted(probabilities=True)

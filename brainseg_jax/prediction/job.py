@@ -3,8 +3,6 @@
 import time
 from pathlib import Path
 
-from absl import logging
-
 from brainseg_jax.errors import InputError, PartlyDone
 from brainseg_jax.evaluation.scores import write_table
 from brainseg_jax.prediction.ensemble import Ensemble
@@ -59,7 +57,7 @@ def predict(
 def _tell(outcome: Outcome, output: Path, ready: float) -> None:
     for note, cases in outcome.notes.items():
         more = f" and {len(cases) - 3} more" if len(cases) > 3 else ""
-        logging.warning("%s%s: %s", ", ".join(cases[:3]), more, note)
+        print(f"note: {', '.join(cases[:3])}{more}: {note}")
     faults, done, slices = "\n".join(outcome.faults), len(outcome.scans), len(outcome.slices)
     if not done:
         raise InputError(f"no scan could be read, so nothing was written:\n{faults}")

@@ -87,7 +87,9 @@ class SeriesSource(Source):
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether the name, or else the mark that begins a DICOM file, says so."""
+    """Whether the name, or else the mark that begins a DICOM file, says so; a directory of a disc is no scan."""
+    if path.name == "DICOMDIR":
+        return False
     if path.suffix.lower() in _SUFFIXES:
         return True
     try:
