@@ -269,7 +269,7 @@ def test_a_given_split(dataset_folder, cohort, tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"loss__name": "focal"}, r"loss\.name='focal': give one of dice, weighted_cross_entropy"),
+        ({"loss__name": "hinge"}, r"loss\.name='hinge': give one of dice, weighted_cross_entropy"),
         ({"train__batch_size": 12}, r"train\.batch_size=12.*8 devices"),
         (
             {"train__epochs": 0, "eval__threshold": 1.5},
