@@ -1,0 +1,146 @@
+"""How cost grows with image size, batch, width, patients and devices: `python -m benchmarks.growth`.
+
+Writes `growth.json` and `growth.png`; prints a row a point, with the exponent since the point before (1: linear). The
+devices are fake ones that share the machine's cores, so they show what dividing a batch costs, not what it gains.
+"""
+
+import argparse
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+
+from benchmarks.contestants import Work
+from benchmarks.worker import Worker
+
+STEPS = {  # axis: how far, and a train step there
+    "pixels a side": ((64, 128, 256, 512), lambda n: Work("unet", 8, n, 2)),
+    "images a batch": ((1, 2, 4, 8, 16, 32), lambda n: Work("unet", 16, 64, n)),
+    "features": ((8, 16, 32, 64), lambda n: Work("unet", n, 128, 2)),
+}
+PATIENTS = (10, 20, 40, 80, 110)
+DEVICES = (1, 2, 4, 8)
+
+
+def main() -> None:
+    """Measures every axis, or in a process of its own one number of devices."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--devices", type=int, help="of this process, for the axis of devices; prints seconds")
+    arguments = parser.parse_args()
+    if arguments.devices:
+        print(_step_on_devices(arguments.repetitions))
+        return
+    print("| axis | at | ours, ms | exponent | torch, ms | exponent |\n| --- | --- | --- | --- | --- | --- |")
+    lines = {}
+    for axis, (values, work) in STEPS.items():
+        lines[axis] = _rows(axis, [(n, _train_step(work(n), arguments.repetitions)) for n in values])
+    lines["patients, prepared"], lines["patients, loaded"] = (
+        _rows(axis, points)
+        for axis, points in zip(("patients, prepared", "patients, loaded"), _patients(), strict=True)
+    )
+    lines["fake devices"] = _rows("fake devices", [(n, _on_devices(n, arguments.repetitions)) for n in DEVICES])
+    folder = Path(__file__).parent
+    (folder / "growth.json").write_text(json.dumps(lines, indent=1) + "\n")
+    draw(lines, folder / "growth.png")
+
+
+def exponent(before: tuple[float, float] | None, x: float, y: float) -> float | None:
+    """B of y ~ x ** b between two points; None for the first."""
+    return None if before is None else math.log(y / before[1]) / math.log(x / before[0])
+
+
+def _rows(axis: str, points: list[tuple[int, dict[str, float]]]) -> list[dict]:
+    rows, before = [], {}
+    for at, times in points:
+        row = {"at": at}
+        for library, ms in times.items():
+            row |= {f"{library}_ms": ms, f"{library}_exponent": exponent(before.get(library), at, ms)}
+            before[library] = (at, ms)
+        rows.append(row)
+        figures = [row.get(f"{library}_{what}") for library in ("ours", "torch") for what in ("ms", "exponent")]
+        words = ["" if f is None else f"{f:.0f}" if i % 2 == 0 else f"{f:.2f}" for i, f in enumerate(figures)]
+        print(f"| {axis} | {at} | {' | '.join(words)} |", flush=True)
+    return rows
+
+
+def _train_step(work: Work, repetitions: int) -> dict[str, float]:
+    with (
+        tempfile.TemporaryDirectory() as shared,
+        Worker("ours", work, Path(shared)) as ours,
+        Worker("torch", work, Path(shared)) as torch,
+    ):
+        times = [(ours.ms(), torch.ms()) for _ in range(repetitions)]
+    return {name: statistics.median(c) for name, c in zip(("ours", "torch"), zip(*times, strict=True), strict=True)}
+
+
+def _patients() -> tuple[list[tuple[int, dict]], list[tuple[int, dict]]]:
+    """Milliseconds to prepare made-up patients, their making included, and to load them at 128 pixels."""
+    from brainseg_jax.data.cohort import load_cohort
+    from brainseg_jax.data.lgg import prepare
+
+    prepared, loaded = [], []
+    for patients in PATIENTS:
+        with tempfile.TemporaryDirectory() as folder:
+            started = time.perf_counter()
+            dataset = prepare(f"phantom:{patients}:0", folder, progress=False)
+            middle = time.perf_counter()
+            load_cohort(dataset, image_size=128, normalization="volume_median")
+            prepared.append((patients, {"ours": 1e3 * (middle - started)}))
+            loaded.append((patients, {"ours": 1e3 * (time.perf_counter() - middle)}))
+    return prepared, loaded
+
+
+def _on_devices(devices: int, repetitions: int) -> dict[str, float]:
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    command = [sys.executable, "-m", "benchmarks.growth", f"--devices={devices}", f"--repetitions={repetitions}"]
+    done = subprocess.run(command, env={**os.environ, "XLA_FLAGS": flags}, capture_output=True, text=True, check=True)
+    return {"ours": 1e3 * float(done.stdout.splitlines()[-1])}
+
+
+def _step_on_devices(repetitions: int) -> float:
+    """Median seconds of a training step of 16 images at 128 pixels, 16 features, divided over the devices."""
+    import jax
+
+    from brainseg_jax.config import default_config
+    from brainseg_jax.training.experiment import build_experiment
+
+    config = default_config("cpu")
+    with tempfile.TemporaryDirectory() as folder:
+        config.data.source, config.data.dir = "phantom:8:0", folder
+        experiment = build_experiment(config)
+    state, seconds = experiment.initial_state, []
+    for step in range(repetitions + 2):
+        slices = experiment.put_batch(experiment.sampler(step))
+        started = time.perf_counter()
+        state, _ = experiment.train_step(state, experiment.on_devices, slices)
+        jax.block_until_ready(state)
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds[2:])
+
+
+def draw(lines: dict[str, list[dict]], path: Path) -> None:
+    """One plot an axis, both scales logarithmic, a dashed line where growth would be linear."""
+    figure, axes = plt.subplots(2, 3, figsize=(12, 7), layout="constrained")
+    for plot, (axis, rows) in zip(axes.flat, lines.items(), strict=True):
+        at = [row["at"] for row in rows]
+        for library, marker in (("ours", "o"), ("torch", "s")):
+            if f"{library}_ms" in rows[0]:
+                plot.loglog(at, [row[f"{library}_ms"] for row in rows], marker=marker, label=library)
+        plot.loglog(at, [rows[0]["ours_ms"] * n / at[0] for n in at], "--", color="gray", label="linear")
+        plot.set(title=axis, ylabel="ms")
+        plot.set_xticks(at, [str(n) for n in at])
+        plot.minorticks_off()
+        plot.legend()
+    figure.savefig(path, dpi=100)
+
+
+if __name__ == "__main__":
+    main()

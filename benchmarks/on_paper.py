@@ -1,0 +1,84 @@
+"""A training step at the paper's scale on one H100 and on eight, on paper: `python -m benchmarks.on_paper`.
+
+Nothing was run on a GPU. FLOPs and bytes are those that XLA counts in the step compiled here, for a CPU, whose fusions
+are not a GPU's: the bytes are a rough figure. The time is the larger of FLOPs and bytes over what the card is sold for,
+so no step is faster than this.
+"""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from brainseg_jax import sharding
+from brainseg_jax.data.normalization import Normalization
+from brainseg_jax.losses import dice_loss
+from brainseg_jax.models import build_model
+from brainseg_jax.training.optimizer import build_optimizer
+from brainseg_jax.training.state import create_state
+from brainseg_jax.training.steps import DeviceCohort, make_train_step
+
+# NVIDIA H100 SXM data sheet, without sparsity; NVLink is 900 GB/s, both directions together.
+FLOPS = {"float32 (TF32)": 494e12, "bfloat16": 989e12}
+BANDWIDTH, LINK = 3.35e12, 450e9  # bytes/s
+LATENCY = 15e-6  # seconds of a small all-reduce over NVLink: assumed
+BATCH, PIXELS, DEVICES = 32, 256, 8
+
+
+def main() -> None:
+    """Prints the table of both networks and writes `on_paper.json`."""
+    print("| network | numbers | TFLOP | GB | bound by | 1 H100, ms | 8 H100, ms | of it all-reduce, ms |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    rows = []
+    for network in ("unet", "attention_unet"):
+        for numbers, peak in FLOPS.items():
+            flops, moved, parameters, norms = count(network, numbers.split()[0])
+            compute, memory = flops / peak, moved / BANDWIDTH
+            exchange = all_reduce_seconds(4 * parameters, norms)
+            one, eight = max(compute, memory), max(compute, memory) / DEVICES + exchange
+            row = {"network": network, "numbers": numbers, "tflop": flops / 1e12, "gb": moved / 1e9}
+            row |= {"bound": "FLOPs" if compute > memory else "bytes", "one_ms": 1e3 * one, "eight_ms": 1e3 * eight}
+            rows.append({**row, "all_reduce_ms": 1e3 * exchange})
+            print(
+                f"| {network} | {numbers} | {flops / 1e12:.1f} | {moved / 1e9:.0f} | {row['bound']} | {1e3 * one:.0f} | "
+                f"{1e3 * eight:.1f} | {1e3 * exchange:.1f} |",
+                flush=True,
+            )
+    Path(__file__).with_name("on_paper.json").write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+
+
+def all_reduce_seconds(gradient_bytes: float, norms: int) -> float:
+    """A ring sends 2 (n - 1) / n of the gradient over each link; each norm exchanges twice, the loss once."""
+    return 2 * (DEVICES - 1) / DEVICES * gradient_bytes / LINK + (2 * norms + 1) * LATENCY
+
+
+def count(network: str, dtype: str) -> tuple[float, float, int, int]:
+    """FLOPs and bytes of a step on one device by XLA's own count, parameters and batch norms."""
+    model = build_model(network, dtype=dtype)
+    optimizer = build_optimizer("adam", lambda step: 1e-4, b2=0.99, weight_decay=0.0, clip_norm=0.0)
+    mesh = sharding.data_mesh()
+    step = make_train_step(
+        model,
+        optimizer,
+        partial(dice_loss, smooth=0.1, batch_wide=True),
+        mesh=mesh,
+        seed=0,
+        ema_decay=0.0,
+        geometry=dict.fromkeys(("rotation", "scale", "shift", "shear", "flip"), 0.0),
+        intensity=dict.fromkeys(("contrast", "gamma", "noise"), 0.0),
+    )
+    state = create_state(model, optimizer, image_size=PIXELS, seed=0, ema=False, mesh=mesh)
+    slices = jax.ShapeDtypeStruct((100, PIXELS, PIXELS, 3), jnp.uint8)
+    masks = jax.ShapeDtypeStruct((100, PIXELS, PIXELS, 1), jnp.uint8)
+    index = partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
+    constants = Normalization(*(jax.ShapeDtypeStruct((4, 3), jnp.float32) for _ in Normalization._fields))
+    cohort = DeviceCohort(slices, masks, masks, index((100,)), constants)
+    counted = step.lower(state, cohort, index((BATCH,))).compile().cost_analysis()
+    norms = sum(path[-1].key == "mean" for path, _ in jax.tree.leaves_with_path(state.batch_stats))
+    return counted["flops"], counted["bytes accessed"], sum(p.size for p in jax.tree.leaves(state.params)), norms
+
+
+if __name__ == "__main__":
+    main()

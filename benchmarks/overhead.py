@@ -1,0 +1,120 @@
+"""What a run spends beside its updates at the `:cpu` scale: augmentation, input, progress, log and checkpoints.
+
+    python -m benchmarks.overhead
+
+Blocks of ten steps of `configs/unet_dice.py:cpu` on made-up scans, turn by turn: bare (no augmentation, one batch of
+slices), with augmentation, as the loop makes them (slices drawn, reports looked at, bar moved, writes looked after),
+and with a checkpoint in front, which is written in the background during the steps. An epoch has one checkpoint.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+
+from brainseg_jax.config import default_config
+from brainseg_jax.training.checkpoint import Checkpoints
+from brainseg_jax.training.experiment import Experiment, build_experiment
+from brainseg_jax.training.journal import Journal
+from brainseg_jax.training.loop_state import LoopState
+
+STEPS = 10  # of a block: `train.log_every`
+
+
+def main() -> None:
+    """Prints the medians and shares and writes `overhead.json`."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repetitions", type=int, default=7)
+    repetitions = parser.parse_args().repetitions
+    with tempfile.TemporaryDirectory() as folder:
+        bare, whole = (_experiment(Path(folder), augmented=augmented) for augmented in (False, True))
+        checkpoints = Checkpoints(Path(folder) / "checkpoints")
+        with Journal(
+            Path(folder), epochs=1, steps_per_epoch=whole.steps_per_epoch, resumed_epoch=0, speaks=True
+        ) as journal:
+            blocks = {
+                "bare": _Block(bare),
+                "augmentation": _Block(whole),
+                "input, log and bar": _Block(whole, _as_the_loop(whole, checkpoints, journal)),
+                "checkpoint": _Block(whole, _as_the_loop(whole, checkpoints, journal), checkpoints),
+            }
+            seconds: dict[str, list[float]] = {name: [] for name in blocks}
+            for repetition in range(-1, repetitions):  # the first compiles
+                for name, block in blocks.items():
+                    taken = block.seconds()
+                    if repetition >= 0:
+                        seconds[name].append(taken)
+        checkpoints.close()
+    _tell({name: statistics.median(values) for name, values in seconds.items()}, whole.steps_per_epoch)
+
+
+class _Block:
+    """Ten updates of a state of its own."""
+
+    def __init__(self, experiment: Experiment, around: Callable | None = None, checkpoints: Checkpoints | None = None):
+        self._experiment, self._around, self._checkpoints = experiment, around, checkpoints
+        self._state = jax.tree.map(jax.numpy.copy, experiment.initial_state)  # it is donated
+        self._slices = experiment.put_batch(experiment.sampler(0))
+
+    def seconds(self) -> float:
+        started = time.perf_counter()
+        if self._checkpoints:
+            self._checkpoints.save(self._state, LoopState(), dice=0.0)
+        reports = []
+        for step in range(int(self._state.step), int(self._state.step) + STEPS):
+            slices = self._slices
+            if self._around:
+                slices = self._experiment.put_batch(self._experiment.sampler(step))
+            self._state, report = self._experiment.train_step(self._state, self._experiment.on_devices, slices)
+            reports.append(report)
+        if self._around:
+            self._around(reports, step)
+        jax.block_until_ready(self._state)
+        taken = time.perf_counter() - started
+        if self._checkpoints:
+            self._checkpoints.wait()
+        return taken
+
+
+def _experiment(folder: Path, *, augmented: bool) -> Experiment:
+    config = default_config("cpu")
+    config.data.source, config.data.dir = "phantom:20:0", str(folder)
+    if not augmented:
+        config.augment.update(dict.fromkeys(config.augment, 0.0))
+    return build_experiment(config)
+
+
+def _as_the_loop(experiment: Experiment, checkpoints: Checkpoints, journal: Journal) -> Callable:
+    def look(reports: list, step: int) -> None:
+        losses = [float(report.loss) for report in jax.device_get(reports)]
+        checkpoints.check()
+        journal.advance(
+            step=step + 1, epoch=1, loss=losses[-1], images_per_second=experiment.sampler.batch_size / losses[-1]
+        )
+
+    return look
+
+
+def _tell(medians: dict[str, float], steps_per_epoch: int) -> None:
+    epoch = medians["input, log and bar"] / STEPS * steps_per_epoch
+    spent = {
+        "augmentation": (medians["augmentation"] - medians["bare"]) / STEPS * steps_per_epoch,
+        "input, log and bar": (medians["input, log and bar"] - medians["augmentation"]) / STEPS * steps_per_epoch,
+        "checkpoint": medians["checkpoint"] - medians["input, log and bar"],
+    }
+    print(f"medians of {STEPS} steps: " + ", ".join(f"{name} {value:.3f} s" for name, value in medians.items()))
+    for name, value in spent.items():
+        print(f"{name}: {value:.2f} s, {value / epoch:.1%} of an epoch of {epoch:.1f} s")
+    total = sum(spent.values()) / (epoch + spent["checkpoint"])
+    print(f"together: {total:.1%}")
+    content = {"seconds_of_ten_steps": medians, "share_of_an_epoch": {n: v / epoch for n, v in spent.items()}}
+    Path(__file__).with_name("overhead.json").write_text(json.dumps({**content, "together": total}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
