@@ -42,8 +42,8 @@ def main() -> None:
             row |= {"bound": "FLOPs" if compute > memory else "bytes", "one_ms": 1e3 * one, "eight_ms": 1e3 * eight}
             rows.append({**row, "all_reduce_ms": 1e3 * exchange})
             print(
-                f"| {network} | {numbers} | {flops / 1e12:.1f} | {moved / 1e9:.0f} | {row['bound']} | {1e3 * one:.0f} | "
-                f"{1e3 * eight:.1f} | {1e3 * exchange:.1f} |",
+                f"| {network} | {numbers} | {flops / 1e12:.1f} | {moved / 1e9:.0f} | {row['bound']} | "
+                f"{1e3 * one:.0f} | {1e3 * eight:.1f} | {1e3 * exchange:.1f} |",
                 flush=True,
             )
     Path(__file__).with_name("on_paper.json").write_text(json.dumps({"rows": rows}, indent=1) + "\n")
