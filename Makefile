@@ -9,8 +9,8 @@ BIN := $(VENV)/bin
 demo: $(VENV)/installed  ## train on made-up scans and score them, a few minutes
 	$(BIN)/python -m brainseg_jax.main --config=configs/attn_dice.py:quick --workdir=runs/demo
 
-test: $(VENV)/installed  ## every test
-	$(BIN)/python -m pytest
+test: $(VENV)/installed  ## every test, on up to four cores
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal
 
 lint: $(VENV)/installed  ## format and lint, without changing anything
 	$(BIN)/ruff format --check .

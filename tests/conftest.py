@@ -22,11 +22,12 @@ from brainseg_jax.data.lgg import prepare
 from brainseg_jax.data.phantom import write_phantom
 from brainseg_jax.training.loop import train
 
-# Many tests start the same small run: it is compiled once a session, in their subprocesses too.
-_compiled = tempfile.TemporaryDirectory(prefix="compiled_")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
+# Many tests start the same small run: it is compiled once a session, in their subprocesses and other workers too.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _compiled = tempfile.TemporaryDirectory(prefix="compiled_")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-jax.config.update("jax_compilation_cache_dir", _compiled.name)
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
