@@ -19,4 +19,5 @@ def get_config(scale: str | None = None) -> ConfigDict:
     if scale == "cpu":
         config.train.epochs = 10_000
         config.train.max_minutes = 25.0
+        config.train.early_stop_patience = 0
     return config
