@@ -1,0 +1,85 @@
+"""What a run costs before and after its steps: `python -m benchmarks.startup`.
+
+Import, start to first update without and with kept programs, and the scoring of a patient, each in processes of its
+own, at the scale of `configs/unet_dice.py:cpu` on made-up scans. Writes `startup.json`.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+WORK = ("import", "first step", "score a patient")
+
+
+def main() -> None:
+    """Measures everything; or, in a process of its own, one thing, and prints its seconds."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--work", choices=WORK, help="of this process")
+    parser.add_argument("--data", help="folder of the prepared scans, of this process")
+    arguments = parser.parse_args()
+    if arguments.work:
+        print(_do(arguments.work, arguments.data))
+        return
+    with tempfile.TemporaryDirectory() as data:
+        _seconds("first step", data, cache=f"{data}/prepares")  # and prepares the scans
+        seconds = {
+            "import": [_seconds("import", data, cache=data) for _ in range(arguments.repetitions)],
+            "first step, nothing kept": [
+                _seconds("first step", data, cache=f"{data}/cold{i}") for i in range(arguments.repetitions)
+            ],
+            "first step, programs kept": [
+                _seconds("first step", data, cache=f"{data}/cold0") for _ in range(arguments.repetitions)
+            ],
+            "score a patient": [
+                _seconds("score a patient", data, cache=f"{data}/cold0") for _ in range(arguments.repetitions)
+            ],
+        }
+    print("| work | median, s | least | greatest |\n| --- | --- | --- | --- |")
+    for name, values in seconds.items():
+        print(f"| {name} | {statistics.median(values):.2f} | {min(values):.2f} | {max(values):.2f} |")
+    Path(__file__).with_name("startup.json").write_text(json.dumps(seconds, indent=1) + "\n")
+
+
+def _seconds(work: str, data: str, *, cache: str) -> float:
+    command = [sys.executable, "-m", "benchmarks.startup", f"--work={work}", f"--data={data}"]
+    environment = {**os.environ, "XDG_CACHE_HOME": cache}
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return float(done.stdout.splitlines()[-1])
+
+
+def _do(work: str, data: str) -> float:
+    started = time.perf_counter()
+    import jax
+
+    from brainseg_jax.compilation import keep_compiled
+    from brainseg_jax.config import default_config
+    from brainseg_jax.training.experiment import build_experiment
+    from brainseg_jax.training.scoring import evaluate
+
+    if work == "import":
+        return time.perf_counter() - started
+    config = default_config("cpu")
+    config.data.source, config.data.dir = "phantom:20:0", data
+    keep_compiled(config.compilation_cache)
+    experiment = build_experiment(config)
+    state = experiment.initial_state
+    if work == "first step":
+        slices = experiment.put_batch(experiment.sampler(0))
+        jax.block_until_ready(experiment.train_step(state, experiment.on_devices, slices))
+        return time.perf_counter() - started
+    for patient in experiment.split.test[:2]:  # the first compiles
+        started = time.perf_counter()
+        evaluate(experiment, state.variables, (patient,), experiment.postprocess)
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()
