@@ -1,7 +1,8 @@
 """What a run costs before and after its steps: `python -m benchmarks.startup`.
 
-Import, start to first update without and with kept programs, and the scoring of a patient, each in processes of its
-own, at the scale of `configs/unet_dice.py:cpu` on made-up scans. Writes `startup.json`.
+Import, start to the launch and to the end of the first update, without and with kept programs, and the scoring of a
+patient, each in processes of its own, at the scale of `configs/unet_dice.py:cpu` on made-up scans. Writes
+`startup.json`.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-WORK = ("import", "first step", "score a patient")
+WORK = ("import", "launch", "first step", "score a patient")
 
 
 def main() -> None:
@@ -36,6 +37,9 @@ def main() -> None:
             ],
             "first step, programs kept": [
                 _seconds("first step", data, cache=f"{data}/cold0") for _ in range(arguments.repetitions)
+            ],
+            "launch, programs kept": [
+                _seconds("launch", data, cache=f"{data}/cold0") for _ in range(arguments.repetitions)
             ],
             "score a patient": [
                 _seconds("score a patient", data, cache=f"{data}/cold0") for _ in range(arguments.repetitions)
@@ -71,10 +75,12 @@ def _do(work: str, data: str) -> float:
     keep_compiled(config.compilation_cache)
     experiment = build_experiment(config)
     state = experiment.initial_state
-    if work == "first step":
+    if work != "score a patient":
         slices = experiment.put_batch(experiment.sampler(0))
-        jax.block_until_ready(experiment.train_step(state, experiment.on_devices, slices))
-        return time.perf_counter() - started
+        updated = experiment.train_step(state, experiment.on_devices, slices)
+        launched = time.perf_counter() - started
+        jax.block_until_ready(updated)
+        return launched if work == "launch" else time.perf_counter() - started
     for patient in experiment.split.test[:2]:  # the first compiles
         started = time.perf_counter()
         evaluate(experiment, state.variables, (patient,), experiment.postprocess)
