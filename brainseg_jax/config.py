@@ -64,6 +64,8 @@ def _paper() -> ConfigDict:
     # rescale (/255) | volume_zscore (Buda et al.) | volume_median (relative to the head's median voxel)
     config.data.normalization = "rescale"
     config.data.tumor_sampling = 0.0  # share of each batch drawn from slices with tumor; 0: each slice equally often
+    config.data.by_patient = False  # each patient equally often, whatever its slices; the other share is of any slice
+    config.data.area_power = 0.0  # of by_patient: tumor slices in proportion to their tumor's area to this power
 
     config.split = ConfigDict()  # always by patient, stratified by institution
     config.split.seed = 0
@@ -128,6 +130,7 @@ _RANGES = {  # key: least and greatest value
     "loss.focal_gamma": (0.0, 10.0),
     "loss.focal_tumor_weight": (0.0, 1.0),
     "data.tumor_sampling": (0.0, 1.0),
+    "data.area_power": (0.0, 2.0),
     "augment.rotation": (0.0, 180.0),
     "augment.scale": (0.0, 0.9),
     "augment.shift": (0.0, 1.0),
@@ -199,16 +202,8 @@ def check_config(config: ConfigDict) -> None:
         raise InputError("the config has values that cannot be used:\n" + "\n".join(faults))
 
 
-_AUGMENT = {
-    "rotation": 20.0,
-    "scale": 0.15,
-    "shift": 0.05,
-    "flip": 0.5,
-    "flair_stand_in": 0.2,
-    "contrast": 0.2,
-    "gamma": 0.2,
-    "noise": 0.1,
-}
+_AUGMENT = {"rotation": 20.0, "scale": 0.15, "shift": 0.05, "flip": 0.5}
+_AUGMENT |= {"flair_stand_in": 0.2, "contrast": 0.2, "gamma": 0.2, "noise": 0.1}
 _SMALL = {
     "data": {"normalization": "volume_median", "tumor_sampling": 0.5},
     "model": {"norm_momentum": 0.9},

@@ -1,9 +1,9 @@
-"""The stream of training slices: each once a pass, from any step, with the share of tumor asked for."""
+"""The stream of training slices: each slice or patient once a pass, from any step, with the share of tumor wanted."""
 
 import numpy as np
 import pytest
 
-from brainseg_jax.data.sampling import BatchSampler
+from brainseg_jax.data.sampling import BatchSampler, PatientSampler
 from brainseg_jax.errors import InputError
 
 SLICES = np.arange(100, 123)
@@ -62,3 +62,42 @@ def test_the_order_is_fixed_for_good():
     words = [w for block in range(6) for w in philox(3, [block + 1, 0, 0, 0])][:23]  # numpy counts up before it draws
     order = sorted(range(23), key=lambda i: words[i])
     np.testing.assert_array_equal(sampler()(0), SLICES[order[:5]])
+
+
+PATIENTS = np.repeat([7, 2, 5], [12, 8, 3])
+AREA = np.where(HAS_TUMOR, np.arange(23) ** 2, 0) * (PATIENTS != 5)  # of patient 5 no slice has tumor
+
+
+def by_patient(**options):
+    return PatientSampler(SLICES, PATIENTS, AREA, **{"batch_size": 5, "seed": 3} | options)
+
+
+def test_each_patient_once_a_pass():
+    owner = dict(zip(SLICES, PATIENTS, strict=True))
+    stream = np.concatenate([by_patient(tumor_share=0.5)(step) for step in range(30)])  # 150 draws: 50 passes of 3
+    passes = np.array([owner[i] for i in stream]).reshape(50, 3)
+    assert (np.sort(passes, axis=1) == [2, 5, 7]).all()
+    np.testing.assert_array_equal(by_patient(tumor_share=0.5)(7), stream[35:40])
+    assert not np.array_equal(by_patient(tumor_share=0.5, seed=4)(7), stream[35:40])
+
+
+def test_probabilities_of_a_patients_slices():
+    """With 1 / 1.1 and 1, (s + 0.1 * mean of s) / (1.1 * sum of s), s the areas: the weights of Buda et al.'s code."""
+    for patient in (7, 2):
+        slices, probability = by_patient(tumor_share=1 / 1.1, area_power=1.0).probabilities[patient]
+        s = AREA[patient == PATIENTS].astype(float)
+        np.testing.assert_array_equal(slices, SLICES[patient == PATIENTS])
+        np.testing.assert_allclose(probability, (s + 0.1 * s.mean()) / (1.1 * s.sum()), rtol=1e-12)
+    # Patient 2 has areas of 12 ** 2 and 16 ** 2: half of the draws in the ratio 3 to 4, the other half over 8 slices.
+    _, probability = by_patient(tumor_share=0.5, area_power=0.5).probabilities[2]
+    np.testing.assert_allclose(probability, [1 / 16 + 3 / 14, *[1 / 16] * 3, 1 / 16 + 4 / 14, *[1 / 16] * 3])
+    _, probability = by_patient(tumor_share=0.5, area_power=0.5).probabilities[5]
+    np.testing.assert_allclose(probability, [1 / 3] * 3)
+
+
+def test_draws_follow_the_probabilities():
+    draws = by_patient(batch_size=30, tumor_share=0.6, area_power=0.5)
+    stream = np.concatenate([draws(step) for step in range(1000)])  # 10,000 of each patient
+    for slices, probability in draws.probabilities.values():
+        share = np.array([(stream == i).sum() for i in slices]) / 10_000
+        assert (abs(share - probability) < 5 * np.sqrt(probability * (1 - probability) / 10_000)).all()

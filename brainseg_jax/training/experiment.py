@@ -18,7 +18,7 @@ from brainseg_jax import sharding
 from brainseg_jax.config import check_config
 from brainseg_jax.data import lgg
 from brainseg_jax.data.cohort import Cohort, load_cohort
-from brainseg_jax.data.sampling import BatchSampler
+from brainseg_jax.data.sampling import BatchSampler, PatientSampler
 from brainseg_jax.data.splits import Split, read_split, split_by_folds, split_by_fractions
 from brainseg_jax.errors import InputError
 from brainseg_jax.evaluation.postprocess import PostProcess
@@ -69,7 +69,7 @@ class Experiment:
     on_devices: DeviceCohort
     model: nn.Module
     schedule: optax.Schedule
-    sampler: BatchSampler
+    sampler: BatchSampler | PatientSampler
     steps_per_epoch: int
     initial_state: TrainState
     train_step: Callable
@@ -108,13 +108,7 @@ def build_experiment(config: ConfigDict, *, load: Callable[..., Cohort] = load_c
     cohort = load(folder, image_size=config.data.image_size, normalization=config.data.normalization)
     split = _choose_split(config.split, cohort)
     train_slices = cohort.slices_of(split.train)
-    sampler = BatchSampler(
-        slices=train_slices,
-        has_tumor=cohort.tumor_slices[train_slices],
-        batch_size=config.train.batch_size,
-        tumor_share=config.data.tumor_sampling,
-        seed=config.seed,
-    )
+    sampler = _choose_sampler(config, cohort, train_slices)
     steps_per_epoch = config.train.steps_per_epoch or -(-len(train_slices) // config.train.batch_size)
     opt = config.optimizer
     # Against a limit of time the loop lets the cosine fall itself, by `TrainState.learning_rate_scale`.
@@ -182,6 +176,15 @@ def _choose_split(config: ConfigDict, cohort: Cohort) -> Split:
             cohort.patients, cohort.institutions, folds=config.folds, fold=config.fold, seed=config.seed
         )
     return split_by_fractions(cohort.patients, cohort.institutions, val=config.val, test=config.test, seed=config.seed)
+
+
+def _choose_sampler(config: ConfigDict, cohort: Cohort, slices: np.ndarray) -> BatchSampler | PatientSampler:
+    data, batch_size = config.data, config.train.batch_size
+    if data.by_patient:
+        area = cohort.native_masks[slices].sum(axis=(1, 2, 3), dtype=np.int64)
+        patients = cohort.patient_index[slices]
+        return PatientSampler(slices, patients, area, batch_size, data.tumor_sampling, data.area_power, config.seed)
+    return BatchSampler(slices, cohort.tumor_slices[slices], batch_size, data.tumor_sampling, config.seed)
 
 
 def on_first_process(what: str, action: Callable[[], T]) -> T | None:
