@@ -16,7 +16,10 @@ def get_config(scale: str | None = None) -> ConfigDict:
     """See `default_config` for the scales."""
     config = default_config(scale)
     config.model.name = "unet"
-    config.loss.name = "dice"
+    config.model.norm = "conv"
+    config.loss.name = "dice_cross_entropy"
+    config.augment.contrast = 0.1
+    config.augment.gamma = 0.1
     config.data.by_patient = True
     config.data.tumor_sampling = 0.7
     config.data.area_power = 0.5

@@ -118,10 +118,10 @@ PLAIN_IMAGES = {
     f"augment.{name}": 0.0
     for name in ("rotation", "scale", "shift", "shear", "flip", "flair_stand_in", "contrast", "gamma", "noise")
 }
-# The recipe of github.com/mateuszbuda/brain-segmentation-pytorch (dataset.py, transform.py, loss.py, train.py, utils.py) at
-# the learning rate that 25 minutes ask for. Not as there: slices are not cropped to the head, dark pixels not blackened,
-# the first and the last slice of a patient are kept, the percentiles of the normalization are of each channel, slices are
-# resized otherwise (bilinear, not order 2), and the initial weights are those of our networks.
+# The recipe of github.com/mateuszbuda/brain-segmentation-pytorch (dataset, loss, train, transform, utils)
+# at the learning rate that 25 minutes ask for. Not as there: slices are not cropped to the head, dark pixels are not
+# blackened, the first and the last slice of a patient are kept, the normalization takes percentiles of each channel,
+# slices are resized otherwise (bilinear, not order 2), and the initial weights are those of our networks.
 PUBLISHED = PLAIN_IMAGES | {
     "model.norm": "conv",
     "loss.smooth": 1.0,
