@@ -23,11 +23,11 @@ def load(path):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_each_file_says_what_its_name_says(path):
-    network, loss = path.stem.split("_") if path.stem != "best" else ("unet", "dice")
+    network, loss = path.stem.split("_") if path.stem != "best" else ("unet", "both")
     for arguments in ((), ("cpu",), ("quick",)):
         config = load(path)(*arguments)
         assert config.model.name == {"unet": "unet", "attn": "attention_unet"}[network]
-        assert config.loss.name == {"wce": "weighted_cross_entropy", "dice": "dice"}[loss]
+        assert config.loss.name == {"wce": "weighted_cross_entropy", "dice": "dice", "both": "dice_cross_entropy"}[loss]
         assert config.is_locked
         check_config(config)
     assert f"--config=configs/{path.name}" in path.read_text()

@@ -9,7 +9,6 @@ every version of numpy.
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 from absl import logging
 
 from brainseg_jax.errors import InputError
+from brainseg_jax.files import write_whole
 
 PARTS = ("train", "val", "test")
 
@@ -86,9 +86,8 @@ def split_by_folds(patients: Sequence[str], institutions: Sequence[str], *, fold
 
 def write_split(path: Path, split: Split) -> None:
     """Writes the split as JSON `{"train": [...], "val": [...], "test": [...]}`, whole or not at all."""
-    unfinished = Path(path).with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(asdict(split), indent=1) + "\n")
-    os.replace(unfinished, path)
+    content = json.dumps(asdict(split), indent=1) + "\n"
+    write_whole(Path(path), lambda part: part.write_text(content))
 
 
 def read_split(path: Path, patients: Sequence[str]) -> Split:

@@ -17,6 +17,7 @@ from brainseg_jax.evaluation import plots, wording
 from brainseg_jax.evaluation.calibration import Calibration
 from brainseg_jax.evaluation.case_pictures import Case
 from brainseg_jax.evaluation.scores import summarize, summarize_groups
+from brainseg_jax.files import write_whole
 
 MAX_RUNS = len(plots.RUNS)
 
@@ -83,9 +84,7 @@ def write_report(path: Path, runs: list[Scored], cases: list[Case], *, tolerance
         configs=[(run.name, json.dumps(run.config, indent=2)) for run in runs if run.config],
         code=code_version(),
     )
-    partial = path.with_suffix(".part")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, lambda part: part.write_text(page, encoding="utf-8"))
 
 
 def code_version() -> str:

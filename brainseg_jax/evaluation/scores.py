@@ -11,6 +11,7 @@ import numpy as np
 from brainseg_jax.data.cohort import Cohort
 from brainseg_jax.errors import InputError
 from brainseg_jax.evaluation.statistics import mean_interval
+from brainseg_jax.files import write_whole
 from brainseg_jax.metrics import PatientSums, patient_scores
 
 PER_PATIENT_COUNTS = ("slices", "tumor_slices", "found_slices", "false_positive_slices")
@@ -174,16 +175,16 @@ def _value(text: str) -> float | int | str | None:
 
 def write_table(path: Path, rows: list[dict]) -> None:
     """Writes rows of patients as CSV, all or nothing; an undefined score is a blank."""
-    partial = path.with_suffix(".part")
-    with partial.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    partial.replace(path)
+
+    def write(part: Path) -> None:
+        with part.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+
+    write_whole(path, write)
 
 
 def write_json(path: Path, content: dict) -> None:
     """Writes JSON, all or nothing."""
-    partial = path.with_suffix(".part")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    partial.replace(path)
+    write_whole(path, lambda part: part.write_text(json.dumps(content, indent=2) + "\n"))

@@ -8,8 +8,9 @@ import numpy as np
 
 from brainseg_jax.errors import InputError
 from brainseg_jax.evaluation.pictures import draw_overlay
+from brainseg_jax.files import write_whole
 from brainseg_jax.prediction.ensemble import Maps
-from brainseg_jax.scans.scan import MASK, PROBABILITY, UNCERTAINTY, Scan, Source, write_whole
+from brainseg_jax.scans.scan import MASK, PROBABILITY, UNCERTAINTY, Scan, Source
 
 SCANS_TABLE, SLICES_TABLE = "predictions.csv", "areas.csv"
 

@@ -2,8 +2,6 @@
 
 import abc
 import dataclasses
-import os
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -71,13 +69,3 @@ class Source(abc.ABC):
     @abc.abstractmethod
     def outputs(self, kind: str) -> list[Path]:
         """The files that a result of this kind goes to, below the folder for results."""
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Calls `write` with a path beside `path`, of the same suffix, and renames: the file is whole or not there."""
-    partial = path.with_name(f".part-{os.getpid()}-{path.name}")
-    try:
-        write(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -10,8 +10,9 @@ import nibabel as nib
 import numpy as np
 
 from brainseg_jax.errors import InputError
+from brainseg_jax.files import write_whole
 from brainseg_jax.scans.grid import Grid
-from brainseg_jax.scans.scan import MASK, ONE_SLICE, Scan, Source, write_whole
+from brainseg_jax.scans.scan import MASK, ONE_SLICE, Scan, Source
 from brainseg_jax.scans.sequences import ALL, CHANNELS, FLAIR, OTHER, check_found, to_channels
 
 if TYPE_CHECKING:  # an extra, and slow to import: only where there is a series to read

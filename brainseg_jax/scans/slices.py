@@ -10,8 +10,9 @@ import numpy as np
 from PIL import Image
 
 from brainseg_jax.errors import InputError
+from brainseg_jax.files import write_whole
 from brainseg_jax.scans.images import read_image
-from brainseg_jax.scans.scan import MASK, ONE_SLICE, STAND_IN, Scan, Source, write_whole
+from brainseg_jax.scans.scan import MASK, ONE_SLICE, STAND_IN, Scan, Source
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -9,9 +9,10 @@ import nibabel as nib
 import numpy as np
 
 from brainseg_jax.errors import InputError
+from brainseg_jax.files import write_whole
 from brainseg_jax.scans.grid import Grid
 from brainseg_jax.scans.nifti_file import open_nifti
-from brainseg_jax.scans.scan import MASK, Scan, Source, write_whole
+from brainseg_jax.scans.scan import MASK, Scan, Source
 from brainseg_jax.scans.sequences import ALL, CHANNELS, FLAIR, OTHER, check_found, to_channels
 
 

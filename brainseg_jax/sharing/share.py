@@ -10,7 +10,7 @@ import numpy as np
 from jax import export
 
 from brainseg_jax.errors import InputError
-from brainseg_jax.scans.scan import write_whole
+from brainseg_jax.files import write_whole
 from brainseg_jax.sharing.card import describe
 from brainseg_jax.sharing.whole import make_segmenter
 from brainseg_jax.training.trained import Trained, load_trained

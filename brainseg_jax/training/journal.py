@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tensorboardX import SummaryWriter
 
 from brainseg_jax.errors import InputError, StorageError
+from brainseg_jax.files import write_whole
 from brainseg_jax.training.experiment import Experiment
 from brainseg_jax.training.state import TrainState
 
@@ -54,9 +55,7 @@ class Journal:
         )
         if speaks:
             kept = [row for row in read_rows(self.path) if row["epoch"] <= resumed_epoch]
-            partial = self.path.with_suffix(".part")
-            partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
-            partial.replace(self.path)
+            write_whole(self.path, lambda part: part.write_text("".join(json.dumps(row) + "\n" for row in kept)))
             self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=resumed_epoch + 1)
 
     def __enter__(self) -> "Journal":
