@@ -64,7 +64,7 @@ class _Block:
     def seconds(self) -> float:
         started = time.perf_counter()
         if self._checkpoints:
-            self._checkpoints.save(self._state, LoopState(), dice=0.0)
+            self._checkpoints.save(self._state, LoopState(), score=0.0)
         reports = []
         for step in range(int(self._state.step), int(self._state.step) + STEPS):
             slices = self._slices

@@ -106,6 +106,7 @@ def _paper() -> ConfigDict:
     config.train.steps_per_epoch = 0  # 0: as many as one pass over the training slices takes
     config.train.max_minutes = 0.0  # > 0: training and validating end in good order then, a cosine at 0; see README
     config.train.early_stop_patience = 15  # epochs without a better val Dice; 0: off
+    config.train.keep = "best"  # the epoch that is scored and given out: best (highest mean val Dice) | last
     config.train.log_every = 10  # steps between looks at the loss
     config.train.skip_nonfinite = 0  # updates that may be left out in all where loss or gradient is not finite
 
@@ -173,6 +174,7 @@ _CHOICES = {
     ),
     "model.formulation": ("auto", "lax", "cpu"),
     "data.normalization": ("rescale", "volume_zscore", "volume_median"),
+    "train.keep": ("best", "last"),
     "optimizer.name": ("adam", "adamw"),
     "optimizer.schedule": ("plateau", "cosine", "constant"),
 }

@@ -148,7 +148,7 @@ RECIPE = Cell("recipe", "the recipe: U-Net, Dice")
 def _changes_of_best() -> dict[str, object]:
     """What `configs/best.py:cpu` says otherwise than `configs/unet_dice.py:cpu`, but for how long it trains."""
     plain, changed = (flatten(make("cpu").to_dict()) for make in (get_config, best.get_config))
-    return {key: value for key, value in changed.items() if value != plain[key] and not key.startswith("train.")}
+    return {key: value for key, value in changed.items() if value != plain[key] and key not in TIMED.changes}
 
 
 STUDIES = {

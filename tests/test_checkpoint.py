@@ -40,7 +40,7 @@ def save_all(folder, scores):
     for i, score in enumerate(scores, start=1):
         best = max(filter(lambda s: s is not None, scores[:i]), default=-1.0)
         loop = LoopState(epoch=i, best_dice=best, best_epoch=scores.index(best) + 1 if best in scores else 0)
-        checkpoints.save(state_on(1, 10 * i, i), loop, dice=score)
+        checkpoints.save(state_on(1, 10 * i, i), loop, score=score)
     checkpoints.close()
     return Checkpoints(folder)
 
@@ -72,7 +72,7 @@ def test_round_trip_to_another_number_of_devices(tmp_path):
     loop = LoopState(epoch=3, best_dice=0.123456789, best_epoch=2, plateau_wait=1, losses=(0.1, 1 / 3))
     for step, there, back in ((1, 8, 1), (2, 1, 8)):
         saved = state_on(there, step, 0.1)
-        checkpoints.save(saved, loop, dice=0.5)
+        checkpoints.save(saved, loop, score=0.5)
         checkpoints.wait()
         restored, loop_restored = checkpoints.restore(step, like=state_on(back, 0, 0.0))
         assert loop_restored == loop
@@ -85,7 +85,7 @@ def test_donating_right_after_a_save_spoils_nothing(tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     state = state_on(1, 1, 2.0)
     expected = np.array(state.params["kernel"])
-    checkpoints.save(state, LoopState(), dice=0.5)
+    checkpoints.save(state, LoopState(), score=0.5)
     jax.jit(lambda s: jax.tree.map(jnp.zeros_like, s), donate_argnums=0)(state)
     checkpoints.wait()
     restored, _ = checkpoints.restore(1, like=state_on(1, 0, 0.0))
@@ -126,7 +126,7 @@ def test_damage_to_any_file_of_the_newest_step(tmp_path, damage, caplog):
         assert checkpoints.steps() == [20] if step == 20 else [20, 30]
         if step == 20:
             assert f"{run}/checkpoints/30 is damaged" in caplog.text and f"{run}/{DAMAGED}/30.0" in caplog.text
-        checkpoints.save(state_on(1, 30, 3), dataclasses.replace(loop, epoch=3), dice=0.3) if step == 20 else None
+        checkpoints.save(state_on(1, 30, 3), dataclasses.replace(loop, epoch=3), score=0.3) if step == 20 else None
         checkpoints.close()
     assert sum(step == 20 for step in found.values()) >= 3, found  # not all files matter; those with the arrays do
 
@@ -171,7 +171,7 @@ def test_a_full_disk_surfaces_also_on_the_last_save(small_disk):
     checkpoints = save_all(small_disk / "checkpoints", [0.1])
     fill(small_disk)
     with pytest.raises(StorageError, match=rf"cannot be written in {small_disk}/checkpoints: .*Steps finished before"):
-        checkpoints.save(state_on(1, 20, 2), LoopState(epoch=2), dice=0.5)
+        checkpoints.save(state_on(1, 20, 2), LoopState(epoch=2), score=0.5)
         checkpoints.wait()
     (small_disk / "ballast").unlink()
     state, loop = Checkpoints(small_disk / "checkpoints").recover(like=state_on(1, 0, 0.0))

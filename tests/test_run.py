@@ -22,6 +22,7 @@ from brainseg_jax.evaluation.postprocess import PostProcess
 from brainseg_jax.training.experiment import build_experiment
 from brainseg_jax.training.loop import train
 from brainseg_jax.training.scoring import evaluate
+from brainseg_jax.training.trained import read_best
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 pytestmark = pytest.mark.usefixtures("optax_promotion")
@@ -175,6 +176,21 @@ def test_a_limit_of_time(dataset_folder, tmp_path):
     assert results["epochs"] == len(rates) < 10_000
     assert rates == sorted(rates, reverse=True) and rates[-1] < 0.05 * 3e-3
     assert train(config, tmp_path) == results  # it is over, and stays so
+
+
+def test_the_last_epoch_can_be_kept_in_place_of_the_best(dataset_folder, tmp_path):
+    # Nothing is learnt, so all epochs tie, and the best of a tie is the first.
+    options = {"train__epochs": 3, "optimizer__learning_rate": 1e-12, "model__norm": "none"}
+    kept = {}
+    for keep in ("best", "last"):
+        results = train(tiny_config(dataset_folder, **options, train__keep=keep), tmp_path / keep)
+        facts = (tmp_path / keep / "report.html").read_text()
+        assert ("the best on the validation patients" in facts) == (keep == "best")
+        state = read_best(tmp_path / keep, build_experiment(tiny_config(dataset_folder, **options)).initial_state)
+        assert int(state.step) == results["best_step"]  # what `evaluate`, `predict` and `export` read
+        kept[keep] = results["best_epoch"], results["best_step"]
+    assert kept["best"][0] == 1 and kept["last"][0] == 3
+    assert 3 * kept["best"][1] == kept["last"][1]
 
 
 @pytest.mark.parametrize(

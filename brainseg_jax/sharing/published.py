@@ -68,7 +68,7 @@ def convert(weights: Path, output: Path) -> int:
     try:
         output.mkdir(parents=True, exist_ok=True)
         checkpoints = Checkpoints(output / "checkpoints")
-        checkpoints.save(state.replace(**put), LoopState(), dice=None)
+        checkpoints.save(state.replace(**put), LoopState(), score=None)
         checkpoints.close()
         # Last: its presence means that the run is whole. No data, so no fingerprint.
         write_json(output / "config.json", {**config.to_dict(), "dataset": {"fingerprint": None}})

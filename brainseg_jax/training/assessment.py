@@ -101,8 +101,10 @@ def facts(
     else:
         made += f"stratified by institution, seed {split['seed']}"
     scored = "test patients: the run made no choice on them"
+    keeps_last = config["train"].get("keep") == "last"  # not in older runs
     if part == "val":
         scored = "validation patients: the checkpoint was chosen on them, so these scores are too good"
+        scored = "validation patients: no epoch was chosen on them" if keeps_last else scored
     mask = f"probability of at least {post.threshold:g}"
     mask += ", averaged over left-right mirror images" if config["eval"].get("mirror") else ""  # not in older runs
     mask += ", largest 3-D part alone" if post.largest_component else ""
@@ -113,6 +115,6 @@ def facts(
         "Split": made,
         "Network": f"{model['name']}, {model['features']} features, depth {model['depth']}, {parameters:,} parameters",
         "Training": f"{config['loss']['name']} loss, {config['data']['image_size']} pixels, seed {config['seed']}",
-        "Checkpoint": f"step {step:,}, the best on the validation patients",
+        "Checkpoint": f"step {step:,}, " + ("the last" if keeps_last else "the best on the validation patients"),
         "Mask": mask,
     }

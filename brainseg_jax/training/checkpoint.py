@@ -22,7 +22,7 @@ DAMAGED = "damaged_checkpoints"  # where a step that cannot be read is put, besi
 
 
 class Checkpoints:
-    """The folder `checkpoints/<step>/` of a run: always the latest two steps and the one of the best validation Dice.
+    """The folder `checkpoints/<step>/` of a run: always the latest two steps and the best one.
 
     Two of the latest, so that there is one to go back to where the newest is damaged. Each holds the arrays (`state`)
     and a `record`: the loop's memory, and the dtype, shape and CRC-32 of each array and of the record itself.
@@ -34,7 +34,7 @@ class Checkpoints:
         `read_only` changes nothing in it, so that a run that goes on there is not disturbed.
         """
         self.folder = folder.absolute()
-        self._ranks: dict[int, tuple[float, int]] = {}  # of the steps saved or read here: (validation Dice, -epoch)
+        self._ranks: dict[int, tuple[float, int]] = {}  # of the steps saved or read here: (score, -epoch)
         with self._writing():
             self._manager = ocp.CheckpointManager(
                 self.folder,
@@ -45,27 +45,27 @@ class Checkpoints:
             )
 
     def best_step(self) -> int:
-        """The step of the highest validation Dice, the earliest one of a tie, of those saved or read so far."""
+        """The step of the highest score, the earliest one of a tie, of those saved or read so far."""
         return max(self._ranks, key=self._ranks.__getitem__)
 
     def steps(self) -> list[int]:
         """The steps that are kept, ascending."""
         return sorted(self._manager.all_steps())
 
-    def save(self, state: TrainState, loop: LoopState, *, dice: float | None) -> None:
+    def save(self, state: TrainState, loop: LoopState, *, score: float | None) -> None:
         """Starts writing, in the background; the arrays may be donated right after.
 
         Args:
           state: of the training.
           loop: the loop's memory.
-          dice: on the validation patients; None in the middle of an epoch.
+          score: mean validation Dice; the epoch where the last is kept; None in the middle of an epoch.
 
         Raises:
           StorageError: this write, or the one before, failed.
         """
         step = int(state.step)
-        self._ranks[step] = _rank(dice, loop)
-        record = {"loop": dataclasses.asdict(loop), "dice": dice, "arrays": _describe(state)}
+        self._ranks[step] = _rank(score, loop)
+        record = {"loop": dataclasses.asdict(loop), "dice": score, "arrays": _describe(state)}
         record["crc32"] = _crc_of_json(record)
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record))
         with self._writing():
@@ -103,7 +103,7 @@ class Checkpoints:
         return state, loop
 
     def restore_best(self, like: TrainState) -> TrainState:
-        """Reads the step of the highest validation Dice, as `restore` does; a damaged step is an error, not moved."""
+        """Reads the step of the highest score, as `restore` does; a damaged step is an error, not moved."""
         for step in self.steps():
             record = self._read_record(step)
             self._ranks[step] = _rank(record["dice"], LoopState.from_json(record["loop"]))
@@ -214,8 +214,8 @@ class _Best(policies.PreservationPolicy):
         return [c.step == best for c in checkpoints]
 
 
-def _rank(dice: float | None, loop: LoopState) -> tuple[float, int]:
-    return (-math.inf if dice is None or math.isnan(dice) else dice, -loop.epoch)
+def _rank(score: float | None, loop: LoopState) -> tuple[float, int]:
+    return (-math.inf if score is None or math.isnan(score) else score, -loop.epoch)
 
 
 def _describe(state: TrainState, *, checksums: bool = True) -> dict[str, list]:

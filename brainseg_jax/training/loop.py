@@ -89,7 +89,8 @@ def train(config: ConfigDict, workdir: Path, *, load: Callable[..., Cohort] = lo
             state, loop = _lower_rate(state, loop, run)
             # Before the save: a row without its checkpoint is taken out again, a checkpoint's missing row is lost.
             journal.end_epoch(row, images_per_second=speed)
-            checkpoints.save(state, loop, dice=row["val_dice_mean"])
+            keeps_last = config.train.keep == "last"
+            checkpoints.save(state, loop, score=loop.epoch if keeps_last else row["val_dice_mean"])
             journal.say(epoch_line(row, config.train.epochs, speed, is_best=loop.best_epoch == loop.epoch))
             if stop.agreed():
                 raise _stopped(run, state)
@@ -152,7 +153,7 @@ def _train_epoch(state: TrainState, loop: LoopState, run: _Run) -> tuple[TrainSt
         if loop.out_of_time:
             break
         if not ends and run.stop.agreed():  # at the end of an epoch the validation patients come first
-            run.checkpoints.save(state, loop, dice=None)
+            run.checkpoints.save(state, loop, score=None)
             raise _stopped(run, state)
     if not loop.losses:
         raise _diverged("the loss was not a finite number in any step of this epoch", run)

@@ -24,7 +24,7 @@ def write_results(workdir: Path, experiment: Experiment, best: TrainState, *, be
     Args:
       workdir: the run folder.
       experiment: of the run.
-      best: the state of the best validation Dice.
+      best: the state that is kept: of the best validation Dice, or the last.
       best_epoch: when that was.
       epochs: trained in all.
 
