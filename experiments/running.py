@@ -15,10 +15,12 @@ from pathlib import Path
 import jax
 from absl import logging
 
+from brainseg_jax.config import default_config
 from brainseg_jax.errors import TrainingStopped
 from brainseg_jax.evaluation.scores import write_json
 from brainseg_jax.training.journal import read_rows
 from brainseg_jax.training.run_folder import MAY_CHANGE, flatten
+from brainseg_jax.training.trained import read_json
 from experiments.splits import path_of
 from experiments.studies import Budget, Job, Study, config_of, settings_of
 
@@ -68,15 +70,15 @@ class Grid:
     def is_done(self, job: Job) -> bool:
         """Whether the run folder holds results, and of this very config.
 
-        Keys that only one of the two configs knows came with another version of the code and decide nothing.
+        A key that the finished run does not know came later, and had its default then.
         """
         run = self.run_of(job)
         if not (run / "results.json").exists():
             return False
         expected = flatten(config_of(job, self.budget, source=self.source).to_dict())
-        found = flatten(json.loads((run / "config.json").read_text()))
+        found = flatten(default_config(self.budget.scale).to_dict()) | flatten(read_json(run / "config.json"))
         may_change = MAY_CHANGE - {"train.epochs"}
-        return all(found[key] == expected[key] for key in expected.keys() & found.keys() - may_change)
+        return all(found[key] == expected[key] for key in expected.keys() - may_change)
 
     def progress(self, job: Job) -> str:
         """How far a job is, in words."""
