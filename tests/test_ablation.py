@@ -255,9 +255,13 @@ def test_results_of_another_budget_do_not_count(stand_ins):
     config["train"]["epochs"] = 7
     path.write_text(json.dumps(config))
     assert list(make().states.values()).count(LEFT) == 1
-    del config["train"]["epochs"]  # a key that this run could not know
+    config["train"]["epochs"] = 1
+    del config["train"]["keep"]  # a key that this run could not know, at its default in this study
     path.write_text(json.dumps(config))
     assert LEFT not in make().states.values()
+    del config["train"]["epochs"]  # the same, and not at its default
+    path.write_text(json.dumps(config))
+    assert list(make().states.values()).count(LEFT) == 1
 
 
 def test_a_signal_goes_on_to_the_job_and_ends_the_study(stand_ins, tmp_path):
