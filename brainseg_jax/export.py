@@ -8,7 +8,7 @@ from brainseg_jax import cli
 from brainseg_jax.errors import InputError
 from brainseg_jax.sharing.share import FORMATS, share
 
-RUN = flags.DEFINE_string("run", None, "A run folder; its best checkpoint is taken.")
+RUN = flags.DEFINE_string("run", None, "A run folder; the checkpoint that its train.keep names is taken.")
 OUTPUT = flags.DEFINE_string("output", None, "The file, or a folder for it; the model card lies beside it.")
 FORMAT = flags.DEFINE_enum("format", "onnx", list(FORMATS), "onnx, or stablehlo for jax.export.")
 SIZE = flags.DEFINE_integer("size", 256, "Height and width of the slices that the file is to take, in pixels.")

@@ -24,7 +24,7 @@ from brainseg_jax.training.run_folder import claim_run_folder, own_run_folder
 from brainseg_jax.training.trained import read_best, read_json
 from experiments.by_slice import torn
 
-RESCORES = flags.DEFINE_string("rescores", None, "The run whose best checkpoint is scored under this config.")
+RESCORES = flags.DEFINE_string("rescores", None, "The run whose kept checkpoint is scored under this config.")
 BY_SLICE = flags.DEFINE_integer("by_slice", None, "Train on a split by slice; which fold of it is tested.")
 
 
@@ -40,7 +40,7 @@ def main(_: list[str]) -> None:
 
 
 def rescore(config: ConfigDict, run: Path, workdir: Path) -> dict:
-    """Scores the best checkpoint of a finished run under a config that differs in `eval` alone.
+    """Scores the checkpoint that a finished run kept under a config that differs in `eval` alone.
 
     Args:
       config: of the new scores.

@@ -1,8 +1,10 @@
 """The latest two and the best are kept whatever the scores do, come back whole on other devices, or are named."""
 
 import dataclasses
+import json
 import math
 import shutil
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -65,6 +67,18 @@ def test_retention(tmp_path, scores, kept, best):
     assert int(state.step) == 10 * len(scores) and loop.epoch == len(scores)
     assert checkpoints.best_step() == best  # read back from disk, not remembered
     checkpoints.close()
+
+
+def test_records_of_older_runs_call_the_score_dice(tmp_path):
+    save_all(tmp_path / "checkpoints", [0.2, 0.9, 0.3]).close()
+    for path in (tmp_path / "checkpoints").glob("*/record/metadata"):
+        record = json.loads(path.read_text())
+        record["dice"] = record.pop("score")
+        del record["crc32"]
+        record["crc32"] = zlib.crc32(json.dumps(record, sort_keys=True).encode())
+        path.write_text(json.dumps(record))
+    state = Checkpoints(tmp_path / "checkpoints", read_only=True).restore_best(like=state_on(1, 0, 0.0))
+    assert int(state.step) == 20
 
 
 def test_round_trip_to_another_number_of_devices(tmp_path):

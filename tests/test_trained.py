@@ -44,7 +44,7 @@ def test_it_is_the_best_step_also_where_that_is_not_the_latest(trained_run, tmp_
     assert steps == [8, 12] or len(steps) == 3  # the latest two, and the best
     records = {step: json.loads(next((workdir / "checkpoints" / str(step)).rglob("record/metadata")).read_text())
                for step in steps}  # fmt: skip
-    best = max(steps, key=lambda step: (records[step]["dice"], -step))
+    best = max(steps, key=lambda step: (records[step]["score"], -step))
     assert load_trained(workdir).step == best
 
 

@@ -100,11 +100,13 @@ def facts(
         made += f"fold {split['fold']} of {split['folds']}, stratified by institution, seed {split['seed']}"
     else:
         made += f"stratified by institution, seed {split['seed']}"
-    scored = "test patients: the run made no choice on them"
     keeps_last = config["train"].get("keep") == "last"  # not in older runs
-    if part == "val":
+    if part == "test":
+        scored = "test patients: the run made no choice on them"
+    elif keeps_last:
+        scored = "validation patients: no epoch was chosen on them"
+    else:
         scored = "validation patients: the checkpoint was chosen on them, so these scores are too good"
-        scored = "validation patients: no epoch was chosen on them" if keeps_last else scored
     mask = f"probability of at least {post.threshold:g}"
     mask += ", averaged over left-right mirror images" if config["eval"].get("mirror") else ""  # not in older runs
     mask += ", largest 3-D part alone" if post.largest_component else ""

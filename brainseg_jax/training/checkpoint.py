@@ -64,8 +64,8 @@ class Checkpoints:
           StorageError: this write, or the one before, failed.
         """
         step = int(state.step)
-        self._ranks[step] = _rank(score, loop)
-        record = {"loop": dataclasses.asdict(loop), "dice": score, "arrays": _describe(state)}
+        record = {"loop": dataclasses.asdict(loop), "score": score, "arrays": _describe(state)}
+        self._ranks[step] = _rank(record)
         record["crc32"] = _crc_of_json(record)
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record))
         with self._writing():
@@ -98,15 +98,13 @@ class Checkpoints:
                 f"{self.folder / str(step)} is damaged: {', '.join(changed[:3])}{', ...' if changed[3:] else ''} "
                 "differ from their checksums"
             )
-        loop = LoopState.from_json(record["loop"])
-        self._ranks[step] = _rank(record["dice"], loop)
-        return state, loop
+        self._ranks[step] = _rank(record)
+        return state, LoopState.from_json(record["loop"])
 
     def restore_best(self, like: TrainState) -> TrainState:
         """Reads the step of the highest score, as `restore` does; a damaged step is an error, not moved."""
         for step in self.steps():
-            record = self._read_record(step)
-            self._ranks[step] = _rank(record["dice"], LoopState.from_json(record["loop"]))
+            self._ranks[step] = _rank(self._read_record(step))
         return self.restore(self.best_step(), like)[0]
 
     def recover(self, like: TrainState) -> tuple[TrainState, LoopState] | None:
@@ -214,8 +212,9 @@ class _Best(policies.PreservationPolicy):
         return [c.step == best for c in checkpoints]
 
 
-def _rank(score: float | None, loop: LoopState) -> tuple[float, int]:
-    return (-math.inf if score is None or math.isnan(score) else score, -loop.epoch)
+def _rank(record: dict) -> tuple[float, int]:
+    score = record["score"] if "score" in record else record["dice"]  # its name in older runs
+    return (-math.inf if score is None or math.isnan(score) else score, -record["loop"]["epoch"])
 
 
 def _describe(state: TrainState, *, checksums: bool = True) -> dict[str, list]:

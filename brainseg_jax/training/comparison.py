@@ -16,7 +16,7 @@ from brainseg_jax.training.trained import Trained, load_trained, read_json
 
 
 def score_runs(folders: list[Path], *, part: str, tolerance: float) -> tuple[list[Scored], list[Case]]:
-    """Scores the best checkpoints of runs on the patients of one part of their split.
+    """Scores the checkpoints that runs kept (`train.keep`) on the patients of one part of their split.
 
     Args:
       folders: of the runs, one or more, all of the same data and the same patients in this part.

@@ -29,7 +29,7 @@ from brainseg_jax.training.stopping import StopSignal
 
 
 def train(config: ConfigDict, workdir: Path, *, load: Callable[..., Cohort] = load_cohort) -> dict:
-    """Trains what the config says, or goes on with it, and scores the best checkpoint on the test patients.
+    """Trains by the config, or goes on with it; the checkpoint it keeps (`train.keep`) is scored on the test patients.
 
     Args:
       config: of `default_config`, with overrides.

@@ -1,4 +1,4 @@
-"""The end of a run: the best checkpoint scored once on the test patients, in figures and in pictures."""
+"""The end of a run: the kept checkpoint scored once on the test patients, in figures and in pictures."""
 
 import json
 from pathlib import Path

@@ -28,7 +28,7 @@ class Trained:
       folder: of the run.
       config: of the run.
       model: the network, [B, S, S, 3] normalized to logits [B, S, S, 1].
-      variables: of the best checkpoint.
+      variables: of the checkpoint that `train.keep` names.
       step: of that checkpoint.
       image_size: S, in pixels, of training.
       normalization: a name in `normalization.METHODS`; constants are fitted to each whole volume.
@@ -52,7 +52,7 @@ class Trained:
 
 
 def load_trained(folder: Path) -> Trained:
-    """Reads the best checkpoint of a run, checks it against its checksums, and changes nothing in the folder.
+    """Reads the checkpoint a run kept (`train.keep`), checks it by its checksums, and changes nothing in the folder.
 
     Raises:
       InputError: `folder` holds no run, no checkpoint, or a run of another version of the config or network.
@@ -99,7 +99,7 @@ def load_trained(folder: Path) -> Trained:
 
 
 def read_best(folder: Path, like: TrainState) -> TrainState:
-    """The best checkpoint of a run, see `Checkpoints.restore_best`; nothing in the folder is changed."""
+    """The checkpoint that a run kept, see `Checkpoints.restore_best`; nothing in the folder is changed."""
     checkpoints = Checkpoints(folder / "checkpoints", read_only=True)
     state = checkpoints.restore_best(like)
     checkpoints.close()
