@@ -38,6 +38,11 @@ def flax_conv_transpose(x, kernel):
     return layer.apply({"params": {"kernel": kernel}}, x)
 
 
+def flax_strided_conv(x, kernel):
+    layer = nn.Conv(kernel.shape[-1], (1, 1), strides=(2, 2), use_bias=False, dtype=x.dtype)
+    return layer.apply({"params": {"kernel": kernel}}, x)
+
+
 def flax_max_pool(x):
     return nn.max_pool(nn.relu(x), (2, 2), (2, 2))
 
@@ -46,12 +51,13 @@ def resized(x, method):
     return jax.image.resize(x, (x.shape[0], 2 * x.shape[1], 2 * x.shape[2], x.shape[3]), method)
 
 
-# Name: (in one of our formulations, what it is to equal, whether it has a kernel).
+# Name: (in one of our formulations, what it is to equal, the side of its kernel if it has one).
 OPERATORS = {
-    "conv_transpose2x2": (ops.conv_transpose2x2, flax_conv_transpose, True),
-    "max_pool2x2 after ReLU": (lambda x, f: ops.max_pool2x2(nn.relu(x), f), flax_max_pool, False),
-    "upsample2x nearest": (lambda x, f: ops.upsample2x(x, "nearest", f), partial(resized, method="nearest"), False),
-    "upsample2x bilinear": (lambda x, f: ops.upsample2x(x, "bilinear", f), partial(resized, method="bilinear"), False),
+    "conv_transpose2x2": (ops.conv_transpose2x2, flax_conv_transpose, 2),
+    "conv1x1_stride2": (ops.conv1x1_stride2, flax_strided_conv, 1),
+    "max_pool2x2 after ReLU": (lambda x, f: ops.max_pool2x2(nn.relu(x), f), flax_max_pool, 0),
+    "upsample2x nearest": (lambda x, f: ops.upsample2x(x, "nearest", f), partial(resized, method="nearest"), 0),
+    "upsample2x bilinear": (lambda x, f: ops.upsample2x(x, "bilinear", f), partial(resized, method="bilinear"), 0),
 }
 SHAPES = [(1, 2, 2, 1), (2, 6, 10, 3), (1, 14, 6, 16), (8, 2, 4, 5)]
 ODD = [(1, 1, 1, 1), (3, 5, 7, 4)]  # a pool halves even sizes alone
@@ -67,12 +73,12 @@ def untied(batch, height, width, channels):
 
 def compared(name, shape, dtype, formulation):
     """Largest differences of value and gradients from flax's and jax's own, relative to the largest of theirs."""
-    ours, theirs, has_kernel = OPERATORS[name]
+    ours, theirs, side = OPERATORS[name]
     args = [normal(0, *shape, dtype=dtype)]
     if "pool" in name and dtype == jnp.bfloat16:
         args = [untied(*shape).astype(dtype)]
-    if has_kernel:
-        args.append(normal(1, 2, 2, shape[-1], 6, dtype=dtype))
+    if side:
+        args.append(normal(1, side, side, shape[-1], 6, dtype=dtype))
     cotangent = normal(2, *jax.eval_shape(theirs, *args).shape)
 
     def value_and_gradients(operator, *args):
@@ -111,9 +117,9 @@ def test_values_and_gradients_are_those_of_flax_and_jax(name, optax_promotion):
 @pytest.mark.parametrize("name", OPERATORS)
 def test_under_transformations(name, formulation):
     """vmap, scan and a batch over eight devices give what one call gives."""
-    ours, _, has_kernel = OPERATORS[name]
+    ours, _, side = OPERATORS[name]
     x = normal(0, 3, 8, 4, 6, 5)
-    kernel = [normal(1, 2, 2, 5, 2)] if has_kernel else []
+    kernel = [normal(1, side, side, 5, 2)] if side else []
 
     def gradient(x):
         return jax.grad(lambda x: jnp.sum(ours(x, *kernel, formulation) ** 2))(x)

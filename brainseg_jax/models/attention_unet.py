@@ -47,7 +47,14 @@ class AttentionGate(nn.Module):
         """
         batch, height, width, features = skip.shape
         chex.assert_shape(gating, (batch, height // 2, width // 2, None))
-        theta = nn.Conv(features, (1, 1), strides=(2, 2), dtype=self.dtype, name="skip")(skip)
+        theta = nn.Conv(
+            features,
+            (1, 1),
+            strides=(2, 2),
+            dtype=self.dtype,
+            conv_general_dilated=lambda x, kernel, *_, **__: ops.conv1x1_stride2(x, kernel, self.formulation),
+            name="skip",
+        )(skip)
         phi = nn.Conv(features, (1, 1), dtype=self.dtype, name="gating")(gating)
         psi = nn.Conv(1, (1, 1), dtype=self.dtype, name="attention_logit")(nn.relu(theta + phi))
         attention = ops.upsample2x(nn.sigmoid(psi), self.upsampling, self.formulation)
