@@ -44,8 +44,8 @@ def conv_transpose2x2(x: jax.Array, kernel: jax.Array, formulation: Formulation 
     """2x2 transposed convolution of stride 2, equal to `flax.linen.ConvTranspose(F, (2, 2), (2, 2))` without bias.
 
     No two outputs share an input window, so it is one matrix product and a depth-to-space; XLA's own dilates the input
-    with zeros and convolves those. The product is written for rows of pixels: as an einsum XLA transposes the pixels
-    first, and takes twice as long.
+    with zeros and convolves those. The product is of rows of pixels: XLA transposes the pixels first for an einsum of
+    all axes, which alone takes twice as long.
 
     Args:
       x: [B, H, W, C].
@@ -68,7 +68,7 @@ def conv1x1_stride2(x: jax.Array, kernel: jax.Array, formulation: Formulation = 
     """1x1 convolution of stride 2 without bias: every second pixel of every second row, times a matrix.
 
     XLA writes a 1x1 convolution as this product by itself, but not where it has a stride: the input gradient is then a
-    convolution of a cotangent dilated with zeros. It saves 5 % of the CPU time of a step of the Attention U-Net at :cpu.
+    convolution of a cotangent dilated with zeros. It saves 5 % of a training step of the Attention U-Net at :cpu.
 
     Args:
       x: [B, H, W, C].
