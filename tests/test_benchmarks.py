@@ -1,9 +1,16 @@
 """What the benchmarks compute of their timings; the timings themselves are run by hand, see benchmarks/README.md."""
 
+from collections import Counter
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import pytest
 
 from benchmarks.growth import exponent
 from benchmarks.on_paper import all_reduce_seconds
+from benchmarks.profile_step import operators
+from brainseg_jax import ops
 
 
 def test_exponent_of_growth():
@@ -15,3 +22,18 @@ def test_exponent_of_growth():
 def test_all_reduce_over_eight_cards():
     # 450 MB at 450 GB/s is 1 ms; a ring of eight sends 14/8 of it; 2 norms and the loss are 5 small ones of 15 us.
     assert all_reduce_seconds(450e6, norms=2) == pytest.approx(1.75e-3 + 75e-6)
+
+
+def test_convolutions_of_a_compiled_step_are_told_apart():
+    net = nn.Conv(3, (3, 3), use_bias=False)
+
+    def step(variables, x):
+        return jax.grad(lambda *given: jnp.sum(net.apply(*given) ** 2), (0, 1))(variables, x)
+
+    shapes = ({"params": {"kernel": jnp.zeros((3, 3, 2, 3))}}, jnp.zeros((1, 8, 8, 2)))
+    text = jax.jit(step, compiler_options=ops.compiler_options()).lower(*shapes).compile().as_text()
+    found = operators(text)
+    kinds = Counter(operator.kind for operator in found.values())
+    assert [kinds[kind] for kind in ("convolution", "input gradient", "kernel gradient")] == [1, 1, 1]
+    (forward,) = (operator for operator in found.values() if operator.kind == "convolution")
+    assert forward.moved == 4 * (8 * 8 * 2 + 3 * 3 * 2 * 3 + 8 * 8 * 3)
