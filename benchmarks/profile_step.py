@@ -57,7 +57,7 @@ def _kind(name: str, code: str, line: str, source: str) -> str:
             return "kernel gradient"  # its window is the image
         return "input gradient" if "transpose(jvp" in source else "convolution"
     if code == "fusion" and name.startswith("transpose_copy"):
-        return "transposition for a kernel gradient"
+        return "transposition"
     return {"dot": "matrix product", "fusion": "sum" if name.startswith("ynn") else "elementwise"}.get(code, "other")
 
 
@@ -103,11 +103,7 @@ def main() -> None:
     for kind, took in kinds.most_common():
         print(f"| {kind} | {took:.0f} | {took / kinds.total():.0%} |")
     print("\n| fusion | result | ms | GB/s | of |\n| --- | --- | --- | --- | --- |")
-    fusions = [
-        name
-        for name, _ in ms.most_common()
-        if known[name].kind in ("elementwise", "transposition for a kernel gradient")
-    ]
+    fusions = [name for name, _ in ms.most_common() if known[name].kind in ("elementwise", "transposition")]
     for name in fusions[: arguments.slowest]:
         _, shape, moved, source = known[name]
         print(f"| {name} | {shape} | {ms[name]:.1f} | {moved / ms[name] / 1e6:.1f} | {source} |")
