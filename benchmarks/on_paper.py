@@ -56,7 +56,7 @@ def all_reduce_seconds(gradient_bytes: float, norms: int) -> float:
 
 def count(network: str, dtype: str) -> tuple[float, float, int, int]:
     """FLOPs and bytes of a step on one device by XLA's own count, parameters and batch norms."""
-    model = build_model(network, dtype=dtype)
+    model = build_model(network, dtype=dtype, formulation="lax")
     optimizer = build_optimizer("adam", lambda step: 1e-4, b2=0.99, weight_decay=0.0, clip_norm=0.0)
     mesh = sharding.data_mesh()
     step = make_train_step(

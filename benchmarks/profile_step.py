@@ -53,7 +53,7 @@ def operators(text: str) -> dict[str, Operator]:
 
 def _kind(name: str, code: str, line: str, source: str) -> str:
     if code == "convolution":
-        if "window={size=3x3 " not in line:
+        if not re.search("window={size=[13]x3 ", line):
             return "kernel gradient"  # its window is the image
         return "input gradient" if "transpose(jvp" in source else "convolution"
     if code == "fusion" and name.startswith("transpose_copy"):

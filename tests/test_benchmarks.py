@@ -2,7 +2,6 @@
 
 from collections import Counter
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
@@ -24,15 +23,18 @@ def test_all_reduce_over_eight_cards():
     assert all_reduce_seconds(450e6, norms=2) == pytest.approx(1.75e-3 + 75e-6)
 
 
+def compiled_operators(channels, features):
+    def step(kernel, x):
+        return jax.grad(lambda *given: jnp.sum(ops.conv3x3(*given) ** 2), (0, 1))(x, kernel)
+
+    shapes = jnp.zeros((3, 3, channels, features)), jnp.zeros((1, 8, 8, channels))
+    return operators(jax.jit(step, compiler_options=ops.compiler_options()).lower(*shapes).compile().as_text())
+
+
 def test_convolutions_of_a_compiled_step_are_told_apart():
-    net = nn.Conv(3, (3, 3), use_bias=False)
-
-    def step(variables, x):
-        return jax.grad(lambda *given: jnp.sum(net.apply(*given) ** 2), (0, 1))(variables, x)
-
-    shapes = ({"params": {"kernel": jnp.zeros((3, 3, 2, 3))}}, jnp.zeros((1, 8, 8, 2)))
-    text = jax.jit(step, compiler_options=ops.compiler_options()).lower(*shapes).compile().as_text()
-    found = operators(text)
+    wide = Counter(operator.kind for operator in compiled_operators(32, 40).values())
+    assert [wide[kind] for kind in ("convolution", "input gradient", "kernel gradient")] == [6, 6, 1]
+    found = compiled_operators(2, 3)
     kinds = Counter(operator.kind for operator in found.values())
     assert [kinds[kind] for kind in ("convolution", "input gradient", "kernel gradient")] == [1, 1, 1]
     (forward,) = (operator for operator in found.values() if operator.kind == "convolution")

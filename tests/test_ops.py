@@ -1,5 +1,6 @@
 """The faster formulations against plain lax and flax: values and gradients, odd sizes, dtypes, transformations."""
 
+import re
 from functools import partial
 
 import flax.linen as nn
@@ -38,6 +39,11 @@ def flax_conv_transpose(x, kernel):
     return layer.apply({"params": {"kernel": kernel}}, x)
 
 
+def flax_conv(x, kernel):
+    layer = nn.Conv(kernel.shape[-1], (3, 3), use_bias=False, dtype=x.dtype)
+    return layer.apply({"params": {"kernel": kernel}}, x)
+
+
 def flax_strided_conv(x, kernel):
     layer = nn.Conv(kernel.shape[-1], (1, 1), strides=(2, 2), use_bias=False, dtype=x.dtype)
     return layer.apply({"params": {"kernel": kernel}}, x)
@@ -53,14 +59,15 @@ def resized(x, method):
 
 # Name: (in one of our formulations, what it is to equal, the side of its kernel if it has one).
 OPERATORS = {
+    "conv3x3": (ops.conv3x3, flax_conv, 3),
     "conv_transpose2x2": (ops.conv_transpose2x2, flax_conv_transpose, 2),
     "conv1x1_stride2": (ops.conv1x1_stride2, flax_strided_conv, 1),
     "max_pool2x2 after ReLU": (lambda x, f: ops.max_pool2x2(nn.relu(x), f), flax_max_pool, 0),
     "upsample2x nearest": (lambda x, f: ops.upsample2x(x, "nearest", f), partial(resized, method="nearest"), 0),
     "upsample2x bilinear": (lambda x, f: ops.upsample2x(x, "bilinear", f), partial(resized, method="bilinear"), 0),
 }
-SHAPES = [(1, 2, 2, 1), (2, 6, 10, 3), (1, 14, 6, 16), (8, 2, 4, 5)]
-ODD = [(1, 1, 1, 1), (3, 5, 7, 4)]  # a pool halves even sizes alone
+SHAPES = [(1, 2, 2, 1), (2, 6, 10, 3), (1, 14, 6, 16), (8, 2, 4, 5), (1, 4, 2, 1), (2, 12, 6, 7), (1, 16, 10, 16)]
+ODD = [(1, 1, 1, 1), (3, 5, 7, 4), (3, 8, 5, 4)]  # a pool halves even sizes alone
 
 
 def untied(batch, height, width, channels):
@@ -101,6 +108,13 @@ def relative(got, wanted):
     return np.abs(got - wanted).max() / max(np.abs(wanted).max(), 1e-6)
 
 
+@pytest.fixture
+def fast_convolutions(monkeypatch):
+    """By half the products for few channels too."""
+    monkeypatch.setattr(ops, "_MIN_CHANNELS", 1)
+
+
+@pytest.mark.usefixtures("fast_convolutions")
 @pytest.mark.parametrize("name", OPERATORS)
 def test_values_and_gradients_are_those_of_flax_and_jax(name, optax_promotion):
     """`pytest -s` prints the table."""
@@ -113,6 +127,7 @@ def test_values_and_gradients_are_those_of_flax_and_jax(name, optax_promotion):
                 assert max(differences) <= tolerance, (shape, dtype, formulation)
 
 
+@pytest.mark.usefixtures("fast_convolutions")
 @pytest.mark.parametrize("formulation", ["cpu", "lax"])
 @pytest.mark.parametrize("name", OPERATORS)
 def test_under_transformations(name, formulation):
@@ -150,6 +165,28 @@ def test_the_formulation_is_that_of_the_backend_or_the_one_asked_for(monkeypatch
         ops.max_pool2x2(x, "fast")
     with pytest.raises(ValueError, match="bicubic"):
         ops.upsample2x(x, "bicubic")
+
+
+@pytest.mark.parametrize(
+    ("shape", "features", "dtype", "products"),
+    [
+        ((1, 8, 3, 32), 40, "float32", [(8 // 4, 3)] * 6),
+        ((1, 8, 3, 31), 40, "float32", [(8, 3)]),
+        ((1, 8, 3, 40), 31, "float32", [(8, 3)]),
+        ((1, 6, 3, 32), 32, "float32", [(6, 3)]),
+        ((1, 8, 3, 32), 32, "bfloat16", [(8, 3)]),  # its few digits would not stand the weighted sums
+    ],
+)
+def test_convolutions_of_many_channels_take_half_the_products(shape, features, dtype, products):
+    kernel = jnp.zeros((3, 3, shape[-1], features), dtype)
+
+    def sizes(formulation):
+        jaxpr = jax.make_jaxpr(lambda x: ops.conv3x3(x, kernel, formulation))(jnp.zeros(shape, dtype))
+        found = re.findall(r"\[1,(\d+),(\d+),\d+\] = conv_general_dilated", str(jaxpr))
+        return [(int(height), int(width)) for height, width in found]
+
+    assert sizes("cpu") == sizes("auto") == products
+    assert sizes("lax") == [shape[1:3]]
 
 
 @pytest.mark.parametrize(

@@ -35,20 +35,27 @@ class ConvBlock(nn.Module):
         twice, without biases (Buda et al.); "none": (conv - ReLU) twice (Ronneberger et al.).
       momentum: of the batch normalization.
       dtype: compute dtype; parameters are float32.
+      formulation: see `ops.Formulation`.
     """
 
     features: int
     norm: NormPlacement = "block"
     momentum: float = 0.99
     dtype: jnp.dtype = jnp.float32
+    formulation: ops.Formulation = "auto"
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Maps [B, H, W, C] to [B, H, W, features]."""
         for is_last in (False, True):
-            x = nn.Conv(self.features, (3, 3), use_bias=self.norm != "conv", kernel_init=KERNEL_INIT, dtype=self.dtype)(
-                x
-            )
+            x = nn.Conv(
+                self.features,
+                (3, 3),
+                use_bias=self.norm != "conv",
+                kernel_init=KERNEL_INIT,
+                dtype=self.dtype,
+                conv_general_dilated=lambda x, kernel, *_, **__: ops.conv3x3(x, kernel, self.formulation),
+            )(x)
             if self.norm == "conv" or (self.norm == "block" and is_last):
                 x = batch_norm(self.momentum, self.dtype, train=train)(x)
             x = nn.relu(x)
