@@ -45,7 +45,7 @@ def _paper() -> ConfigDict:
     config.model.gate_upsampling = "nearest"  # of attention_unet: nearest (reproduced project) | bilinear (the paper)
     config.model.deep_supervision = False  # in training the coarser decoder levels predict too, at halving weights
     config.model.dtype = "float32"  # compute dtype: float32 | bfloat16; parameters and logits stay float32
-    config.model.formulation = "auto"  # of convolutions and pooling, the same maths: lax (XLA's own) | cpu | auto
+    config.model.formulation = "auto"  # of the operators in ops.py, the same maths: lax (XLA's own) | cpu | auto
 
     config.loss = ConfigDict()
     # dice | generalized_dice | tversky | focal_tversky | focal | dice_cross_entropy (nnU-Net's)

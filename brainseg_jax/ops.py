@@ -66,9 +66,10 @@ def conv3x3(x: jax.Array, kernel: jax.Array, formulation: Formulation = "auto") 
     """3x3 convolution of stride 1, padded with zeros to the size of its input, without bias.
 
     On a CPU its value and its input gradient are found from half the products (Winograd's F(4, 3), along the rows of
-    the image) where that pays: float32, heights divisible by four, 32 channels or more on either side. It takes a
-    quarter off a training step of a U-Net of 32 features at 256 pixels, a tenth at 16 and 128. Rounding is that of
-    float32 sums, some 2e-6 of the largest value. The kernel's gradient is XLA's own, which no formulation in JAX beat.
+    the image) where that pays: float32, heights divisible by four, 32 channels or more on either side. It takes
+    about a quarter off a training step of a U-Net of 32 features at 256 pixels, up to a tenth at 16 and 128, and needs
+    a fifth more memory at its peak. Rounding is that of float32 sums, some 3e-6 of the largest value. No forward-mode
+    derivative passes it. The kernel's gradient is XLA's own: what was tried in JAX gained little or nothing.
 
     Args:
       x: [B, H, W, C].

@@ -24,10 +24,10 @@ def test_all_reduce_over_eight_cards():
 
 
 def compiled_operators(channels, features):
-    def step(kernel, x):
+    def step(x, kernel):
         return jax.grad(lambda *given: jnp.sum(ops.conv3x3(*given) ** 2), (0, 1))(x, kernel)
 
-    shapes = jnp.zeros((3, 3, channels, features)), jnp.zeros((1, 8, 8, channels))
+    shapes = jnp.zeros((1, 8, 8, channels)), jnp.zeros((3, 3, channels, features))
     return operators(jax.jit(step, compiler_options=ops.compiler_options()).lower(*shapes).compile().as_text())
 
 

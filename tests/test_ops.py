@@ -174,7 +174,7 @@ def test_the_formulation_is_that_of_the_backend_or_the_one_asked_for(monkeypatch
         ((1, 8, 3, 31), 40, "float32", [(8, 3)]),
         ((1, 8, 3, 40), 31, "float32", [(8, 3)]),
         ((1, 6, 3, 32), 32, "float32", [(6, 3)]),
-        ((1, 8, 3, 32), 32, "bfloat16", [(8, 3)]),  # its few digits would not stand the weighted sums
+        ((1, 8, 3, 32), 32, "bfloat16", [(8, 3)]),
     ],
 )
 def test_convolutions_of_many_channels_take_half_the_products(shape, features, dtype, products):

@@ -24,7 +24,7 @@ class UNet(nn.Module):
       dtype: compute dtype, e.g. bfloat16; parameters and logits are float32.
       deep_supervision: a 1x1 head at each decoder level but the finest, for training alone (Lee et al. 2015,
         "Deeply-Supervised Nets"); its logits are sown in the collection "side_logits".
-      formulation: of convolutions and pooling, see `ops.Formulation`; parameters and values are the same.
+      formulation: of the operators in `ops`, see `ops.Formulation`; parameters and values are the same.
     """
 
     features: int = 64
