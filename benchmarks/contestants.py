@@ -65,7 +65,7 @@ def _in_jax(work: Work, *, formulation: str, options: dict | None, weights: Path
 
     images, masks = map(jnp.asarray, work.data())
     model = build_model(work.network, features=work.features, formulation=formulation)
-    variables = jax.jit(lambda: model.init(jax.random.key(0), images[:1], train=False))()
+    variables = jax.jit(lambda: model.init(jax.random.key(0), images[:1], train=False), compiler_options=options)()
     infer = jax.jit(lambda v, x: model.apply(v, x, train=False), compiler_options=options)
     if weights is not None:
         save(weights, variables, logits=infer(variables, images[:1]))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from brainseg_jax import ops
-from brainseg_jax.models.blocks import NormPlacement, batch_norm
+from brainseg_jax.models.blocks import NormPlacement, batch_norm, convolve
 from brainseg_jax.models.unet import UNet
 
 
@@ -47,16 +47,18 @@ class AttentionGate(nn.Module):
         """
         batch, height, width, features = skip.shape
         chex.assert_shape(gating, (batch, height // 2, width // 2, None))
-        theta = nn.Conv(
+        skip_conv = nn.Conv(
             features,
             (1, 1),
             strides=(2, 2),
             dtype=self.dtype,
             conv_general_dilated=lambda x, kernel, *_, **__: ops.conv1x1_stride2(x, kernel, self.formulation),
             name="skip",
-        )(skip)
-        phi = nn.Conv(features, (1, 1), dtype=self.dtype, name="gating")(gating)
-        psi = nn.Conv(1, (1, 1), dtype=self.dtype, name="attention_logit")(nn.relu(theta + phi))
+        )
+        gating_conv = nn.Conv(features, (1, 1), dtype=self.dtype, name="gating")
+        logit_conv = nn.Conv(1, (1, 1), dtype=self.dtype, name="attention_logit")
+        theta, phi = convolve(skip_conv, skip, self.formulation), convolve(gating_conv, gating, self.formulation)
+        psi = convolve(logit_conv, nn.relu(theta + phi), self.formulation)
         attention = ops.upsample2x(nn.sigmoid(psi), self.upsampling, self.formulation)
         self.sow("intermediates", "attention", attention)
         gated = attention * skip

@@ -1,10 +1,12 @@
 """What U-Net and Attention U-Net are built from."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from brainseg_jax import ops
 
@@ -24,6 +26,38 @@ def batch_norm(momentum: float, dtype: jnp.dtype, *, train: bool) -> nn.BatchNor
       the module, a child of the one whose `__call__` makes it.
     """
     return nn.BatchNorm(use_running_average=not train, momentum=momentum, epsilon=1e-3, dtype=dtype)
+
+
+def convolve(layer: nn.Module, x: jax.Array, formulation: ops.Formulation) -> jax.Array:
+    """`layer(x)`, named "convolution", the gradients of whose parameters are found before those of earlier layers.
+
+    Nothing in the backward pass waits for a parameter's gradient, so on a CPU XLA leaves it to the end of the step and
+    till then keeps what it is made of: the input of the layer and the cotangent of its output. Here the cotangent of x
+    waits for it, by a term of zero times one of its numbers; XLA drops barriers, but not this, since of a number that
+    is not finite it makes NaN. For XLA's own operators this is `layer(x)` alone. Over several devices the term parts
+    the exchange of gradients, which is else one, into one a layer.
+
+    Args:
+      layer: a convolution with its parameters, called by x alone.
+      x: [B, H, W, C].
+      formulation: see `ops.Formulation`.
+
+    Returns:
+      what the layer makes of x. `jax.checkpoint_policies.save_only_these_names("convolution")` keeps it.
+    """
+    if ops.is_lax(formulation):
+        return layer(x)
+
+    def call(layer: nn.Module, x: jax.Array) -> jax.Array:
+        return layer(x)
+
+    def backward(vjp: Callable, cotangent: jax.Array) -> tuple[dict, jax.Array]:
+        of_parameters, of_x = vjp(cotangent)
+        zero = sum(0 * gradient.ravel()[0] for gradient in jax.tree.leaves(of_parameters))
+        return of_parameters, of_x + zero.astype(of_x.dtype)
+
+    y = nn.custom_vjp(call, lambda layer, x: nn.vjp(call, layer, x), backward)(layer, x)
+    return checkpoint_name(y, "convolution")
 
 
 class ConvBlock(nn.Module):
@@ -48,14 +82,15 @@ class ConvBlock(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Maps [B, H, W, C] to [B, H, W, features]."""
         for is_last in (False, True):
-            x = nn.Conv(
+            conv = nn.Conv(
                 self.features,
                 (3, 3),
                 use_bias=self.norm != "conv",
                 kernel_init=KERNEL_INIT,
                 dtype=self.dtype,
                 conv_general_dilated=lambda x, kernel, *_, **__: ops.conv3x3(x, kernel, self.formulation),
-            )(x)
+            )
+            x = convolve(conv, x, self.formulation)
             if self.norm == "conv" or (self.norm == "block" and is_last):
                 x = batch_norm(self.momentum, self.dtype, train=train)(x)
             x = nn.relu(x)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from brainseg_jax import ops
 from brainseg_jax.errors import InputError
-from brainseg_jax.models.blocks import ConvBlock, NormPlacement, UpConv
+from brainseg_jax.models.blocks import ConvBlock, NormPlacement, UpConv, convolve
 
 
 class UNet(nn.Module):
@@ -35,7 +35,6 @@ class UNet(nn.Module):
     deep_supervision: bool = False
     formulation: ops.Formulation = "auto"
 
-    @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         """Maps images to logits.
 
@@ -57,7 +56,16 @@ class UNet(nn.Module):
                 f"images of {height}x{width} do not fit a network of depth {self.depth}: height and width must be "
                 f"multiples of {multiple}. Set data.image_size to one, or a smaller model.depth"
             )
+        network = UNet._network
+        if train and not ops.is_lax(self.formulation):
+            # Of the forward pass the convolutions alone are kept for the backward pass: what stands between them is
+            # cheap to do again, and takes up to a sixth of the memory.
+            kept = jax.checkpoint_policies.save_only_these_names("convolution")
+            network = nn.remat(network, policy=kept, static_argnums=2)
+        return network(self, images, train)
 
+    @nn.compact
+    def _network(self, images: jax.Array, train: bool) -> jax.Array:
         def block(features: int, name: str) -> ConvBlock:
             return ConvBlock(features, self.norm, self.norm_momentum, self.dtype, self.formulation, name=name)
 
@@ -66,10 +74,11 @@ class UNet(nn.Module):
             x = block(self.features * 2**level, f"encoder_{level}")(x, train=train)
             skips.append(x)
             x = ops.max_pool2x2(x, self.formulation)
-        x = block(self.features * multiple, "bottleneck")(x, train=train)
+        x = block(self.features * 2**self.depth, "bottleneck")(x, train=train)
         for level in reversed(range(self.depth)):
             skip = self.filter_skip(skips[level], x, level=level, train=train)
-            x = UpConv(self.features * 2**level, self.dtype, self.formulation, name=f"up_{level}")(x)
+            up = UpConv(self.features * 2**level, self.dtype, self.formulation, name=f"up_{level}")
+            x = convolve(up, x, self.formulation)
             x = block(self.features * 2**level, f"decoder_{level}")(jnp.concatenate([x, skip], axis=-1), train=train)
             if self.deep_supervision and level and (train or self.is_initializing()):
                 side = nn.Conv(1, (1, 1), dtype=jnp.float32, name=f"side_head_{level}")(x)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from brainseg_jax import sharding
+from brainseg_jax import ops, sharding
 
 
 @flax.struct.dataclass
@@ -73,4 +73,4 @@ def create_state(
             learning_rate_scale=jnp.ones(()),
         )
 
-    return jax.jit(init, out_shardings=sharding.replicated(mesh))()
+    return jax.jit(init, out_shardings=sharding.replicated(mesh), compiler_options=ops.compiler_options())()
