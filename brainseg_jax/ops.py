@@ -29,8 +29,8 @@ def compiler_options(*, deterministic: bool = False) -> dict[str, str | bool] | 
     batch, rows and columns (of biases and batch norm) take ten times as long as YNNPACK's.
 
     The other two options are for memory. By itself XLA orders a program so that its operators may run at once, which a
-    chain of layers has no use of, and holds what is not yet needed: up to 1.6 times as much for a training step. And it
-    compiles each fusion in a compiler of its own, up to 0.6 GB at a time for a step; in one, a step is as fast.
+    chain of layers has no use of, and holds what is not needed yet or any more. And it compiles each fusion in a
+    compiler of its own, all held at a time, which for a training step takes more than the step.
 
     Args:
       deterministic: on a GPU, choose kernels that give the same bits each time, at a price in speed (XLA's
@@ -75,10 +75,9 @@ def conv3x3(x: jax.Array, kernel: jax.Array, formulation: Formulation = "auto") 
     """3x3 convolution of stride 1, padded with zeros to the size of its input, without bias.
 
     On a CPU its value and its input gradient are found from half the products (Winograd's F(4, 3), along the rows of
-    the image) where that pays: float32, heights divisible by four, 32 channels or more on either side. It takes
-    about a quarter off a training step of a U-Net of 32 features at 256 pixels, up to a tenth at 16 and 128, and needs
-    a fifth more memory at its peak. Rounding is that of float32 sums, some 3e-6 of the largest value. No forward-mode
-    derivative passes it. The kernel's gradient is XLA's own: what was tried in JAX gained little or nothing.
+    the image) where that pays: float32, heights divisible by four, 32 channels or more on either side. Rounding is that
+    of float32 sums, some 3e-6 of the largest value. No forward-mode derivative passes it. The kernel's gradient is
+    XLA's own: what was tried in JAX gained little or nothing.
 
     Args:
       x: [B, H, W, C].

@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.ad_checkpoint import checkpoint_name
 from scipy import ndimage, signal
 
+from brainseg_jax import ops
 from brainseg_jax.errors import InputError
-from brainseg_jax.models import build_model
+from brainseg_jax.models import attention_unet, blocks, build_model, unet
 from brainseg_jax.models.attention_unet import AttentionGate
 
 
@@ -166,6 +168,67 @@ def test_formulations_share_parameters_and_logits(name, upsampling):
     logits, others = (jax.jit(partial(m.apply, train=False))(variables, images) for m in (plain, fast))
     assert np.abs(logits).max() > 0.1
     np.testing.assert_allclose(others, logits, rtol=1e-5, atol=1e-5)
+
+
+def gradients(model, variables, images):
+    """Of a weighted sum of the logits by each parameter, and the statistics after it."""
+    weights = np.random.default_rng(2).normal(size=(*images.shape[:3], 1))
+
+    def weighted(params):
+        given = {**variables, "params": params}
+        logits, updated = model.apply(given, images, train=True, mutable=["batch_stats"])
+        return jnp.sum(logits * weights), updated
+
+    return jax.jit(jax.grad(weighted, has_aux=True), compiler_options=ops.compiler_options())(variables["params"])
+
+
+@pytest.mark.parametrize("norm", ["block", "conv", "none"])
+@pytest.mark.parametrize(("name", "upsampling"), [("unet", "nearest"), ("attention_unet", "bilinear")])
+def test_formulations_share_gradients_and_statistics(name, upsampling, norm):
+    """Doing parts of the forward pass again and having parameters' gradients first changes when, and not what."""
+    images = np.random.default_rng(0).normal(size=(2, 16, 24, 3)).astype(np.float32)
+    plain, fast = (
+        build_model(name, features=3, depth=2, norm=norm, gate_upsampling=upsampling, formulation=f)
+        for f in ("lax", "cpu")
+    )
+    variables = random_variables(plain, 1, images)
+    first, second = (gradients(m, variables, images) for m in (plain, fast))
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(first))
+    assert largest > 1
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5 * largest), second, first)
+
+
+def without_order(monkeypatch):
+    for module in (blocks, unet, attention_unet):
+        monkeypatch.setattr(module, "convolve", lambda layer, x, _: checkpoint_name(layer(x), "convolution"))
+
+
+def without_doing_again(monkeypatch):
+    monkeypatch.setattr(unet.nn, "remat", lambda network, **_: network)
+
+
+def without_a_schedule_for_memory(monkeypatch):
+    options = {**ops.compiler_options(), "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_DEFAULT"}
+    monkeypatch.setattr(ops, "compiler_options", lambda: options)
+
+
+@pytest.mark.parametrize("without", [without_order, without_doing_again, without_a_schedule_for_memory])
+def test_each_measure_saves_memory_in_training(without, monkeypatch):
+    images = jnp.zeros((4, 64, 64, 3))
+    model = build_model("attention_unet", features=8, depth=3, formulation="cpu")
+    variables = random_variables(model, 0, images)
+
+    def mib():
+        def scalar(params):
+            given = {**variables, "params": params}
+            return model.apply(given, images, train=True, mutable=["batch_stats"])[0].mean()
+
+        compiled = jax.jit(jax.grad(scalar), compiler_options=ops.compiler_options()).lower(variables["params"])
+        return compiled.compile().memory_analysis().temp_size_in_bytes / 2**20
+
+    with_it = mib()
+    without(monkeypatch)
+    assert with_it < 0.95 * mib()
 
 
 def test_bfloat16_keeps_float32_parameters_and_logits(optax_promotion):

@@ -29,13 +29,13 @@ def batch_norm(momentum: float, dtype: jnp.dtype, *, train: bool) -> nn.BatchNor
 
 
 def convolve(layer: nn.Module, x: jax.Array, formulation: ops.Formulation) -> jax.Array:
-    """`layer(x)`, named "convolution", the gradients of whose parameters are found before those of earlier layers.
+    """`layer(x)`, named "convolution"; its backward pass finds the gradients of the layer's parameters first.
 
-    Nothing in the backward pass waits for a parameter's gradient, so on a CPU XLA leaves it to the end of the step and
-    till then keeps what it is made of: the input of the layer and the cotangent of its output. Here the cotangent of x
-    waits for it, by a term of zero times one of its numbers; XLA drops barriers, but not this, since of a number that
-    is not finite it makes NaN. For XLA's own operators this is `layer(x)` alone. Over several devices the term parts
-    the exchange of gradients, which is else one, into one a layer.
+    Nothing in a backward pass waits for the gradient of a parameter. XLA on a CPU leaves these to the end, and till
+    then keeps what they are made of: the input of each layer and the cotangent of its output. So the cotangent of x is
+    made to wait, by a term of zero times a number of each gradient, which XLA has to compute for what it makes of a
+    number that is not finite (barriers it drops). Over several devices gradients are then exchanged layer by layer, and
+    not all at once. No forward-mode derivative passes. For XLA's own operators this is `layer(x)` alone.
 
     Args:
       layer: a convolution with its parameters, called by x alone.

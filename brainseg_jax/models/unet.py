@@ -58,8 +58,7 @@ class UNet(nn.Module):
             )
         network = UNet._network
         if train and not ops.is_lax(self.formulation):
-            # Of the forward pass the convolutions alone are kept for the backward pass: what stands between them is
-            # cheap to do again, and takes up to a sixth of the memory.
+            # For the backward pass the convolutions alone are kept; what stands between them is cheap to do again.
             kept = jax.checkpoint_policies.save_only_these_names("convolution")
             network = nn.remat(network, policy=kept, static_argnums=2)
         return network(self, images, train)
