@@ -1,14 +1,16 @@
 """Attention U-Net (Oktay et al. 2018, "Attention U-Net: Learning Where to Look for the Pancreas", figures 1 and 2)."""
 
+from functools import partial
 from typing import Literal
 
 import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from brainseg_jax import ops
-from brainseg_jax.models.blocks import NormPlacement, batch_norm, convolve
+from brainseg_jax.models.blocks import NormPlacement, batch_norm, promote_dtype
 from brainseg_jax.models.unet import UNet
 
 
@@ -47,18 +49,21 @@ class AttentionGate(nn.Module):
         """
         batch, height, width, features = skip.shape
         chex.assert_shape(gating, (batch, height // 2, width // 2, None))
-        skip_conv = nn.Conv(
-            features,
-            (1, 1),
-            strides=(2, 2),
+        conv = partial(
+            nn.Conv,
+            kernel_size=(1, 1),
             dtype=self.dtype,
+            promote_dtype=partial(promote_dtype, formulation=self.formulation),
+        )
+        theta = conv(
+            features,
+            strides=(2, 2),
             conv_general_dilated=lambda x, kernel, *_, **__: ops.conv1x1_stride2(x, kernel, self.formulation),
             name="skip",
-        )
-        gating_conv = nn.Conv(features, (1, 1), dtype=self.dtype, name="gating")
-        logit_conv = nn.Conv(1, (1, 1), dtype=self.dtype, name="attention_logit")
-        theta, phi = convolve(skip_conv, skip, self.formulation), convolve(gating_conv, gating, self.formulation)
-        psi = convolve(logit_conv, nn.relu(theta + phi), self.formulation)
+        )(skip)
+        phi = conv(features, name="gating")(gating)
+        theta, phi = checkpoint_name((theta, phi), "convolution")
+        psi = checkpoint_name(conv(1, name="attention_logit")(nn.relu(theta + phi)), "convolution")
         attention = ops.upsample2x(nn.sigmoid(psi), self.upsampling, self.formulation)
         self.sow("intermediates", "attention", attention)
         gated = attention * skip

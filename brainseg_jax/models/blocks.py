@@ -1,6 +1,6 @@
 """What U-Net and Attention U-Net are built from."""
 
-from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import flax.linen as nn
@@ -28,36 +28,42 @@ def batch_norm(momentum: float, dtype: jnp.dtype, *, train: bool) -> nn.BatchNor
     return nn.BatchNorm(use_running_average=not train, momentum=momentum, epsilon=1e-3, dtype=dtype)
 
 
-def convolve(layer: nn.Module, x: jax.Array, formulation: ops.Formulation) -> jax.Array:
-    """`layer(x)`, named "convolution"; its backward pass finds the gradients of the layer's parameters first.
+def promote_dtype(
+    x: jax.Array, *parameters: jax.Array | None, dtype: jnp.dtype, formulation: ops.Formulation
+) -> list[jax.Array | None]:
+    """What a layer computes with, in its dtype; in the backward pass the parameters' gradients are found first.
 
     Nothing in a backward pass waits for the gradient of a parameter. XLA on a CPU leaves these to the end, and till
     then keeps what they are made of: the input of each layer and the cotangent of its output. So the cotangent of x is
     made to wait, by a term of zero times a number of each gradient, which XLA has to compute for what it makes of a
     number that is not finite (barriers it drops). Over several devices gradients are then exchanged layer by layer, and
-    not all at once. No forward-mode derivative passes. For XLA's own operators this is `layer(x)` alone.
+    not all at once. Of XLA's own operators the order is left to XLA.
 
     Args:
-      layer: a convolution with its parameters, called by x alone.
       x: [B, H, W, C].
+      parameters: of the layer; None for one that it does without.
+      dtype: of the result.
       formulation: see `ops.Formulation`.
 
     Returns:
-      what the layer makes of x. `jax.checkpoint_policies.save_only_these_names("convolution")` keeps it.
+      x and parameters.
     """
-    if ops.is_lax(formulation):
-        return layer(x)
+    arrays = nn.dtypes.promote_dtype(x, *parameters, dtype=dtype)
+    return arrays if ops.is_lax(formulation) else _parameters_first(*arrays)
 
-    def call(layer: nn.Module, x: jax.Array) -> jax.Array:
-        return layer(x)
 
-    def backward(vjp: Callable, cotangent: jax.Array) -> tuple[dict, jax.Array]:
-        of_parameters, of_x = vjp(cotangent)
-        zero = sum(0 * gradient.ravel()[0] for gradient in jax.tree.leaves(of_parameters))
-        return of_parameters, of_x + zero.astype(of_x.dtype)
+@jax.custom_vjp
+def _parameters_first(*arrays: jax.Array | None) -> list[jax.Array | None]:
+    return list(arrays)
 
-    y = nn.custom_vjp(call, lambda layer, x: nn.vjp(call, layer, x), backward)(layer, x)
-    return checkpoint_name(y, "convolution")
+
+def _parameters_first_backward(_: None, cotangents: list[jax.Array | None]) -> tuple[jax.Array | None, ...]:
+    of_x, *of_parameters = cotangents
+    zero = sum(0 * gradient.ravel()[0] for gradient in jax.tree.leaves(of_parameters))
+    return of_x + zero, *of_parameters
+
+
+_parameters_first.defvjp(lambda *arrays: (list(arrays), None), _parameters_first_backward)
 
 
 class ConvBlock(nn.Module):
@@ -82,15 +88,16 @@ class ConvBlock(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Maps [B, H, W, C] to [B, H, W, features]."""
         for is_last in (False, True):
-            conv = nn.Conv(
+            x = nn.Conv(
                 self.features,
                 (3, 3),
                 use_bias=self.norm != "conv",
                 kernel_init=KERNEL_INIT,
                 dtype=self.dtype,
                 conv_general_dilated=lambda x, kernel, *_, **__: ops.conv3x3(x, kernel, self.formulation),
-            )
-            x = convolve(conv, x, self.formulation)
+                promote_dtype=partial(promote_dtype, formulation=self.formulation),
+            )(x)
+            x = checkpoint_name(x, "convolution")
             if self.norm == "conv" or (self.norm == "block" and is_last):
                 x = batch_norm(self.momentum, self.dtype, train=train)(x)
             x = nn.relu(x)
@@ -115,5 +122,6 @@ class UpConv(nn.Module):
         """Maps [B, H, W, C] to [B, 2H, 2W, features]."""
         kernel = self.param("kernel", KERNEL_INIT, (2, 2, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
-        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        return ops.conv_transpose2x2(x, kernel, self.formulation) + bias[None, None, None, :]
+        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype, formulation=self.formulation)
+        x = ops.conv_transpose2x2(x, kernel, self.formulation) + bias[None, None, None, :]
+        return checkpoint_name(x, "convolution")

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from brainseg_jax import ops
 from brainseg_jax.errors import InputError
-from brainseg_jax.models.blocks import ConvBlock, NormPlacement, UpConv, convolve
+from brainseg_jax.models.blocks import ConvBlock, NormPlacement, UpConv
 
 
 class UNet(nn.Module):
@@ -76,8 +76,7 @@ class UNet(nn.Module):
         x = block(self.features * 2**self.depth, "bottleneck")(x, train=train)
         for level in reversed(range(self.depth)):
             skip = self.filter_skip(skips[level], x, level=level, train=train)
-            up = UpConv(self.features * 2**level, self.dtype, self.formulation, name=f"up_{level}")
-            x = convolve(up, x, self.formulation)
+            x = UpConv(self.features * 2**level, self.dtype, self.formulation, name=f"up_{level}")(x)
             x = block(self.features * 2**level, f"decoder_{level}")(jnp.concatenate([x, skip], axis=-1), train=train)
             if self.deep_supervision and level and (train or self.is_initializing()):
                 side = nn.Conv(1, (1, 1), dtype=jnp.float32, name=f"side_head_{level}")(x)
