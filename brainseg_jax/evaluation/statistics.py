@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
-import scipy  # loads scipy.stats, a quarter of a second, where it is first asked for
+import scipy  # scipy.stats, slow to load, is loaded where it is first asked for
 
 RESAMPLES = 10_000
 

@@ -37,7 +37,7 @@ def promote_dtype(
     then keeps what they are made of: the input of each layer and the cotangent of its output. So the cotangent of x is
     made to wait, by a term of zero times a number of each gradient, which XLA has to compute for what it makes of a
     number that is not finite (barriers it drops). Over several devices gradients are then exchanged layer by layer, and
-    not all at once. Of XLA's own operators the order is left to XLA.
+    not all at once. No forward-mode derivative passes. Of XLA's own operators the order is left to XLA.
 
     Args:
       x: [B, H, W, C].
