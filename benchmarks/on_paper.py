@@ -13,12 +13,11 @@ import jax
 import jax.numpy as jnp
 
 from brainseg_jax import sharding
-from brainseg_jax.data.normalization import Normalization
 from brainseg_jax.losses import dice_loss
 from brainseg_jax.models import build_model
 from brainseg_jax.training.optimizer import build_optimizer
 from brainseg_jax.training.state import create_state
-from brainseg_jax.training.steps import DeviceCohort, make_train_step
+from brainseg_jax.training.steps import make_update
 
 # NVIDIA H100 SXM data sheet, without sparsity; NVLink is 900 GB/s, both directions together.
 FLOPS = {"float32 (TF32)": 494e12, "bfloat16": 989e12}
@@ -59,23 +58,11 @@ def count(network: str, dtype: str) -> tuple[float, float, int, int]:
     model = build_model(network, dtype=dtype, formulation="lax")
     optimizer = build_optimizer("adam", lambda step: 1e-4, b2=0.99, weight_decay=0.0, clip_norm=0.0)
     mesh = sharding.data_mesh()
-    step = make_train_step(
-        model,
-        optimizer,
-        partial(dice_loss, smooth=0.1, batch_wide=True),
-        mesh=mesh,
-        seed=0,
-        ema_decay=0.0,
-        geometry=dict.fromkeys(("rotation", "scale", "shift", "shear", "flip"), 0.0),
-        intensity=dict.fromkeys(("contrast", "gamma", "noise"), 0.0),
-    )
+    loss = partial(dice_loss, smooth=0.1, batch_wide=True)
+    update = make_update(model, optimizer, loss, mesh=mesh, ema_decay=0.0)
     state = create_state(model, optimizer, image_size=PIXELS, seed=0, ema=False, mesh=mesh)
-    slices = jax.ShapeDtypeStruct((100, PIXELS, PIXELS, 3), jnp.uint8)
-    masks = jax.ShapeDtypeStruct((100, PIXELS, PIXELS, 1), jnp.uint8)
-    index = partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
-    constants = Normalization(*(jax.ShapeDtypeStruct((4, 3), jnp.float32) for _ in Normalization._fields))
-    cohort = DeviceCohort(slices, masks, masks, index((100,)), constants)
-    counted = step.lower(state, cohort, index((BATCH,))).compile().cost_analysis()
+    images, masks = (jax.ShapeDtypeStruct((BATCH, PIXELS, PIXELS, channels), jnp.float32) for channels in (3, 1))
+    counted = update.lower(state, images, masks).compile().cost_analysis()
     norms = sum(path[-1].key == "mean" for path, _ in jax.tree.leaves_with_path(state.batch_stats))
     return counted["flops"], counted["bytes accessed"], sum(p.size for p in jax.tree.leaves(state.params)), norms
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import ndimage
+from scipy import ndimage, stats
 
 from brainseg_jax.data.augment import perturb_intensity, stand_in, warp
 
@@ -162,6 +162,19 @@ def test_noise_is_gaussian_and_bounded_in_units_of_the_image(pixels):
         difference = result - np.asarray(pixels)
         assert 0 < difference.std() < 0.21 * np.asarray(pixels).std() and abs(difference.mean()) < 0.05
         assert abs(np.mean(np.abs(difference) < difference.std()) - 0.6827) < 0.02
+
+
+def test_noise_is_gaussian_in_its_tails_and_of_one_pixel_says_nothing_of_another():
+    pixels = jax.random.normal(KEYS[0], (99, 99, 3))  # an odd number
+    for key in KEYS:
+        noise = np.asarray(perturb_intensity(key, pixels, **{**QUIET, "noise": 5.0}) - pixels, np.float64)
+        noise /= noise.std()
+        assert stats.kstest(noise.ravel(), "norm").statistic < 1.95 / np.sqrt(noise.size)  # p 0.001
+        assert 3.3 < np.abs(noise).max() < 4.5
+        flat = noise.ravel()
+        for apart in (1, 2, 3, 99 * 3):
+            assert abs(np.mean(flat[apart:] * flat[:-apart])) < 4 / np.sqrt(flat.size)
+        assert len(np.unique(flat)) > 0.7 * flat.size  # of 65 536 levels 29 403 draws see 23 700
 
 
 def test_a_constant_image_stays_finite():

@@ -6,6 +6,7 @@ import re
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -20,9 +21,10 @@ from brainseg_jax.data.cohort import load_cohort
 from brainseg_jax.errors import InputError
 from brainseg_jax.losses import dice_loss
 from brainseg_jax.models import build_model
+from brainseg_jax.training.batches import make_batches, put_cohort
 from brainseg_jax.training.optimizer import build_optimizer
 from brainseg_jax.training.state import create_state
-from brainseg_jax.training.steps import make_train_step, put_cohort
+from brainseg_jax.training.steps import make_update
 
 
 def mesh_of(devices):
@@ -60,25 +62,31 @@ def test_two_processes(on_one_device, dataset_folder):
         np.testing.assert_allclose(json.loads(out.splitlines()[-1]), on_one_device[1], rtol=1e-5)
 
 
+def collectives(function: Callable, *arguments: object) -> list[tuple[str, str]]:
+    """Shapes and kind of each exchange between devices in the compiled program."""
+    text = function.lower(*arguments).compile().as_text()
+    return re.findall(r"= (.*) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)[a-z-]*\(", text)
+
+
 @pytest.mark.parametrize(("norm", "norms"), [("block", 7), ("none", 0)])
 def test_devices_talk_once_a_norm_and_pass_and_once_for_the_gradients(cohort, norm, norms, optax_promotion):
     """7 norms: of 5 blocks and 2 gates. The batch-wide Dice loss takes one exchange, of three sums."""
     mesh = mesh_of(8)
     model = build_model("attention_unet", features=4, depth=2, norm=norm, formulation="lax")  # as on GPUs
     optimizer = build_optimizer("adamw", lambda step: 1e-3, b2=0.99, weight_decay=1e-4, clip_norm=1.0)
-    step = make_train_step(
-        model,
-        optimizer,
-        partial(dice_loss, smooth=0.1, batch_wide=True),
+    batch = make_batches(
         mesh=mesh,
         seed=0,
-        ema_decay=0.9,
         geometry={"rotation": 15.0, "scale": 0.1, "shift": 0.05, "shear": 5.0, "flip": 0.5},
         intensity={"contrast": 0.1, "gamma": 0.2, "noise": 0.1},
+        flair_stand_in=0.2,
     )
+    loss = partial(dice_loss, smooth=0.1, batch_wide=True)
+    update = make_update(model, optimizer, loss, mesh=mesh, ema_decay=0.9)
     state = create_state(model, optimizer, image_size=cohort.images.shape[1], seed=0, ema=True, mesh=mesh)
-    text = step.lower(state, put_cohort(cohort, mesh), np.zeros(16, np.int32)).compile().as_text()
-    found = re.findall(r"= (.*) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)[a-z-]*\(", text)
+    drawn = (state.step, put_cohort(cohort, mesh), np.zeros(16, np.int32))
+    assert not collectives(jax.jit(batch), *drawn)
+    found = collectives(update, state, *jax.eval_shape(batch, *drawn))
     assert {kind for _, kind in found} == {"all-reduce"}
     assert len(found) == 2 * norms + 2
     shapes = [shape for of, _ in found for shape in re.findall(r"f32\[(.*?)\]", of)]

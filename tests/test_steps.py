@@ -12,10 +12,11 @@ from brainseg_jax import sharding
 from brainseg_jax.losses import dice_loss
 from brainseg_jax.metrics import patient_scores
 from brainseg_jax.models import build_model
+from brainseg_jax.training.batches import put_cohort
 from brainseg_jax.training.deep_supervision import deep_loss
 from brainseg_jax.training.optimizer import build_optimizer
 from brainseg_jax.training.state import create_state
-from brainseg_jax.training.steps import make_eval_step, make_predict_step, make_train_step, put_cohort
+from brainseg_jax.training.steps import make_eval_step, make_predict_step, make_train_step
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 STILL = {"rotation": 0.0, "scale": 0.0, "shift": 0.0, "shear": 0.0, "flip": 0.0}

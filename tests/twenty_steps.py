@@ -16,9 +16,10 @@ from brainseg_jax.data.cohort import Cohort, load_cohort
 from brainseg_jax.data.sampling import BatchSampler
 from brainseg_jax.losses import dice_loss
 from brainseg_jax.models import build_model
+from brainseg_jax.training.batches import put_cohort
 from brainseg_jax.training.optimizer import build_optimizer, build_schedule
 from brainseg_jax.training.state import create_state
-from brainseg_jax.training.steps import make_train_step, put_cohort
+from brainseg_jax.training.steps import make_train_step
 
 
 def twenty_losses(cohort: Cohort, mesh: jax.sharding.Mesh) -> list[float]:

@@ -23,17 +23,11 @@ from brainseg_jax.data.splits import Split, read_split, split_by_folds, split_by
 from brainseg_jax.errors import InputError
 from brainseg_jax.evaluation.postprocess import PostProcess
 from brainseg_jax.models import build_model
+from brainseg_jax.training.batches import DeviceCohort, put_cohort
 from brainseg_jax.training.objective import build_loss
 from brainseg_jax.training.optimizer import build_optimizer, build_schedule
 from brainseg_jax.training.state import TrainState, create_state
-from brainseg_jax.training.steps import (
-    DeviceCohort,
-    Prediction,
-    make_eval_step,
-    make_predict_step,
-    make_train_step,
-    put_cohort,
-)
+from brainseg_jax.training.steps import Prediction, make_eval_step, make_predict_step, make_train_step
 from brainseg_jax.training.trained import start_from
 
 T = TypeVar("T")

@@ -1,4 +1,4 @@
-"""The training step and the evaluation step: pure functions of state, cohort and slice indices, each one jit."""
+"""The training step and the evaluation step: pure functions of state, cohort and slice indices, compiled."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,42 +11,12 @@ import optax
 from jax.sharding import Mesh
 
 from brainseg_jax import ops, sharding
-from brainseg_jax.data.augment import perturb_intensity, stand_in, warp
-from brainseg_jax.data.cohort import Cohort
-from brainseg_jax.data.normalization import Normalization, normalize
 from brainseg_jax.metrics import PatientSums, patient_sums, soft_batch_iou
+from brainseg_jax.training.batches import DeviceCohort, make_batches
 from brainseg_jax.training.deep_supervision import deep_loss
 from brainseg_jax.training.forward import forward
 from brainseg_jax.training.objective import Loss
 from brainseg_jax.training.state import TrainState
-
-
-class DeviceCohort(NamedTuple):
-    """The cohort's arrays, whole on each device. An argument of each step: closed over, they would be compiled in."""
-
-    images: jax.Array  # [N, S, S, 3] uint8
-    masks: jax.Array  # [N, S, S, 1] uint8 in {0, 1}
-    native_masks: jax.Array  # [N, 256, 256, 1] uint8 in {0, 1}
-    patient_index: jax.Array  # [N] int32
-    normalization: Normalization  # of [P, 3]
-
-    def normalized(self, images: jax.Array, indices: jax.Array) -> jax.Array:
-        """Normalizes images [B, H, W, 3] of the slices `indices` [B] by the constants of their patients."""
-        constants = jax.tree.map(lambda c: c[self.patient_index[indices]], self.normalization)
-        return jax.vmap(normalize)(images, constants)
-
-
-def put_cohort(cohort: Cohort, mesh: Mesh) -> DeviceCohort:
-    """Lays the cohort on every device, once a run."""
-    put = partial(sharding.put, sharding=sharding.replicated(mesh))
-    masks = put(cohort.masks)
-    return DeviceCohort(
-        images=put(cohort.images),
-        masks=masks,
-        native_masks=masks if cohort.native_masks is cohort.masks else put(cohort.native_masks),
-        patient_index=put(cohort.patient_index),
-        normalization=jax.tree.map(put, cohort.normalization),
-    )
 
 
 class Prediction(NamedTuple):
@@ -93,40 +63,54 @@ def make_train_step(
     skip_nonfinite: bool = False,
     deterministic: bool = False,
 ) -> Callable[[TrainState, DeviceCohort, jax.Array], tuple[TrainState, Report]]:
-    """Compiles one update: gather, augment, forward, loss, gradient, optimizer.
+    """Joins the batch of a step and its update; for the arguments see `make_batches` and `make_update`.
+
+    Returns:
+      (state, cohort, indices [B] int32) -> (state, `Report`). The state given is donated.
+    """
+    batch = make_batches(mesh=mesh, seed=seed, geometry=geometry, intensity=intensity, flair_stand_in=flair_stand_in)
+    update = make_update(
+        model,
+        optimizer,
+        loss,
+        mesh=mesh,
+        ema_decay=ema_decay,
+        skip_nonfinite=skip_nonfinite,
+        deterministic=deterministic,
+    )
+
+    def step(state: TrainState, cohort: DeviceCohort, indices: jax.Array) -> tuple[TrainState, Report]:
+        return update(state, *batch(state.step, cohort, indices))
+
+    return step
+
+
+def make_update(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    loss: Loss,
+    *,
+    mesh: Mesh,
+    ema_decay: float,
+    skip_nonfinite: bool = False,
+    deterministic: bool = False,
+) -> Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, Report]]:
+    """Compiles one update: forward, loss, gradient, optimizer.
 
     Args:
       model: maps [B, H, W, 3] to logits [B, H, W, 1].
       optimizer: of `build_optimizer`.
       loss: logits, labels -> [B].
       mesh: the batch is divided over it; batch norm and a batch-wide loss see the global batch.
-      seed: of the augmentation, folded with the step.
       ema_decay: of the moving average of the parameters, where the state keeps one.
-      geometry: amounts of `augment.warp`.
-      intensity: amounts of `augment.perturb_intensity`.
-      flair_stand_in: probability of `augment.stand_in`.
       skip_nonfinite: where loss or gradient is not finite, the state stays as it was, but for the step's number.
       deterministic: see `ops.compiler_options`.
 
     Returns:
-      (state, cohort, indices [B] int32) -> (state, `Report`). The state given is donated.
+      (state, images [B, H, W, 3], masks [B, H, W, 1]) -> (state, `Report`). The state given is donated.
     """
 
-    def augmented(state: TrainState, cohort: DeviceCohort, indices: jax.Array) -> tuple[jax.Array, jax.Array]:
-        images = cohort.images[indices].astype(jnp.float32)
-        masks = cohort.masks[indices].astype(jnp.float32)
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
-        stand_in_keys = jax.random.split(jax.random.fold_in(key, 1), indices.shape[0])
-        warp_keys, intensity_keys = (jax.random.split(k, indices.shape[0]) for k in jax.random.split(key))
-        # Warped before normalization, so that what comes in from outside the image is black, not mean gray.
-        images, masks = jax.vmap(partial(warp, **geometry))(warp_keys, images, masks)
-        images = cohort.normalized(images, indices)
-        images = jax.vmap(partial(stand_in, probability=flair_stand_in))(stand_in_keys, images)
-        return jax.vmap(partial(perturb_intensity, **intensity))(intensity_keys, images), masks
-
-    def step(state: TrainState, cohort: DeviceCohort, indices: jax.Array) -> tuple[TrainState, Report]:
-        images, masks = augmented(state, cohort, indices)
-
+    def update(state: TrainState, images: jax.Array, masks: jax.Array) -> tuple[TrainState, Report]:
         def mean_loss(params: dict) -> tuple[jax.Array, dict]:
             variables = {"params": params, "batch_stats": state.batch_stats}
             logits, updated = model.apply(variables, images, train=True, mutable=["batch_stats", "side_logits"])
@@ -158,9 +142,9 @@ def make_train_step(
 
     everywhere, divided = sharding.replicated(mesh), sharding.over_batch(mesh)
     return jax.jit(
-        step,
+        update,
         donate_argnums=0,
-        in_shardings=(everywhere, everywhere, divided),
+        in_shardings=(everywhere, divided, divided),
         out_shardings=(everywhere, everywhere),
         compiler_options=ops.compiler_options(deterministic=deterministic),
     )
