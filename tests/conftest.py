@@ -6,6 +6,7 @@ import os
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
+import json
 import shutil
 import subprocess
 import tempfile
@@ -20,6 +21,9 @@ from brainseg_jax.config import default_config
 from brainseg_jax.data.cohort import Cohort, load_cohort
 from brainseg_jax.data.lgg import prepare
 from brainseg_jax.data.phantom import write_phantom
+from brainseg_jax.prediction.job import predict
+from brainseg_jax.prediction.results import Wanted
+from brainseg_jax.prediction.stream import Outcome
 from brainseg_jax.training.loop import train
 
 # Many tests start the same small run: it is compiled once a session, in their subprocesses and other workers too.
@@ -71,6 +75,27 @@ def trained_run(dataset_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
     with jax.numpy_dtype_promotion("standard"):
         train(config, workdir)
     return workdir, config
+
+
+@pytest.fixture(scope="session")
+def case(phantom_folder: Path, trained_run: tuple[Path, ConfigDict]) -> Path:
+    """The folder of a patient on whom that run finds something, but not everything."""
+    split = json.loads((trained_run[0] / "split.json").read_text())
+    return phantom_folder / split["test"][0]
+
+
+def call_predict(
+    run: Path | list[Path],
+    scans: Path,
+    output: Path,
+    *,
+    wanted: Wanted | None = None,
+    mirror: bool | None = None,
+    overwrite: bool = False,
+) -> Outcome:
+    """`predict` as its command calls it when no flag is given."""
+    runs = run if isinstance(run, list) else [run]
+    return predict(runs, scans, output, wanted=wanted or Wanted(), mirror=mirror, overwrite=overwrite)
 
 
 @pytest.fixture(scope="session")

@@ -1,21 +1,19 @@
-"""Masks for scans of one's own: the same from every kind of file, as the run scores them, and what is refused."""
+"""Masks for scans of one's own: the same from every kind of file, and as the run scores them."""
 
 import csv
 import json
 import shutil
 import subprocess
 import sys
-import zlib
 
 import nibabel as nib
 import numpy as np
 import pytest
+from conftest import call_predict
 from PIL import Image
 
-from brainseg_jax.errors import InputError, PartlyDone
 from brainseg_jax.prediction.canvas import Canvas
 from brainseg_jax.prediction.ensemble import Ensemble, combine
-from brainseg_jax.prediction.job import predict
 from brainseg_jax.prediction.results import Wanted
 from brainseg_jax.scans.masks import read_masks
 from brainseg_jax.scans.scan import Scan
@@ -25,11 +23,6 @@ from brainseg_jax.training.trained import load_trained
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 SPACING = (1.0, 1.0, 5.0)  # columns, rows, slices, in mm
-
-
-def call(run, scans, output, *, wanted=None, mirror=None, overwrite=False):
-    runs = run if isinstance(run, list) else [run]
-    return predict(runs, scans, output, wanted=wanted or Wanted(), mirror=mirror, overwrite=overwrite)
 
 
 def read_case(folder):
@@ -54,18 +47,11 @@ def dice(a, b):
 
 
 @pytest.fixture(scope="module")
-def case(phantom_folder, trained_run):
-    """A patient on whom the short run finds something, but not everything."""
-    split = json.loads((trained_run[0] / "split.json").read_text())
-    return phantom_folder / split["test"][0]
-
-
-@pytest.fixture(scope="module")
 def from_slices(case, trained_run, tmp_path_factory):
     """What is written for that patient's slices, all kinds of it."""
     output = tmp_path_factory.mktemp("slices") / "out"
     everything = Wanted(probabilities=True, uncertainty=True, overlays=True)
-    call(trained_run[0], case, output, wanted=everything, mirror=True)
+    call_predict(trained_run[0], case, output, wanted=everything, mirror=True)
     return output
 
 
@@ -76,7 +62,7 @@ def test_masks_are_those_that_the_run_scores(trained_run, phantom_folder, tmp_pa
     _, masks = evaluate(experiment, trained.variables, patients, trained.postprocess)
     for patient in patients:
         shutil.copytree(phantom_folder / patient, tmp_path / "kaggle_3m" / patient)
-    outcome = call(workdir, tmp_path / "kaggle_3m", tmp_path / "out")
+    outcome = call_predict(workdir, tmp_path / "kaggle_3m", tmp_path / "out")
     found = read_masks(tmp_path / "out")
     np.testing.assert_array_equal(np.concatenate([found[patient].voxels for patient in patients]), masks[..., 0])
     assert 0 < masks.mean() < 0.5 and not outcome.faults
@@ -105,7 +91,7 @@ def test_a_volume_in_any_orientation_has_the_same_mask(case, trained_run, from_s
     scan = tmp_path / "in" / "P1.nii.gz"
     scan.parent.mkdir()
     nib.save(image, scan)
-    call(trained_run[0], scan, tmp_path / "out", mirror=True)
+    call_predict(trained_run[0], scan, tmp_path / "out", mirror=True)
     mask = nib.load(tmp_path / "out" / "P1_pred.nii.gz")
     assert mask.shape == image.shape[:3] and mask.get_data_dtype() == np.uint8
     np.testing.assert_allclose(mask.affine, image.affine, atol=1e-5)
@@ -134,7 +120,9 @@ def test_three_files_of_a_case_are_one_scan(case, trained_run, from_slices, tmp_
     for name, channel in {"pre": 0, "FLAIR": 1, "T1ce": 2, "t2": 0}.items():
         nib.save(as_volume(slices[..., channel], "RAS", SPACING), folder / f"{name}.nii")
     nib.save(as_volume(slices[..., 0], "RAS", SPACING), folder / "patient_seg.nii")
-    outcome = call(trained_run[0], tmp_path / "in", tmp_path / "out", mirror=True, wanted=Wanted(probabilities=True))
+    outcome = call_predict(
+        trained_run[0], tmp_path / "in", tmp_path / "out", mirror=True, wanted=Wanted(probabilities=True)
+    )
     assert sorted(p.name for p in (tmp_path / "out" / "patient").iterdir()) == [
         "patient_pred.nii", "patient_probability.nii"
     ]  # fmt: skip
@@ -160,7 +148,7 @@ def test_flair_alone_stands_in_for_the_others_whatever_its_range(case, trained_r
     nib.save(as_volume(flair * np.float32(0.37) - 7, "RAS", SPACING), tmp_path / "scaled.nii.gz")
     masks, notes = {}, {}
     for name in ("gray", "color", "whole.nii.gz", "scaled.nii.gz"):
-        outcome = call(trained_run[0], tmp_path / name, tmp_path / "out" / name)
+        outcome = call_predict(trained_run[0], tmp_path / name, tmp_path / "out" / name)
         (mask,) = read_masks(tmp_path / "out" / name).values()
         masks[name], notes[name] = mask.voxels, list(outcome.notes)
     stand_in = "taken as FLAIR, which stands in for pre- and post-contrast"
@@ -183,7 +171,9 @@ def test_maps_on_request(case, trained_run, from_slices, tmp_path):
         (tmp_path / name).mkdir()
         for number, pixels in enumerate(slices, start=1):
             Image.fromarray(np.ascontiguousarray(pixels)).save(tmp_path / name / f"a_{number}.tif")
-        call(trained_run[0], tmp_path / name, tmp_path / "out" / name, wanted=Wanted(probabilities=True), mirror=False)
+        call_predict(
+            trained_run[0], tmp_path / name, tmp_path / "out" / name, wanted=Wanted(probabilities=True), mirror=False
+        )
     plain, mirrored = (
         np.stack([np.asarray(Image.open(tmp_path / "out" / name / f"a_{n}_probability.tif")) for n in range(1, 17)])
         for name in ("plain", "mirrored")
@@ -209,7 +199,7 @@ def test_runs_predict_together_each_with_its_own_normalization_and_size(case, tr
     (other / "config.json").write_text(json.dumps(config))
     maps = {}
     for name, run in {"one": trained_run[0], "two": other, "both": [trained_run[0], other]}.items():
-        call(run, case, tmp_path / "out" / name, wanted=Wanted(probabilities=True, uncertainty=name == "both"))
+        call_predict(run, case, tmp_path / "out" / name, wanted=Wanted(probabilities=True, uncertainty=name == "both"))
         maps[name] = {
             kind: np.stack([
                 np.asarray(Image.open(tmp_path / "out" / name / f"{case.name}_{n}_{kind}.tif")) for n in range(1, 17)
@@ -257,127 +247,11 @@ def test_a_canvas_keeps_proportions_and_gives_back_the_grid():
 
 
 def test_a_single_slice_is_warned_about(case, trained_run, tmp_path, capsys):
-    call(trained_run[0], case / f"{case.name}_7.tif", tmp_path / "out")
+    call_predict(trained_run[0], case / f"{case.name}_7.tif", tmp_path / "out")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         f"{case.name}_7_pred.tif", "areas.csv", "predictions.csv"
     ]  # fmt: skip
     assert f"note: {case.name}: a single slice: its normalization rests on this slice alone" in capsys.readouterr().out
-
-
-def png(path, shape, dtype=np.uint8):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    values = np.random.default_rng(zlib.crc32(path.name.encode())).integers(0, 255, shape)
-    Image.fromarray(values.astype(dtype)).save(path)
-
-
-def volume(path, values):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(nib.Nifti1Image(values, np.diag([1.0, 1.0, 5.0, 1.0])), path)
-
-
-RAMP = np.arange(6 * 8 * 4, dtype=np.float32).reshape(6, 8, 4)
-
-
-def with_nan():
-    values = RAMP.copy()
-    values[0, 0, :3] = np.nan
-    return values
-
-
-FAULTY = {
-    "text": (lambda d: (d / "text.nii").write_text("no volume"), "text.nii: not a NIfTI file, or a damaged one"),
-    "nan": (lambda d: volume(d / "nan.nii.gz", with_nan()), "nan.nii.gz: FLAIR: 3 voxels are NaN or infinite; replace"),
-    "mask given": (lambda d: volume(d / "m.nii.gz", (RAMP > 50).astype(np.uint8)), "no other values than 0 and 1"),
-    "channels": (
-        lambda d: volume(d / "two.nii.gz", np.stack([RAMP, RAMP], axis=-1)),
-        r"two.nii.gz: an array of shape \(6, 8, 4, 2\); give three axes \(FLAIR\), or a fourth of 3 channels",
-    ),
-    "one axis too few": (lambda d: volume(d / "flat.nii", RAMP[0]), r"flat.nii: an array of shape \(8, 4\);"),
-    "no FLAIR": (lambda d: volume(d / "a_pre.nii", RAMP), "a: no FLAIR beside .*a_pre.nii; its name ends"),
-    "FLAIR twice": (
-        lambda d: [volume(d / f"a_{word}.nii", RAMP) for word in ("flair", "t2f")],
-        "a: FLAIR twice: .*a_flair.nii, .*a_t2f.nii; keep one",
-    ),
-    "other grid": (
-        lambda d: [volume(d / "a_flair.nii", RAMP), volume(d / "a_pre.nii", RAMP[:5])],
-        r"a_pre.nii: its grid \(shape \(5, 8, 4\)\) is not that of a_flair.nii \(shape \(6, 8, 4\)\)",
-    ),
-    "sizes": (
-        lambda d: [png(d / "a_1.png", (8, 9, 3)), png(d / "a_2.png", (8, 8, 3))],
-        "a_2.png: 8 x 8 x 3 pixels, but a_1.png has 8 x 9 x 3",
-    ),
-    "RGBA": (lambda d: png(d / "a_1.png", (8, 8, 4)), r"a_1.png: 4 channel\(s\), mode RGBA; give 3 \(pre-contrast"),
-    "16 bits": (lambda d: png(d / "a_1.tif", (8, 8), np.uint16), "a_1.tif: 16 bits a value; slices are read as 8 bits"),
-    "number twice": (
-        lambda d: [png(d / "a_1.png", (8, 8, 3)), png(d / "a_01.png", (8, 8, 3))],
-        "a_1.png: a second file for slice 1 of number twice/a, beside .*a_01.png",
-    ),
-    "gap": (
-        lambda d: [png(d / f"a_{n}.png", (8, 8, 3)) for n in (1, 2, 5)],
-        "a: a gap in the numbers, which run from 1 to 5: no 3, 4",
-    ),
-}  # fmt: skip
-
-
-def test_a_scan_that_cannot_be_read_stops_no_other(case, trained_run, tmp_path):
-    """All that can be wrong with a scan at once, and one whole scan among them; each fault is told with its file."""
-    for name, (make, _) in FAULTY.items():
-        (tmp_path / "in" / name).mkdir(parents=True)
-        make(tmp_path / "in" / name)
-    shutil.copytree(case, tmp_path / "in" / case.name)
-    with pytest.raises(PartlyDone, match=f"{len(FAULTY)} of {len(FAULTY) + 1} scans could not be read") as raised:
-        call(trained_run[0], tmp_path / "in", tmp_path / "out")
-    for name, (_, words) in FAULTY.items():
-        with pytest.raises(InputError, match=words):
-            raise InputError(str(raised.value))
-        assert not (tmp_path / "out" / name).exists()
-    assert list(read_masks(tmp_path / "out")) == [case.name]
-    (row,) = csv.DictReader((tmp_path / "out" / "predictions.csv").open())
-    assert row["case"] == case.name
-
-
-def test_where_no_scan_can_be_read_nothing_is_written(trained_run, tmp_path):
-    (tmp_path / "text.nii").write_text("no volume")
-    with pytest.raises(InputError, match=r"no scan could be read, so nothing was written:\n.*text.nii: not a NIfTI"):
-        call(trained_run[0], tmp_path / "text.nii", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_nothing_is_written_over_unless_it_is_asked(case, trained_run, tmp_path):
-    scan = case / f"{case.name}_7.tif"
-    call(trained_run[0], scan, tmp_path / "out")
-    for path in (tmp_path / "out").iterdir():
-        path.write_text("mine")
-    with pytest.raises(
-        InputError, match=r"predictions.csv and 2 more of the results: there already; give another --out"
-    ):
-        call(tmp_path / "no run is looked for", scan, tmp_path / "out")
-    assert all(path.read_text() == "mine" for path in (tmp_path / "out").iterdir())
-    call(trained_run[0], scan, tmp_path / "out", overwrite=True)
-    assert list(read_masks(tmp_path / "out")) == [case.name]
-
-
-def test_what_cannot_be_used_is_said_before_anything_is_predicted(case, trained_run, tmp_path):
-    run, empty = trained_run[0], tmp_path / "empty"
-    empty.mkdir()
-    (empty / "notes.txt").touch()
-    twins = tmp_path / "twins"
-    volume(twins / "a.nii", RAMP)
-    volume(twins / "a.nii.gz", RAMP)
-    (tmp_path / "file").touch()
-    for words, values in {
-        "nowhere: no such file or folder": (run, tmp_path / "nowhere", tmp_path / "out"),
-        "empty: no scan in it; give slices": (run, empty, tmp_path / "out"),
-        "more than one scan is named ./a": (run, twins, tmp_path / "out"),
-        "no run: no run in it": (tmp_path / "no run", case, tmp_path / "out"),
-        "a folder twice; give each once": ([run, run], case, tmp_path / "out"),
-        "--output=.* is a file; give a folder": (run, case, tmp_path / "file"),
-    }.items():
-        with pytest.raises(InputError, match=words):
-            call(*values)
-    with pytest.raises(InputError, match="--uncertainty is the spread of several predictions: add --tta"):
-        call(run, case, tmp_path / "out", wanted=Wanted(uncertainty=True))
-    assert not (tmp_path / "out").exists()
 
 
 def test_the_command(case, trained_run, tmp_path):
