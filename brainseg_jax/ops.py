@@ -127,8 +127,15 @@ _fast_conv3x3.defvjp(_fast_conv3x3_forward, _fast_conv3x3_backward)
 
 
 def _combine(weights: tuple[tuple[float, ...], ...], arrays: list[jax.Array] | jax.Array) -> list[jax.Array]:
-    """For each row of weights the weighted sum of the arrays."""
-    return [sum(weight * array for weight, array in zip(row, arrays, strict=True) if weight) for row in weights]
+    """For each row of weights the weighted sum of the arrays; of `lax`, as jnp takes a third of a second to trace."""
+    sums = []
+    for row in weights:
+        terms = [lax.mul(array, float(weight)) for weight, array in zip(row, arrays, strict=True) if weight]
+        total = terms[0]
+        for term in terms[1:]:
+            total = lax.add(total, term)
+        sums.append(total)
+    return sums
 
 
 def conv_transpose2x2(x: jax.Array, kernel: jax.Array, formulation: Formulation = "auto") -> jax.Array:

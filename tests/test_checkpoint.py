@@ -6,6 +6,7 @@ import math
 import shutil
 import zlib
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -90,7 +91,7 @@ def test_round_trip_to_another_number_of_devices(tmp_path):
         checkpoints.wait()
         restored, loop_restored = checkpoints.restore(step, like=state_on(back, 0, 0.0))
         assert loop_restored == loop
-        jax.tree.map(np.testing.assert_array_equal, restored, saved)
+        chex.assert_trees_all_equal(restored, saved)
         assert restored.params["kernel"].sharding.num_devices == back
     checkpoints.close()
 
@@ -135,7 +136,7 @@ def test_damage_to_any_file_of_the_newest_step(tmp_path, damage, caplog):
         state, loop = checkpoints.recover(like=state_on(1, 0, 0.0))
         found[str(name)] = step = int(state.step)
         assert step in (20, 30) and loop.epoch == step // 10
-        jax.tree.map(np.testing.assert_array_equal, state, state_on(1, step, step / 10))
+        chex.assert_trees_all_equal(state, state_on(1, step, step / 10))
         assert (run / DAMAGED / "30.0").exists() == (step == 20)
         assert checkpoints.steps() == [20] if step == 20 else [20, 30]
         if step == 20:

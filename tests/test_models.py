@@ -1,5 +1,6 @@
 """The networks against a second one written with numpy and scipy, and their parameter counts against hand-made sums."""
 
+import re
 from functools import partial
 
 import jax
@@ -246,6 +247,15 @@ def test_size_that_the_depth_does_not_divide(shape):
     model = build_model("unet", features=2, depth=3)
     with pytest.raises(InputError, match=rf"{shape[1]}x{shape[2]}.*depth 3.*multiples of 8"):
         model.init(jax.random.key(0), jnp.zeros(shape), train=False)
+
+
+def test_arrays_of_other_shapes():
+    with pytest.raises(InputError, match=r"\[B, H, W, C\], not of shape \(16, 16, 3\)"):
+        build_model("unet", features=2, depth=2).init(jax.random.key(0), jnp.zeros((16, 16, 3)), train=False)
+    gate, skip = AttentionGate(), jnp.zeros((2, 16, 12, 4))
+    for shape in ((2, 16, 12, 8), (1, 8, 6, 8), (2, 8, 5, 8)):
+        with pytest.raises(InputError, match=rf"shape \(2, 16, 12, 4\) .* shape {re.escape(str(shape))}"):
+            gate.init(jax.random.key(0), skip, jnp.zeros(shape), train=False)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -133,7 +134,7 @@ def test_an_update_that_is_not_finite_is_reported_and_can_be_left_out(parts, whe
     state, report = make(skip_nonfinite=True)(make_state(), on_devices, indices)
     assert not report.finite and np.isnan(report.loss) == (where == "loss")
     assert int(state.step) == 1
-    jax.tree.map(np.testing.assert_array_equal, state.replace(step=before.step), before)
+    chex.assert_trees_all_equal(state.replace(step=before.step), before)
     state, report = make(skip_nonfinite=False)(make_state(), on_devices, indices)
     assert not report.finite and not all(np.isfinite(p).all() for p in jax.tree.leaves(state.params))
 
@@ -229,7 +230,7 @@ def test_side_heads_learn_and_are_only_in_training(parts, cohort):
     added = states[1].params.keys() - states[0].params.keys()
     assert added == {"side_head_1", "side_head_2"}
     shared = {name: states[1].params[name] for name in states[0].params}
-    jax.tree.map(np.testing.assert_array_equal, shared, states[0].params)
+    chex.assert_trees_all_equal(shared, states[0].params)
     before = jax.tree.map(np.asarray, states[1].params)
     images = normalized_by_hand(cohort, np.arange(2))
     logits = [m.apply(s.variables, images, train=False) for m, s in zip((plain, deep), states, strict=True)]

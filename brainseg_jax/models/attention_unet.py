@@ -3,13 +3,13 @@
 from functools import partial
 from typing import Literal
 
-import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from brainseg_jax import ops
+from brainseg_jax.errors import InputError
 from brainseg_jax.models.blocks import NormPlacement, batch_norm, promote_dtype
 from brainseg_jax.models.unet import UNet
 
@@ -46,9 +46,16 @@ class AttentionGate(nn.Module):
 
         Returns:
           [B, H, W, F].
+
+        Raises:
+          InputError: for a gating signal of another size.
         """
         batch, height, width, features = skip.shape
-        chex.assert_shape(gating, (batch, height // 2, width // 2, None))
+        if gating.shape[:-1] != (batch, height // 2, width // 2):
+            raise InputError(
+                f"a skip connection of shape {skip.shape} is gated by a signal of half its height and width; "
+                f"this one has shape {gating.shape}"
+            )
         conv = partial(
             nn.Conv,
             kernel_size=(1, 1),

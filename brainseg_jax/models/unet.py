@@ -1,6 +1,5 @@
 """U-Net (Ronneberger, Fischer and Brox 2015, MICCAI, figure 1), with padded convolutions and batch normalization."""
 
-import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -46,9 +45,10 @@ class UNet(nn.Module):
           [B, H, W, 1] float32 logits of tumor.
 
         Raises:
-          InputError: where the depth does not divide H or W.
+          InputError: where the depth does not divide H or W, or the images have not four axes.
         """
-        chex.assert_rank(images, 4)
+        if images.ndim != 4:
+            raise InputError(f"images must be [B, H, W, C], not of shape {images.shape}; of one image make a batch")
         _, height, width, _ = images.shape
         multiple = 2**self.depth
         if height % multiple or width % multiple:
