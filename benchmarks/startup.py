@@ -6,6 +6,7 @@ patient, each in processes of its own, at the scale of `configs/unet_dice.py:cpu
 """
 
 import argparse
+import importlib
 import json
 import os
 import statistics
@@ -63,6 +64,7 @@ def _do(work: str, data: str) -> float:
     started = time.perf_counter()
     import jax
 
+    importlib.import_module("brainseg_jax.main")  # whatever the command loads
     from brainseg_jax.compilation import keep_compiled
     from brainseg_jax.config import default_config
     from brainseg_jax.training.experiment import build_experiment

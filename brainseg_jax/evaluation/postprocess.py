@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
-from scipy import ndimage
+import scipy  # whose parts are loaded where they are first asked for
 
 NEIGHBORS = np.ones((3, 3, 3), bool)  # 26: voxels that meet in a corner belong together
 
@@ -36,7 +36,7 @@ class PostProcess(NamedTuple):
         """
         if not self.largest_component and self.min_voxels < 2:
             return volume.astype(bool)
-        labels, parts = ndimage.label(volume, NEIGHBORS)
+        labels, parts = scipy.ndimage.label(volume, NEIGHBORS)
         if not parts:
             return volume.astype(bool)
         sizes = np.bincount(labels.ravel())

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
-import scipy  # scipy.stats, slow to load, is loaded where it is first asked for
+import scipy  # whose parts are loaded where they are first asked for
 
 RESAMPLES = 10_000
 

@@ -1,17 +1,21 @@
 """What a run tells while it trains: console and progress bar, `metrics.jsonl`, TensorBoard. Process 0 alone speaks."""
 
+import functools
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from tensorboardX import SummaryWriter
 
 from brainseg_jax.errors import InputError, StorageError
 from brainseg_jax.files import write_whole
 from brainseg_jax.training.experiment import Experiment
 from brainseg_jax.training.state import TrainState
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
 
 
 class Journal:
@@ -30,7 +34,7 @@ class Journal:
           resumed_epoch: epochs already finished; 0 in a new run.
           speaks: False on all processes but one: then nothing is written.
         """
-        self._speaks = speaks
+        self._speaks, self._resumed_epoch = speaks, resumed_epoch
         self.path = workdir / "metrics.jsonl"
         self._console = Console(quiet=not speaks, highlight=False)
         self._bar = Progress(
@@ -56,7 +60,6 @@ class Journal:
         if speaks:
             kept = [row for row in read_rows(self.path) if row["epoch"] <= resumed_epoch]
             write_whole(self.path, lambda part: part.write_text("".join(json.dumps(row) + "\n" for row in kept)))
-            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=resumed_epoch + 1)
 
     def __enter__(self) -> "Journal":
         self._bar.start()
@@ -64,8 +67,15 @@ class Journal:
 
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
-        if self._speaks:
+        if "_board" in self.__dict__:
             self._board.close()
+
+    @functools.cached_property
+    def _board(self) -> "SummaryWriter":
+        """Of TensorBoard; first asked for when an epoch is over, as its package loads torch where there is one."""
+        from tensorboardX import SummaryWriter
+
+        return SummaryWriter(str(self.path.with_name("tensorboard")), purge_step=self._resumed_epoch + 1)
 
     def say(self, text: str) -> None:
         """Prints a line above the bar."""

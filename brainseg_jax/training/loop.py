@@ -20,7 +20,6 @@ from brainseg_jax.training.checkpoint import Checkpoints
 from brainseg_jax.training.experiment import Experiment, build_experiment, on_first_process
 from brainseg_jax.training.journal import Journal, conclusion, epoch_line, introduction
 from brainseg_jax.training.loop_state import LoopState, advance, is_over, lower_on_plateau, spend, warn_of_collapse
-from brainseg_jax.training.results import write_results
 from brainseg_jax.training.run_folder import check_folder, claim_run_folder, own_run_folder
 from brainseg_jax.training.scoring import evaluate
 from brainseg_jax.training.state import TrainState
@@ -95,6 +94,8 @@ def train(config: ConfigDict, workdir: Path, *, load: Callable[..., Cohort] = lo
             if stop.agreed():
                 raise _stopped(run, state)
         checkpoints.wait()
+
+        from brainseg_jax.training.results import write_results  # plots and pages, slow to load: not at the start
 
         best, best_loop = checkpoints.restore(checkpoints.best_step(), like=state)
         try:
