@@ -21,25 +21,26 @@ def is_lax(formulation: Formulation) -> bool:
     return formulation == "lax" or (formulation == "auto" and jax.default_backend() != "cpu")
 
 
-def compiler_options(*, deterministic: bool = False) -> dict[str, str | bool] | None:
-    """What `jax.jit` is to be given as `compiler_options` where a network is compiled; None for XLA's own choice.
+def compiler_options(*, deterministic: bool = False, network: bool = True) -> dict[str, str | bool] | None:
+    """What `jax.jit` is to be given as `compiler_options`; None for XLA's own choice.
 
-    By itself XLA (jaxlib 0.10) hands convolutions, matrix products and sums on CPU to YNNPACK, which runs many
-    convolutions on one thread. Named sums alone, the rest goes to Eigen, which uses every core; XLA's own sums over
-    batch, rows and columns (of biases and batch norm) take ten times as long as YNNPACK's.
+    They are for networks. By itself XLA (jaxlib 0.10) hands convolutions, matrix products and sums on CPU to YNNPACK,
+    which runs many convolutions on one thread. Named sums alone, the rest goes to Eigen, which uses every core; XLA's
+    own sums over batch, rows and columns (of biases and batch norm) take ten times as long as YNNPACK's.
 
     The other two options are for memory. By itself XLA orders a program so that its operators may run at once, which a
     chain of layers has no use of, and holds what is not needed yet or any more. And it compiles each fusion in a
-    compiler of its own, all held at a time. Without, steps of few channels and the augmentation are a little slower.
+    compiler of its own, all held at a time. Without, steps of few channels are a little slower.
 
     Args:
       deterministic: on a GPU, choose kernels that give the same bits each time, at a price in speed (XLA's
         `xla_gpu_deterministic_ops`). A CPU always does.
+      network: False for a program of none, as the augmentation, which a CPU compiles best by XLA's own choice.
     """
     backend = jax.default_backend()
     if backend == "gpu" and deterministic:
         return {"xla_gpu_deterministic_ops": True}
-    if backend != "cpu":
+    if backend != "cpu" or not network:
         return None
     return {
         "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE",

@@ -196,3 +196,8 @@ def test_convolutions_of_many_channels_take_half_the_products(shape, features, d
 def test_the_switch_for_deterministic_kernels_is_of_gpus_alone(monkeypatch, backend, deterministic, option):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     assert ops.compiler_options(deterministic=deterministic) == option
+    assert ops.compiler_options(deterministic=deterministic, network=False) == option
+
+
+def test_what_holds_no_network_is_compiled_by_a_cpu_as_it_does_by_itself():
+    assert ops.compiler_options() and ops.compiler_options(network=False) is None

@@ -50,7 +50,7 @@ def test_each_step_is_compiled_with_the_options_of_its_backend(parts, monkeypatc
     train_step(geometry=STILL, intensity=PLAIN, deterministic=True)
     make_eval_step(model, LOSS, mesh=mesh, patients=1)
     make_predict_step(model, mesh=mesh)
-    assert asked == [{"deterministic": True}, {}, {}]
+    assert asked == [{"deterministic": True, "network": False}, {"deterministic": True}, {}, {}]
 
 
 def test_train_step(parts, cohort):

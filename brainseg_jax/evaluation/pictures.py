@@ -6,10 +6,10 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-import scipy  # whose parts are loaded where they are first asked for
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
+from scipy import ndimage
 
 from brainseg_jax.evaluation.case_pictures import stretched
 
@@ -118,7 +118,7 @@ def draw_overlay(path: Path, *, flair: np.ndarray, mask: np.ndarray, numbers: tu
     columns = math.ceil(math.sqrt(count * height / width))
     rows = -(-count // columns)
     colors = np.repeat(stretched(flair)[..., None], 3, axis=-1)
-    inner = np.stack([scipy.ndimage.binary_erosion(one) for one in mask])
+    inner = np.stack([ndimage.binary_erosion(one) for one in mask])
     colors[mask & ~inner] = tuple(bytes.fromhex(PREDICTION_COLOR[1:]))
     sheet = Image.new("RGB", (columns * width, rows * height))
     for place, (tile, number) in enumerate(zip(colors, numbers, strict=True)):

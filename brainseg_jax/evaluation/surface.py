@@ -10,7 +10,8 @@ surface Dice is 0 then.
 """
 
 import numpy as np
-import scipy  # whose parts are loaded where they are first asked for
+from scipy import ndimage
+from scipy.spatial import cKDTree
 
 from brainseg_jax.errors import InputError
 
@@ -44,7 +45,7 @@ def surface_scores(
     if not predicted.any() or not truth.any():
         return {"hd95": None, "assd": None, "surface_dice": 0.0}
     ours, theirs = (_surface_points(mask, spacing) for mask in (predicted, truth))
-    to_truth, to_predicted = scipy.spatial.cKDTree(theirs).query(ours)[0], scipy.spatial.cKDTree(ours).query(theirs)[0]
+    to_truth, to_predicted = cKDTree(theirs).query(ours)[0], cKDTree(ours).query(theirs)[0]
     both = np.concatenate([to_truth, to_predicted])
     return {
         "hd95": float(max(np.percentile(to_truth, 95), np.percentile(to_predicted, 95))),
@@ -56,7 +57,7 @@ def surface_scores(
 
 def _surface_points(mask: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:
     """Centers of the surface voxels, [n, 3], in the unit of `spacing`; only the mask's bounding box is eroded."""
-    (box,) = scipy.ndimage.find_objects(mask.astype(np.int8))
-    inside = scipy.ndimage.binary_erosion(mask[box])
+    (box,) = ndimage.find_objects(mask.astype(np.int8))
+    inside = ndimage.binary_erosion(mask[box])
     corner = [axis.start for axis in box]
     return (np.argwhere(mask[box] & ~inside) + corner) * np.asarray(spacing)

@@ -1,7 +1,7 @@
 """Everything that is scored on one patient: predicted against true mask of a volume, on the host."""
 
 import numpy as np
-import scipy  # whose parts are loaded where they are first asked for
+from scipy import ndimage
 
 from brainseg_jax.evaluation.postprocess import NEIGHBORS
 from brainseg_jax.evaluation.surface import surface_scores
@@ -60,8 +60,8 @@ def lesion_counts(predicted: np.ndarray, truth: np.ndarray) -> dict[str, int]:
       found_lesions: which the prediction meets in one voxel at least; missed_lesions: the others; false_lesions:
       connected parts of the prediction that meet no true voxel.
     """
-    true_parts, lesions = scipy.ndimage.label(truth, NEIGHBORS)
-    predicted_parts, parts = scipy.ndimage.label(predicted, NEIGHBORS)
+    true_parts, lesions = ndimage.label(truth, NEIGHBORS)
+    predicted_parts, parts = ndimage.label(predicted, NEIGHBORS)
     met = predicted & truth
     found = len(np.unique(true_parts[met]))
     return {

@@ -48,7 +48,7 @@ class UNet(nn.Module):
           InputError: where the depth does not divide H or W, or the images have not four axes.
         """
         if images.ndim != 4:
-            raise InputError(f"images must be [B, H, W, C], not of shape {images.shape}; of one image make a batch")
+            raise InputError(f"images must be [B, H, W, C], not of shape {images.shape}; image[None] is a batch of one")
         _, height, width, _ = images.shape
         multiple = 2**self.depth
         if height % multiple or width % multiple:

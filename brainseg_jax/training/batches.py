@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from brainseg_jax import sharding
+from brainseg_jax import ops, sharding
 from brainseg_jax.data.augment import perturb_intensity, stand_in, warp
 from brainseg_jax.data.cohort import Cohort
 from brainseg_jax.data.normalization import Normalization, normalize
@@ -49,11 +49,12 @@ def make_batches(
     geometry: dict[str, float],
     intensity: dict[str, float],
     flair_stand_in: float = 0.0,
+    deterministic: bool = False,
 ) -> Callable[[jax.Array, DeviceCohort, jax.Array], tuple[jax.Array, jax.Array]]:
     """Compiles what comes before an update: gather, warp, normalize, change the intensity.
 
-    It is two programs, apart from the update's: in one, XLA on a CPU works out the warp anew for each loop that reads
-    a pixel, and the noise for each of the first layer's. At :cpu that took 5 % of a step, and takes 1 % so.
+    It is two programs, apart from the update's: in one, XLA on a CPU works out the warp anew in each loop that reads a
+    pixel. `benchmarks/overhead.py` measures it.
 
     Args:
       mesh: the batch is divided over it.
@@ -61,6 +62,7 @@ def make_batches(
       geometry: amounts of `augment.warp`.
       intensity: amounts of `augment.perturb_intensity`.
       flair_stand_in: probability of `augment.stand_in`.
+      deterministic: see `ops.compiler_options`.
 
     Returns:
       (step, cohort, indices [B] int32) -> (images [B, S, S, 3] float32, normalized, and masks [B, S, S, 1] float32 in
@@ -84,10 +86,13 @@ def make_batches(
         return jax.vmap(partial(perturb_intensity, **intensity))(keys, images)
 
     everywhere, divided = sharding.replicated(mesh), sharding.over_batch(mesh)
-    first = jax.jit(gather_and_warp, in_shardings=(everywhere, everywhere, divided), out_shardings=divided)
-    second = jax.jit(
-        normalize_and_change, in_shardings=(everywhere, everywhere, divided, divided), out_shardings=divided
+    compiled = partial(
+        jax.jit,
+        out_shardings=divided,
+        compiler_options=ops.compiler_options(deterministic=deterministic, network=False),
     )
+    first = compiled(gather_and_warp, in_shardings=(everywhere, everywhere, divided))
+    second = compiled(normalize_and_change, in_shardings=(everywhere, everywhere, divided, divided))
 
     def batch(step: jax.Array, cohort: DeviceCohort, indices: jax.Array) -> tuple[jax.Array, jax.Array]:
         # Warped before normalization, so that what comes in from outside the image is black, not mean gray.

@@ -99,6 +99,7 @@ class Journal:
         if not self._speaks:
             return
         try:
+            board = self._board
             with self.path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
         except OSError as error:
@@ -108,8 +109,8 @@ class Journal:
             ) from error
         for key, value in {**row, "images_per_second": images_per_second}.items():
             if key != "epoch":
-                self._board.add_scalar(key, value, row["epoch"])
-        self._board.flush()
+                board.add_scalar(key, value, row["epoch"])
+        board.flush()
 
 
 def read_rows(path: Path) -> list[dict]:

@@ -68,7 +68,14 @@ def make_train_step(
     Returns:
       (state, cohort, indices [B] int32) -> (state, `Report`). The state given is donated.
     """
-    batch = make_batches(mesh=mesh, seed=seed, geometry=geometry, intensity=intensity, flair_stand_in=flair_stand_in)
+    batch = make_batches(
+        mesh=mesh,
+        seed=seed,
+        geometry=geometry,
+        intensity=intensity,
+        flair_stand_in=flair_stand_in,
+        deterministic=deterministic,
+    )
     update = make_update(
         model,
         optimizer,
