@@ -49,7 +49,7 @@ def _paper() -> ConfigDict:
 
     config.loss = ConfigDict()
     # dice | generalized_dice | tversky | focal_tversky | focal | dice_cross_entropy (nnU-Net's)
-    config.loss.name = "dice"  # | weighted_cross_entropy (class weights come from the training masks)
+    config.loss.name = "dice"  # | weighted_cross_entropy (class weights from the training masks, as often as drawn)
     config.loss.smooth = 0.1  # of dice, dice_cross_entropy, tversky, focal_tversky
     config.loss.batch_wide = True  # of the same and generalized_dice: over the batch at once, not slice by slice
     config.loss.false_negative_weight = 0.7  # tversky, focal_tversky: beta; false positives weigh 1 - beta

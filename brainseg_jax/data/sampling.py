@@ -48,14 +48,20 @@ class BatchSampler:
         ]
         return np.concatenate(parts).astype(np.int32)
 
-    def _streams(self) -> list[tuple[str, np.ndarray, int]]:
-        """Name, pool and count a batch of each stream."""
+    def expected_mean(self, values: np.ndarray) -> float:
+        """The mean over a batch, on average over the steps, of what `values` [M] says of each slice."""
+        pools = self._streams(values)
+        return float(sum(count * pool.mean() for _, pool, count in pools if count) / self.batch_size)
+
+    def _streams(self, of_slices: np.ndarray | None = None) -> list[tuple[str, np.ndarray, int]]:
+        """Name, pool and count a batch of each stream; a pool is of `slices`, or of other values of them [M]."""
+        pool = self.slices if of_slices is None else of_slices
         if self.tumor_share == 0.0:
-            return [("of the split", self.slices, self.batch_size)]
+            return [("of the split", pool, self.batch_size)]
         tumor_count = max(1, round(self.tumor_share * self.batch_size))
         return [
-            ("with tumor", self.slices[self.has_tumor], tumor_count),
-            ("without tumor", self.slices[~self.has_tumor], self.batch_size - tumor_count),
+            ("with tumor", pool[self.has_tumor], tumor_count),
+            ("without tumor", pool[~self.has_tumor], self.batch_size - tumor_count),
         ]
 
 
@@ -89,6 +95,13 @@ class PatientSampler:
         patients = _take(self.seed, 2, np.unique(self.patients), step * self.batch_size, self.batch_size)
         raw = np.random.Philox(key=self.seed, counter=[0, 0, 3, step]).random_raw(self.batch_size)
         return np.array([self._draw(*drawn) for drawn in zip(patients, raw * 2.0**-64, strict=True)], np.int32)
+
+    def expected_mean(self, values: np.ndarray) -> float:
+        """The mean over a batch, on average over the steps, of what `values` [M] says of each slice."""
+        means = [
+            probability @ values[self.patients == patient] for patient, (_, probability) in self.probabilities.items()
+        ]
+        return float(np.mean(means))
 
     @functools.cached_property
     def probabilities(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:

@@ -42,6 +42,12 @@ def put_cohort(cohort: Cohort, mesh: Mesh) -> DeviceCohort:
     )
 
 
+def augmentation_keys(seed: int, step: int | jax.Array, examples: int) -> list[jax.Array]:
+    """The keys of the warp, the intensity and the stand-in, [B] each; all of one split, so that no two are equal."""
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    return [jax.random.split(purpose, examples) for purpose in jax.random.split(key, 3)]
+
+
 def make_batches(
     *,
     mesh: Mesh,
@@ -69,18 +75,13 @@ def make_batches(
       {0, 1}).
     """
 
-    def keys_of(step: jax.Array, examples: int) -> list[jax.Array]:
-        """Of the warp, the intensity and the stand-in, [B] each."""
-        key = jax.random.fold_in(jax.random.key(seed), step)
-        return [jax.random.split(one, examples) for one in (*jax.random.split(key), jax.random.fold_in(key, 1))]
-
     def gather_and_warp(step: jax.Array, cohort: DeviceCohort, indices: jax.Array) -> tuple[jax.Array, jax.Array]:
-        keys, _, _ = keys_of(step, len(indices))
+        keys, _, _ = augmentation_keys(seed, step, len(indices))
         images, masks = cohort.images[indices].astype(jnp.float32), cohort.masks[indices].astype(jnp.float32)
         return jax.vmap(partial(warp, **geometry))(keys, images, masks)
 
     def normalize_and_change(step: jax.Array, cohort: DeviceCohort, indices: jax.Array, images: jax.Array) -> jax.Array:
-        _, keys, stand_in_keys = keys_of(step, len(indices))
+        _, keys, stand_in_keys = augmentation_keys(seed, step, len(indices))
         images = cohort.normalized(images, indices)
         images = jax.vmap(partial(stand_in, probability=flair_stand_in))(stand_in_keys, images)
         return jax.vmap(partial(perturb_intensity, **intensity))(keys, images)

@@ -114,7 +114,9 @@ def build_experiment(config: ConfigDict, *, load: Callable[..., Cohort] = load_c
         warmup_steps=round(opt.warmup_epochs * steps_per_epoch),
     )
     optimizer = build_optimizer(opt.name, schedule, b2=opt.b2, weight_decay=opt.weight_decay, clip_norm=opt.clip_norm)
-    loss = build_loss(**config.loss, tumor_fraction=cohort.tumor_fraction(split.train))
+    # The masks of training as the sampler draws them: where it prefers slices with tumor, tumor is less rare.
+    of_slices = cohort.native_masks[train_slices].mean(axis=(1, 2, 3), dtype=np.float64)
+    loss = build_loss(**config.loss, tumor_fraction=sampler.expected_mean(of_slices))
     state = create_state(
         model,
         optimizer,

@@ -27,7 +27,8 @@ def build_loss(
 
     Args:
       name: of `losses`, without "_loss".
-      tumor_fraction: of the pixels of the training masks; class weights are made from it.
+      tumor_fraction: of the pixels of the training masks, each mask as often as it is drawn; class weights are made
+        from it.
       smooth: of the losses of overlap, but for generalized Dice.
       batch_wide: of the losses of overlap.
       false_negative_weight: of the two Tversky losses; their false positives weigh 1 less this.
