@@ -68,7 +68,7 @@ def test_only_the_top_sees_the_config():
 
 
 def test_nothing_is_long():
-    long = [f"{p}: {n}" for p in FILES if (n := len(p.read_text().splitlines())) > 250]
+    long = [f"{p}: {n}" for p in FILES if (n := len(p.read_text().splitlines())) > 400]
     assert not long
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text())):

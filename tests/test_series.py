@@ -10,9 +10,10 @@ import pytest
 pydicom = pytest.importorskip("pydicom")
 hd = pytest.importorskip("highdicom")
 
+from conftest import call_predict as call  # noqa: E402
 from pydicom.dataset import FileDataset, FileMetaDataset  # noqa: E402
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid  # noqa: E402
-from test_predict import call, case, dice, from_slices, read_case  # noqa: E402, F401
+from test_predict import dice, from_slices, read_case  # noqa: E402, F401
 
 from brainseg_jax.errors import InputError, PartlyDone  # noqa: E402
 from brainseg_jax.prediction.results import Wanted  # noqa: E402
@@ -93,7 +94,7 @@ def test_three_series_have_the_mask_of_the_slices(case, trained_run, from_slices
 
 
 @pytest.mark.parametrize("how", ["from crown to foot", "rescaled", "sagittal"])
-def test_a_series_of_flair_alone(case, trained_run, tmp_path, how):  # noqa: F811
+def test_a_series_of_flair_alone(case, trained_run, tmp_path, how):
     flair = read_case(case)[..., 1]
     for name, series in {"plain": flair, "turned": flair}.items():
         change, orientation, step = None, AXIAL, 5.0
@@ -135,7 +136,7 @@ def test_a_head_without_tumor_has_an_empty_segmentation(tmp_path):
     assert not seg.pixel_array.any() and seg.SegmentSequence[0].SegmentNumber == 1
 
 
-def test_faults_of_series(case, trained_run, tmp_path):  # noqa: F811
+def test_faults_of_series(case, trained_run, tmp_path):
     frames = np.arange(4 * 16 * 16).reshape(4, 16, 16)
 
     def third(**values):
