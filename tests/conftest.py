@@ -27,7 +27,8 @@ from brainseg_jax.prediction.stream import Outcome
 from brainseg_jax.training.loop import train
 
 # Many tests start the same small run: it is compiled once a session, in their subprocesses and other workers too.
-if "PYTEST_XDIST_WORKER" not in os.environ:
+# Where the variable is set already, the programs are kept from session to session.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _compiled = tempfile.TemporaryDirectory(prefix="compiled_")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
