@@ -1,39 +1,49 @@
-# `make demo` and `make test` need Python 3.11 or later and make; they make their own environment in .venv.
+# `make demo`, `make test` and `make check` need Python 3.11 or later and make; they make their own environment in .venv.
 
 PYTHON ?= python3
-VENV := .venv
+VENV ?= .venv
 BIN := $(VENV)/bin
+# The newest libraries need Python 3.12; each file holds the versions that were tested together.
+CONSTRAINTS ?= $(shell $(PYTHON) -c 'import sys; print("constraints.txt" if sys.version_info < (3, 12) else "constraints-newest.txt")')
+INSTALL := $(BIN)/python -m pip install --quiet -c $(CONSTRAINTS)
+PYTEST := $(BIN)/python -m pytest
+XDIST := --numprocesses=auto --maxprocesses=4 --dist=worksteal  # up to four cores
 
-.PHONY: demo test lint interop browser bench clean
+.PHONY: demo test check slow lint interop browser bench clean
 
 demo: $(VENV)/installed  ## train on made-up scans and score them, a few minutes
 	$(BIN)/python -m brainseg_jax.main --config=configs/attn_dice.py:quick --workdir=runs/demo
 
-test: $(VENV)/installed  ## every test, on up to four cores
-	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal
+test: $(VENV)/installed  ## what a change needs: every test but the slow ones, under 4 minutes on two cores
+	$(PYTEST) -m "not slow" $(XDIST)
+
+check: lint test slow interop browser  ## everything; `make test check` runs nothing twice
+
+slow: $(VENV)/installed  ## the tests that `make test` leaves out
+	$(PYTEST) -m slow $(XDIST)
 
 lint: $(VENV)/installed  ## format and lint, without changing anything
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
 interop: $(VENV)/installed  ## against other libraries; it installs torch, which `make test` is to do without
-	$(BIN)/python -m pip install --quiet -e '.[test,interop]' -c constraints.txt
-	$(BIN)/python -m pytest tests/interop
+	$(INSTALL) -e '.[test,interop]'
+	$(PYTEST) tests/interop
 
 browser: $(VENV)/installed  ## the report in Chromium, which the system has
-	$(BIN)/python -m pip install --quiet -e '.[test,browser]' -c constraints.txt
-	$(BIN)/python -m pytest tests/browser
+	$(INSTALL) -e '.[test,browser]'
+	$(PYTEST) tests/browser
 
 bench: $(VENV)/installed  ## speed beside PyTorch's, some minutes on an idle machine; the table is benchmarks/speed.json
-	$(BIN)/python -m pip install --quiet -e '.[bench]' -c constraints.txt
+	$(INSTALL) -e '.[bench]'
 	$(BIN)/python -m benchmarks.speed
 
 clean:  ## remove the environment; runs and data stay
 	rm -rf $(VENV)
 
 # The stamp is made last, so an interrupted install is done again; a changed requirement installs again.
-$(VENV)/installed: pyproject.toml constraints.txt
+$(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -e '.[test]' -c constraints.txt
+	$(INSTALL) -e '.[test,dicom,export]'
 	touch $@

@@ -2,20 +2,25 @@
 
 import os
 
-# Read when jax starts its backend, so it must be set before the first import of jax.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+# Read when jax starts its backend, so it must be set before the first import of jax. LLVM's optimizations take three
+# quarters of the time of a compilation, and gain nothing in programs this small; XLA's own passes stay as they are.
+# Flags that are set already are kept: so CI runs the slow tests as a user's programs are compiled.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS") or "--xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] += " --xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import json
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
 import pytest
+from filelock import FileLock
 from ml_collections import ConfigDict
+from skips import pytest_sessionfinish, pytest_terminal_summary  # noqa: F401
 
 from brainseg_jax.config import default_config
 from brainseg_jax.data.cohort import Cohort, load_cohort
@@ -39,6 +44,11 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+def xla_flags(devices: int) -> str:
+    """`XLA_FLAGS` of a process with so many fake devices, compiled as here."""
+    return os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices}")
+
+
 @pytest.fixture(scope="module")
 def optax_promotion():
     """For tests that run optax or bfloat16 batch norm, which lean on implicit promotion; ours do without."""
@@ -46,16 +56,36 @@ def optax_promotion():
         yield
 
 
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """The folder `name`, which the first worker that asks for it makes and fills by `make(folder)`; the others wait.
+
+    Nobody may change what lies in it. Where `make` fails, the next one who asks tries again.
+    """
+    root = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # that of the session, above the folders of its workers
+    folder, done = root / "shared" / name, root / "shared" / f"{name}.done"
+    folder.parent.mkdir(exist_ok=True)
+    with FileLock(folder.with_name(f"{name}.lock")):
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make(folder)
+            done.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def phantom_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A `kaggle_3m` folder with 8 made-up patients."""
-    return write_phantom(tmp_path_factory.mktemp("phantom"), patients=8, seed=0)
+    return once(tmp_path_factory, "phantom", lambda folder: write_phantom(folder, patients=8, seed=0)) / "kaggle_3m"
 
 
 @pytest.fixture(scope="session")
-def dataset_folder(phantom_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def dataset_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same patients as a prepared dataset."""
-    return prepare(str(phantom_folder), tmp_path_factory.mktemp("prepared"), progress=False)
+    data_dir = once(tmp_path_factory, "prepared", lambda folder: prepare("phantom:8:0", folder, progress=False))
+    return prepare("phantom:8:0", data_dir, progress=False)
 
 
 @pytest.fixture(scope="session")
@@ -72,10 +102,9 @@ def trained_run(dataset_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
     config.update({"train": {"epochs": 3, "batch_size": 8, "steps_per_epoch": 4}, "optimizer": {"ema_decay": 0.9}})
     config.eval.choose = True
     config.data.dir, config.data.source = str(dataset_folder.parents[2]), "phantom:8:0"
-    workdir = tmp_path_factory.mktemp("trained") / "run"
     with jax.numpy_dtype_promotion("standard"):
-        train(config, workdir)
-    return workdir, config
+        folder = once(tmp_path_factory, "trained", lambda folder: train(config, folder / "run"))
+    return folder / "run", config
 
 
 @pytest.fixture(scope="session")
@@ -125,7 +154,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     place = tmp_path / "disk"
     place.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", place], capture_output=True).returncode:
-        pytest.skip("mounting a small file system needs more rights")
+        pytest.skip("mounting a small file system needs root")
     yield place
     subprocess.run(["umount", "--lazy", place], check=True)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import xla_flags
 
 from brainseg_jax.config import check_config
 from brainseg_jax.errors import InputError, TrainingStopped
@@ -233,7 +234,7 @@ def test_a_checkpoint_is_scored_anew(trained_run, tmp_path):
 
 def start(output, data_dir, *arguments):
     command = [sys.executable, "-m", "experiments.ablation", "--study=leakage:quick", f"--output={output}", *arguments]
-    env = {**os.environ, "XLA_FLAGS": "", "TFDS_DATA_DIR": str(data_dir)}
+    env = {**os.environ, "XLA_FLAGS": xla_flags(1), "TFDS_DATA_DIR": str(data_dir)}
     return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 

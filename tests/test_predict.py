@@ -9,7 +9,7 @@ import sys
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import call_predict
+from conftest import call_predict, once
 from PIL import Image
 
 from brainseg_jax.prediction.canvas import Canvas
@@ -49,10 +49,9 @@ def dice(a, b):
 @pytest.fixture(scope="module")
 def from_slices(case, trained_run, tmp_path_factory):
     """What is written for that patient's slices, all kinds of it."""
-    output = tmp_path_factory.mktemp("slices") / "out"
     everything = Wanted(probabilities=True, uncertainty=True, overlays=True)
-    call_predict(trained_run[0], case, output, wanted=everything, mirror=True)
-    return output
+    predict = lambda folder: call_predict(trained_run[0], case, folder / "out", wanted=everything, mirror=True)
+    return once(tmp_path_factory, "from_slices", predict) / "out"
 
 
 def test_masks_are_those_that_the_run_scores(trained_run, phantom_folder, tmp_path):

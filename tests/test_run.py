@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import once, xla_flags
 from PIL import Image
 from scipy import ndimage
 
@@ -47,7 +49,7 @@ def tiny_config(dataset_folder, **overrides):
 
 def run_main(*arguments, cwd, **environment):
     command = [sys.executable, "-m", "brainseg_jax.main", *arguments]
-    env = {**os.environ, "XLA_FLAGS": "", **environment}
+    env = {**os.environ, "XLA_FLAGS": xla_flags(1), **environment}
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, env=env)
 
 
@@ -59,22 +61,27 @@ def rows_of(workdir):
 @pytest.fixture(scope="module")
 def finished(phantom_folder, tmp_path_factory):
     """A run of the command, as a user starts it, from a folder of its own; the data are prepared on the way."""
-    cwd = tmp_path_factory.mktemp("elsewhere")
     flat = [f"--config.{s}.{k}={v}" for s, keys in TINY.items() for k, v in keys.items()]
-    done = run_main(
-        f"--config={CONFIGS / 'attn_dice.py'}:quick",
-        "--workdir=runs/first",
-        f"--config.data.source={phantom_folder}",
-        *flat,
-        cwd=cwd,
-        TFDS_DATA_DIR=str(cwd / "tfds"),
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return cwd / "runs" / "first", done
+
+    def run(cwd):
+        done = run_main(
+            f"--config={CONFIGS / 'attn_dice.py'}:quick",
+            "--workdir=runs/first",
+            f"--config.data.source={phantom_folder}",
+            *flat,
+            cwd=cwd,
+            TFDS_DATA_DIR=str(cwd / "tfds"),
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        (cwd / "stdout").write_text(done.stdout)
+        (cwd / "stderr").write_text(done.stderr)
+
+    cwd = once(tmp_path_factory, "elsewhere", run)
+    return cwd / "runs" / "first", (cwd / "stdout").read_text(), (cwd / "stderr").read_text()
 
 
 def test_what_a_run_leaves_behind(finished):
-    workdir, done = finished
+    workdir, stdout, stderr = finished
     results = json.loads((workdir / "results.json").read_text())
     rows = list(csv.DictReader((workdir / "per_patient.csv").open()))
     split = json.loads((workdir / "split.json").read_text())
@@ -98,17 +105,17 @@ def test_what_a_run_leaves_behind(finished):
         with Image.open(workdir / f"{name}.png") as picture:
             assert picture.width > 800
     assert not list(workdir.glob(".part-*"))
-    assert "epoch 2/2" in done.stdout and "Traceback" not in done.stderr
-    assert len((done.stdout + done.stderr).splitlines()) < 15  # words for a person, not the libraries' own
+    assert "epoch 2/2" in stdout and "Traceback" not in stderr
+    assert len((stdout + stderr).splitlines()) < 15  # words for a person, not the libraries' own
 
 
-def test_started_again_it_finds_itself_finished(finished, phantom_folder):
-    workdir, _ = finished
+def test_started_again_it_finds_itself_finished(finished, phantom_folder, tmp_path):
+    workdir = Path(shutil.copytree(finished[0], tmp_path / "run"))
     before = {p: p.read_bytes() for p in workdir.glob("*.[cj]s*")}
     config = default_config("quick")
     config.update(TINY)
     config.model.name, config.data.source = "attention_unet", str(phantom_folder)
-    config.data.dir = str(workdir.parents[1] / "tfds")
+    config.data.dir = str(finished[0].parents[1] / "tfds")
     train(config, workdir)
     after = {p: p.read_bytes() for p in before}
     numbers = [json.loads(files[workdir / "results.json"])["test"]["dice_mean"] for files in (before, after)]
@@ -156,7 +163,7 @@ def test_the_largest_part_alone_is_scored(dataset_folder):
 
 
 def test_another_experiment_in_the_same_folder(finished, phantom_folder):
-    workdir, _ = finished
+    workdir = finished[0]
     config = default_config("quick")
     config.update(TINY)
     config.model.name, config.data.source = "attention_unet", str(phantom_folder)
@@ -209,16 +216,16 @@ def test_a_folder_that_cannot_be_gone_on_with(dataset_folder, tmp_path, make, wo
         train(tiny_config(dataset_folder), workdir)
 
 
-def test_more_epochs_are_another_cosine(finished, dataset_folder):
+def test_more_epochs_are_another_cosine(dataset_folder, tmp_path):
     config = tiny_config(dataset_folder, optimizer__schedule="cosine")
-    train(config, finished[0].parent / "cosine")
+    train(config, tmp_path / "run")
     config.train.epochs = 3
     with pytest.raises(InputError, match=r"train\.epochs: 2 before, 3 now"):
-        train(config, finished[0].parent / "cosine")
+        train(config, tmp_path / "run")
 
 
 def test_two_processes_leave_what_one_leaves(finished, phantom_folder):
-    workdir, _ = finished
+    workdir = finished[0]
     cwd = workdir.parents[1]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -3,23 +3,21 @@
 import csv
 import sys
 
+import highdicom as hd
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
+from conftest import call_predict as call
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
+from test_predict import dice, from_slices, read_case  # noqa: F401
 
-pydicom = pytest.importorskip("pydicom")
-hd = pytest.importorskip("highdicom")
-
-from conftest import call_predict as call  # noqa: E402
-from pydicom.dataset import FileDataset, FileMetaDataset  # noqa: E402
-from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid  # noqa: E402
-from test_predict import dice, from_slices, read_case  # noqa: E402, F401
-
-from brainseg_jax.errors import InputError, PartlyDone  # noqa: E402
-from brainseg_jax.prediction.results import Wanted  # noqa: E402
-from brainseg_jax.scans.find import find_scans  # noqa: E402
-from brainseg_jax.scans.masks import read_masks  # noqa: E402
-from brainseg_jax.scans.scan import MASK  # noqa: E402
+from brainseg_jax.errors import InputError, PartlyDone
+from brainseg_jax.prediction.results import Wanted
+from brainseg_jax.scans.find import find_scans
+from brainseg_jax.scans.masks import read_masks
+from brainseg_jax.scans.scan import MASK
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)  # columns run to the left, rows to the back

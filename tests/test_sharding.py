@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from conftest import xla_flags
 from jax.sharding import AxisType
 from twenty_steps import twenty_losses
 
@@ -50,7 +51,7 @@ def test_two_processes(on_one_device, dataset_folder):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     script = Path(__file__).with_name("twenty_steps.py")
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    environment = {**os.environ, "XLA_FLAGS": xla_flags(2)}
     command = [sys.executable, script, dataset_folder, f"127.0.0.1:{port}", "2"]
     running = [
         subprocess.Popen([*command, str(i)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
