@@ -245,6 +245,7 @@ def test_tables_of_nothing(tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.slow
 def test_a_study_killed_and_started_again_loses_no_finished_cell(tmp_path):
     output, data_dir = tmp_path / "study", tmp_path / "data"
     first = start(output, data_dir)

@@ -175,6 +175,7 @@ def test_another_experiment_in_the_same_folder(finished, phantom_folder):
         train(config, workdir)
 
 
+@pytest.mark.slow
 def test_a_limit_of_time(dataset_folder, tmp_path):
     options = {"train__epochs": 10_000, "train__steps_per_epoch": 20, "optimizer__schedule": "cosine"}
     config = tiny_config(dataset_folder, **options, train__max_minutes=0.1)
@@ -224,6 +225,7 @@ def test_more_epochs_are_another_cosine(dataset_folder, tmp_path):
         train(config, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_two_processes_leave_what_one_leaves(finished, phantom_folder):
     workdir = finished[0]
     cwd = workdir.parents[1]
