@@ -7,7 +7,8 @@ BIN := $(VENV)/bin
 CONSTRAINTS ?= $(shell $(PYTHON) -c 'import sys; print("constraints.txt" if sys.version_info < (3, 12) else "constraints-newest.txt")')
 INSTALL := $(BIN)/python -m pip install --quiet -c $(CONSTRAINTS)
 PYTEST := $(BIN)/python -m pytest
-XDIST := --numprocesses=auto --maxprocesses=4 --dist=worksteal  # up to four cores
+# On up to four cores; torch and a browser, which the other two folders need, are not installed for it.
+MAIN_TESTS := $(PYTEST) --numprocesses=auto --maxprocesses=4 --dist=worksteal --ignore=tests/interop --ignore=tests/browser
 
 .PHONY: demo test check slow lint interop browser bench clean
 
@@ -15,12 +16,12 @@ demo: $(VENV)/installed  ## train on made-up scans and score them, a few minutes
 	$(BIN)/python -m brainseg_jax.main --config=configs/attn_dice.py:quick --workdir=runs/demo
 
 test: $(VENV)/installed  ## what a change needs: every test but the slow ones, under 4 minutes on two cores
-	$(PYTEST) -m "not slow" $(XDIST)
+	$(MAIN_TESTS) -m "not slow"
 
 check: lint test slow interop browser  ## everything; `make test check` runs nothing twice
 
 slow: $(VENV)/installed  ## the tests that `make test` leaves out
-	$(PYTEST) -m slow $(XDIST)
+	$(MAIN_TESTS) -m slow
 
 lint: $(VENV)/installed  ## format and lint, without changing anything
 	$(BIN)/ruff format --check .
