@@ -46,13 +46,42 @@ class Work:
 def ours(work: Work, shared: Path) -> Callable[[], None]:
     """Our network as a run compiles it; leaves its weights and logits in `shared` for `torch_eager` to check."""
     from brainseg_jax import ops
+    from brainseg_jax.compilation import release_compiler_memory
 
+    release_compiler_memory()
     return _in_jax(work, formulation="auto", options=ops.compiler_options(), weights=shared / "weights.npz")
 
 
 def naive_flax(work: Work, _: Path) -> Callable[[], None]:
     """The same network of XLA's own operators, compiled as `jax.jit` does by itself."""
     return _in_jax(work, formulation="lax", options=None, weights=None)
+
+
+def ours_without(part: str) -> Callable[[Work, Path], Callable[[], None]]:
+    """Our network as a run compiles it, but for one operator of `ops`, one compiler option or one saving of memory.
+
+    Args:
+      part: a name of `PARTS`.
+    """
+
+    def contestant(work: Work, _: Path) -> Callable[[], None]:
+        from brainseg_jax import ops
+        from brainseg_jax.compilation import release_compiler_memory
+        from brainseg_jax.models import blocks, unet
+
+        if part.startswith("xla_"):
+            ops._CPU_OPTIONS = {name: value for name, value in ops._CPU_OPTIONS.items() if name != part}
+        elif part == "gradient order":
+            blocks._parameters_first = lambda *arrays: list(arrays)
+        elif part == "recomputation":
+            unet.nn.remat = lambda network, **_: network
+        else:
+            operator = getattr(ops, part)
+            setattr(ops, part, lambda *arguments: operator(*arguments[:-1], "lax"))
+        release_compiler_memory()
+        return _in_jax(work, formulation="auto", options=ops.compiler_options(), weights=None)
+
+    return contestant
 
 
 def _in_jax(work: Work, *, formulation: str, options: dict | None, weights: Path | None) -> Callable[[], None]:
@@ -169,10 +198,16 @@ def _in_torch(net: Callable, work: Work) -> Callable[[], None]:
     return run
 
 
+PARTS = (  # what `ours_without` can leave out
+    *("conv3x3", "conv_transpose2x2", "conv1x1_stride2", "max_pool2x2", "upsample2x"),
+    *("gradient order", "recomputation"),
+    *("xla_cpu_experimental_ynn_fusion_type", "xla_cpu_scheduler_type", "xla_cpu_use_fusion_emitters"),
+)
 CONTESTANTS = {
     "ours": ours,
     "torch": torch_eager,
     "torch.compile": torch_compile,
     "monai": monai,
     "naive flax": naive_flax,
+    **{f"without {part}": ours_without(part) for part in PARTS},
 }

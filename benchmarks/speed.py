@@ -2,6 +2,7 @@
 
 Prints a table in markdown and writes `benchmarks/speed.json`. Ratios below 1 mean that ours is the faster. "torch" is
 the same network with the same weights, its logits checked; "monai" is what one would take from there in its place.
+`--against=parts` races ours against ours without one formulation or option at a time: below 1 that part pays.
 """
 
 import argparse
@@ -15,7 +16,8 @@ from benchmarks.contestants import CONTESTANTS, Work
 from benchmarks.worker import Worker
 
 SIZES = ((16, 128, 16), (32, 256, 4))  # features, pixels, batch
-EVERYONE = tuple(name for name in CONTESTANTS if name != "ours")
+WITHOUT = tuple(name for name in CONTESTANTS if name.startswith("without "))
+EVERYONE = tuple(name for name in CONTESTANTS if name != "ours" and name not in WITHOUT)
 
 
 def races() -> list[tuple[Work, tuple[str, ...]]]:
@@ -74,7 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--only", default="", help="words that the network, size and work of a race must contain")
-    parser.add_argument("--against", default=",".join(EVERYONE), help="references, with a comma between")
+    parser.add_argument("--against", default=",".join(EVERYONE), help="references, with a comma between; or parts")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("speed.json"))
     arguments = parser.parse_args()
     print(
@@ -85,7 +87,8 @@ def main() -> None:
     for work, references in races():
         if not all(word in f"{work.name} {work.kind}" for word in arguments.only.split()):
             continue
-        against = tuple(name for name in references if name in arguments.against.split(","))
+        wanted = arguments.against.split(",")
+        against = WITHOUT if wanted == ["parts"] else tuple(name for name in references if name in wanted)
         for row in race(work, against, arguments.repetitions):
             print(line(row), flush=True)
             rows.append(row)

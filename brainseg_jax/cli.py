@@ -11,6 +11,7 @@ from typing import NoReturn
 from absl import app, flags
 from absl import logging as absl_logging
 
+from brainseg_jax.compilation import release_compiler_memory
 from brainseg_jax.errors import InputError, PartlyDone, StorageError, TrainingDiverged, TrainingStopped
 
 
@@ -42,6 +43,7 @@ def run(main: Callable[[list[str]], object]) -> None:
         except KeyboardInterrupt:
             _fail("interrupted; the same command goes on from what is finished", status=130)
 
+    release_compiler_memory()
     absl_logging.get_absl_handler().addFilter(_is_worth_showing)
     # After a failed read or write Orbax leaves coroutines behind, and Python prints a traceback for each it collects.
     sys.unraisablehook = lambda left: absl_logging.debug("ignored: %s", left.exc_value)

@@ -1,5 +1,6 @@
-"""Compiled programs kept between runs, so that the second start of a run waits for no compiler."""
+"""Compiled programs kept between runs, so that a second start waits for no compiler, and the compiler's memory."""
 
+import ctypes
 import os
 from pathlib import Path
 
@@ -30,3 +31,21 @@ def keep_compiled(gib: float = 1.0) -> None:
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_compilation_cache_max_size", int(gib * 2**30))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def release_compiler_memory() -> None:
+    """From here on the memory that the compiler has freed goes back to the operating system after each compilation.
+
+    glibc keeps freed memory for later requests in small pieces, which the large arrays of a training step cannot use:
+    the step's arrays come on top of it. It is one call of `malloc_trim`; with another C library nothing happens.
+    """
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError):
+        return
+
+    def after_compilation(event: str, seconds: float, **_: object) -> None:
+        if event.endswith("backend_compile_duration") and seconds > 1.0:  # a short one leaves little
+            trim(0)
+
+    jax.monitoring.register_event_duration_secs_listener(after_compilation)

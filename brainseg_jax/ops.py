@@ -3,6 +3,7 @@
 Each says what it replaces and why. The library that XLA takes for convolutions is another matter: `compiler_options`.
 """
 
+import functools
 from typing import Literal
 
 import flax.linen as nn
@@ -21,16 +22,24 @@ def is_lax(formulation: Formulation) -> bool:
     return formulation == "lax" or (formulation == "auto" and jax.default_backend() != "cpu")
 
 
+# What networks are compiled with on a CPU, where the XLA at hand knows the option.
+_CPU_OPTIONS = {
+    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE",
+    "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
+    "xla_cpu_use_fusion_emitters": False,
+}
+
+
 def compiler_options(*, deterministic: bool = False, network: bool = True) -> dict[str, str | bool] | None:
     """What `jax.jit` is to be given as `compiler_options`; None for XLA's own choice.
 
-    They are for networks. By itself XLA (jaxlib 0.10) hands convolutions, matrix products and sums on CPU to YNNPACK,
-    which runs many convolutions on one thread. Named sums alone, the rest goes to Eigen, which uses every core; XLA's
-    own sums over batch, rows and columns (of biases and batch norm) take ten times as long as YNNPACK's.
+    They are for networks. By itself XLA hands convolutions, matrix products and sums on CPU to YNNPACK, which runs many
+    convolutions on one thread. With the first option YNNPACK gets sums alone and Eigen, which uses every core, the
+    rest. XLA's own sums over batch, rows and columns (of biases and batch norm) take ten times as long as YNNPACK's.
 
     The other two options are for memory. By itself XLA orders a program so that its operators may run at once, which a
-    chain of layers has no use of, and holds what is not needed yet or any more. And it compiles each fusion in a
-    compiler of its own, all held at a time. Without, steps of few channels are a little slower.
+    chain of layers has no use of, and holds what is not needed yet or any more. And jaxlib 0.10 compiles each fusion in
+    a compiler of its own, all held at a time; 0.12 has no such option (see `compilation.release_compiler_memory`).
 
     Args:
       deterministic: on a GPU, choose kernels that give the same bits each time, at a price in speed (XLA's
@@ -42,11 +51,23 @@ def compiler_options(*, deterministic: bool = False, network: bool = True) -> di
         return {"xla_gpu_deterministic_ops": True}
     if backend != "cpu" or not network:
         return None
-    return {
-        "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE",
-        "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
-        "xla_cpu_use_fusion_emitters": False,
-    }
+    return dict(_known(tuple(_CPU_OPTIONS.items())))
+
+
+@functools.cache
+def _known(options: tuple[tuple[str, str | bool], ...]) -> tuple[tuple[str, str | bool], ...]:
+    """Those of the options that this XLA takes: their names and values come and go from version to version."""
+    if _compiles(options):
+        return options
+    return tuple(option for option in options if _compiles((option,)))
+
+
+def _compiles(options: tuple[tuple[str, str | bool], ...]) -> bool:
+    try:
+        jax.jit(lambda: jnp.float32(0.0), compiler_options=dict(options)).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
 
 
 # Winograd's minimal filtering F(4, 3): four outputs of a filter of three taps for six products in place of twelve, with

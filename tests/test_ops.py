@@ -201,3 +201,14 @@ def test_the_switch_for_deterministic_kernels_is_of_gpus_alone(monkeypatch, back
 
 def test_what_holds_no_network_is_compiled_by_a_cpu_as_it_does_by_itself():
     assert ops.compiler_options() and ops.compiler_options(network=False) is None
+
+
+def test_an_option_that_xla_does_not_know_is_left_out(monkeypatch):
+    """Options come and go with XLA's versions: a program must compile without them."""
+    known = ops.compiler_options()
+    wrong = {"xla_cpu_of_another_version": True, "xla_cpu_scheduler_type": "OF_ANOTHER_VERSION"}
+    monkeypatch.setattr(ops, "_CPU_OPTIONS", {**known, **wrong})
+    expected = {name: value for name, value in known.items() if name not in wrong}
+    assert ops.compiler_options() == expected
+    assert "xla_cpu_experimental_ynn_fusion_type" in expected  # what speed rests on is known to every version
+    jax.jit(lambda: 0, compiler_options=expected)()
