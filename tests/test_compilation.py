@@ -101,6 +101,7 @@ def test_what_the_compiler_has_freed_goes_back_to_the_system():
     assert abs(after_short) < 20 and 150 < after_long < 220
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("optax_promotion")
 def test_later_epochs_compile_nothing(dataset_folder, tmp_path):
     compiled = []
