@@ -66,8 +66,8 @@ OPERATORS = {
     "upsample2x nearest": (lambda x, f: ops.upsample2x(x, "nearest", f), partial(resized, method="nearest"), 0),
     "upsample2x bilinear": (lambda x, f: ops.upsample2x(x, "bilinear", f), partial(resized, method="bilinear"), 0),
 }
-SHAPES = [(1, 2, 2, 1), (2, 6, 10, 3), (1, 14, 6, 16), (8, 2, 4, 5), (1, 4, 2, 1), (2, 12, 6, 7), (1, 16, 10, 16)]
-ODD = [(1, 1, 1, 1), (3, 5, 7, 4), (3, 8, 5, 4)]  # a pool halves even sizes alone
+FEW = [(1, 2, 2, 1), (2, 6, 10, 3), (1, 1, 1, 1), (3, 5, 7, 4)]
+MORE = [(1, 14, 6, 16), (8, 2, 4, 5), (1, 4, 2, 1), (2, 12, 6, 7), (1, 16, 10, 16), (3, 8, 5, 4)]
 
 
 def untied(batch, height, width, channels):
@@ -115,11 +115,14 @@ def fast_convolutions(monkeypatch):
 
 
 @pytest.mark.usefixtures("fast_convolutions")
+@pytest.mark.parametrize("shapes", [FEW, pytest.param(MORE, marks=pytest.mark.slow)], ids=["few", "more"])
 @pytest.mark.parametrize("name", OPERATORS)
-def test_values_and_gradients_are_those_of_flax_and_jax(name, optax_promotion):
+def test_values_and_gradients_are_those_of_flax_and_jax(name, shapes, optax_promotion):
     """`pytest -s` prints the table."""
     for dtype, tolerance in ((jnp.float32, 1e-5), (jnp.bfloat16, 3e-2)):
-        for shape in SHAPES + (ODD if "max_pool" not in name else []):
+        for shape in shapes:
+            if "max_pool" in name and (shape[1] % 2 or shape[2] % 2):
+                continue  # a pool halves even sizes alone
             for formulation in ("cpu", "lax"):
                 differences = compared(name, shape, dtype, formulation)
                 figures = ", ".join(f"{d:.1e}" for d in differences)
