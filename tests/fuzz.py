@@ -7,7 +7,8 @@ decide a trial: `--only=17` runs trial 17 again, and raises what it found. Failu
 where. The files of the first of each lie in --keep, with the traceback. `2>/dev/null` hides what libtiff prints.
 
 Each damaged file lies beside one that is whole. NIfTI, DICOM, TIFF and PNG go through `find_scans` and `read`, as in
-`predict`, and a mask is written where that succeeds. NIfTI, TIFF and PNG also go through `read_masks`, as in `evaluate`.
+`predict`, and a mask is written where that succeeds. NIfTI, TIFF and PNG also go through `read_masks`, as in
+`evaluate`.
 TIFF, zip and table (`data.csv`) go through `read_source`, as in `prepare`.
 """
 
