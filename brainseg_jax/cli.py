@@ -1,6 +1,8 @@
-"""What every command shares: a mistake of the user ends in one line and exit status 2, never in a traceback."""
+"""What every command shares: a mistake of the user ends in one line and exit status 2, and nothing in a traceback."""
 
+import io
 import logging
+import os
 import re
 import sys
 import traceback
@@ -11,7 +13,14 @@ from typing import NoReturn
 from absl import app, flags
 from absl import logging as absl_logging
 
-from brainseg_jax.errors import InputError, PartlyDone, StorageError, TrainingDiverged, TrainingStopped
+from brainseg_jax.errors import (
+    InputError,
+    PartlyDone,
+    StorageError,
+    TrainingDiverged,
+    TrainingStopped,
+    describe_unforeseen,
+)
 
 
 def run(main: Callable[[list[str]], object]) -> None:
@@ -20,7 +29,8 @@ def run(main: Callable[[list[str]], object]) -> None:
     An `InputError`, a misspelt flag or config key, a value of the wrong type and a stray argument are printed to
     stderr as `error: ...` and end the process with status 2; a `TrainingDiverged` with 3, a `StorageError` with 4, a
     `PartlyDone` with 5, a `TrainingStopped` with 75 (`EX_TEMPFAIL` of sysexits.h: a scheduler may queue the same
-    command again).
+    command again). Any other exception ends it with status 1 and one line, which names the file that holds the
+    traceback.
 
     Args:
       main: the command, called as absl calls it: with a list that holds the program's name only.
@@ -39,9 +49,23 @@ def run(main: Callable[[list[str]], object]) -> None:
             _fail(str(error), status=5)
         except TrainingStopped as error:
             _fail(str(error), status=75)
-        except KeyboardInterrupt:
-            _fail("interrupted; the same command goes on from what is finished", status=130)
+        except KeyboardInterrupt as error:
+            _fail(str(error) or "interrupted; the same command goes on from what is finished", status=130)
+        except BrokenPipeError as error:
+            if error.filename is not None or error.filename2 is not None:
+                _fail(describe_unforeseen(error), status=1)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its end
+            _fail("standard output was closed before everything was printed", status=1)
+        except Exception as error:
+            if "Unable to initialize backend" in str(error):
+                platforms = os.environ.get("JAX_PLATFORMS", "")
+                _fail(f"JAX_PLATFORMS={platforms}: {str(error).splitlines()[0]}; unset it, or give cpu")
+            _fail(describe_unforeseen(error), status=1)
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name or a unit that the terminal's encoding lacks is no error
+            stream.reconfigure(errors="backslashreplace")
+    _settle_jax()
     absl_logging.get_absl_handler().addFilter(_is_worth_showing)
     # After a failed read or write Orbax leaves coroutines behind, and Python prints a traceback for each it collects.
     sys.unraisablehook = lambda left: absl_logging.debug("ignored: %s", left.exc_value)
@@ -83,6 +107,21 @@ def _explain(error: BaseException, argv: Sequence[str]) -> str:
     return f"{on_command_line[0] if on_command_line else f'{own[-1].filename}, line {own[-1].lineno}'}: {words}"
 
 
+def _settle_jax() -> None:
+    """Takes back settings of the environment that change JAX's arithmetic, where the command has imported JAX."""
+    if "jax" not in sys.modules:
+        return
+    config = sys.modules["jax"].config
+    for name, value in {
+        "jax_enable_x64": False,
+        "jax_numpy_dtype_promotion": "standard",
+        "jax_numpy_rank_promotion": "allow",
+    }.items():
+        if (given := getattr(config, name)) != value:
+            absl_logging.warning("%s=%s is not supported: %s is used", name.upper(), given, value)
+            config.update(name, value)
+
+
 def _is_worth_showing(record: logging.LogRecord) -> bool:
     """Our own words and everybody's warnings; Orbax alone tells some fifty lines about each checkpoint.
 
@@ -96,5 +135,5 @@ def _is_worth_showing(record: logging.LogRecord) -> bool:
 
 
 def _fail(message: str, *, status: int = 2) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {message}", file=sys.stderr, flush=True)
     raise SystemExit(status)

@@ -41,7 +41,7 @@ def open_zip(path: Path) -> zipfile.Path:
     """Opens a zip as a folder.
 
     Raises:
-      InputError: it is no whole zip, or a member has a name that is no plain path within it; the message names the file.
+      InputError: it is no whole zip, or a name of a member is no plain path; the message names the file.
     """
     try:
         archive = zipfile.ZipFile(path)

@@ -1,5 +1,6 @@
 """What is left of each predicted scan: masks and maps in files, and its rows of the two tables."""
 
+import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -8,7 +9,8 @@ import numpy as np
 
 from brainseg_jax.errors import InputError
 from brainseg_jax.evaluation.pictures import draw_overlay
-from brainseg_jax.files import write_whole
+from brainseg_jax.evaluation.scores import write_table
+from brainseg_jax.files import explain, write_whole
 from brainseg_jax.prediction.ensemble import Maps
 from brainseg_jax.scans.scan import MASK, PROBABILITY, UNCERTAINTY, Scan, Source
 
@@ -36,9 +38,20 @@ def check_free(sources: list[Source], output: Path, wanted: Wanted) -> None:
     for source in sources:
         paths += [output / path for kind in wanted.kinds for path in source.outputs(kind)]
         paths += [output / _overlay(source)] if wanted.overlays else []
-    if there := [path for path in paths if path.exists()]:
+    if there := [path for path in paths if os.path.exists(path)]:  # also of names that are too long
         more = f" and {len(there) - 1} more of the results" if len(there) > 1 else ""
         raise InputError(f"{there[0]}{more}: there already; give another --output, or --overwrite to replace them")
+
+
+def write_tables(scans: list[dict], slices: list[dict], output: Path) -> None:
+    """Writes `predictions.csv` and `areas.csv`, if there are rows. Raises InputError where that fails."""
+    if not scans:
+        return
+    try:
+        write_table(output / SCANS_TABLE, scans)
+        write_table(output / SLICES_TABLE, slices)
+    except OSError as error:
+        raise InputError(f"--output={output} cannot be written to ({explain(error)})") from error
 
 
 def write_results(
@@ -58,22 +71,17 @@ def write_results(
       the scan's row of `predictions.csv`, and those of its slices in `areas.csv`.
 
     Raises:
-      InputError: a file cannot be written.
+      OSError: a file cannot be written.
     """
     values = {MASK: mask, PROBABILITY: maps.probability, UNCERTAINTY: maps.uncertainty}
-    try:
-        (output / source.place).mkdir(parents=True, exist_ok=True)
-        if wanted.overlays:
-            write_whole(
-                output / _overlay(source),
-                partial(draw_overlay, flair=scan.voxels[..., 1], mask=mask, numbers=scan.numbers),
-            )
-        for kind in wanted.kinds:
-            scan.write(kind, values[kind], [output / path for path in source.outputs(kind)])
-    except OSError as error:
-        raise InputError(
-            f"--output={output} cannot be written to ({error}); make room, or give another folder"
-        ) from error
+    (output / source.place).mkdir(parents=True, exist_ok=True)
+    if wanted.overlays:
+        write_whole(
+            output / _overlay(source),
+            partial(draw_overlay, flair=scan.voxels[..., 1], mask=mask, numbers=scan.numbers),
+        )
+    for kind in wanted.kinds:
+        scan.write(kind, values[kind], [output / path for path in source.outputs(kind)])
     return _measure(source.name, scan, mask)
 
 
