@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from stat import S_ISDIR
 from typing import NoReturn
 
 from absl import app, flags
@@ -66,6 +67,7 @@ def run(main: Callable[[list[str]], object]) -> None:
         if isinstance(stream, io.TextIOWrapper):  # a name or a unit that the terminal's encoding lacks is no error
             stream.reconfigure(errors="backslashreplace")
     _settle_jax()
+    _accept_unknown_owners()
     absl_logging.get_absl_handler().addFilter(_is_worth_showing)
     # After a failed read or write Orbax leaves coroutines behind, and Python prints a traceback for each it collects.
     sys.unraisablehook = lambda left: absl_logging.debug("ignored: %s", left.exc_value)
@@ -120,6 +122,34 @@ def _settle_jax() -> None:
         if (given := getattr(config, name)) != value:
             absl_logging.warning("%s=%s is not supported: %s is used", name.upper(), given, value)
             config.update(name, value)
+
+
+def _accept_unknown_owners() -> None:
+    """Lets TFDS and Orbax work on files whose owner has no name here, as in containers and on network drives.
+
+    They ask `etils.epath` for the size of a file, which looks up the names of its owner and group too, and raises
+    KeyError where there is none.
+    """
+    backend = getattr(sys.modules.get("etils.epath.backend"), "_OsPathBackend", None)
+    if backend is None:
+        return
+    stat, result = backend.stat, sys.modules["etils.epath.stat_utils"].StatResult
+
+    def stat_any(self: object, path: os.PathLike) -> object:
+        try:
+            return stat(self, path)
+        except KeyError:
+            found = os.stat(path)
+            return result(
+                is_directory=S_ISDIR(found.st_mode),
+                length=found.st_size,
+                mtime=int(found.st_mtime),
+                owner=str(found.st_uid),
+                group=str(found.st_gid),
+                mode=found.st_mode,
+            )
+
+    backend.stat = stat_any
 
 
 def _is_worth_showing(record: logging.LogRecord) -> bool:

@@ -20,12 +20,17 @@ def download() -> Path:
     Raises:
       InputError: no network, or Kaggle refuses; the message says what to do instead.
     """
-    import kagglehub  # here: nobody else should wait for its import
-    from kagglehub.cache import Cache
-    from kagglehub.handle import parse_dataset_handle
+    try:
+        import kagglehub  # here: nobody else should wait for its import
+        from kagglehub.cache import Cache
+        from kagglehub.handle import parse_dataset_handle
 
-    if cached := Cache().load_from_cache(parse_dataset_handle(HANDLE)):
-        return Path(cached)
+        if cached := Cache().load_from_cache(parse_dataset_handle(HANDLE)):
+            return Path(cached)
+    except (OSError, RuntimeError) as error:  # RuntimeError: no home folder is known, in which the cache would lie
+        raise InputError(
+            _remedy(f"the cache of kagglehub cannot be used ({error}); set HOME to a folder that can be written to")
+        ) from error
     # Without this question kagglehub can go on trying for minutes on a machine without a network.
     if problem := _why_unreachable(SERVER, PATIENCE):
         raise InputError(_remedy(problem))
