@@ -24,6 +24,17 @@ from brainseg_jax.errors import (
 )
 
 
+def _tell_failed_import(kind: type[BaseException], error: BaseException, trace: object) -> None:
+    """What a command imports can fail before `run` is reached: a package that is missing, or finds no folder to use."""
+    if issubclass(kind, Exception):
+        print(f"error: {describe_unforeseen(error)}", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = _tell_failed_import  # only commands import this file, and before what is their own
+
+
 def run(main: Callable[[list[str]], object]) -> None:
     """Parses the command line, calls `main` and leaves the process.
 

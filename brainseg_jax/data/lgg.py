@@ -156,6 +156,10 @@ def prepare(source: str, data_dir: str | Path | None, *, progress: bool = True) 
     """
     root = user_path(str(data_dir or tfds.core.constants.get_default_data_dir()), "data_dir").absolute()
     prepared.remove_stale(root)
+    try:
+        tempfile.gettempdir()  # TFDS and the phantom need it
+    except OSError as error:
+        raise InputError(f"{error.strerror}; set TMPDIR to a folder that can be written to") from error
     if match := PHANTOM_SOURCE.fullmatch(source):
         patients, seed = (int(match[1]), int(match[2])) if match[1] else DEFAULT_PHANTOM
         return _prepare_phantom(root, patients, seed, progress)
@@ -201,7 +205,10 @@ def _prepare_phantom(root: Path, patients: int, seed: int, progress: bool) -> Pa
         return folder
     logging.info("Drawing %d made-up patients ...", patients)
     with tempfile.TemporaryDirectory(prefix="phantom_") as drawn:
-        path = write_phantom(Path(drawn), patients=patients, seed=seed)
+        try:
+            path = write_phantom(Path(drawn), patients=patients, seed=seed)
+        except OSError as error:
+            raise InputError(f"{drawn} cannot be written to ({explain(error, 'another TMPDIR')})") from error
         return _prepare_path(path, root, f"phantom:{patients}:{seed}", progress, name=name)
 
 
