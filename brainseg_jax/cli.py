@@ -49,6 +49,8 @@ def run(main: Callable[[list[str]], object]) -> None:
     """
 
     def guarded(argv: list[str]) -> None:
+        _settle_jax()
+        _accept_unknown_owners()
         try:
             main(argv)
         except InputError as error:
@@ -69,16 +71,14 @@ def run(main: Callable[[list[str]], object]) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its end
             _fail("standard output was closed before everything was printed", status=1)
         except Exception as error:
-            if "Unable to initialize backend" in str(error):
-                platforms = os.environ.get("JAX_PLATFORMS", "")
-                _fail(f"JAX_PLATFORMS={platforms}: {str(error).splitlines()[0]}; unset it, or give cpu")
+            if _is_of_devices(error):
+                platforms, reason = os.environ.get("JAX_PLATFORMS", ""), str(error).partition("\n")[0] or "no device"
+                _fail(f"JAX cannot start with JAX_PLATFORMS={platforms} ({reason}); unset it, or set it to cpu")
             _fail(describe_unforeseen(error), status=1)
 
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name or a unit that the terminal's encoding lacks is no error
             stream.reconfigure(errors="backslashreplace")
-    _settle_jax()
-    _accept_unknown_owners()
     absl_logging.get_absl_handler().addFilter(_is_worth_showing)
     # After a failed read or write Orbax leaves coroutines behind, and Python prints a traceback for each it collects.
     sys.unraisablehook = lambda left: absl_logging.debug("ignored: %s", left.exc_value)
@@ -118,6 +118,12 @@ def _explain(error: BaseException, argv: Sequence[str]) -> str:
     # Else the mistake is in the config file itself: the last line that is not of a library is its place.
     own = [at for at in traceback.extract_tb(error.__traceback__) if "site-packages" not in at.filename]
     return f"{on_command_line[0] if on_command_line else f'{own[-1].filename}, line {own[-1].lineno}'}: {words}"
+
+
+def _is_of_devices(error: Exception) -> bool:
+    """Whether JAX found no device of the kind that was asked for; without the plugin of a GPU it fails an assertion."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return "Unable to initialize backend" in str(error) or "xla_bridge" in frames[-1].filename
 
 
 def _settle_jax() -> None:

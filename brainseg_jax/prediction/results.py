@@ -1,5 +1,6 @@
 """What is left of each predicted scan: masks and maps in files, and its rows of the two tables."""
 
+import contextlib
 import os
 from dataclasses import dataclass
 from functools import partial
@@ -36,8 +37,7 @@ def check_free(sources: list[Source], output: Path, wanted: Wanted) -> None:
     """Raises InputError where a file that is to be written is there already; makes nothing."""
     paths = [output / SCANS_TABLE, output / SLICES_TABLE]
     for source in sources:
-        paths += [output / path for kind in wanted.kinds for path in source.outputs(kind)]
-        paths += [output / _overlay(source)] if wanted.overlays else []
+        paths += _outputs(source, output, wanted)
     if there := [path for path in paths if os.path.exists(path)]:  # also of names that are too long
         more = f" and {len(there) - 1} more of the results" if len(there) > 1 else ""
         raise InputError(f"{there[0]}{more}: there already; give another --output, or --overwrite to replace them")
@@ -75,6 +75,9 @@ def write_results(
     """
     values = {MASK: mask, PROBABILITY: maps.probability, UNCERTAINTY: maps.uncertainty}
     (output / source.place).mkdir(parents=True, exist_ok=True)
+    for path in _outputs(source, output, wanted):
+        with contextlib.suppress(FileNotFoundError):
+            path.lstat()  # raises where a name is too long, before anything is written
     if wanted.overlays:
         write_whole(
             output / _overlay(source),
@@ -109,6 +112,11 @@ def _measure(case: str, scan: Scan, mask: np.ndarray) -> tuple[dict, list[dict]]
         for number, area in zip(scan.numbers, areas, strict=True)
     ]
     return summary, by_slice
+
+
+def _outputs(source: Source, output: Path, wanted: Wanted) -> list[Path]:
+    paths = [output / path for kind in wanted.kinds for path in source.outputs(kind)]
+    return [*paths, output / _overlay(source)] if wanted.overlays else paths
 
 
 def _overlay(source: Source) -> Path:
