@@ -136,7 +136,8 @@ def _taken(what: str) -> int:
 def _predict(folder: Path) -> bool:
     """Reads as `predict` does, and writes a mask. Returns whether the damaged scan could be read."""
     read, found = False, False
-    for source in find_scans(folder):
+    found_scans = find_scans(folder)
+    for source in getattr(found_scans, "sources", found_scans):
         good = "good" in source.name
         try:
             scan = source.read()
