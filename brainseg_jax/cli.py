@@ -14,14 +14,8 @@ from typing import NoReturn
 from absl import app, flags
 from absl import logging as absl_logging
 
-from brainseg_jax.errors import (
-    InputError,
-    PartlyDone,
-    StorageError,
-    TrainingDiverged,
-    TrainingStopped,
-    describe_unforeseen,
-)
+from brainseg_jax.errors import InputError, PartlyDone, StorageError, TrainingDiverged, TrainingStopped
+from brainseg_jax.files import describe_unforeseen
 
 
 def _tell_failed_import(kind: type[BaseException], error: BaseException, trace: object) -> None:

@@ -1,13 +1,5 @@
 """The exceptions that a command prints without a traceback, each with an exit status of its own (see `cli.run`)."""
 
-import contextlib
-import os
-import sys
-import tempfile
-import traceback
-from collections.abc import Iterator
-from pathlib import Path
-
 
 class InputError(ValueError):
     """A file, flag or value from the user that cannot be used.
@@ -31,34 +23,3 @@ class TrainingStopped(RuntimeError):
 
 class PartlyDone(RuntimeError):
     """Some of what was asked for is done and written; the message names what could not be done, and why."""
-
-
-def describe_unforeseen(error: BaseException) -> str:
-    """One line for an exception that the code does not foresee: type, words, and the file that holds its traceback.
-
-    The traceback goes to a new file `brainseg_jax_*.log` in the folder for temporary files, else in the current folder,
-    else to stderr.
-    """
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    words = f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
-    text = "".join(traceback.format_exception(error))
-    for folder in _log_folders():
-        try:
-            number, name = tempfile.mkstemp(prefix="brainseg_jax_", suffix=".log", dir=folder)
-        except OSError:
-            continue
-        try:
-            with os.fdopen(number, "w", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(text)
-        except OSError:  # a full disk has room for the name alone
-            Path(name).unlink(missing_ok=True)
-            continue
-        return f"{words} (unforeseen; its traceback is in {name})"
-    print(text, file=sys.stderr)
-    return f"{words} (unforeseen; its traceback is above, since no file for it can be written)"
-
-
-def _log_folders() -> Iterator[str]:
-    with contextlib.suppress(OSError):  # where none of the usual folders can be written to
-        yield tempfile.gettempdir()
-    yield "."

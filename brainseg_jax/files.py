@@ -1,8 +1,13 @@
-"""Paths that a user gives, and files that are whole or not there, whoever else writes them at the same time."""
+"""Paths that a user gives; files that are whole or not there, whoever else writes them; files that hold tracebacks."""
 
+import contextlib
 import errno
+import os
+import sys
+import tempfile
+import traceback
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from brainseg_jax.errors import InputError
@@ -68,3 +73,34 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def describe_unforeseen(error: BaseException) -> str:
+    """One line for an exception that the code does not foresee: type, words, and the file that holds its traceback.
+
+    The traceback goes to a new file `brainseg_jax_*.log` in the folder for temporary files, else in the current folder,
+    else to stderr.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    words = f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+    text = "".join(traceback.format_exception(error))
+    for folder in _log_folders():
+        try:
+            number, name = tempfile.mkstemp(prefix="brainseg_jax_", suffix=".log", dir=folder)
+        except OSError:
+            continue
+        try:
+            with os.fdopen(number, "w", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(text)
+        except OSError:  # a full disk has room for the name alone
+            Path(name).unlink(missing_ok=True)
+            continue
+        return f"{words} (unforeseen; its traceback is in {name})"
+    print(text, file=sys.stderr)
+    return f"{words} (unforeseen; its traceback is above, since no file for it can be written)"
+
+
+def _log_folders() -> Iterator[str]:
+    with contextlib.suppress(OSError):  # where none of the usual folders can be written to
+        yield tempfile.gettempdir()
+    yield "."

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from brainseg_jax.data.progress import slice_progress
-from brainseg_jax.errors import InputError, describe_unforeseen
-from brainseg_jax.files import explain, is_full
+from brainseg_jax.errors import InputError
+from brainseg_jax.files import describe_unforeseen, explain, is_full
 from brainseg_jax.prediction.canvas import Canvas
 from brainseg_jax.prediction.ensemble import Ensemble, Inputs, combine
 from brainseg_jax.prediction.results import Wanted, write_results
