@@ -16,7 +16,7 @@ from brainseg_jax.evaluation.folders import score_folders
 from brainseg_jax.evaluation.report import MAX_RUNS, Scored, write_report
 from brainseg_jax.evaluation.scores import SCORES, difference, summarize, summarize_groups, write_json, write_table
 from brainseg_jax.evaluation.volumes import TOLERANCE
-from brainseg_jax.files import user_path
+from brainseg_jax.files import explain, user_path
 from brainseg_jax.training.comparison import score_runs
 from brainseg_jax.training.run_folder import check_folder
 
@@ -49,9 +49,7 @@ def main(_: list[str]) -> None:
         write_report(output / "report.html", runs, cases, tolerance=WITHIN.value)
         write_json(output / "scores.json", _scores(runs))
     except OSError as error:
-        raise InputError(
-            f"--output={output} cannot be written to ({error}); make room, or give another folder"
-        ) from error
+        raise InputError(f"--output={output} cannot be written to ({explain(error)})") from error
     for run in runs:
         scores = summarize(run.rows)
         print(

@@ -2,14 +2,14 @@
 
     python tests/fuzz.py --kind=dicom --count=5000 --seed=0
 
-Kinds: nifti, nifti_gz, dicom, tiff, png, zip, table; without --kind all of them, --count of each. Kind, seed and number
+Kinds: nifti, nifti_gz, dicom, tiff, png, zip, table, names; without --kind all, --count of each. Kind, seed and number
 decide a trial: `--only=17` runs trial 17 again, and raises what it found. Failures are counted by what was raised and
 where. The files of the first of each lie in --keep, with the traceback. `2>/dev/null` hides what libtiff prints.
 
 Each damaged file lies beside one that is whole. NIfTI, DICOM, TIFF and PNG go through `find_scans` and `read`, as in
 `predict`, and a mask is written where that succeeds. NIfTI, TIFF and PNG also go through `read_masks`, as in
 `evaluate`.
-TIFF, zip and table (`data.csv`) go through `read_source`, as in `prepare`.
+TIFF, zip and table (`data.csv`) go through `read_source`, as in `prepare`. Of names, only the names of PNG are odd.
 """
 
 import argparse
@@ -162,7 +162,7 @@ def _predict(folder: Path) -> bool:
 
 
 def _evaluate(folder: Path) -> bool:
-    """Reads as `evaluate` does, which refuses a folder with a fault; whether all could be read."""
+    """Reads as `evaluate` does, which refuses a folder with a fault."""
     try:
         _same(read_masks(folder)["good"].voxels.shape, (6, 16, 16))
     except InputError as error:
@@ -284,6 +284,25 @@ def _png(folder: Path, random: np.random.Generator) -> bool:
     return _images(folder, random, mutate_png, "PNG")
 
 
+_NUMBERS = ["0", "1", "01", "00000002", "20240101120000", "9" * 30, "9" * 200, "-1", "1.5", "\u0663", "", " 7", "x"]
+_STEMS = ["bad", "BAD", "bad ", "b\n", "b\udcff", "\u00fc", "-", "~", "*", "b,c", '"', "bad_1", "bad.nii", "flair"]
+_ENDS = ["_mask", "_pred", "_seg", "_mask_mask", ""]
+
+
+def _names(folder: Path, random: np.random.Generator) -> bool:
+    for number in range(1, 7):
+        _put(folder / "good" / f"good_{number}.png", _picture(16, 3, number, "PNG", False))
+        _put(folder / "good" / f"good_{number}_mask.png", _picture(16, 1, number, "PNG", False))
+    for _ in range(int(random.integers(1, 4))):
+        name = "_".join(str(random.choice(part)) for part in (_STEMS, _NUMBERS))
+        for end in ("", str(random.choice(_ENDS))):
+            suffix = str(random.choice([".png", ".PNG", ".png", ".png.png"]))
+            _put(folder / "bad" / f"{name}{end}{suffix}", _picture(16, 1 if end else 3, 1, "PNG", False))
+    _predict(folder)
+    _evaluate(folder)
+    return False  # there is no damage
+
+
 def _tree(folder: Path) -> Path:
     """A `kaggle_3m` of two patients with one slice each."""
     for number, case in enumerate(CASES):
@@ -338,6 +357,7 @@ KINDS: dict[str, Callable[[Path, np.random.Generator], bool]] = {
     "png": _png,
     "zip": _zip,
     "table": _table,
+    "names": _names,
 }
 
 

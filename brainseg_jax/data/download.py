@@ -54,7 +54,7 @@ def _why_unreachable(server: str, patience: float) -> str | None:
         try:
             requests.head(server, timeout=patience, allow_redirects=False)
             problem[0] = ""
-        except requests.RequestException as error:
+        except Exception as error:  # beside requests' own: what a wrong proxy or a broken resolver raises
             problem[0] = f"cannot reach {server} ({type(error).__name__})"
 
     thread = threading.Thread(target=ask, daemon=True)
