@@ -78,26 +78,42 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 def describe_unforeseen(error: BaseException) -> str:
     """One line for an exception that the code does not foresee: type, words, and the file that holds its traceback.
 
-    The traceback goes to a new file `brainseg_jax_*.log` in the folder for temporary files, else in the current folder,
-    else to stderr.
+    All tracebacks of a process go to one new file `brainseg_jax_*.log` in the folder for temporary files, else in the
+    current folder, else to stderr.
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     words = f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
     text = "".join(traceback.format_exception(error))
+    if path := _keep(text):
+        return f"{words} (unforeseen; its traceback is in {path})"
+    print(text, file=sys.stderr)
+    return f"{words} (unforeseen; its traceback is above, since no file for it can be written)"
+
+
+_log: list[str] = []  # the file of this process, once there is one
+
+
+def _keep(text: str) -> str | None:
+    """Adds to the log of this process and returns its path, or None where no file can be written."""
+    with contextlib.suppress(OSError):
+        if _log:
+            with open(_log[0], "a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(f"\n{text}")
+            return _log[0]
     for folder in _log_folders():
         try:
-            number, name = tempfile.mkstemp(prefix="brainseg_jax_", suffix=".log", dir=folder)
+            number, path = tempfile.mkstemp(prefix="brainseg_jax_", suffix=".log", dir=folder)
         except OSError:
             continue
         try:
             with os.fdopen(number, "w", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(text)
         except OSError:  # a full disk has room for the name alone
-            Path(name).unlink(missing_ok=True)
+            Path(path).unlink(missing_ok=True)
             continue
-        return f"{words} (unforeseen; its traceback is in {name})"
-    print(text, file=sys.stderr)
-    return f"{words} (unforeseen; its traceback is above, since no file for it can be written)"
+        _log[:] = [path]
+        return path
+    return None
 
 
 def _log_folders() -> Iterator[str]:

@@ -84,6 +84,7 @@ def test_an_interrupted_command_says_what_is_done(command):
 
 
 def test_without_a_folder_for_the_log_the_traceback_goes_to_stderr(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(files, "_log", [])
     monkeypatch.setattr(files, "_log_folders", lambda: [str(tmp_path / "missing")])
     try:
         raise ValueError("bad")
@@ -95,6 +96,7 @@ def test_without_a_folder_for_the_log_the_traceback_goes_to_stderr(monkeypatch, 
 
 def test_the_log_goes_to_the_current_folder_where_no_other_can_be_written_to(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(files, "_log", [])
     monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path / "missing"))
     assert re.search(r"its traceback is in /?.*brainseg_jax_\w+\.log", describe_unforeseen(MemoryError()))
     assert len(list(tmp_path.glob("brainseg_jax_*.log"))) == 1

@@ -1,6 +1,5 @@
 """What is left of each predicted scan: masks and maps in files, and its rows of the two tables."""
 
-import contextlib
 import os
 from dataclasses import dataclass
 from functools import partial
@@ -71,20 +70,24 @@ def write_results(
       the scan's row of `predictions.csv`, and those of its slices in `areas.csv`.
 
     Raises:
-      OSError: a file cannot be written.
+      OSError: a file cannot be written; then none of the scan is left, but for those that were there before.
     """
     values = {MASK: mask, PROBABILITY: maps.probability, UNCERTAINTY: maps.uncertainty}
     (output / source.place).mkdir(parents=True, exist_ok=True)
-    for path in _outputs(source, output, wanted):
-        with contextlib.suppress(FileNotFoundError):
-            path.lstat()  # raises where a name is too long, before anything is written
-    if wanted.overlays:
-        write_whole(
-            output / _overlay(source),
-            partial(draw_overlay, flair=scan.voxels[..., 1], mask=mask, numbers=scan.numbers),
-        )
-    for kind in wanted.kinds:
-        scan.write(kind, values[kind], [output / path for path in source.outputs(kind)])
+    paths = _outputs(source, output, wanted)
+    new = [path for path in paths if not _is_there(path)]
+    try:
+        if wanted.overlays:
+            write_whole(
+                output / _overlay(source),
+                partial(draw_overlay, flair=scan.voxels[..., 1], mask=mask, numbers=scan.numbers),
+            )
+        for kind in wanted.kinds:
+            scan.write(kind, values[kind], [output / path for path in source.outputs(kind)])
+    except BaseException:
+        for path in new:  # no results of half a scan; on a full disk this makes room for the tables too
+            path.unlink(missing_ok=True)
+        raise
     return _measure(source.name, scan, mask)
 
 
@@ -117,6 +120,15 @@ def _measure(case: str, scan: Scan, mask: np.ndarray) -> tuple[dict, list[dict]]
 def _outputs(source: Source, output: Path, wanted: Wanted) -> list[Path]:
     paths = [output / path for kind in wanted.kinds for path in source.outputs(kind)]
     return [*paths, output / _overlay(source)] if wanted.overlays else paths
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is a file. Raises OSError where there can be none, as with a name that is too long."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _overlay(source: Source) -> Path:
