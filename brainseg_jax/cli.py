@@ -1,18 +1,32 @@
-"""What every command shares: a mistake of the user ends in one line and exit status 2, never in a traceback."""
+"""What every command shares: a mistake of the user ends in one line and exit status 2, and nothing in a traceback."""
 
+import io
 import logging
+import os
 import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from stat import S_ISDIR
 from typing import NoReturn
 
 from absl import app, flags
 from absl import logging as absl_logging
 
-from brainseg_jax.compilation import release_compiler_memory
 from brainseg_jax.errors import InputError, PartlyDone, StorageError, TrainingDiverged, TrainingStopped
+from brainseg_jax.files import describe_unforeseen
+
+
+def _tell_failed_import(kind: type[BaseException], error: BaseException, trace: object) -> None:
+    """What a command imports can fail before `run` is reached: a package that is missing, or finds no folder to use."""
+    if issubclass(kind, Exception):
+        print(f"error: {describe_unforeseen(error)}", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = _tell_failed_import  # only commands import this file, and before what is their own
 
 
 def run(main: Callable[[list[str]], object]) -> None:
@@ -21,13 +35,16 @@ def run(main: Callable[[list[str]], object]) -> None:
     An `InputError`, a misspelt flag or config key, a value of the wrong type and a stray argument are printed to
     stderr as `error: ...` and end the process with status 2; a `TrainingDiverged` with 3, a `StorageError` with 4, a
     `PartlyDone` with 5, a `TrainingStopped` with 75 (`EX_TEMPFAIL` of sysexits.h: a scheduler may queue the same
-    command again).
+    command again). Any other exception ends it with status 1 and one line, which names the file that holds the
+    traceback.
 
     Args:
       main: the command, called as absl calls it: with a list that holds the program's name only.
     """
 
     def guarded(argv: list[str]) -> None:
+        _settle_jax()
+        _accept_unknown_owners()
         try:
             main(argv)
         except InputError as error:
@@ -40,10 +57,22 @@ def run(main: Callable[[list[str]], object]) -> None:
             _fail(str(error), status=5)
         except TrainingStopped as error:
             _fail(str(error), status=75)
-        except KeyboardInterrupt:
-            _fail("interrupted; the same command goes on from what is finished", status=130)
+        except KeyboardInterrupt as error:
+            _fail(str(error) or "interrupted; the same command goes on from what is finished", status=130)
+        except BrokenPipeError as error:
+            if error.filename is not None or error.filename2 is not None:
+                _fail(describe_unforeseen(error), status=1)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its end
+            _fail("standard output was closed before everything was printed", status=1)
+        except Exception as error:
+            if _is_of_devices(error):
+                platforms, reason = os.environ.get("JAX_PLATFORMS", ""), str(error).partition("\n")[0] or "no device"
+                _fail(f"JAX cannot start with JAX_PLATFORMS={platforms} ({reason}); unset it, or set it to cpu")
+            _fail(describe_unforeseen(error), status=1)
 
-    release_compiler_memory()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name or a unit that the terminal's encoding lacks is no error
+            stream.reconfigure(errors="backslashreplace")
     absl_logging.get_absl_handler().addFilter(_is_worth_showing)
     # After a failed read or write Orbax leaves coroutines behind, and Python prints a traceback for each it collects.
     sys.unraisablehook = lambda left: absl_logging.debug("ignored: %s", left.exc_value)
@@ -85,6 +114,58 @@ def _explain(error: BaseException, argv: Sequence[str]) -> str:
     return f"{on_command_line[0] if on_command_line else f'{own[-1].filename}, line {own[-1].lineno}'}: {words}"
 
 
+def _is_of_devices(error: Exception) -> bool:
+    """Whether JAX found no device of the kind that was asked for; without the plugin of a GPU it fails an assertion."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return "Unable to initialize backend" in str(error) or "xla_bridge" in frames[-1].filename
+
+
+def _settle_jax() -> None:
+    """Where the command has imported JAX: bounds its memory, and takes back settings that change its arithmetic."""
+    if "jax" not in sys.modules:
+        return
+    from brainseg_jax.compilation import release_compiler_memory
+
+    release_compiler_memory()
+    config = sys.modules["jax"].config
+    for name, value in {
+        "jax_enable_x64": False,
+        "jax_numpy_dtype_promotion": "standard",
+        "jax_numpy_rank_promotion": "allow",
+    }.items():
+        if (given := getattr(config, name)) != value:
+            absl_logging.warning("%s=%s is not supported: %s is used", name.upper(), given, value)
+            config.update(name, value)
+
+
+def _accept_unknown_owners() -> None:
+    """Lets TFDS and Orbax work on files whose owner has no name here, as in containers and on network drives.
+
+    They ask `etils.epath` for the size of a file, which looks up the names of its owner and group too, and raises
+    KeyError where there is none.
+    """
+    backend = getattr(sys.modules.get("etils.epath.backend"), "_OsPathBackend", None)
+    if backend is None:
+        return
+    stat, result = backend.stat, sys.modules["etils.epath.stat_utils"].StatResult
+
+    def stat_any(self: object, path: os.PathLike) -> object:
+        try:
+            return stat(self, path)
+        except KeyError:
+            found = os.stat(path)
+            return result(
+                is_directory=S_ISDIR(found.st_mode),
+                length=found.st_size,
+                mtime=int(found.st_mtime),
+                owner=str(found.st_uid),
+                group=str(found.st_gid),
+                mode=found.st_mode,
+            )
+
+    backend.stat = stat_any
+
+
 def _is_worth_showing(record: logging.LogRecord) -> bool:
     """Our own words and everybody's warnings; Orbax alone tells some fifty lines about each checkpoint.
 
@@ -98,5 +179,5 @@ def _is_worth_showing(record: logging.LogRecord) -> bool:
 
 
 def _fail(message: str, *, status: int = 2) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {message}", file=sys.stderr, flush=True)
     raise SystemExit(status)

@@ -19,10 +19,10 @@ def keep_compiled(gib: float = 1.0) -> None:
     """
     if not gib or jax.config.jax_compilation_cache_dir:
         return
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "brainseg_jax" / "compiled"
     try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "brainseg_jax" / "compiled"
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # RuntimeError: no home folder is known
         logging.warning("compiled programs are not kept: %s", error)
         return
     if not os.access(folder, os.W_OK):

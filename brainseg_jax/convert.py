@@ -3,12 +3,11 @@
 `python -m brainseg_jax.convert --weights=unet.pt --output=runs/published`
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from brainseg_jax import cli
 from brainseg_jax.errors import InputError
+from brainseg_jax.files import user_path
 from brainseg_jax.sharing.published import convert
 
 WEIGHTS = flags.DEFINE_string("weights", None, "A state dict of mateuszbuda/brain-segmentation-pytorch.")
@@ -20,8 +19,8 @@ def main(_: list[str]) -> None:
     for flag in (WEIGHTS, OUTPUT):
         if not flag.value:
             raise InputError(f"--{flag.name} is empty: give --weights=FILE --output=FOLDER")
-    output = Path(OUTPUT.value).expanduser()
-    parameters = convert(Path(WEIGHTS.value).expanduser(), output)
+    output = user_path(OUTPUT.value, "--output")
+    parameters = convert(user_path(WEIGHTS.value, "--weights"), output)
     print(f"{output}: a U-Net of {parameters:,} parameters, for predict --run, export --run and train.init_from")
 
 

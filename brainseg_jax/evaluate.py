@@ -6,7 +6,6 @@ A run, or several side by side, on patients that it was not trained on:
 """
 
 import math
-from pathlib import Path
 
 from absl import flags
 
@@ -17,6 +16,7 @@ from brainseg_jax.evaluation.folders import score_folders
 from brainseg_jax.evaluation.report import MAX_RUNS, Scored, write_report
 from brainseg_jax.evaluation.scores import SCORES, difference, summarize, summarize_groups, write_json, write_table
 from brainseg_jax.evaluation.volumes import TOLERANCE
+from brainseg_jax.files import explain, user_path
 from brainseg_jax.training.comparison import score_runs
 from brainseg_jax.training.run_folder import check_folder
 
@@ -31,16 +31,16 @@ OUTPUT = flags.DEFINE_string("output", None, "Folder for scores.json, per_patien
 def main(_: list[str]) -> None:
     """Scores what the flags name, writes the three files and prints a line for each run."""
     _check_flags()
-    output = Path(OUTPUT.value).expanduser()
+    output = user_path(OUTPUT.value, "--output")
     check_folder(output, "--output")
     if (output / "config.json").exists():
         raise InputError(f"--output={output} is a run folder, whose own results would be lost; give another folder")
     keep_compiled()
     if RUN.value:
-        folders = [Path(folder).expanduser() for folder in RUN.value]
+        folders = [user_path(folder, "--run") for folder in RUN.value]
         runs, cases = score_runs(folders, part=PART.value, tolerance=WITHIN.value)
     else:
-        predictions, truth = (Path(flag.value).expanduser() for flag in (PREDICTIONS, TRUTH))
+        predictions, truth = (user_path(flag.value, f"--{flag.name}") for flag in (PREDICTIONS, TRUTH))
         scored, cases = score_folders(predictions, truth, tolerance=WITHIN.value)
         runs = [scored]
     try:
@@ -49,9 +49,7 @@ def main(_: list[str]) -> None:
         write_report(output / "report.html", runs, cases, tolerance=WITHIN.value)
         write_json(output / "scores.json", _scores(runs))
     except OSError as error:
-        raise InputError(
-            f"--output={output} cannot be written to ({error}); make room, or give another folder"
-        ) from error
+        raise InputError(f"--output={output} cannot be written to ({explain(error)})") from error
     for run in runs:
         scores = summarize(run.rows)
         print(

@@ -1,11 +1,10 @@
 """One file of a trained network, for others: `python -m brainseg_jax.export --run=runs/attn_dice --output=shared`."""
 
-from pathlib import Path
-
 from absl import flags
 
 from brainseg_jax import cli
 from brainseg_jax.errors import InputError
+from brainseg_jax.files import user_path
 from brainseg_jax.sharing.share import FORMATS, share
 
 RUN = flags.DEFINE_string("run", None, "A run folder; the checkpoint that its train.keep names is taken.")
@@ -21,8 +20,8 @@ def main(_: list[str]) -> None:
         if not flag.value:
             raise InputError(f"--{flag.name} is empty: give --run=RUN_FOLDER --output=FILE_OR_FOLDER")
     made = share(
-        Path(RUN.value).expanduser(),
-        Path(OUTPUT.value).expanduser(),
+        user_path(RUN.value, "--run"),
+        user_path(OUTPUT.value, "--output"),
         file_format=FORMAT.value,
         size=SIZE.value,
         overwrite=OVERWRITE.value,

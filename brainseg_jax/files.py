@@ -1,8 +1,60 @@
-"""Files that are whole or not there, whoever else writes them at the same time."""
+"""Paths that a user gives; files that are whole or not there, whoever else writes them; files that hold tracebacks."""
 
+import contextlib
+import errno
+import os
+import sys
+import tempfile
+import traceback
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from brainseg_jax.errors import InputError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def user_path(text: str, flag: str) -> Path:
+    """The path that a flag or a config key gives, with `~` replaced by the home folder. It need not exist.
+
+    Raises:
+      InputError: the home folder is not known, or the operating system refuses to look the path up.
+    """
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError as error:
+        raise InputError(
+            f"{flag}={text}: the home folder that ~ stands for is not known ({error}); give the path without ~"
+        ) from error
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        raise InputError(f"{flag}={text}: {explain(error, 'another path')}") from error
+    return path
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error of writing means that the disk, or what the user may use of it, is full."""
+    # array_record reports a full disk as a RuntimeError.
+    return getattr(error, "errno", None) in _FULL or "No space left on device" in str(error)
+
+
+def explain(error: BaseException, instead: str = "another folder") -> str:
+    """Why a file cannot be read or written, and the remedy.
+
+    Args:
+      error: an OSError, or what a library raises in its place.
+      instead: what else the user can give.
+    """
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    if is_full(error):
+        return f"{reason}; make room, or give {instead}"
+    if getattr(error, "errno", None) == errno.ENAMETOOLONG:
+        return f"{reason}: a name has at most 255 bytes; give a shorter one"
+    return f"{reason}; give {instead}"
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -14,9 +66,57 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
       path: what to write; a file that is there is replaced.
       write: takes the path that it writes to.
     """
-    partial = path.with_name(f".part-{uuid.uuid4().hex[:12]}-{path.name}")
+    # The end of the name alone: a long name has to fit too.
+    partial = path.with_name(f".part-{uuid.uuid4().hex[:12]}-{path.name[-16:]}")
     try:
         write(partial)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def describe_unforeseen(error: BaseException) -> str:
+    """One line for an exception that the code does not foresee: type, words, and the file that holds its traceback.
+
+    All tracebacks of a process go to one new file `brainseg_jax_*.log` in the folder for temporary files, else in the
+    current folder, else to stderr.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    words = f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+    text = "".join(traceback.format_exception(error))
+    if path := _keep(text):
+        return f"{words} (unforeseen; its traceback is in {path})"
+    print(text, file=sys.stderr)
+    return f"{words} (unforeseen; its traceback is above, since no file for it can be written)"
+
+
+_log: list[str] = []  # the file of this process, once there is one
+
+
+def _keep(text: str) -> str | None:
+    """Adds to the log of this process and returns its path, or None where no file can be written."""
+    with contextlib.suppress(OSError):
+        if _log:
+            with open(_log[0], "a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(f"\n{text}")
+            return _log[0]
+    for folder in _log_folders():
+        try:
+            number, path = tempfile.mkstemp(prefix="brainseg_jax_", suffix=".log", dir=folder)
+        except OSError:
+            continue
+        try:
+            with os.fdopen(number, "w", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(text)
+        except OSError:  # a full disk has room for the name alone
+            Path(path).unlink(missing_ok=True)
+            continue
+        _log[:] = [path]
+        return path
+    return None
+
+
+def _log_folders() -> Iterator[str]:
+    with contextlib.suppress(OSError):  # where none of the usual folders can be written to
+        yield tempfile.gettempdir()
+    yield "."

@@ -1,7 +1,5 @@
 """Trains and scores: `python -m brainseg_jax.main --config=configs/attn_dice.py --workdir=runs/attn_dice`."""
 
-from pathlib import Path
-
 import jax
 from absl import flags
 from ml_collections import config_flags
@@ -9,6 +7,7 @@ from ml_collections import config_flags
 from brainseg_jax import cli
 from brainseg_jax.compilation import keep_compiled
 from brainseg_jax.errors import InputError
+from brainseg_jax.files import user_path
 from brainseg_jax.training.loop import train
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, or one, a colon and a scale.")
@@ -31,7 +30,7 @@ def main(_: list[str]) -> None:
             )
         jax.distributed.initialize(*together)
     keep_compiled(CONFIG.value.compilation_cache)
-    train(CONFIG.value, Path(WORKDIR.value).expanduser())
+    train(CONFIG.value, user_path(WORKDIR.value, "--workdir"))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
 """Masks for scans of one's own: `python -m brainseg_jax.predict --run=runs/attn_dice --input=SCANS --output=masks`."""
 
-from pathlib import Path
-
 from absl import flags
 
 from brainseg_jax import cli
 from brainseg_jax.compilation import keep_compiled
 from brainseg_jax.errors import InputError
+from brainseg_jax.files import user_path
 from brainseg_jax.prediction.job import predict
 from brainseg_jax.prediction.results import Wanted
 
@@ -29,9 +28,9 @@ def main(_: list[str]) -> None:
             raise InputError(f"--{flag.name} is empty: give --run=RUN_FOLDER --input=SCANS --output=FOLDER")
     keep_compiled()
     predict(
-        [Path(folder).expanduser() for folder in RUN.value],
-        Path(INPUT.value).expanduser(),
-        Path(OUTPUT.value).expanduser(),
+        [user_path(folder, "--run") for folder in RUN.value],
+        user_path(INPUT.value, "--input"),
+        user_path(OUTPUT.value, "--output"),
         wanted=Wanted(PROBABILITIES.value, UNCERTAINTY.value, OVERLAYS.value),
         mirror=TTA.value,
         overwrite=OVERWRITE.value,

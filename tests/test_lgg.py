@@ -212,7 +212,11 @@ def test_a_killed_run_leaves_nothing_that_looks_finished(tree, tmp_path):
     [
         (KeyboardInterrupt(), KeyboardInterrupt, None),
         (OSError(28, "No space left on device"), InputError, "No space left on device"),
-        (RuntimeError("write() failed: No space left on device; at byte 1"), InputError, "choose another data_dir"),
+        (
+            RuntimeError("write() failed: No space left on device; at byte 1"),
+            InputError,
+            "make room, or give another data_dir",
+        ),
     ],
 )
 def test_an_interrupted_run_leaves_nothing(failure, raised, words, tree, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import io
+import shutil
 import struct
 import tracemalloc
 import zipfile
@@ -313,14 +314,20 @@ def test_a_zip_that_reaches_out_writes_nothing(tree, tmp_path):
     link = zipfile.ZipInfo(f"kaggle_3m/{FIRST}/{FIRST}_4.tif")
     link.external_attr = 0o120777 << 16
     with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr(str(outside), WHOLE)
-        archive.writestr("kaggle_3m/../outside.tif", WHOLE)
         archive.writestr(link, f"../../../{outside.name}")
         archive.writestr(f"kaggle_3m/{FIRST}/{FIRST}_4_mask.tif", encoded(GRAY))
     before = set(tmp_path.rglob("*"))
     outside.write_bytes(WHOLE)
     with pytest.raises(InputError, match=rf"{FIRST}_4\.tif: not a TIFF image"):  # its target's name, not its target
         read(path)
+    for name in (str(outside), "kaggle_3m/../outside.tif"):
+        copy = tmp_path / "copy.zip"
+        shutil.copy(path, copy)
+        with zipfile.ZipFile(copy, "a") as archive:
+            archive.writestr(name, WHOLE)
+        with pytest.raises(InputError, match=f"copy.zip: its member '{name}' is no plain path within the zip; get a"):
+            read(copy)
+        copy.unlink()
     outside.unlink()
     assert set(tmp_path.rglob("*")) == before
 

@@ -52,7 +52,7 @@ def read_clinical(path: Path | zipfile.Path) -> tuple[dict[str, Clinical], list[
         if absent:
             return {}, [f"data.csv: no column {', '.join(absent)}; {remedy}"]
         rows = [(reader.line_num, row) for row in reader]
-    except (InputError, UnicodeDecodeError, csv.Error, OSError, zipfile.BadZipFile) as error:
+    except (InputError, UnicodeDecodeError, csv.Error) as error:
         return {}, [f"data.csv: not readable as a table ({error}); {remedy}"]
     table, faults = {}, []
     for line, row in rows:
@@ -77,4 +77,5 @@ def _code(text: str) -> int | None:
     text = text.strip()
     if not text:
         return MISSING
-    return int(text) if text.isascii() and text.isdigit() and int(text) <= LARGEST else None
+    is_number = text.isascii() and text.isdigit() and len(text) <= len(str(LARGEST))
+    return int(text) if is_number and int(text) <= LARGEST else None

@@ -20,12 +20,17 @@ def download() -> Path:
     Raises:
       InputError: no network, or Kaggle refuses; the message says what to do instead.
     """
-    import kagglehub  # here: nobody else should wait for its import
-    from kagglehub.cache import Cache
-    from kagglehub.handle import parse_dataset_handle
+    try:
+        import kagglehub  # here: nobody else should wait for its import
+        from kagglehub.cache import Cache
+        from kagglehub.handle import parse_dataset_handle
 
-    if cached := Cache().load_from_cache(parse_dataset_handle(HANDLE)):
-        return Path(cached)
+        if cached := Cache().load_from_cache(parse_dataset_handle(HANDLE)):
+            return Path(cached)
+    except (OSError, RuntimeError) as error:  # RuntimeError: no home folder is known, in which the cache would lie
+        raise InputError(
+            _remedy(f"the cache of kagglehub cannot be used ({error}); set HOME to a folder that can be written to")
+        ) from error
     # Without this question kagglehub can go on trying for minutes on a machine without a network.
     if problem := _why_unreachable(SERVER, PATIENCE):
         raise InputError(_remedy(problem))
@@ -49,7 +54,7 @@ def _why_unreachable(server: str, patience: float) -> str | None:
         try:
             requests.head(server, timeout=patience, allow_redirects=False)
             problem[0] = ""
-        except requests.RequestException as error:
+        except Exception as error:  # beside requests' own: what a wrong proxy or a broken resolver raises
             problem[0] = f"cannot reach {server} ({type(error).__name__})"
 
     thread = threading.Thread(target=ask, daemon=True)

@@ -27,6 +27,7 @@ from brainseg_jax.data.progress import slice_progress
 from brainseg_jax.data.source import Case
 from brainseg_jax.data.validation import SIZE, Source, read_slice, read_source
 from brainseg_jax.errors import InputError
+from brainseg_jax.files import explain, user_path
 
 SPLIT = "slices"
 PATIENTS_A_SHARD = 16
@@ -153,14 +154,18 @@ def prepare(source: str, data_dir: str | Path | None, *, progress: bool = True) 
       InputError: an unknown source, bad data (all faults are listed), no network, or a data folder that cannot be
           written to.
     """
-    root = Path(data_dir or tfds.core.constants.get_default_data_dir()).expanduser().absolute()
+    root = user_path(str(data_dir or tfds.core.constants.get_default_data_dir()), "data_dir").absolute()
     prepared.remove_stale(root)
+    try:
+        tempfile.gettempdir()  # TFDS and the phantom need it
+    except OSError as error:
+        raise InputError(f"{error.strerror}; set TMPDIR to a folder that can be written to") from error
     if match := PHANTOM_SOURCE.fullmatch(source):
         patients, seed = (int(match[1]), int(match[2])) if match[1] else DEFAULT_PHANTOM
         return _prepare_phantom(root, patients, seed, progress)
     if source == "kaggle":
         return _find_kaggle(root) or _prepare_path(download(), root, HANDLE, progress)
-    path = Path(source).expanduser()
+    path = user_path(source, "source")
     if not source or not path.exists():
         raise InputError(
             f"source {source!r}: no such file or folder. A source is the path of kaggle_3m/, of a folder that holds it "
@@ -200,7 +205,10 @@ def _prepare_phantom(root: Path, patients: int, seed: int, progress: bool) -> Pa
         return folder
     logging.info("Drawing %d made-up patients ...", patients)
     with tempfile.TemporaryDirectory(prefix="phantom_") as drawn:
-        path = write_phantom(Path(drawn), patients=patients, seed=seed)
+        try:
+            path = write_phantom(Path(drawn), patients=patients, seed=seed)
+        except OSError as error:
+            raise InputError(f"{drawn} cannot be written to ({explain(error, 'another TMPDIR')})") from error
         return _prepare_path(path, root, f"phantom:{patients}:{seed}", progress, name=name)
 
 
@@ -238,11 +246,9 @@ def _write(source: Source, root: Path, folder: Path, given: str, on_slice: Calla
     try:
         with prepared.quiet_tfds():
             LggMri(data_dir=root, config=config).download_and_prepare(file_format="array_record")
-    except (OSError, RuntimeError) as error:  # array_record reports a full disk as a RuntimeError
+    except (OSError, RuntimeError) as error:  # array_record reports what the disk does as a RuntimeError
         if prepared.is_prepared(folder):
             return  # another process finished the same content first
-        raise InputError(
-            f"{root}: cannot be written to ({error}). Free space there, or choose another data_dir."
-        ) from error
+        raise InputError(f"{root}: cannot be written to ({explain(error, 'another data_dir')})") from error
     if not prepared.is_prepared(folder):
         raise InputError(f"{folder}: lies there but is not whole. Delete this folder and prepare again.")

@@ -7,17 +7,19 @@ both, and nothing is extracted. Faults are collected as sentences, so that a use
 import re
 import zipfile
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
+from itertools import count, islice
 from pathlib import Path
 
 from brainseg_jax.data.clinical import UNKNOWN, Clinical, read_clinical
+from brainseg_jax.data.untrusted import open_zip
 from brainseg_jax.errors import InputError
 
 TreePath = Path | zipfile.Path
 
 CASE_NAME = re.compile(r"(?P<patient>TCGA_[A-Z0-9]{2}_[A-Z0-9]{4})_[0-9]{8}")
-SLICE_NAME = re.compile(r"(?P<case>.+)_(?P<number>[1-9][0-9]*)(?P<mask>_mask)?\.tif")
+SLICE_NAME = re.compile(r"(?P<case>.+)_(?P<number>[1-9][0-9]{0,18})(?P<mask>_mask)?\.tif")
 # Where the tree can lie below the path that was given. Kaggle's zip holds it twice, and the first one found is used.
 TREE_FOLDERS = ("kaggle_3m", "lgg-mri-segmentation/kaggle_3m")
 IGNORED_NAMES = ("Thumbs.db", "desktop.ini", "__MACOSX")  # and whatever begins with a dot
@@ -101,13 +103,7 @@ def _open(path: Path) -> TreePath:
         return path
     if not path.exists():
         raise InputError(f"{path}: no such file or folder. Give kaggle_3m/, a folder that holds it, or Kaggle's zip.")
-    try:
-        return zipfile.Path(path)
-    except (zipfile.BadZipFile, OSError) as error:
-        raise InputError(
-            f"{path}: neither a folder nor a whole zip ({error}). If it is Kaggle's zip, its download broke off: "
-            "download it again."
-        ) from error
+    return open_zip(path)
 
 
 def _visible(folder: TreePath) -> Iterator[TreePath]:
@@ -131,10 +127,18 @@ def _list_slices(folder: TreePath) -> tuple[list[Slice], list[str]]:
     numbers = images.keys() | masks.keys()
     if not numbers:
         faults.append(f"{folder.name}: a case without a slice")
-    elif gaps := set(range(1, max(numbers))) - numbers:
-        missing = ", ".join(str(number) for number in sorted(gaps)[:10]) + (", ..." if len(gaps) > 10 else "")
-        faults.append(f"{folder.name}: a gap in the numbering, which must run from 1 to {max(numbers)}: no {missing}")
+    elif max(numbers) > len(numbers):
+        missing = ", ".join(str(number) for number in islice(_gaps(numbers), 10))
+        more = ", ..." if max(numbers) - len(numbers) > 10 else ""
+        faults.append(
+            f"{folder.name}: a gap in the numbering, which must run from 1 to {max(numbers)}: no {missing}{more}"
+        )
     faults += [f"{folder.name}/{images[n].name}: an image without a mask" for n in sorted(images.keys() - masks.keys())]
     faults += [f"{folder.name}/{masks[n].name}: a mask without an image" for n in sorted(masks.keys() - images.keys())]
     both = sorted(images.keys() & masks.keys())
     return [Slice(number, images[number], masks[number]) for number in both], faults
+
+
+def _gaps(numbers: Set[int]) -> Iterator[int]:
+    """The numbers from 1 that are missing, without end; a name can hold a number that is larger than memory."""
+    return (number for number in count(1) if number not in numbers)

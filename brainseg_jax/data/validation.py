@@ -132,7 +132,7 @@ def _decode(path: TreePath, *, mode: str) -> np.ndarray:
     except UnidentifiedImageError:
         what = "a truncated or damaged TIFF" if data.startswith(TIFF_MARKS) else "not a TIFF image"
         raise InputError(f"{_short(path)}: {what}") from None
-    except Exception as error:  # Pillow and zipfile raise a dozen kinds on damaged bytes; each means this one file
+    except Exception as error:  # Pillow raises a dozen kinds on damaged bytes; each means this one file
         raise InputError(f"{_short(path)}: damaged or truncated ({error})") from error
 
 

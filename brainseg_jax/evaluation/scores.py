@@ -155,7 +155,7 @@ def read_table(path: Path) -> list[dict]:
       InputError: the file cannot be read or holds no rows.
     """
     try:
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
             rows = [{name: _value(text) for name, text in row.items()} for row in csv.DictReader(file)]
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"{path} cannot be read as a table ({error}); put back a whole copy") from error
@@ -177,7 +177,7 @@ def write_table(path: Path, rows: list[dict]) -> None:
     """Writes rows of patients as CSV, all or nothing; an undefined score is a blank."""
 
     def write(part: Path) -> None:
-        with part.open("w", newline="") as file:
+        with part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             writer = csv.DictWriter(file, fieldnames=list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)

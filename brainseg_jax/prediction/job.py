@@ -4,9 +4,8 @@ import time
 from pathlib import Path
 
 from brainseg_jax.errors import InputError, PartlyDone
-from brainseg_jax.evaluation.scores import write_table
 from brainseg_jax.prediction.ensemble import Ensemble
-from brainseg_jax.prediction.results import SCANS_TABLE, SLICES_TABLE, Wanted, check_free
+from brainseg_jax.prediction.results import Wanted, check_free, write_tables
 from brainseg_jax.prediction.stream import Outcome, predict_scans
 from brainseg_jax.scans.find import find_scans
 from brainseg_jax.training.comparison import names_of
@@ -43,13 +42,11 @@ def predict(
         raise InputError("--uncertainty is the spread of several predictions: add --tta, or give several runs")
     ensemble.compile()
     ready = time.perf_counter() - start
-    outcome = predict_scans(sources, ensemble, output, wanted)
-    if outcome.scans:
-        try:
-            write_table(output / SCANS_TABLE, outcome.scans)
-            write_table(output / SLICES_TABLE, outcome.slices)
-        except OSError as error:
-            raise InputError(f"--output={output} cannot be written to ({error}); make room") from error
+    outcome = Outcome()
+    try:
+        predict_scans(sources, ensemble, output, wanted, outcome)
+    finally:  # what is done stands in the tables, whatever ends the rest
+        write_tables(outcome.scans, outcome.slices, output)
     _tell(outcome, output, ready)
     return outcome
 

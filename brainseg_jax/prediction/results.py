@@ -1,5 +1,6 @@
 """What is left of each predicted scan: masks and maps in files, and its rows of the two tables."""
 
+import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -8,7 +9,8 @@ import numpy as np
 
 from brainseg_jax.errors import InputError
 from brainseg_jax.evaluation.pictures import draw_overlay
-from brainseg_jax.files import write_whole
+from brainseg_jax.evaluation.scores import write_table
+from brainseg_jax.files import explain, write_whole
 from brainseg_jax.prediction.ensemble import Maps
 from brainseg_jax.scans.scan import MASK, PROBABILITY, UNCERTAINTY, Scan, Source
 
@@ -34,11 +36,21 @@ def check_free(sources: list[Source], output: Path, wanted: Wanted) -> None:
     """Raises InputError where a file that is to be written is there already; makes nothing."""
     paths = [output / SCANS_TABLE, output / SLICES_TABLE]
     for source in sources:
-        paths += [output / path for kind in wanted.kinds for path in source.outputs(kind)]
-        paths += [output / _overlay(source)] if wanted.overlays else []
-    if there := [path for path in paths if path.exists()]:
+        paths += _outputs(source, output, wanted)
+    if there := [path for path in paths if os.path.exists(path)]:  # also of names that are too long
         more = f" and {len(there) - 1} more of the results" if len(there) > 1 else ""
         raise InputError(f"{there[0]}{more}: there already; give another --output, or --overwrite to replace them")
+
+
+def write_tables(scans: list[dict], slices: list[dict], output: Path) -> None:
+    """Writes `predictions.csv` and `areas.csv`, if there are rows. Raises InputError where that fails."""
+    if not scans:
+        return
+    try:
+        write_table(output / SCANS_TABLE, scans)
+        write_table(output / SLICES_TABLE, slices)
+    except OSError as error:
+        raise InputError(f"--output={output} cannot be written to ({explain(error)})") from error
 
 
 def write_results(
@@ -58,11 +70,13 @@ def write_results(
       the scan's row of `predictions.csv`, and those of its slices in `areas.csv`.
 
     Raises:
-      InputError: a file cannot be written.
+      OSError: a file cannot be written; then none of the scan is left, but for those that were there before.
     """
     values = {MASK: mask, PROBABILITY: maps.probability, UNCERTAINTY: maps.uncertainty}
+    (output / source.place).mkdir(parents=True, exist_ok=True)
+    paths = _outputs(source, output, wanted)
+    new = [path for path in paths if not _is_there(path)]
     try:
-        (output / source.place).mkdir(parents=True, exist_ok=True)
         if wanted.overlays:
             write_whole(
                 output / _overlay(source),
@@ -70,10 +84,10 @@ def write_results(
             )
         for kind in wanted.kinds:
             scan.write(kind, values[kind], [output / path for path in source.outputs(kind)])
-    except OSError as error:
-        raise InputError(
-            f"--output={output} cannot be written to ({error}); make room, or give another folder"
-        ) from error
+    except BaseException:
+        for path in new:  # no results of half a scan; on a full disk this makes room for the tables too
+            path.unlink(missing_ok=True)
+        raise
     return _measure(source.name, scan, mask)
 
 
@@ -101,6 +115,20 @@ def _measure(case: str, scan: Scan, mask: np.ndarray) -> tuple[dict, list[dict]]
         for number, area in zip(scan.numbers, areas, strict=True)
     ]
     return summary, by_slice
+
+
+def _outputs(source: Source, output: Path, wanted: Wanted) -> list[Path]:
+    paths = [output / path for kind in wanted.kinds for path in source.outputs(kind)]
+    return [*paths, output / _overlay(source)] if wanted.overlays else paths
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is a file. Raises OSError where there can be none, as with a name that is too long."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _overlay(source: Source) -> Path:

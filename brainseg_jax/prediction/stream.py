@@ -10,6 +10,7 @@ import numpy as np
 
 from brainseg_jax.data.progress import slice_progress
 from brainseg_jax.errors import InputError
+from brainseg_jax.files import describe_unforeseen, explain, is_full
 from brainseg_jax.prediction.canvas import Canvas
 from brainseg_jax.prediction.ensemble import Ensemble, Inputs, combine
 from brainseg_jax.prediction.results import Wanted, write_results
@@ -24,7 +25,7 @@ class Outcome:
       scans: rows of `predictions.csv`.
       slices: rows of `areas.csv`.
       notes: names of the cases by what must be known of them.
-      faults: of scans that could not be read, each with its file.
+      faults: of scans that could not be read, predicted or written, each with its file or case.
       seconds: from the first file read to the last one written.
       model_seconds: of these, in the networks.
     """
@@ -37,40 +38,50 @@ class Outcome:
     model_seconds: float = 0.0
 
 
-def predict_scans(sources: list[Source], ensemble: Ensemble, output: Path, wanted: Wanted) -> Outcome:
+def predict_scans(sources: list[Source], ensemble: Ensemble, output: Path, wanted: Wanted, outcome: Outcome) -> None:
     """Predicts all scans and writes their files.
+
+    Whatever one scan raises while it is read, predicted or written is a fault of that scan, and stops no other.
 
     Args:
       sources: of `find_scans`.
       ensemble: compiled.
       output: folder for results.
       wanted: which files.
-
-    Returns:
-      what came of them; a scan that cannot be read is a fault there, and stops none of the others.
+      outcome: takes what comes of each scan as soon as it is written, so it is right after an exception too.
 
     Raises:
-      InputError: a result cannot be written.
+      InputError: the disk is full.
+      KeyboardInterrupt: of the user; the message counts what is done.
     """
-    outcome, start = Outcome(), time.perf_counter()
-    before = ensemble.seconds
+    start, before = time.perf_counter(), ensemble.seconds
+    try:
+        _predict_all(sources, ensemble, output, wanted, outcome)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"interrupted; {len(outcome.scans)} of {len(sources)} scans are done and stand in the tables of {output}"
+        ) from None
+    finally:
+        outcome.seconds, outcome.model_seconds = time.perf_counter() - start, ensemble.seconds - before
+
+
+def _predict_all(sources: list[Source], ensemble: Ensemble, output: Path, wanted: Wanted, outcome: Outcome) -> None:
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer, slice_progress(shown=True) as bar:
-        writing: Future | None = None
-        for place, (source, load) in enumerate(_read_ahead(reader, sources, ensemble), start=1):
-            try:
-                scan, inputs = load()
-            except InputError as error:
-                outcome.faults.append(str(error))
-                continue
-            bar.start(f"{source.name} ({place} of {len(sources)})", len(scan.voxels))
-            members = ensemble.predict(inputs, bar.advance)
-            _collect(writing, outcome)  # so that no more than one scan waits to be written
-            writing = writer.submit(_finish, source, scan, members, ensemble, output, wanted)
-            for note in scan.notes:
-                outcome.notes.setdefault(note, []).append(source.name)
-        _collect(writing, outcome)
-    outcome.seconds, outcome.model_seconds = time.perf_counter() - start, ensemble.seconds - before
-    return outcome
+        writing: _Writing | None = None
+        try:
+            for place, (source, load) in enumerate(_read_ahead(reader, sources, ensemble), start=1):
+                try:
+                    scan, inputs = load()
+                    bar.start(f"{source.name} ({place} of {len(sources)})", len(scan.voxels))
+                    members = ensemble.predict(inputs, bar.advance)
+                except Exception as error:  # of any kind: it is this scan's
+                    outcome.faults.append(_fault(source, error))
+                    continue
+                previous, writing = writing, None
+                _collect(previous, outcome, output)  # so that no more than one scan waits to be written
+                writing = source, scan, writer.submit(_finish, source, scan, members, ensemble, output, wanted)
+        finally:
+            _collect(writing, outcome, output)
 
 
 def _read_ahead(
@@ -97,8 +108,29 @@ def _finish(
     return write_results(source, scan, maps, ensemble.postprocess(maps.probability), output, wanted)
 
 
-def _collect(writing: Future | None, outcome: Outcome) -> None:
-    if writing is not None:
-        row, areas = writing.result()
+_Writing = tuple[Source, Scan, Future]
+
+
+def _collect(writing: _Writing | None, outcome: Outcome, output: Path) -> None:
+    """Waits for a scan that is being written. Raises InputError where the disk is full, as it is for all scans."""
+    if writing is None:
+        return
+    source, scan, result = writing
+    try:
+        row, areas = result.result()
+    except OSError as error:
+        if is_full(error):
+            raise InputError(f"--output={output} cannot be written to ({explain(error)})") from error
+        outcome.faults.append(f"{source.name}: cannot be written to {output} ({explain(error)})")
+    except Exception as error:  # of any kind: it is this scan's
+        outcome.faults.append(_fault(source, error))
+    else:
         outcome.scans.append(row)
         outcome.slices += areas
+        for note in scan.notes:
+            outcome.notes.setdefault(note, []).append(source.name)
+
+
+def _fault(source: Source, error: Exception) -> str:
+    """The words of an InputError, which name the file; of any other exception one line, with the case."""
+    return str(error) if isinstance(error, InputError) else f"{source.name}: {describe_unforeseen(error)}"

@@ -67,7 +67,9 @@ def share(run: Path, output: Path, *, file_format: str, size: int, overwrite: bo
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, lambda part: part.write_bytes(content))
-        write_whole(card, lambda part: part.write_text(describe(trained, path.name, size, difference)))
+        write_whole(
+            card, lambda part: part.write_text(describe(trained, path.name, size, difference), encoding="utf-8")
+        )
     except OSError as error:
         raise InputError(f"--output={output} cannot be written to ({error}); give another place") from error
     return Shared(path, card, difference)

@@ -1,0 +1,39 @@
+"""Damaged files of every kind through predict, evaluate and prepare; `python tests/fuzz.py` tries thousands."""
+
+import pytest
+from fuzz import KINDS, fuzz
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_damaged_files_are_told_in_words(kind, tmp_path):
+    if kind == "dicom":
+        pytest.importorskip("highdicom")
+    outcome = fuzz(kind, count=40, seed=1, keep=tmp_path)
+    assert outcome.trials == 40
+    assert not outcome.failures, f"seed 1; the files and tracebacks: {outcome.kept}"
+    assert outcome.read < 40  # most of them are damaged enough to be refused
+
+
+def test_the_fuzzer_finds_what_it_looks_for(tmp_path, monkeypatch):
+    """An exception, a lost neighbor, memory: each is a failure, and its files are kept."""
+    import fuzz as module
+
+    find = module.find_scans
+
+    def raises(folder):
+        raise KeyError("Rows")
+
+    def takes(folder):
+        assert len(bytes(range(256)) * 2**21) == 2**29
+        return find(folder)
+
+    for broken, words in {
+        raises: "KeyError in -: #",
+        takes: "Broken in -: memory: # MB",
+        (lambda folder: []): "Broken in -: lost neighbor: not found",
+    }.items():
+        monkeypatch.setattr(module, "find_scans", broken)
+        outcome = fuzz("png", count=2, seed=0, keep=tmp_path / "kept")
+        assert dict(outcome.failures) == {words: 2}
+        (kept,) = outcome.kept.values()
+        assert (kept / "traceback.txt").exists() and list((kept / "scans" / "bad").iterdir())
