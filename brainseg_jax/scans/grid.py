@@ -118,7 +118,7 @@ class Grid:
         return ", ".join(words)
 
     def widened(self, other: "Grid") -> tuple["Grid", int, int]:
-        """This grid with as many more slices along its third axis as reach the ends of another.
+        """Adds as many slices along the third axis as reach the ends of another grid.
 
         Args:
           other: where this grid has a single slice, the distance to the next one is that of `other`.

@@ -156,8 +156,8 @@ def _read_slice(path: Path) -> np.ndarray:
 def _as_bool(values: np.ndarray, path: Path) -> np.ndarray:
     found = np.unique(values)
     for one in (1, 255):
-        set_ = np.abs(found - one) <= _NEAR * one
-        if (set_ | (np.abs(found) <= _NEAR * one)).all():
+        distances = np.minimum(np.abs(found - float(one)), np.abs(found - 0.0))
+        if (distances <= _NEAR * one).all():
             return values > one / 2
     listed = ", ".join(f"{value:.9g}" for value in found[:8]) + (", ..." if len(found) > 8 else "")
     raise InputError(f"{path}: values {listed}; a mask holds 0 and 1, or 0 and 255")

@@ -5,6 +5,7 @@ import gzip
 import io
 import itertools
 from pathlib import Path
+from typing import BinaryIO
 
 import nibabel as nib
 import numpy as np
@@ -63,15 +64,16 @@ def open_nifti(path: Path) -> Nifti:
         axes, or is half of a pair; the message names the file.
     """
     try:
-        header, values = _read_pair(path) if path.suffix.lower() in (HEADER, IMAGE) else _read_single(path)
-        if values.dtype.kind not in "uif":
-            raise InputError(f"values of type {values.dtype}; convert them to plain numbers, a channel each")
-        values = values.squeeze(tuple(axis for axis in range(3, values.ndim) if values.shape[axis] == 1))
-        if values.ndim < 3:
-            raise InputError(f"an array of shape {values.shape}; a scan or a mask has three axes")
-        affine = header.get_best_affine().astype(np.float64)
-        affine[:3] *= _MILLIMETERS.get(int(header["xyzt_units"]) % 8, 1.0)
-        grid = Grid(affine, values.shape[:3])
+        with np.errstate(all="ignore"):  # of values and affines that are no numbers
+            header, values = _read_pair(path) if path.suffix.lower() in (HEADER, IMAGE) else _read_single(path)
+            if values.dtype.kind not in "uif":
+                raise InputError(f"values of type {values.dtype}; convert them to plain numbers, a channel each")
+            values = values.squeeze(tuple(axis for axis in range(3, values.ndim) if values.shape[axis] == 1))
+            if values.ndim < 3:
+                raise InputError(f"an array of shape {values.shape}; a scan or a mask has three axes")
+            affine = header.get_best_affine().astype(np.float64)
+            affine[:3] *= _MILLIMETERS.get(int(header["xyzt_units"]) % 8, 1.0)
+            grid = Grid(affine, values.shape[:3])
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     except Exception as error:  # nibabel raises a dozen kinds on damaged headers; each means this one file
@@ -86,10 +88,10 @@ def _doubts(header: nib.Nifti1Header, grid: Grid) -> list[str]:
             "its header does not say how it lies: the axes are taken to run to the left, the front and the crown"
         )
     if not _EXTENT[0] <= grid.extent <= _EXTENT[1]:
-        unit = header.get_xyzt_units()[0]
+        unit = {1: "meter", 2: "mm", 3: "micron"}.get(int(header["xyzt_units"]) % 8, "no unit")
         notes.append(
-            f"by its header ({'no unit' if unit == 'unknown' else unit}) it is {grid.extent:.3g} mm long, which no head "
-            "is: volumes and areas are as wrong as that; correct pixdim or xyzt_units"
+            f"its header ({unit}) makes it {grid.extent:.3g} mm long, and no head is: volumes and areas are wrong; "
+            "correct pixdim or xyzt_units"
         )
     return notes
 
@@ -108,7 +110,7 @@ def _read_single(path: Path) -> tuple[nib.Nifti1Header, np.ndarray]:
             raise InputError("its header is that of a pair; give it the name .hdr, beside its image file .img")
         if not fields["sizeof_hdr"] + 4 <= offset <= _MOST_BEFORE:
             raise InputError(f"its header declares values from byte {offset:g} on, which cannot be; get a new copy")
-        data = start + _read(file, path, int(offset) + _size(shape, kind) - len(start), packed)
+        data = _read(file, path, start, int(offset), shape, kind)
     header_class = nib.Nifti2Header if fields["sizeof_hdr"] == nib.Nifti2Header.sizeof_hdr else nib.Nifti1Header
     header = header_class.from_fileobj(io.BytesIO(data[: int(offset)]))
     return header, _scaled(header, np.ndarray(shape, kind, data, int(offset), order="F"))
@@ -126,14 +128,11 @@ def _read_pair(path: Path) -> tuple[nib.Nifti1Header, np.ndarray]:
     if not 0 <= offset <= _MOST_BEFORE:
         raise InputError(f"its header declares values from byte {offset:g} of {image.name} on; get a new copy")
     with image.open("rb") as file:
-        data = _read(file, image, int(offset) + _size(shape, kind), packed=False)
-    if bytes(fields["magic"])[:3] in (b"ni1", b"ni2"):
-        header_class = nib.Nifti2PairHeader if bytes(fields["magic"])[2:3] == b"2" else nib.Nifti1PairHeader
-        header = header_class.from_fileobj(io.BytesIO(start))
-        single = (nib.Nifti2Header if header_class is nib.Nifti2PairHeader else nib.Nifti1Header).from_header(header)
-    else:  # Analyze 7.5, as SPM wrote it
-        header = nib.Spm2AnalyzeImage.header_class.from_fileobj(io.BytesIO(start))
-        single = nib.Nifti1Header.from_header(header)
+        data = _read(file, image, b"", int(offset), shape, kind)
+    magic = bytes(fields["magic"])[:3]  # else Analyze 7.5, as SPM wrote it
+    pair = {b"ni1": nib.Nifti1Pair, b"ni2": nib.Nifti2Pair}.get(magic, nib.Spm2AnalyzeImage)
+    header = pair.header_class.from_fileobj(io.BytesIO(start))
+    single = (nib.Nifti2Header if pair is nib.Nifti2Pair else nib.Nifti1Header).from_header(header)
     return single, _scaled(header, np.ndarray(shape, kind, data, int(offset), order="F"))
 
 
@@ -172,25 +171,29 @@ def _layout(fields: np.void) -> tuple[tuple[int, ...], np.dtype, float]:
     return shape, nib.nifti1.data_type_codes.dtype[code].newbyteorder(fields["dim"].dtype.byteorder), offset
 
 
-def _size(shape: tuple[int, ...], kind: np.dtype) -> int:
-    return int(np.prod(shape, dtype=np.int64)) * kind.itemsize
+def _read(file: BinaryIO, path: Path, start: bytes, offset: int, shape: tuple[int, ...], kind: np.dtype) -> bytes:
+    """The bytes of a file up to the end of its values, of which `start` is read.
 
-
-def _read(file: io.BufferedIOBase, path: Path, count: int, packed: bool) -> bytes:
-    """As many bytes, no more; raises InputError where the file cannot hold or does not hold them."""
-    most = path.stat().st_size * (_MOST_PACKED if packed else 1)
-    data = file.read(count) if count <= most else b""
-    if len(data) < count:
-        raise InputError(
-            f"cut short, or damaged: its header declares {count} bytes of values, and it holds no more than "
-            f"{len(data) if count <= most else most}; get a new copy"
-        )
+    Raises:
+      InputError: the file cannot hold or does not hold them, or a slice more than the header declares.
+    """
+    size = path.stat().st_size * (_MOST_PACKED if isinstance(file, gzip.GzipFile) else 1)
+    end = offset + int(np.prod(shape, dtype=np.int64)) * kind.itemsize
+    data = start + file.read(end - len(start)) if end <= size else start
+    if len(data) < end:
+        held = f"it has {len(data) if end <= size else path.stat().st_size}"
+        raise InputError(f"cut short, or damaged: its header declares {end} bytes, and {held}; get a new copy")
+    a_slice = int(np.prod(shape[:2], dtype=np.int64)) * kind.itemsize
+    if len(file.read(a_slice)) == a_slice:  # its end; what some programs append is shorter
+        raise InputError(f"damaged: its header declares an array of shape {shape}, and it holds more; get a new copy")
     return data
 
 
 def _scaled(header: nib.Nifti1Header, values: np.ndarray) -> np.ndarray:
     """The values as the header says; raises InputError where it does not say how."""
     try:
+        if np.isinf(header["scl_slope"]):
+            raise InputError(f"scl_slope is {header['scl_slope']}")
         slope, inter = header.get_slope_inter()
     except Exception as error:
         raise InputError(f"its scl_slope and scl_inter cannot be used ({_words(error)}); correct the header") from error

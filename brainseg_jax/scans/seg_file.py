@@ -77,7 +77,7 @@ def _read(one: "Dataset") -> tuple[np.ndarray, Grid]:
 
 
 class _Frame:
-    """Where a frame lies: `directions` [2, 3] along a row and a column, `position` [3] and `gaps` [row, column] in mm."""
+    """Where a frame lies: `directions` [2, 3] along row and column, `position` [3] and `gaps` [2] of rows, in mm."""
 
     def __init__(self, one: "Dataset", frame: "Dataset") -> None:
         shared = one.SharedFunctionalGroupsSequence[0]

@@ -71,7 +71,7 @@ class VolumeSource(Source):
                     volumes[sequence] = found.grid.turned_onto(nifti.grid, found.values)
                 except InputError as error:
                     raise InputError(
-                        f"{other}: its grid is not that of {path.name}: {error}; bring the sequences onto one grid first"
+                        f"{other}: its grid is not that of {path.name}: {error}; resample it onto that grid"
                     ) from None
         voxels, of_values = to_channels(nifti.grid, volumes, path)
         notes += [*nifti.notes, *of_values]
