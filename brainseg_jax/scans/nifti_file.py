@@ -77,7 +77,9 @@ def open_nifti(path: Path) -> Nifti:
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     except Exception as error:  # nibabel raises a dozen kinds on damaged headers; each means this one file
-        raise InputError(f"{path}: not a NIfTI file, or a damaged one ({_words(error)})") from error
+        refused = isinstance(error, OSError) and error.errno  # by the system
+        what = "cannot be read" if refused else "not a NIfTI file, or a damaged one"
+        raise InputError(f"{path}: {what} ({_words(error)})") from error
     return Nifti(values, header, grid, tuple(_doubts(header, grid)))
 
 
@@ -101,7 +103,8 @@ def _words(error: Exception) -> str:
 
 
 def _read_single(path: Path) -> tuple[nib.Nifti1Header, np.ndarray]:
-    packed = path.open("rb").read(2) == b"\x1f\x8b"
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"  # whatever the name says
     with gzip.open(path) if packed else path.open("rb") as file:
         start = file.read(nib.Nifti2Header.sizeof_hdr + 4)
         fields = _fields(start)
