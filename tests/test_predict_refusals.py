@@ -39,7 +39,7 @@ def with_nan():
 
 FAULTY = {
     "text": (lambda d: (d / "text.nii").write_text("no volume"), "text.nii: not a NIfTI file, or a damaged one"),
-    "nan": (lambda d: volume(d / "nan.nii.gz", with_nan()), "nan.nii.gz: FLAIR: 2 voxels are NaN or infinite, 2 of them"),
+    "nan": (lambda d: volume(d / "nan.nii.gz", with_nan()), "nan.nii.gz: FLAIR: 2 voxels are NaN or infinite, 2"),
     "mask given": (lambda d: volume(d / "m.nii.gz", (RAMP > 50).astype(np.uint8)), "no other values than 0 and 1"),
     "channels": (
         lambda d: volume(d / "two.nii.gz", np.stack([RAMP, RAMP], axis=-1)),
