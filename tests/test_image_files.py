@@ -53,8 +53,8 @@ def transparent_palette(path):
     ("save", "words"),
     [
         (lambda p: Image.fromarray(np.dstack([COLOR, alpha(255) - (GRAY == 7)])).save(p), "alpha from 254 to 255, and"),
-        (lambda p: Image.fromarray(np.dstack([GRAY, alpha(0)]), "LA").save(p), "transparent: alpha from 0 to 0, and wh"),
-        (transparent_palette, "transparent: alpha from 0 to 255, and what lies behind it is not known; save it without"),
+        (lambda p: Image.fromarray(np.dstack([GRAY, alpha(0)]), "LA").save(p), "transparent: alpha from 0 to 0, an"),
+        (transparent_palette, "transparent: alpha from 0 to 255, and what lies behind it is not known; save it"),
         (lambda p: Image.fromarray(GRAY.astype(np.uint16)).save(p), "16 bits a value; slices are read as 8 bits"),
         (lambda p: Image.new("1", (4097, 4096)).save(p), "4097 x 4096 pixels; no more than 16 million are read"),
     ],
