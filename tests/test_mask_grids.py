@@ -92,6 +92,15 @@ def test_what_lies_elsewhere_is_refused(tmp_path, kind):
         assert "12 x 10 x 6 voxels of 1 x 1 x 5 mm, axes LPS, first voxel at (40, 30, -20) mm" in message
 
 
+def test_what_is_odd_in_a_header_is_told_once_for_all(tmp_path, caplog):
+    for folder in ("predicted", "truth"):
+        for case in ("a", "b"):
+            write(tmp_path / folder / f"{case}.nii", truth(), np.diag([0.001, 0.001, 0.005, 1]))
+    score(tmp_path)
+    (message,) = caplog.messages
+    assert f"{tmp_path / 'predicted' / 'a.nii'} and 3 more: its header (no unit) makes it 0.03 mm long" in message
+
+
 def test_masks_by_a_slope_or_rounded_are_masks(tmp_path):
     """0 and 0.9999 by scl_slope, 0.99999997 by a resampling; but 0.9 is no mask, and is told as it is."""
     image = nib.Nifti1Image(truth(), AFFINE)

@@ -1,6 +1,7 @@
 """A folder of predicted masks against a folder of true ones, whoever made them."""
 
 import math
+from collections import defaultdict
 from pathlib import Path
 
 from absl import logging
@@ -31,6 +32,13 @@ def score_folders(predictions: Path, truth: Path, *, tolerance: float) -> tuple[
         listed.
     """
     predicted, true = read_masks(predictions), read_masks(truth)
+    noted: dict[str, list[str]] = defaultdict(list)
+    for mask in [*predicted.values(), *true.values()]:
+        for note in mask.notes:
+            noted[note].append(str(mask.sources[0]))
+    for note, files in noted.items():
+        more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+        logging.warning("%s%s: %s", files[0], more, note)
     faults = [f"  {case}: in {truth} only" for case in sorted(true.keys() - predicted.keys())]
     faults += [f"  {case}: in {predictions} only" for case in sorted(predicted.keys() - true.keys())]
     for case in sorted(true.keys() & predicted.keys()):

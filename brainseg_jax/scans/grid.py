@@ -35,7 +35,7 @@ class Grid:
         with np.errstate(all="ignore"):
             axes = self.affine[:3, :3] / np.linalg.norm(self.affine[:3, :3], axis=0)  # so that no unit is too small
             placed = np.isfinite(self.affine).all() and np.isfinite(axes).all() and abs(np.linalg.det(axes)) > 1e-4
-        if not placed:
+        if not placed or np.isnan(nib.orientations.io_orientation(self.affine)).any():
             raise InputError("its affine is singular, so the directions of its axes are unknown; fix the header")
 
     @property
@@ -110,11 +110,11 @@ class Grid:
         if (angle := float(np.degrees(np.arccos(cosines.clip(-1, 1)).max()))) > 0.05:
             words.append(f"axes {angle:.1f} degrees apart")
         if turned.shape == other.shape:
-            shift = turned._center - other._center
-            words.append(
-                f"centers {np.linalg.norm(shift):.4g} mm apart (right {shift[0]:.4g}, front {shift[1]:.4g}, "
-                f"up {shift[2]:.4g})"
+            right, front, up = shift = turned._center - other._center
+            centers = (
+                f"centers {np.linalg.norm(shift):.4g} mm apart (right {right:.4g}, front {front:.4g}, up {up:.4g})"
             )
+            words += [centers, f"voxels up to {turned._farthest(other):.4g} mm apart"]
         return ", ".join(words)
 
     def widened(self, other: "Grid") -> tuple["Grid", int, int]:
@@ -149,6 +149,8 @@ class Grid:
     def _turned_towards(self, other: "Grid") -> tuple[np.ndarray, "Grid"]:
         """The turn of this grid's axes that comes closest to those of the other, and this grid turned so."""
         turn = nib.orientations.io_orientation(np.linalg.inv(other.affine) @ self.affine)
+        if np.isnan(turn).any():  # no axis of the other runs along one of these
+            turn = np.array([[0, 1], [1, 1], [2, 1]])
         lengths = np.array(self.shape)[np.argsort(turn[:, 0])]
         affine = self.affine @ nib.orientations.inv_ornt_aff(turn, self.shape)
         return turn, Grid(affine, tuple(int(length) for length in lengths))

@@ -42,13 +42,15 @@ def to_8_bits(volume: np.ndarray, padding: float | None = None) -> tuple[np.ndar
     background, notes = _background(volume, padding)
     values = volume.ravel(order="K") if background is None else volume[~background]
     _check_scan(values)
+    if background is not None:
+        volume = np.where(background, 0, volume)
+    if _is_8_bits(values):
+        return volume.astype(np.uint8), "; ".join(notes) or None
     black, white = _range(values)
     lowest, highest = float(values.min()), float(values.max())
-    if black >= 0 and _is_8_bits(values[values >= 0]):
-        if lowest < 0:
-            notes.append(f"{int((values < 0).sum())} voxels below 0, down to {lowest:g}, taken as 0")
-        mapped = volume if background is None else np.where(background, 0, volume)
-        return mapped.clip(0, 255).astype(np.uint8), "; ".join(notes) or None
+    if lowest < 0 <= black and _is_8_bits(values[values >= 0]):
+        notes.append(f"{int((values < 0).sum())} voxels below 0, down to {lowest:g}, taken as 0")
+        return volume.clip(0, 255).astype(np.uint8), "; ".join(notes)
     notes.append(f"values {black:g} to {white:g} brought to 0 to 255")
     if black - lowest > 0.1 * (white - black):
         notes.append(f"{int((values < black).sum())} voxels below, down to {lowest:g}, taken as 0")
@@ -129,11 +131,10 @@ def _check_scan(values: np.ndarray) -> None:
 
 def _range(values: np.ndarray) -> tuple[float, float]:
     """The values that become 0 and 255."""
-    black = float(np.percentile(values, BLACKEST, method="lower"))
+    black, white = np.percentile(values.astype(np.float64), (BLACKEST, WHITEST)).tolist()
     positive = np.count_nonzero(values > 0)
     if black < 0 and positive >= _POSITIVE * (positive + np.count_nonzero(values < 0)):
         black = 0.0
-    white = float(np.percentile(values.astype(np.float64), WHITEST))
     if white <= black:
         white = float(values.max())
     if white <= black:  # nearly all voxels hold the highest value

@@ -4,7 +4,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,7 @@ class Mask:
       grid: of a volume, as it lies in the file; None for single slices.
       open_ended: whether slices without a voxel of the mask may be missing, before, after and between, as in a DICOM
         segmentation.
+      notes: what a user must know of how it was read.
     """
 
     voxels: np.ndarray
@@ -44,6 +45,7 @@ class Mask:
     sources: tuple[Path, ...]
     grid: Grid | None = None
     open_ended: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def volume(self) -> np.ndarray:
@@ -138,7 +140,7 @@ def _read_volume(path: Path) -> Mask:
     nifti = open_nifti(path)
     if nifti.values.ndim != 3:
         raise InputError(f"{path}: an array of shape {nifti.values.shape}; a mask has three axes")
-    return of_volume(_as_bool(nifti.values, path), nifti.grid, (path,))
+    return replace(of_volume(_as_bool(nifti.values, path), nifti.grid, (path,)), notes=nifti.notes)
 
 
 def _read_slices(case: str, found: list[tuple[int, Path]]) -> Mask:
