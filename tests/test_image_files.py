@@ -19,6 +19,10 @@ def alpha(value):
     return np.full(GRAY.shape, value, np.uint8)
 
 
+def with_alpha(value):
+    return Image.merge("LA", [Image.fromarray(GRAY), Image.fromarray(alpha(value))])
+
+
 def palette(colors):
     picture = Image.fromarray(GRAY % 8).convert("L")
     picture = Image.frombytes("P", picture.size, picture.tobytes())
@@ -30,7 +34,7 @@ GRAYS = [(30 * n, 30 * n, 30 * n) for n in range(8)]
 COLORS = [(30 * n, 0, 255 - n) for n in range(8)]
 READ = {
     "RGBA": (Image.fromarray(np.dstack([COLOR, alpha(255)])), COLOR),
-    "LA": (Image.fromarray(np.dstack([GRAY, alpha(255)]), "LA"), GRAY),
+    "LA": (with_alpha(255), GRAY),
     "gray palette": (palette(GRAYS), (GRAY % 8) * 30),
     "colors": (palette(COLORS), np.array(COLORS, np.uint8)[GRAY % 8]),
 }
@@ -53,7 +57,7 @@ def transparent_palette(path):
     ("save", "words"),
     [
         (lambda p: Image.fromarray(np.dstack([COLOR, alpha(255) - (GRAY == 7)])).save(p), "alpha from 254 to 255, and"),
-        (lambda p: Image.fromarray(np.dstack([GRAY, alpha(0)]), "LA").save(p), "transparent: alpha from 0 to 0, an"),
+        (lambda p: with_alpha(0).save(p), "transparent: alpha from 0 to 0, an"),
         (transparent_palette, "transparent: alpha from 0 to 255, and what lies behind it is not known; save it"),
         (lambda p: Image.fromarray(GRAY.astype(np.uint16)).save(p), "16 bits a value; slices are read as 8 bits"),
         (lambda p: Image.new("1", (4097, 4096)).save(p), "4097 x 4096 pixels; no more than 16 million are read"),
