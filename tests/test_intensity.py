@@ -101,6 +101,10 @@ def test_what_is_not_finite_outside_of_the_head_is_background():
     volume[8, 8, 2:4] = np.nan
     with pytest.raises(InputError, match="338 voxels are NaN or infinite, 2 of them inside of the volume; replace"):
         to_8_bits(volume)
+    with pytest.raises(InputError, match="4 voxels are NaN or infinite, 4 of them inside"):
+        one = scanner()[:, :, 2:3]  # a single slice, of which every voxel is at an end of the third axis
+        one[6:8, 6:8] = np.nan
+        to_8_bits(one)
     with pytest.raises(InputError, match="1536 voxels are NaN or infinite"):
         to_8_bits(np.full(SHAPE, np.nan))
 
@@ -110,6 +114,9 @@ def test_a_scan_around_zero_uses_its_whole_range():
     volume = (scanner() - 1000) / 700
     found, note = to_8_bits(volume)
     assert found[head() == 0].max() == 0 and found.max() == 255 and note.startswith("values -1.42857 to 2.2")
+    volume[:2] = np.nan  # background is black, and not the 0 amid the values
+    found, _ = to_8_bits(volume)
+    assert found[:2].max() == 0 and found.max() == 255
 
 
 @pytest.mark.parametrize(

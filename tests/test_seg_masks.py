@@ -106,15 +106,35 @@ def test_against_a_volume_by_its_affine(tmp_path, kind):
 @pytest.mark.parametrize("changed", [{}, {"spacing": False}, {"tilt": 1.0}, {"orientation": SAGITTAL}])
 def test_against_each_other(tmp_path, changed):
     """Each holds other slices, and one of them a single one."""
-    slices, other = series(**changed), truth()
+    slices, other, apart = series(**changed), truth(), truth()
     other[:6] = 0
+    apart[3] = 0
     write_seg(tmp_path / "predicted" / "a_pred.dcm", slices, half())
     write_seg(tmp_path / "truth" / "a_seg.dcm", slices, truth())
     write_seg(tmp_path / "predicted" / "b_pred.dcm", slices, other)
     write_seg(tmp_path / "truth" / "b_seg.dcm", slices, truth())
+    write_seg(tmp_path / "predicted" / "c_pred.dcm", slices, apart)
+    write_seg(tmp_path / "truth" / "c_seg.dcm", slices, apart)
     scored, _ = score_folders(tmp_path / "predicted", tmp_path / "truth", tolerance=1.0)
-    assert [row["dice"] for row in scored.rows] == pytest.approx([EXPECTED, 2 * 2 / 52])
+    assert [row["dice"] for row in scored.rows] == pytest.approx([EXPECTED, 2 * 2 / 52, 1.0])
     assert scored.rows[0]["volume_true"] == pytest.approx(50 * 5 / 1000)
+    assert scored.rows[2]["volume_true"] == pytest.approx(26 * 5 / 1000)
+
+
+def test_a_distance_that_the_file_does_not_give_is_told(tmp_path, caplog):
+    """Frames 2 and 6 of slices 5 mm apart."""
+    apart = truth()
+    apart[3] = 0
+    for folder in ("predicted", "truth"):
+        path = tmp_path / folder / "a_seg.dcm"
+        write_seg(path, series(), apart)
+        seg = pydicom.dcmread(path)
+        del seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SpacingBetweenSlices
+        seg.save_as(path)
+    row, _ = score(tmp_path)
+    assert row["volume_true"] == pytest.approx(26 * 20 / 1000)
+    (message,) = caplog.messages
+    assert "a_seg.dcm and 1 more: it does not give the distance from slice to slice: 20 mm, the smallest" in message
 
 
 def test_nothing_predicted(tmp_path):

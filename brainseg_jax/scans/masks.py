@@ -4,7 +4,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +54,7 @@ class Mask:
 
     def on(self, grid: Grid) -> "Mask":
         """The same mask on another grid of the same voxels, see `Grid.turned_onto`."""
-        return of_volume(self.grid.turned_onto(grid, self.volume), grid, self.sources)
+        return _of_volume(self.grid.turned_onto(grid, self.volume), grid, self.sources, self.notes)
 
     def widened(self, grid: Grid) -> "Mask":
         """The same mask with the empty slices that are missing where `grid` has some; itself if none can be missing."""
@@ -62,12 +62,14 @@ class Mask:
             return self
         wider, before, after = self.grid.widened(grid)
         volume = np.pad(self.volume, ((0, 0), (0, 0), (before, after)))
-        return of_volume(volume, wider, self.sources, open_ended=True)
+        return _of_volume(volume, wider, self.sources, self.notes, open_ended=True)
 
 
-def of_volume(volume: np.ndarray, grid: Grid, sources: tuple[Path, ...], *, open_ended: bool = False) -> Mask:
+def _of_volume(
+    volume: np.ndarray, grid: Grid, sources: tuple[Path, ...], notes: tuple[str, ...], *, open_ended: bool = False
+) -> Mask:
     """A mask of voxels [I, J, K] bool on their grid."""
-    return Mask(grid.to_slices(volume), grid.spacing, None, sources, grid, open_ended)
+    return Mask(grid.to_slices(volume), grid.spacing, None, sources, grid, open_ended, notes)
 
 
 def read_masks(folder: Path) -> dict[str, Mask]:
@@ -135,12 +137,12 @@ def _such_as(others: list[Path]) -> str:
 
 def _read_volume(path: Path) -> Mask:
     if _SEG.fullmatch(path.name):
-        values, grid = read_seg(path)
-        return of_volume(_as_bool(values, path), grid, (path,), open_ended=True)
+        values, grid, notes = read_seg(path)
+        return _of_volume(_as_bool(values, path), grid, (path,), notes, open_ended=True)
     nifti = open_nifti(path)
     if nifti.values.ndim != 3:
         raise InputError(f"{path}: an array of shape {nifti.values.shape}; a mask has three axes")
-    return replace(of_volume(_as_bool(nifti.values, path), nifti.grid, (path,)), notes=nifti.notes)
+    return _of_volume(_as_bool(nifti.values, path), nifti.grid, (path,), nifti.notes)
 
 
 def _read_slices(case: str, found: list[tuple[int, Path]]) -> Mask:

@@ -16,14 +16,14 @@ _MOST_SLICES = 4096
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 
 
-def read_seg(path: Path) -> tuple[np.ndarray, Grid]:
+def read_seg(path: Path) -> tuple[np.ndarray, Grid, tuple[str, ...]]:
     """Reads a segmentation of one segment, as `predict` writes them.
 
     Frames without a voxel of the mask are often left out in such a file, so they are at the ends of the volume too.
 
     Returns:
-      [columns, rows, slices] uint8, from the first to the last frame there is, 0 where a frame between is left out; and
-      the grid of these.
+      [columns, rows, slices] uint8, from the first to the last frame there is, 0 where a frame between is left out; the
+      grid of these; and a note where their distance is not in the file.
 
     Raises:
       InputError: it is no such segmentation, damaged or too large, or pydicom is not installed; the message names the
@@ -46,7 +46,7 @@ def read_seg(path: Path) -> tuple[np.ndarray, Grid]:
         raise InputError(f"{path}: not a DICOM segmentation, or a damaged one ({error})") from error
 
 
-def _read(one: "Dataset") -> tuple[np.ndarray, Grid]:
+def _read(one: "Dataset") -> tuple[np.ndarray, Grid, tuple[str, ...]]:
     if one.get("Modality") != "SEG":
         raise InputError(f"modality {one.get('Modality')}, and a mask is a segmentation (SEG)")
     if (segments := len(one.SegmentSequence)) != 1:
@@ -60,7 +60,7 @@ def _read(one: "Dataset") -> tuple[np.ndarray, Grid]:
         raise InputError("its frames differ in direction; give a segmentation of one volume")
     across = np.cross(*first.directions)
     depths = np.array([across @ frame.position for frame in frames])
-    step = _step(first, np.unique(depths.round(3)))
+    step, notes = _step(first, np.unique(depths.round(3)))
     places = (depths - depths.min()) / step
     indices = places.round().astype(int)
     if np.abs(places - indices).max() > 0.1 or len(set(indices)) < count or indices.max() >= _MOST_SLICES:
@@ -73,7 +73,7 @@ def _read(one: "Dataset") -> tuple[np.ndarray, Grid]:
     axes = [first.directions[0] * first.gaps[1], first.directions[1] * first.gaps[0], along, start.position]
     affine[:3] = np.stack(axes, axis=1)
     affine[:2] *= -1.0  # DICOM's axes run to the left and to the back
-    return values.transpose(2, 1, 0), Grid(affine, (columns, rows, len(values)))
+    return values.transpose(2, 1, 0), Grid(affine, (columns, rows, len(values))), notes
 
 
 class _Frame:
@@ -92,11 +92,12 @@ class _Frame:
         self.gaps = np.reshape(np.array(self.measures.PixelSpacing, float), 2)
 
 
-def _step(first: _Frame, depths: np.ndarray) -> float:
-    """Millimeters from slice to slice: as declared, else the smallest distance between frames."""
+def _step(first: _Frame, depths: np.ndarray) -> tuple[float, tuple[str, ...]]:
+    """Millimeters from slice to slice: as declared, else the smallest distance between frames, with a note."""
     declared = float(first.measures.get("SpacingBetweenSlices") or 0.0)
     if declared > 0:
-        return declared
-    if len(depths) > 1:
-        return float(np.diff(depths).min())
-    return float(first.measures.get("SliceThickness") or 1.0)
+        return declared, ()
+    apart = len(depths) > 1
+    step = float(np.diff(depths).min()) if apart else float(first.measures.get("SliceThickness") or 1.0)
+    of_what = "the smallest distance between its frames" if apart else "the thickness of its only slice"
+    return step, (f"it does not give the distance from slice to slice: {step:g} mm, {of_what}, is taken",)
