@@ -78,7 +78,7 @@ def stack_slices(
     # Counted by differences, as a number can be a date.
     if missing := numbers[-1] - numbers[0] + 1 - len(set(numbers)):
         gaps = (number for before, after in pairwise(numbers) for number in range(before + 1, after))
-        listed = ", ".join(str(number) for number in islice(gaps, 11)) + (", ..." if missing > 10 else "")
+        listed = ", ".join(str(number) for number in islice(gaps, 10)) + (", ..." if missing > 10 else "")
         faults.append(f"{case}: a gap in the numbers, which run from {numbers[0]} to {numbers[-1]}: no {listed}")
     pictures: dict[Path, np.ndarray] = {}
     for path in paths:
