@@ -127,7 +127,7 @@ def test_a_series_of_flair_alone(case, trained_run, tmp_path, how):
 
 
 def test_a_head_without_tumor_has_an_empty_segmentation(tmp_path):
-    write_series(tmp_path / "in", np.arange(4 * 32 * 32).reshape(4, 32, 32) % 7)
+    write_series(tmp_path / "in", np.arange(4 * 32 * 32).reshape(4, 32, 32) % 97)
     (source,) = find_scans(tmp_path / "in")
     source.read().write(MASK, np.zeros((4, 32, 32), bool), [tmp_path / "empty.dcm"])
     seg = hd.seg.segread(tmp_path / "empty.dcm")

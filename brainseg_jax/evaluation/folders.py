@@ -1,6 +1,7 @@
 """A folder of predicted masks against a folder of true ones, whoever made them."""
 
 import math
+from collections import defaultdict
 from pathlib import Path
 
 from absl import logging
@@ -31,10 +32,23 @@ def score_folders(predictions: Path, truth: Path, *, tolerance: float) -> tuple[
         listed.
     """
     predicted, true = read_masks(predictions), read_masks(truth)
+    noted: dict[str, list[str]] = defaultdict(list)
+    for mask in [*predicted.values(), *true.values()]:
+        for note in mask.notes:
+            noted[note].append(str(mask.sources[0]))
+    for note, files in noted.items():
+        more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+        logging.warning("%s%s: %s", files[0], more, note)
     faults = [f"  {case}: in {truth} only" for case in sorted(true.keys() - predicted.keys())]
     faults += [f"  {case}: in {predictions} only" for case in sorted(predicted.keys() - true.keys())]
     for case in sorted(true.keys() & predicted.keys()):
-        faults += [f"  {case}: {words}" for words in _differences(predicted[case], true[case])]
+        if predicted[case].grid and true[case].grid:
+            grids = predicted[case].grid, true[case].grid
+            predicted[case], true[case] = predicted[case].widened(grids[1]), true[case].widened(grids[0])
+        if words := _differences(predicted[case], true[case]):
+            faults += [f"  {case}: {difference}" for difference in words]
+        elif true[case].grid:
+            predicted[case] = predicted[case].on(true[case].grid)
     if faults:
         raise InputError(
             f"--predictions={predictions} and --truth={truth} do not hold masks of the same cases on the same grid; "
@@ -67,18 +81,25 @@ def score_folders(predictions: Path, truth: Path, *, tolerance: float) -> tuple[
 
 def _differences(predicted: Mask, true: Mask) -> list[str]:
     """What keeps two masks of a case from being compared voxel by voxel, in words."""
+    if (predicted.spacing is None) != (true.spacing is None):
+        files = ", ".join(str(mask.sources[0]) for mask in (predicted, true))
+        return [f"a volume with a spacing against single slices: {files}"]
+    if predicted.grid and true.grid:
+        try:
+            predicted.on(true.grid)
+            return []
+        except InputError as error:
+            elsewhere = f"predicted on another grid than true: {error}"
     words = []
     if predicted.voxels.shape != true.voxels.shape:
         words.append(f"predicted {_times(predicted.voxels.shape)} voxels, true {_times(true.voxels.shape)}")
     elif predicted.numbers and true.numbers and predicted.numbers != true.numbers:
         words.append(f"predicted from slice {predicted.numbers[0]} on, true from slice {true.numbers[0]}")
     spacings = (predicted.spacing, true.spacing)
-    if (spacings[0] is None) != (spacings[1] is None):
-        words.append(
-            f"a volume with a spacing against single slices: {', '.join(str(m.sources[0]) for m in (predicted, true))}"
-        )
-    elif all(spacings) and not all(math.isclose(a, b, rel_tol=1e-3) for a, b in zip(*spacings, strict=True)):
+    if all(spacings) and not all(math.isclose(a, b, rel_tol=1e-3) for a, b in zip(*spacings, strict=True)):
         words.append(f"predicted spacing {_times(spacings[0])} mm, true {_times(spacings[1])}")
+    if predicted.grid and not words:
+        words.append(elsewhere)
     return words
 
 

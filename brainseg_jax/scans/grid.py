@@ -1,6 +1,8 @@
 """How a volume lies in the patient: from its own axes to the axial slices that the networks know, and back."""
 
 import dataclasses
+import itertools
+from collections.abc import Iterable
 from pathlib import Path
 
 import nibabel as nib
@@ -12,6 +14,8 @@ from brainseg_jax.errors import InputError
 # Kaggle set and on a radiologist's screen. In nibabel's words: axes to the Left, to the back (Posterior), to the crown
 # (Superior); a slice is [row, column] = [P, L].
 _SLICES = nib.orientations.axcodes2ornt("LPS")
+_SAME = 0.1  # of the smallest spacing: voxels that lie closer to each other are the same
+_MOST_WIDER = 4096  # slices that a grid is widened by
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,8 +32,11 @@ class Grid:
 
     def __post_init__(self) -> None:
         """Raises InputError where the affine places no volume in space."""
-        if not np.isfinite(self.affine).all() or abs(np.linalg.det(self.affine[:3, :3])) < 1e-9:
-            raise InputError("its affine is singular, so the directions of its axes are unknown; mend the header")
+        with np.errstate(all="ignore"):
+            axes = self.affine[:3, :3] / np.linalg.norm(self.affine[:3, :3], axis=0)  # so that no unit is too small
+            placed = np.isfinite(self.affine).all() and np.isfinite(axes).all() and abs(np.linalg.det(axes)) > 1e-4
+        if not placed or np.isnan(nib.orientations.io_orientation(self.affine)).any():
+            raise InputError("its affine is singular, so the directions of its axes are unknown; fix the header")
 
     @property
     def _to_slices(self) -> np.ndarray:
@@ -47,11 +54,21 @@ class Grid:
 
     @property
     def spacing(self) -> tuple[float, float, float]:
-        """Millimeters between centers of voxels: (slice, row, column) of the axial slices."""
-        sizes = nib.affines.voxel_sizes(self.affine)
+        """Millimeters from slice to slice, from row to row and from column to column of the axial slices.
+
+        These are distances between planes and lines, so their product is the volume of a voxel, also where the affine
+        is sheared, as by a tilted gantry. Without shear they are the distances between centers of voxels.
+        """
         axis_of = np.argsort(self._to_slices[:, 0])  # which own axis goes to the left, to the back, to the crown
-        left, back, crown = (float(sizes[axis]) for axis in axis_of)
-        return crown, back, left
+        left, back, crown = self.affine[:3, axis_of].T
+        across = np.cross(left, back)
+        column, area = float(np.linalg.norm(left)), float(np.linalg.norm(across))
+        return float(abs(across @ crown)) / area, area / column, column
+
+    @property
+    def extent(self) -> float:
+        """Length of the longest axis, in millimeters."""
+        return float(np.max(nib.affines.voxel_sizes(self.affine) * self.shape))
 
     @property
     def slice_axis(self) -> int:
@@ -64,6 +81,93 @@ class Grid:
         numbers = range(self.shape[self.slice_axis])
         return tuple(numbers if self._to_slices[self.slice_axis, 1] > 0 else reversed(numbers))
 
+    def turned_onto(self, other: "Grid", values: np.ndarray) -> np.ndarray:
+        """Brings values onto a grid of the same voxels, whose axes may have another order and other directions.
+
+        Args:
+          other: its voxels lie where those of this grid lie, within a tenth of the smallest spacing.
+          values: [I, J, K, ...] on this grid.
+
+        Returns:
+          the values on `other`; nothing is interpolated.
+
+        Raises:
+          InputError: the voxels lie elsewhere; the message describes both grids and what differs, but names no file.
+        """
+        turn, turned = self._turned_towards(other)
+        if turned.shape != other.shape or other._farthest(turned) > _SAME * min(other.spacing):
+            raise InputError(f"{self}, against {other}: {self.differences(other)}")
+        return nib.orientations.apply_orientation(values, turn)
+
+    def differences(self, other: "Grid") -> str:
+        """What differs between two grids, apart from order and direction of their axes, in words."""
+        _, turned = self._turned_towards(other)
+        words = [f"{_times(self.shape)} voxels against {_times(other.shape)}"] if turned.shape != other.shape else []
+        sizes, sizes_of_other = (nib.affines.voxel_sizes(grid.affine) for grid in (turned, other))
+        if not np.allclose(sizes, sizes_of_other, rtol=1e-3):
+            words.append(f"voxels of {_times(sizes)} mm against {_times(sizes_of_other)}")
+        cosines = ((turned.affine[:3, :3] / sizes) * (other.affine[:3, :3] / sizes_of_other)).sum(axis=0)
+        if (angle := float(np.degrees(np.arccos(cosines.clip(-1, 1)).max()))) > 0.05:
+            words.append(f"axes {angle:.1f} degrees apart")
+        if turned.shape == other.shape:
+            right, front, up = shift = turned._center - other._center
+            centers = (
+                f"centers {np.linalg.norm(shift):.4g} mm apart (right {right:.4g}, front {front:.4g}, up {up:.4g})"
+            )
+            words += [centers, f"voxels up to {turned._farthest(other):.4g} mm apart"]
+        return ", ".join(words)
+
+    def widened(self, other: "Grid") -> tuple["Grid", int, int]:
+        """Adds as many slices along the third axis as reach the ends of another grid.
+
+        Args:
+          other: where this grid has a single slice, the distance to the next one is that of `other`.
+
+        Returns:
+          the wider grid, and how many slices come before and after the old ones; none where there would be thousands.
+        """
+        affine = self.affine.copy()
+        if self.shape[2] == 1:
+            directions = other.affine[:3, :3] / nib.affines.voxel_sizes(other.affine)
+            along = directions.T @ (affine[:3, 2] / np.linalg.norm(affine[:3, 2]))
+            nearest = int(np.argmax(np.abs(along)))
+            affine[:3, 2] = np.sign(along[nearest]) * other.affine[:3, nearest]
+        places = nib.affines.apply_affine(np.linalg.inv(affine) @ other.affine, other._corners)[:, 2].round()
+        before, after = int(max(0, -places.min())), int(max(0, places.max() - self.shape[2] + 1))
+        if before + after > _MOST_WIDER:
+            return self, 0, 0
+        affine[:3, 3] -= before * affine[:3, 2]
+        return Grid(affine, (*self.shape[:2], self.shape[2] + before + after)), before, after
+
+    def __str__(self) -> str:
+        """Shape, spacing, directions and origin."""
+        sizes = nib.affines.voxel_sizes(self.affine)
+        origin = ", ".join(f"{place:.4g}" for place in self.affine[:3, 3])
+        codes = "".join(nib.aff2axcodes(self.affine))
+        return f"{_times(self.shape)} voxels of {_times(sizes)} mm, axes {codes}, first voxel at ({origin}) mm"
+
+    def _turned_towards(self, other: "Grid") -> tuple[np.ndarray, "Grid"]:
+        """The turn of this grid's axes that comes closest to those of the other, and this grid turned so."""
+        turn = nib.orientations.io_orientation(np.linalg.inv(other.affine) @ self.affine)
+        if np.isnan(turn).any():  # no axis of the other runs along one of these
+            turn = np.array([[0, 1], [1, 1], [2, 1]])
+        lengths = np.array(self.shape)[np.argsort(turn[:, 0])]
+        affine = self.affine @ nib.orientations.inv_ornt_aff(turn, self.shape)
+        return turn, Grid(affine, tuple(int(length) for length in lengths))
+
+    @property
+    def _center(self) -> np.ndarray:
+        return nib.affines.apply_affine(self.affine, (np.array(self.shape) - 1) / 2)
+
+    @property
+    def _corners(self) -> np.ndarray:
+        return np.array(list(itertools.product((0, 1), repeat=3))) * (np.array(self.shape) - 1)
+
+    def _farthest(self, other: "Grid") -> float:
+        """The largest distance between corresponding voxels of two grids of one shape, in mm: that of a corner."""
+        places = [nib.affines.apply_affine(grid.affine, self._corners) for grid in (self, other)]
+        return float(np.linalg.norm(places[0] - places[1], axis=1).max())
+
     def check_same(self, other: "Grid", path: Path, own_path: Path) -> None:
         """Raises InputError where `other`, of the file or folder `path`, is not this grid, of `own_path`."""
         if other.shape != self.shape or not np.allclose(other.affine, self.affine, atol=1e-3):
@@ -71,3 +175,7 @@ class Grid:
                 f"{path}: its grid (shape {other.shape}) is not that of {own_path.name} (shape {self.shape}), or lies "
                 "elsewhere; bring the sequences onto one grid first"
             )
+
+
+def _times(numbers: Iterable[float]) -> str:
+    return " x ".join(f"{number:.6g}" for number in numbers)

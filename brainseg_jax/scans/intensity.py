@@ -1,39 +1,151 @@
-"""Brings the values of a volume to the 0..255 that the networks were trained on, and says how."""
+"""Brings the values of a volume to the 0..255 that the networks were trained on, and reports how."""
 
 import numpy as np
+from scipy import ndimage
 
 from brainseg_jax.errors import InputError
 
-WHITEST = 99.9  # percentile of a volume that becomes 255; the few voxels above are flow and artifacts
+BLACKEST, WHITEST = 0.1, 99.9  # percentiles of a volume that become 0 and 255; what lies beyond are artifacts
+MOST_LABELS = 10  # a volume of no more distinct whole numbers is a label map
+_HANDFUL = 64  # voxels; fewer cannot tell a label map from a scan
+_INSIDE = 1e-3  # of the voxels: more that are not finite, and not at the border, mean a damaged scan
+_PADDING = 0.01  # of the voxels share one value, the lowest or highest, where that is padding
+_FAR = (0.1, 1.0)  # of the range of the other values: how far low and high padding lie from these
+_POSITIVE = 2 / 3  # of the values other than 0, where 0 is black and what lies below it is noise
 
 
-def to_8_bits(volume: np.ndarray) -> tuple[np.ndarray, str | None]:
+def to_8_bits(volume: np.ndarray, padding: float | None = None) -> tuple[np.ndarray, str | None]:
     """Maps one sequence to 8 bits.
 
-    Whole numbers from 0 to 255 are taken as they are, as the Kaggle set holds such. All else is mapped linearly, the
-    least value of the volume to 0 and its 99.9th percentile to 255, and rounded.
+    Some voxels are background: they become 0, and the range is that of the others:
+
+    - what is not a finite number, and is connected with the border of the volume by voxels of that kind; elsewhere no
+      more than one voxel in a thousand may be so;
+    - what is equal to `padding`;
+    - a negative value that 1 % of the voxels share, where all others are larger by more than a tenth of their range; a
+      value that 1 % share, where all others are smaller by more than their range.
+
+    Whole numbers from 0 to 255 are taken as they are, as the Kaggle set holds such. All else is mapped linearly and
+    rounded, the 0.1th percentile to 0 and the 99.9th to 255. Where two thirds of the values other than 0 are positive,
+    a negative 0.1th percentile is noise or an artifact, and 0 is mapped to 0.
 
     Args:
       volume: [...] of any type of plain numbers.
+      padding: a value that means background, as DICOM's PixelPaddingValue; None where there is none.
 
     Returns:
-      uint8 of the same shape, and the mapping in words; None where there was none.
+      uint8 of the same shape, and what was done in words; None where the values were taken as they are.
 
     Raises:
-      InputError: values that are no finite numbers, or no more than two values: a mask, or nothing.
+      InputError: too many values are not finite; or there are few distinct whole numbers: a mask, a label map, nothing.
     """
-    if not_finite := int(volume.size - np.isfinite(volume).sum()):
+    background, notes = _background(volume, padding)
+    values = volume.ravel(order="K") if background is None else volume[~background]
+    _check_scan(values)
+    if background is not None:
+        volume = np.where(background, 0, volume)
+    if _is_8_bits(values):
+        return volume.astype(np.uint8), "; ".join(notes) or None
+    black, white = _range(values)
+    lowest, highest = float(values.min()), float(values.max())
+    if lowest < 0 <= black and _is_8_bits(values[values >= 0]):
+        notes.append(f"{int((values < 0).sum())} voxels below 0, down to {lowest:g}, taken as 0")
+        return volume.clip(0, 255).astype(np.uint8), "; ".join(notes)
+    notes.append(f"values {black:g} to {white:g} brought to 0 to 255")
+    if black - lowest > 0.1 * (white - black):
+        notes.append(f"{int((values < black).sum())} voxels below, down to {lowest:g}, taken as 0")
+    if highest - white > 10 * (white - black):
+        notes.append(f"{int((values > white).sum())} voxels above, up to {highest:g}, taken as 255")
+    scaled = (volume.astype(np.float64) - black) * (255.0 / (white - black))
+    if background is not None:
+        scaled[background] = 0.0
+    return np.rint(scaled).clip(0, 255).astype(np.uint8), "; ".join(notes)
+
+
+def _background(volume: np.ndarray, padding: float | None) -> tuple[np.ndarray | None, list[str]]:
+    """Where the volume is background, None for nowhere, and what that is in words; see `to_8_bits`."""
+    background, notes = np.zeros(volume.shape, bool), []
+    if volume.dtype.kind == "f" and not (finite := np.isfinite(volume)).all():
+        background |= ~finite
+        count = int(background.sum())
+        if (inside := _not_at_border(background)) > _INSIDE * volume.size or count == volume.size:
+            raise InputError(
+                f"{count} voxels are NaN or infinite, {inside} of them inside of the volume; replace them, by 0 where "
+                "they are outside of the head"
+            )
+        notes.append(f"{count} voxels that are NaN or infinite taken as background")
+    equal = volume == padding if padding is not None else background
+    if padding is not None and equal.any():
+        background |= equal
+        notes.append(f"{int(equal.sum())} voxels of the padding value {padding:g} taken as background")
+    while (value := _padding_value(volume[~background])) is not None:
+        equal = volume == value
+        background |= equal
+        notes.append(f"{int(equal.sum())} voxels of {value:g}, far from all others, taken as padding")
+    return (background if background.any() else None), notes
+
+
+def _not_at_border(found: np.ndarray) -> int:
+    """How many voxels are not connected, through their faces, with the border of the volume."""
+    parts, _ = ndimage.label(found)
+    at_border = np.zeros(parts.max() + 1, bool)
+    at_border[0] = True  # what is not found
+    for axis, length in enumerate(parts.shape):
+        if length > 1:  # a single slice has no border along its normal
+            at_border[np.take(parts, (0, -1), axis=axis)] = True
+    return int((~at_border[parts]).sum())
+
+
+def _padding_value(values: np.ndarray) -> float | None:
+    """The lowest or highest value where that is padding; see `to_8_bits`."""
+    if not values.size or _is_8_bits(values):
+        return None
+    lowest, highest = values.min(), values.max()
+    for value, far in ((lowest, _FAR[0]), (highest, _FAR[1])):
+        if (value == lowest and lowest >= 0) or np.count_nonzero(values == value) < _PADDING * values.size:
+            continue
+        others = values[values != value].astype(np.float64)
+        if not others.size:
+            continue
+        low, high = np.percentile(others, (BLACKEST, WHITEST))
+        nearest = others.min() if value == lowest else others.max()
+        if high > low and abs(nearest - float(value)) > far * (high - low):
+            return float(value)
+    return None
+
+
+def _check_scan(values: np.ndarray) -> None:
+    """Raises InputError where few whole numbers are all there is."""
+    if len(np.unique(values[:: max(1, values.size // 10_000)])) > MOST_LABELS:  # most scans show it at a glance
+        return
+    found = np.unique(values)
+    listed = " and ".join(f"{value:g}" for value in found) if len(found) <= 2 else ""
+    if len(found) <= 2:
         raise InputError(
-            f"{not_finite} voxels are NaN or infinite; replace them, by 0 where they are outside of the head"
+            f"holds no other values than {listed or 'background'}: a mask, or an empty volume; give a scan"
         )
-    least, greatest = volume.min(), volume.max()
-    if ((volume == least) | (volume == greatest)).all():
-        raise InputError(
-            f"holds no other values than {least:g} and {greatest:g}: a mask, or an empty volume; give a scan"
-        )
-    if least >= 0 and greatest <= 255 and (volume == np.floor(volume)).all():
-        return volume.astype(np.uint8), None
-    white = np.percentile(volume, WHITEST)
-    white = white if white > least else greatest
-    scaled = (volume.astype(np.float64) - least) * (255.0 / (float(white) - float(least)))
-    return np.rint(scaled).clip(0, 255).astype(np.uint8), f"values {least:g} to {white:g} brought to 0 to 255"
+    if len(found) <= MOST_LABELS and values.size > _HANDFUL and (found == np.floor(found)).all():
+        listed = ", ".join(f"{value:g}" for value in found)
+        raise InputError(f"holds no other values than {listed}: a label map, or an empty volume; give a scan")
+
+
+def _range(values: np.ndarray) -> tuple[float, float]:
+    """The values that become 0 and 255."""
+    black, white = np.percentile(values.astype(np.float64), (BLACKEST, WHITEST)).tolist()
+    positive = np.count_nonzero(values > 0)
+    if black < 0 and positive >= _POSITIVE * (positive + np.count_nonzero(values < 0)):
+        black = 0.0
+    if white <= black:
+        white = float(values.max())
+    if white <= black:  # nearly all voxels hold the highest value
+        black = float(values.min())
+    if not np.isfinite(white - black):
+        raise InputError(f"values from {black:g} to {white:g}, a range that no scan has; fix the header")
+    return black, white
+
+
+def _is_8_bits(values: np.ndarray) -> bool:
+    """Whether all are whole numbers from 0 to 255."""
+    if not values.size or values.min() < 0 or values.max() > 255:
+        return False
+    return values.dtype.kind in "ui" or bool((values == np.floor(values)).all())

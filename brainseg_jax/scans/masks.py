@@ -1,7 +1,9 @@
 """Reads a folder of masks, predicted or true, ours or others', whatever files hold them."""
 
+import os
 import re
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +13,13 @@ from brainseg_jax.errors import InputError
 from brainseg_jax.scans.grid import Grid
 from brainseg_jax.scans.images import read_image
 from brainseg_jax.scans.nifti_file import is_nifti, open_nifti, stem
+from brainseg_jax.scans.seg_file import read_seg
 from brainseg_jax.scans.slices import stack_slices
 
 _SLICE = re.compile(r"(?P<case>.+?)(?:_(?P<number>[0-9]+))?_(?:mask|pred)\.(?:tiff?|png)", re.IGNORECASE)
+_SEG = re.compile(r"(?P<case>.+)_(?:mask|pred|seg)\.(?:dcm|dicom)", re.IGNORECASE)
 _OF_A_MASK = re.compile(r"_(?:mask|pred)$")
+_NEAR = 1e-3  # of the mask's value: what is so close to it, or to 0, is that value, rounded or scaled
 _NO_MASK = re.compile(r".+_(?:probability|uncertainty)$")  # maps that `predict` puts beside its masks
 
 
@@ -28,12 +33,43 @@ class Mask:
       spacing: millimeters between voxels (slice, row, column); None for single slices, whose files do not say.
       numbers: of the slices, as in the names of their files; None for a volume.
       sources: the files.
+      grid: of a volume, as it lies in the file; None for single slices.
+      open_ended: whether slices without a voxel of the mask may be missing, before, after and between, as in a DICOM
+        segmentation.
+      notes: what a user must know of how it was read.
     """
 
     voxels: np.ndarray
     spacing: tuple[float, float, float] | None
     numbers: tuple[int, ...] | None
     sources: tuple[Path, ...]
+    grid: Grid | None = None
+    open_ended: bool = False
+    notes: tuple[str, ...] = ()
+
+    @property
+    def volume(self) -> np.ndarray:
+        """The voxels on `grid`, [I, J, K] bool."""
+        return self.grid.from_slices(self.voxels)
+
+    def on(self, grid: Grid) -> "Mask":
+        """The same mask on another grid of the same voxels, see `Grid.turned_onto`."""
+        return _of_volume(self.grid.turned_onto(grid, self.volume), grid, self.sources, self.notes)
+
+    def widened(self, grid: Grid) -> "Mask":
+        """The same mask with the empty slices that are missing where `grid` has some; itself if none can be missing."""
+        if not self.open_ended:
+            return self
+        wider, before, after = self.grid.widened(grid)
+        volume = np.pad(self.volume, ((0, 0), (0, 0), (before, after)))
+        return _of_volume(volume, wider, self.sources, self.notes, open_ended=True)
+
+
+def _of_volume(
+    volume: np.ndarray, grid: Grid, sources: tuple[Path, ...], notes: tuple[str, ...], *, open_ended: bool = False
+) -> Mask:
+    """A mask of voxels [I, J, K] bool on their grid."""
+    return Mask(grid.to_slices(volume), grid.spacing, None, sources, grid, open_ended, notes)
 
 
 def read_masks(folder: Path) -> dict[str, Mask]:
@@ -41,7 +77,9 @@ def read_masks(folder: Path) -> dict[str, Mask]:
 
     Slices are `<case>_<n>_mask` or `<case>_<n>_pred`, `.tif` or `.png`, nested as in the Kaggle set or flat; their
     numbers run without a gap. A name without a number is a case of one slice. Volumes are `<case>`, `<case>_mask` or
-    `<case>_pred`, `.nii` or `.nii.gz`. Values are 0 and 1, or 0 and 255. All else in the folder is passed over.
+    `<case>_pred`, `.nii`, `.nii.gz` or a pair `.hdr` and `.img`; DICOM segmentations of one segment are
+    `<case>_pred.dcm`, `<case>_mask.dcm` or `<case>_seg.dcm`. Values are 0 and 1, or 0 and 255, within one in a
+    thousand. All else in the folder is passed over. Links are followed.
 
     Returns:
       the masks by name of the case, in order of the name.
@@ -53,15 +91,20 @@ def read_masks(folder: Path) -> dict[str, Mask]:
         raise InputError(f"{folder}: no such folder; give a folder of masks")
     slices: dict[str, list[tuple[int, Path]]] = defaultdict(list)
     volumes: dict[str, list[Path]] = defaultdict(list)
-    for path in sorted(folder.rglob("[!.]*")):
+    others = []
+    for path in _files(folder):
         if is_nifti(path) and not _NO_MASK.fullmatch(stem(path)):
             volumes[_OF_A_MASK.sub("", stem(path))].append(path)
+        elif match := _SEG.fullmatch(path.name):
+            volumes[match["case"]].append(path)
         elif match := _SLICE.fullmatch(path.name):
             slices[match["case"]].append((int(match["number"] or 1), path))
+        else:
+            others.append(path)
     if not slices and not volumes:
         raise InputError(
-            f"{folder}: no mask in it; a mask is named <case>_<n>_mask.tif, <case>_<n>_pred.tif, <case>.nii.gz or "
-            "<case>_pred.nii.gz"
+            f"{folder}: no mask in it{_such_as(others)}; a mask is named <case>_<n>_mask.tif, <case>_<n>_pred.tif, "
+            "<case>.nii.gz, <case>_pred.nii.gz or <case>_pred.dcm"
         )
     masks, faults = {}, []
     for case in sorted(slices.keys() | volumes.keys()):
@@ -77,17 +120,29 @@ def read_masks(folder: Path) -> dict[str, Mask]:
     return masks
 
 
+def _files(folder: Path) -> Iterator[Path]:
+    """The files of a folder and below by name, without hidden ones; a folder that links lead to again is read once."""
+    seen = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        folders[:] = sorted(name for name in folders if not name.startswith(".")) if real not in seen else []
+        if real not in seen:
+            yield from (Path(place, name) for name in sorted(files) if not name.startswith("."))
+        seen.add(real)
+
+
+def _such_as(others: list[Path]) -> str:
+    return f", but {len(others)} file(s) such as {others[0].name}" if others else ""
+
+
 def _read_volume(path: Path) -> Mask:
-    image, values = open_nifti(path)
-    if values.ndim == 4 and values.shape[3] == 1:
-        values = values[..., 0]
-    if values.ndim != 3:
-        raise InputError(f"{path}: an array of shape {values.shape}; a mask has three axes")
-    try:
-        grid = Grid(image.affine, values.shape)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    return Mask(grid.to_slices(_as_bool(values, path)), grid.spacing, None, (path,))
+    if _SEG.fullmatch(path.name):
+        values, grid, notes = read_seg(path)
+        return _of_volume(_as_bool(values, path), grid, (path,), notes, open_ended=True)
+    nifti = open_nifti(path)
+    if nifti.values.ndim != 3:
+        raise InputError(f"{path}: an array of shape {nifti.values.shape}; a mask has three axes")
+    return _of_volume(_as_bool(nifti.values, path), nifti.grid, (path,), nifti.notes)
 
 
 def _read_slices(case: str, found: list[tuple[int, Path]]) -> Mask:
@@ -104,7 +159,9 @@ def _read_slice(path: Path) -> np.ndarray:
 
 def _as_bool(values: np.ndarray, path: Path) -> np.ndarray:
     found = np.unique(values)
-    if not (np.isin(found, (0, 1)).all() or np.isin(found, (0, 255)).all()):
-        listed = ", ".join(f"{value:g}" for value in found[:8]) + (", ..." if len(found) > 8 else "")
-        raise InputError(f"{path}: values {listed}; a mask holds 0 and 1, or 0 and 255")
-    return values > 0
+    for one in (1, 255):
+        distances = np.minimum(np.abs(found - float(one)), np.abs(found - 0.0))
+        if (distances <= _NEAR * one).all():
+            return values > one / 2
+    listed = ", ".join(f"{value:.9g}" for value in found[:8]) + (", ..." if len(found) > 8 else "")
+    raise InputError(f"{path}: values {listed}; a mask holds 0 and 1, or 0 and 255")

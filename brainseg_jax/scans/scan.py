@@ -48,10 +48,12 @@ class Source(abc.ABC):
     Attributes:
       name: of the case, unlike that of any other: where two are named alike it begins with the folder.
       place: folder of the files, below the folder that was given.
+      notes: what a user must know of how the files were found.
     """
 
     name: str
     place: Path
+    notes: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
 
     @property
     def stem(self) -> str:

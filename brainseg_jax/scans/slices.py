@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,8 @@ from brainseg_jax.errors import InputError
 from brainseg_jax.files import write_whole
 from brainseg_jax.scans.images import read_image
 from brainseg_jax.scans.scan import MASK, ONE_SLICE, STAND_IN, Scan, Source
+
+MOST_SLICES = 9999  # a larger number is a date or a time, and no slice
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,7 +41,7 @@ class SliceSource(Source):
     def read(self) -> SliceScan:
         """See `Source.read`; a gray image is FLAIR."""
         numbers, _, pixels = stack_slices(self.name, self.found, read_image)
-        notes = (ONE_SLICE,) if len(pixels) == 1 else ()
+        notes = (*self.notes, ONE_SLICE) if len(pixels) == 1 else self.notes
         if pixels.ndim == 3:
             pixels, notes = np.stack([pixels] * 3, axis=-1), (*notes, STAND_IN)
         return SliceScan(pixels, None, numbers, notes)
@@ -60,19 +62,23 @@ def stack_slices(
       read: gives the pixels of a file; may raise InputError.
 
     Returns:
-      numbers, files, and pixels [S, ...].
+      numbers, files, and pixels [S, ...]. The number of a single file is 1 where it is too large for a slice: a date.
 
     Raises:
       InputError: a number twice, a gap in the numbers, files that cannot be read or differ in size: all of them.
     """
     numbers, paths = zip(*found, strict=True)
+    if len(found) == 1 and numbers[0] > MOST_SLICES:
+        numbers = (1,)
     faults = [
         f"{second}: a second file for slice {number} of {case}, beside {first}"
         for (number, first), (again, second) in pairwise(found)
         if number == again
     ]
-    if missing := sorted(set(range(numbers[0], numbers[-1])) - set(numbers)):
-        listed = ", ".join(str(number) for number in missing[:10]) + (", ..." if len(missing) > 10 else "")
+    # Counted by differences, as a number can be a date.
+    if missing := numbers[-1] - numbers[0] + 1 - len(set(numbers)):
+        gaps = (number for before, after in pairwise(numbers) for number in range(before + 1, after))
+        listed = ", ".join(str(number) for number in islice(gaps, 10)) + (", ..." if missing > 10 else "")
         faults.append(f"{case}: a gap in the numbers, which run from {numbers[0]} to {numbers[-1]}: no {listed}")
     pictures: dict[Path, np.ndarray] = {}
     for path in paths:

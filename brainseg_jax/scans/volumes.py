@@ -11,7 +11,7 @@ import numpy as np
 from brainseg_jax.errors import InputError
 from brainseg_jax.files import write_whole
 from brainseg_jax.scans.grid import Grid
-from brainseg_jax.scans.nifti_file import open_nifti
+from brainseg_jax.scans.nifti_file import SINGLE, Nifti, open_nifti
 from brainseg_jax.scans.scan import MASK, Scan, Source
 from brainseg_jax.scans.sequences import ALL, CHANNELS, FLAIR, OTHER, check_found, to_channels
 
@@ -21,21 +21,23 @@ class VolumeScan(Scan):
     """A scan read from NIfTI.
 
     Attributes:
-      image: of the file with FLAIR, for its header.
+      header: of the file with FLAIR.
       grid: of that file.
     """
 
-    image: nib.Nifti1Pair
+    header: nib.Nifti1Header
     grid: Grid
 
     def write(self, kind: str, values: np.ndarray, paths: list[Path]) -> None:
-        """See `Scan.write`: affine and header are the input's; a mask holds 0 and 1."""
+        """See `Scan.write`: header, and so affine and unit, are the input's; a mask holds 0 and 1."""
         (path,) = paths
-        header = self.image.header.copy()
+        header = self.header.copy()
         header["cal_min"] = header["cal_max"] = 0  # the range in which to show the scan, not its mask
+        header.set_intent("none")
         header.set_data_dtype(np.uint8 if kind == MASK else np.float32)
         volume = self.grid.from_slices(values).astype(header.get_data_dtype())
-        write_whole(path, partial(nib.save, type(self.image)(volume, self.image.affine, header)))
+        image_class = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
+        write_whole(path, partial(nib.save, image_class(volume, header.get_best_affine(), header)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,59 +46,57 @@ class VolumeSource(Source):
 
     Attributes:
       found: files by sequence, or one at `ALL`.
-      suffix: of the results, .nii or .nii.gz.
+      suffix: of the files; a pair's results are .nii.gz.
     """
 
     found: Mapping[str, tuple[Path, ...]]
     suffix: str
 
     def read(self) -> VolumeScan:
-        """See `Source.read`."""
-        notes = [f"{path.name} is not used" for path in self.found.get(OTHER, ())]
+        """See `Source.read`; a sequence whose axes have another order or direction is turned onto FLAIR's grid."""
+        notes = [*self.notes, *(f"{path.name} is not used" for path in self.found.get(OTHER, ()))]
         if ALL in self.found:
             (path,) = self.found[ALL]
-            image, volumes = _read_one(path)
-            grid = _grid(path, image, volumes[FLAIR])
+            nifti = open_nifti(path)
+            volumes = _by_sequence(path, nifti.values)
         else:
             check_found(self.name, self.found)
             (path,) = self.found[FLAIR]
-            image, values = open_nifti(path)
-            grid, volumes = _grid(path, image, values), {FLAIR: values}
-            for sequence in set(self.found) & set(CHANNELS) - {FLAIR}:
+            nifti = _open_one(path)
+            volumes = {FLAIR: nifti.values}
+            for sequence in [name for name in CHANNELS if name in self.found and name != FLAIR]:
                 other = self.found[sequence][0]
-                image_of_other, volumes[sequence] = open_nifti(other)
-                grid.check_same(_grid(other, image_of_other, volumes[sequence]), other, path)
-        if not (image.header["sform_code"] or image.header["qform_code"]):
-            notes.append(
-                "its header does not say how it lies: the axes are taken to run to the left, the front and the crown"
-            )
-        voxels, of_values = to_channels(grid, volumes, path)
-        return VolumeScan(voxels, grid.spacing, grid.slice_numbers, (*notes, *of_values), image, grid)
+                found = _open_one(other)
+                try:
+                    volumes[sequence] = found.grid.turned_onto(nifti.grid, found.values)
+                except InputError as error:
+                    raise InputError(
+                        f"{other}: its grid is not that of {path.name}: {error}; resample it onto that grid"
+                    ) from None
+        voxels, of_values = to_channels(nifti.grid, volumes, path)
+        notes += [*nifti.notes, *of_values]
+        return VolumeScan(voxels, nifti.grid.spacing, nifti.grid.slice_numbers, tuple(notes), nifti.header, nifti.grid)
 
     def outputs(self, kind: str) -> list[Path]:
         """See `Source.outputs`: one volume."""
-        return [self.place / f"{self.stem}_{kind}{self.suffix}"]
+        suffix = self.suffix.lower()  # nibabel knows no other
+        return [self.place / f"{self.stem}_{kind}{suffix if suffix in SINGLE else '.nii.gz'}"]
 
 
-def _read_one(path: Path) -> tuple[nib.Nifti1Pair, dict[str, np.ndarray]]:
-    """A file of all three sequences along a fourth axis, or of FLAIR."""
-    image, values = open_nifti(path)
+def _by_sequence(path: Path, values: np.ndarray) -> dict[str, np.ndarray]:
+    """Of a file of FLAIR, or of all three sequences along a fourth axis."""
     if values.ndim == 3:
-        return image, {FLAIR: values}
-    if values.ndim == 4 and values.shape[3] == 1:
-        return image, {FLAIR: values[..., 0]}
-    if values.ndim == 4 and values.shape[3] == 3:
-        return image, {sequence: values[..., channel] for channel, sequence in enumerate(CHANNELS)}
+        return {FLAIR: values}
+    if values.ndim == 4 and values.shape[3] == len(CHANNELS):
+        return {sequence: values[..., channel] for channel, sequence in enumerate(CHANNELS)}
     raise InputError(
         f"{path}: an array of shape {values.shape}; give three axes (FLAIR), or a fourth of {len(CHANNELS)} channels "
         f"({', '.join(CHANNELS)})"
     )
 
 
-def _grid(path: Path, image: nib.Nifti1Pair, values: np.ndarray) -> Grid:
-    if values.ndim != 3:
-        raise InputError(f"{path}: an array of shape {values.shape}; a file of one sequence has three axes")
-    try:
-        return Grid(image.affine, values.shape)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+def _open_one(path: Path) -> Nifti:
+    nifti = open_nifti(path)
+    if nifti.values.ndim != 3:
+        raise InputError(f"{path}: an array of shape {nifti.values.shape}; a file of one sequence has three axes")
+    return nifti

@@ -1,0 +1,103 @@
+"""Reads a mask from a DICOM segmentation (SEG)."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from brainseg_jax.errors import InputError
+from brainseg_jax.scans.grid import Grid
+
+if TYPE_CHECKING:  # an extra, and slow to import: only where there is a segmentation to read
+    from pydicom import Dataset
+
+MOST_VOXELS = 2**28  # in all frames, as they are declared
+_MOST_SLICES = 4096
+_DEFLATED = "1.2.840.10008.1.2.1.99"
+
+
+def read_seg(path: Path) -> tuple[np.ndarray, Grid, tuple[str, ...]]:
+    """Reads a segmentation of one segment, as `predict` writes them.
+
+    Frames without a voxel of the mask are often left out in such a file, so they are at the ends of the volume too.
+
+    Returns:
+      [columns, rows, slices] uint8, from the first to the last frame there is, 0 where a frame between is left out; the
+      grid of these; and a note where their distance is not in the file.
+
+    Raises:
+      InputError: it is no such segmentation, damaged or too large, or pydicom is not installed; the message names the
+        file.
+    """
+    try:
+        import pydicom
+    except ImportError as error:
+        raise InputError(
+            f"{path}: DICOM needs packages that are not installed ({error}); install them, and start again: "
+            "python -m pip install -e '.[dicom]' -c constraints.txt"
+        ) from error
+    try:
+        if pydicom.filereader.read_file_meta_info(path).TransferSyntaxUID == _DEFLATED:
+            raise InputError("a deflated file, whose size cannot be known before it is unpacked; write it otherwise")
+        return _read(pydicom.dcmread(path))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    except Exception as error:  # pydicom raises many kinds on damaged bytes; each means this one file
+        raise InputError(f"{path}: not a DICOM segmentation, or a damaged one ({error})") from error
+
+
+def _read(one: "Dataset") -> tuple[np.ndarray, Grid, tuple[str, ...]]:
+    if one.get("Modality") != "SEG":
+        raise InputError(f"modality {one.get('Modality')}, and a mask is a segmentation (SEG)")
+    if (segments := len(one.SegmentSequence)) != 1:
+        raise InputError(f"{segments} segments; give a segmentation of one")
+    count, rows, columns = int(one.NumberOfFrames), int(one.Rows), int(one.Columns)
+    if min(count, rows, columns) < 1 or count * rows * columns > MOST_VOXELS:
+        raise InputError(f"its header declares {count} frames of {columns} x {rows} voxels, which are not read")
+    frames = [_Frame(one, frame) for frame in one.PerFrameFunctionalGroupsSequence]
+    first = frames[0]
+    if any(not np.allclose(frame.directions, first.directions, atol=1e-4) for frame in frames):
+        raise InputError("its frames differ in direction; give a segmentation of one volume")
+    across = np.cross(*first.directions)
+    depths = np.array([across @ frame.position for frame in frames])
+    step, notes = _step(first, np.unique(depths.round(3)))
+    places = (depths - depths.min()) / step
+    indices = places.round().astype(int)
+    if np.abs(places - indices).max() > 0.1 or len(set(indices)) < count or indices.max() >= _MOST_SLICES:
+        raise InputError(f"its frames do not lie at even distances of {step:g} mm; give a segmentation of one volume")
+    values = np.zeros((indices.max() + 1, rows, columns), np.uint8)
+    values[indices] = one.pixel_array.reshape(count, rows, columns)
+    start, end = frames[int(np.argmin(depths))], frames[int(np.argmax(depths))]
+    along = (end.position - start.position) / indices.max() if indices.max() else across * step
+    affine = np.eye(4)
+    axes = [first.directions[0] * first.gaps[1], first.directions[1] * first.gaps[0], along, start.position]
+    affine[:3] = np.stack(axes, axis=1)
+    affine[:2] *= -1.0  # DICOM's axes run to the left and to the back
+    return values.transpose(2, 1, 0), Grid(affine, (columns, rows, len(values))), notes
+
+
+class _Frame:
+    """Where a frame lies: `directions` [2, 3] along row and column, `position` [3] and `gaps` [2] of rows, in mm."""
+
+    def __init__(self, one: "Dataset", frame: "Dataset") -> None:
+        shared = one.SharedFunctionalGroupsSequence[0]
+
+        def find(group: str) -> "Dataset":
+            return (frame if group in frame else shared)[group].value[0]
+
+        orientation = find("PlaneOrientationSequence").ImageOrientationPatient
+        self.directions = np.reshape(np.array(orientation, float), (2, 3))
+        self.position = np.reshape(np.array(find("PlanePositionSequence").ImagePositionPatient, float), 3)
+        self.measures = find("PixelMeasuresSequence")
+        self.gaps = np.reshape(np.array(self.measures.PixelSpacing, float), 2)
+
+
+def _step(first: _Frame, depths: np.ndarray) -> tuple[float, tuple[str, ...]]:
+    """Millimeters from slice to slice: as declared, else the smallest distance between frames, with a note."""
+    declared = float(first.measures.get("SpacingBetweenSlices") or 0.0)
+    if declared > 0:
+        return declared, ()
+    apart = len(depths) > 1
+    step = float(np.diff(depths).min()) if apart else float(first.measures.get("SliceThickness") or 1.0)
+    of_what = "the smallest distance between its frames" if apart else "the thickness of its only slice"
+    return step, (f"it does not give the distance from slice to slice: {step:g} mm, {of_what}, is taken",)
