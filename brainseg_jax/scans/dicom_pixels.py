@@ -1,0 +1,115 @@
+"""The pixels of a DICOM file: nothing is decoded whose size does not agree with the header."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from brainseg_jax.errors import InputError
+from brainseg_jax.scans.dicom_file import declared_bytes, frame_count, numbers
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+INSTALL = "python -m pip install -e '.[dicom]' -c constraints.txt"
+_FRAME_MARKERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # starts of a frame in JPEG and JPEG-LS
+_START_OF_2000 = b"\xff\x4f\xff\x51"  # JPEG 2000: start of the code stream, and of the sizes
+
+
+def decode(path: Path, one: "Dataset") -> np.ndarray:
+    """The stored values of all frames, as the file holds them: no rescale.
+
+    Args:
+      path: for messages.
+      one: of `read_dicom`, made whole by `complete`.
+
+    Returns:
+      [frames, rows, columns], of whole numbers.
+
+    Raises:
+      InputError: they are damaged, larger than the header says, or of a compression that is not read.
+    """
+    from pydicom.pixels import get_decoder
+    from pydicom.uid import ImplicitVRLittleEndian
+
+    syntax = (one.file_meta if hasattr(one, "file_meta") else {}).get("TransferSyntaxUID") or ImplicitVRLittleEndian
+    kind = f"{syntax.name} ({syntax})" if syntax.name != syntax else str(syntax)
+    expected, frames = declared_bytes(path, one), frame_count(path, one)
+    one.NumberOfFrames = frames
+    try:
+        decoder = get_decoder(syntax)
+    except NotImplementedError:
+        raise InputError(
+            f"{path}: its pixels are stored as {kind}, which is not read; write the series without compression, or "
+            "convert it to NIfTI (dcm2niix)"
+        ) from None
+    if not decoder.is_available:
+        raise InputError(f"{path}: its pixels are compressed as {kind}, and no decoder for it is installed: {INSTALL}")
+    try:
+        if syntax.is_encapsulated:
+            _check_streams(path, one, expected // frames, frames)
+        elif len(one.PixelData) < expected:
+            raise InputError(
+                f"{path}: {len(one.PixelData)} bytes of pixels, and its header declares {expected}: it is cut short; "
+                "get a new copy"
+            )
+        values, _ = decoder.as_array(one, raw=True)
+    except InputError:
+        raise
+    except Exception as error:  # decoders raise many kinds on damaged pixels
+        hint = "get a new copy, or write the series without compression"
+        if "12-bit" in str(error):
+            hint = "python -m pip install pylibjpeg-libjpeg (GPL) decodes it"
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path}: its pixels, stored as {kind}, cannot be decoded ({reason}); {hint}") from error
+    return values.reshape(frames, one.Rows, one.Columns)
+
+
+def padding(path: Path, one: "Dataset", stored: np.ndarray) -> np.ndarray | None:
+    """Where the stored values are padding, by PixelPaddingValue and PixelPaddingRangeLimit; None where none are.
+
+    Scanners write both as signed or unsigned, whatever the pixels are: -2000 and 63536 are the same 16 bits.
+    """
+    ends = [numbers(path, one, name, 1) for name in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
+    if ends[0] is None:
+        return None
+    bits, signed = int(one.BitsAllocated), bool(one.PixelRepresentation)
+    wrapped = [int(end[0]) % 2**bits for end in ends if end is not None]
+    values = [value - 2**bits * (signed and value >= 2 ** (bits - 1)) for value in wrapped]
+    where = (stored >= min(values)) & (stored <= max(values))
+    return where if where.any() else None
+
+
+def _check_streams(path: Path, one: "Dataset", frame_bytes: int, frames: int) -> None:
+    """Raises InputError where a compressed frame is of another size than the header declares."""
+    from pydicom.encaps import generate_frames
+    from pydicom.uid import RLELossless
+
+    for number, stream in enumerate(generate_frames(one.PixelData, number_of_frames=frames), start=1):
+        if len(stream) > 2 * frame_bytes + 2**16:  # no compression makes so much more of any image
+            raise InputError(f"{path}: frame {number} has {len(stream)} bytes, more than it holds when unpacked")
+        if one.file_meta.TransferSyntaxUID == RLELossless:
+            continue
+        size = _declared_size(bytes(stream))
+        if size != (one.Rows, one.Columns, 1):
+            raise InputError(
+                f"{path}: frame {number} is compressed as {size} rows, columns and channels, and its header declares "
+                f"{(one.Rows, one.Columns, 1)}; get a new copy"
+            )
+
+
+def _declared_size(stream: bytes) -> tuple[int, int, int] | None:
+    """Rows, columns and channels that a JPEG, JPEG-LS or JPEG 2000 stream declares; None where it does not."""
+
+    def number(start: int, count: int) -> int:
+        return int.from_bytes(stream[start : start + count], "big")
+
+    if (start := stream.find(_START_OF_2000)) >= 0:
+        right, bottom, left, top = (number(start + at, 4) for at in (8, 12, 16, 20))
+        return bottom - top, right - left, number(start + 40, 2)
+    at = 2
+    while at + 10 <= len(stream) and stream[at] == 0xFF:
+        if stream[at + 1] in _FRAME_MARKERS:
+            return number(at + 5, 2), number(at + 7, 2), stream[at + 9]
+        at += 1 if stream[at + 1] == 0xFF else 2 + number(at + 2, 2)
+    return None
