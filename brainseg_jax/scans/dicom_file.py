@@ -146,8 +146,8 @@ def numbers(path: Path, one: "Dataset", name: str, count: int, notes: list[str] 
     if len(read) != count or not (np.abs(read) < 1e9).all():
         wanted = "a number" if count == 1 else f"{count} numbers"
         raise InputError(
-            f"{path}: {name} is {_shown(one, name)} and should be {wanted}; correct the header, or convert the series to NIfTI "
-            "(dcm2niix)"
+            f"{path}: {name} is {_shown(one, name)} and should be {wanted}; correct the header, or "
+            "convert the series to NIfTI (dcm2niix)"
         )
     if notes is not None and any("," in str(value) for value in found):
         notes.append(f"{name} has decimal commas, which are read as points")

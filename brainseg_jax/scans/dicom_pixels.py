@@ -10,8 +10,15 @@ from brainseg_jax.scans.dicom_file import declared_bytes, frame_count, numbers
 
 if TYPE_CHECKING:
     from pydicom import Dataset
+    from pydicom.uid import UID
 
 INSTALL = "python -m pip install -e '.[dicom]' -c constraints.txt"
+# imagecodecs' decoder (libjpeg-turbo, CharLS, OpenJPEG) by transfer syntax. GDCM ends the process on damaged JPEG.
+_CODECS = {
+    **{f"1.2.840.10008.1.2.4.{number}": "jpeg8_decode" for number in (50, 51, 57, 70)},
+    **{f"1.2.840.10008.1.2.4.{number}": "jpegls_decode" for number in (80, 81)},
+    **{f"1.2.840.10008.1.2.4.{number}": "jpeg2k_decode" for number in (90, 91, 201, 202, 203)},
+}
 _FRAME_MARKERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # starts of a frame in JPEG and JPEG-LS
 _START_OF_2000 = b"\xff\x4f\xff\x51"  # JPEG 2000: start of the code stream, and of the sizes
 
@@ -30,38 +37,34 @@ def decode(path: Path, one: "Dataset") -> np.ndarray:
       InputError: they are damaged, larger than the header says, or of a compression that is not read.
     """
     from pydicom.pixels import get_decoder
-    from pydicom.uid import ImplicitVRLittleEndian
 
-    syntax = (one.file_meta if hasattr(one, "file_meta") else {}).get("TransferSyntaxUID") or ImplicitVRLittleEndian
-    kind = f"{syntax.name} ({syntax})" if syntax.name != syntax else str(syntax)
+    syntax, kind = _syntax(one)
     expected, frames = declared_bytes(path, one), frame_count(path, one)
     one.NumberOfFrames = frames
     try:
-        decoder = get_decoder(syntax)
+        if not syntax.is_encapsulated and len(one.PixelData) < expected:
+            raise InputError(
+                f"{path}: {len(one.PixelData)} bytes of pixels, and its header declares {expected}: it is cut short; "
+                "get a new copy"
+            )
+        if syntax in _CODECS:
+            return _decode_streams(path, one, _CODECS[syntax], kind, expected // frames, frames)
+        if syntax.is_encapsulated:
+            _streams(path, one, expected // frames, frames)
+        values, _ = get_decoder(syntax).as_array(one, raw=True)
+    except InputError:
+        raise
     except NotImplementedError:
         raise InputError(
             f"{path}: its pixels are stored as {kind}, which is not read; write the series without compression, or "
             "convert it to NIfTI (dcm2niix)"
         ) from None
-    if not decoder.is_available:
-        raise InputError(f"{path}: its pixels are compressed as {kind}, and no decoder for it is installed: {INSTALL}")
-    try:
-        if syntax.is_encapsulated:
-            _check_streams(path, one, expected // frames, frames)
-        elif len(one.PixelData) < expected:
-            raise InputError(
-                f"{path}: {len(one.PixelData)} bytes of pixels, and its header declares {expected}: it is cut short; "
-                "get a new copy"
-            )
-        values, _ = decoder.as_array(one, raw=True)
-    except InputError:
-        raise
     except Exception as error:  # decoders raise many kinds on damaged pixels
-        hint = "get a new copy, or write the series without compression"
-        if "12-bit" in str(error):
-            hint = "python -m pip install pylibjpeg-libjpeg (GPL) decodes it"
         reason = " ".join(str(error).split())
-        raise InputError(f"{path}: its pixels, stored as {kind}, cannot be decoded ({reason}); {hint}") from error
+        raise InputError(
+            f"{path}: its pixels, stored as {kind}, cannot be decoded ({reason}); get a new copy, or write the series "
+            "without compression"
+        ) from error
     return values.reshape(frames, one.Rows, one.Columns)
 
 
@@ -80,22 +83,54 @@ def padding(path: Path, one: "Dataset", stored: np.ndarray) -> np.ndarray | None
     return where if where.any() else None
 
 
-def _check_streams(path: Path, one: "Dataset", frame_bytes: int, frames: int) -> None:
-    """Raises InputError where a compressed frame is of another size than the header declares."""
-    from pydicom.encaps import generate_frames
-    from pydicom.uid import RLELossless
+def _syntax(one: "Dataset") -> "tuple[UID, str]":
+    """The transfer syntax, and its name."""
+    from pydicom.uid import ImplicitVRLittleEndian
 
-    for number, stream in enumerate(generate_frames(one.PixelData, number_of_frames=frames), start=1):
+    syntax = (one.file_meta if hasattr(one, "file_meta") else {}).get("TransferSyntaxUID") or ImplicitVRLittleEndian
+    return syntax, f"{syntax.name} ({syntax})" if syntax.name != syntax else str(syntax)
+
+
+def _streams(path: Path, one: "Dataset", frame_bytes: int, frames: int) -> list[bytes]:
+    """The compressed frames; raises InputError where they are not as many, or far too long."""
+    from pydicom.encaps import generate_frames
+
+    streams = [bytes(stream) for stream in generate_frames(one.PixelData, number_of_frames=frames)]
+    if len(streams) < frames:
+        raise InputError(f"{path}: {len(streams)} of {frames} frames are in it: it is cut short; get a new copy")
+    for number, stream in enumerate(streams, start=1):
         if len(stream) > 2 * frame_bytes + 2**16:  # no compression makes so much more of any image
-            raise InputError(f"{path}: frame {number} has {len(stream)} bytes, more than it holds when unpacked")
-        if one.file_meta.TransferSyntaxUID == RLELossless:
-            continue
-        size = _declared_size(bytes(stream))
-        if size != (one.Rows, one.Columns, 1):
+            raise InputError(f"{path}: frame {number} has {len(stream)} bytes, more than its pixels; get a new copy")
+    return streams[:frames]
+
+
+def _decode_streams(path: Path, one: "Dataset", codec: str, kind: str, frame_bytes: int, frames: int) -> np.ndarray:
+    """The stored values of frames of the JPEG family; none is decoded that is of another size than the header says."""
+    try:
+        import imagecodecs
+    except ImportError as error:
+        raise InputError(
+            f"{path}: its pixels are compressed as {kind}, and the decoder is not installed ({error}): {INSTALL}"
+        ) from error
+    decode_one, decoded, wanted = getattr(imagecodecs, codec), [], (one.Rows, one.Columns, 1)
+    for number, stream in enumerate(_streams(path, one, frame_bytes, frames), start=1):
+        if (size := _declared_size(stream)) != wanted:
             raise InputError(
                 f"{path}: frame {number} is compressed as {size} rows, columns and channels, and its header declares "
-                f"{(one.Rows, one.Columns, 1)}; get a new copy"
+                f"{wanted}; get a new copy"
             )
+        decoded.append(decode_one(stream).reshape(wanted[:2]))
+    return _signed_as_declared(one, np.stack(decoded))
+
+
+def _signed_as_declared(one: "Dataset", values: np.ndarray) -> np.ndarray:
+    """JPEG streams do not say whether values are signed, JPEG 2000 streams may say it wrongly: the header decides."""
+    signed, half = bool(one.PixelRepresentation), 2 ** (int(one.BitsStored) - 1)
+    if signed == (values.dtype.kind == "i"):
+        return values
+    wide = values.astype(np.int64)
+    wide = np.where(wide >= half, wide - 2 * half, wide) if signed else np.where(wide < 0, wide + 2 * half, wide)
+    return wide.astype(np.int32)
 
 
 def _declared_size(stream: bytes) -> tuple[int, int, int] | None:
