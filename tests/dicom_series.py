@@ -31,12 +31,13 @@ def header(shape, storage=MRImageStorage, series=None):
     return one
 
 
-def write_series(folder, frames, *, orientation=AXIAL, step=5.0, change=None):
+def write_series(folder, frames, *, orientation=AXIAL, step=5.0, change=None, study=STUDY):
     """A file a frame, [S, rows, columns], `step` mm apart; `change(dataset, number)` last. Names tell no order."""
     folder.mkdir(parents=True)
     series, across = generate_uid(), np.cross(orientation[:3], orientation[3:])
     for number, frame in enumerate(frames, start=1):
         one = header(frame.shape, series=series)
+        one.StudyInstanceUID = study
         one.InstanceNumber, one.SliceThickness, one.PixelSpacing = number, step, [1.0, 1.0]
         one.ImageOrientationPatient = list(orientation)
         one.ImagePositionPatient = [float(x) for x in -100.0 + across * step * (number - 1)]
@@ -91,6 +92,12 @@ def source_of(folder: Path, name="P1") -> SeriesSource:
 def read_series(folder: Path) -> SeriesScan:
     """Reads the files of a folder as one series."""
     return source_of(folder).read()
+
+
+def notes_of(scan: SeriesScan) -> list[str]:
+    """The notes, without those that any series of FLAIR alone has."""
+    usual = ("taken as FLAIR, which", "FLAIR: values")
+    return [note for note in scan.notes if not note.startswith(usual)]
 
 
 def read_segmentation(path, count):

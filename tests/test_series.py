@@ -3,66 +3,23 @@
 import csv
 import sys
 
+import highdicom as hd
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
+from conftest import call_predict as call
+from dicom_series import AXIAL, FRAME, STUDY, in_order, read_segmentation, write_series
+from pydicom.uid import generate_uid
+from test_predict import dice, from_slices, read_case  # noqa: F401
 
-pydicom = pytest.importorskip("pydicom")
-hd = pytest.importorskip("highdicom")
-
-from conftest import call_predict as call  # noqa: E402
-from pydicom.dataset import FileDataset, FileMetaDataset  # noqa: E402
-from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid  # noqa: E402
-from test_predict import dice, from_slices, read_case  # noqa: E402, F401
-
-from brainseg_jax.errors import InputError, PartlyDone  # noqa: E402
-from brainseg_jax.prediction.results import Wanted  # noqa: E402
-from brainseg_jax.scans.find import find_scans  # noqa: E402
-from brainseg_jax.scans.masks import read_masks  # noqa: E402
-from brainseg_jax.scans.scan import MASK  # noqa: E402
+from brainseg_jax.errors import InputError, PartlyDone
+from brainseg_jax.prediction.results import Wanted
+from brainseg_jax.scans.find import find_scans
+from brainseg_jax.scans.masks import read_masks
+from brainseg_jax.scans.scan import MASK
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
-AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)  # columns run to the left, rows to the back
-STUDY, FRAME = generate_uid(), generate_uid()
-
-
-def write_series(folder, frames, *, orientation=AXIAL, step=5.0, change=None):
-    """A file a frame, [S, rows, columns], `step` mm apart; `change(dataset, number)` last. Names tell no order."""
-    folder.mkdir(parents=True)
-    series, across = generate_uid(), np.cross(orientation[:3], orientation[3:])
-    for number, frame in enumerate(frames, start=1):
-        meta = FileMetaDataset()
-        meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = MRImageStorage, generate_uid()
-        meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        one = FileDataset(None, {}, file_meta=meta, preamble=bytes(128))
-        one.SOPClassUID, one.SOPInstanceUID = MRImageStorage, meta.MediaStorageSOPInstanceUID
-        one.StudyInstanceUID, one.SeriesInstanceUID, one.FrameOfReferenceUID = STUDY, series, FRAME
-        one.PatientID, one.PatientName, one.Modality, one.SeriesNumber = "P1", "Made^Up", "MR", 3
-        one.InstanceNumber, one.SliceThickness, one.PixelSpacing = number, step, [1.0, 1.0]
-        one.ImageOrientationPatient = list(orientation)
-        one.ImagePositionPatient = [float(x) for x in -100.0 + across * step * (number - 1)]
-        one.Rows, one.Columns = frame.shape
-        one.SamplesPerPixel, one.PhotometricInterpretation, one.PixelRepresentation = 1, "MONOCHROME2", 0
-        one.BitsAllocated, one.BitsStored, one.HighBit = 16, 16, 15
-        one.PixelData = frame.astype(np.uint16).tobytes()
-        if change:
-            change(one, number)
-        one.save_as(folder / f"{(number * 7) % (len(frames) + 1):03d}.dcm", enforce_file_format=True)
-
-
-def read_segmentation(path, count):
-    """The mask [S, rows, columns] in order of the depth of the slices it refers to, and the file."""
-    seg = hd.seg.segread(path)
-    uids = [uid for _, _, uid in seg.get_source_image_uids()]
-    mask = seg.get_pixels_by_source_instance(uids, combine_segments=True, ignore_spatial_locations=False)
-    assert len(uids) == count
-    return mask, uids, seg
-
-
-def in_order(folder):
-    """SOP instances of a series by instance number."""
-    read = [pydicom.dcmread(path) for path in folder.iterdir()]
-    return [one.SOPInstanceUID for one in sorted(read, key=lambda one: one.InstanceNumber)]
 
 
 def test_three_series_have_the_mask_of_the_slices(case, trained_run, from_slices, tmp_path):  # noqa: F811
@@ -152,12 +109,11 @@ def test_faults_of_series(case, trained_run, tmp_path):
             one.Rows, one.PixelData = 8, one.PixelData[:256]
 
     faults = {
-        "mixed sizes": (smaller, r"mixed sizes/.*: Rows 16, but 8 in|mixed sizes/.*: Rows 8, but 16 in"),
+        "mixed sizes": (smaller, r"mixed sizes: a gap .* \(1 of 4 images left out, of another size or direction than"),
         "two series": (third(SeriesInstanceUID=generate_uid()), "two series/.*: SeriesInstanceUID .*, but"),
-        "twice": (third(ImagePositionPatient=[-100.0, -100.0, -100.0]), "twice/.*: a second slice in the place of"),
-        "inverse": (third(PhotometricInterpretation="MONOCHROME1"), r"1 value\(s\) a pixel, MONOCHROME1; give"),
+        "twice": (third(ImagePositionPatient=[-100.0, -100.0, -100.0]), "twice/.*: a second image in the place of"),
         "no place": (third(ImagePositionPatient=None), "no ImagePositionPatient in it, so it is no slice of a series"),
-        "cut short": (third(PixelData=bytes(100)), "cut short: its pixels cannot be decoded"),
+        "cut short": (third(PixelData=bytes(100)), "100 bytes of pixels, and its header declares 512: it is cut short"),
     }  # fmt: skip
     for name, (change, _) in faults.items():
         write_series(tmp_path / "in" / name, frames, change=change)

@@ -16,7 +16,7 @@ from brainseg_jax.scans.dicom_pixels import INSTALL
 from brainseg_jax.scans.grid import Grid
 from brainseg_jax.scans.scan import MASK, ONE_SLICE, Scan, Source
 from brainseg_jax.scans.segmentation import NoSegmentation, header_notes, make_segmentation
-from brainseg_jax.scans.sequences import ALL, CHANNELS, FLAIR, check_found, to_channels
+from brainseg_jax.scans.sequences import ALL, CHANNELS, FLAIR, to_channels
 
 _SUFFIXES = (".dcm", ".ima", ".dicom")
 
@@ -69,9 +69,9 @@ class SeriesSource(Source):
 
     def read(self) -> SeriesScan:
         """See `Source.read`."""
-        if ALL not in self.files:
-            check_found(self.name, {sequence: files[:1] for sequence, files in self.files.items()})
-        files = self.files.get(ALL, self.files.get(FLAIR))
+        files = self.files.get(ALL) or self.files.get(FLAIR)
+        if not files:
+            raise InputError(f"{self.name}: no FLAIR, and no other sequence can stand in for it")
         folder, notes = files[0].parent, list(self.notes)
         frames, volume, grid = _read_series(files, notes)
         volumes = {FLAIR: volume}
