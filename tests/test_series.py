@@ -9,7 +9,7 @@ import numpy as np
 import pydicom
 import pytest
 from conftest import call_predict as call
-from dicom_series import AXIAL, FRAME, STUDY, in_order, read_segmentation, write_series
+from dicom_series import AXIAL, FRAME, STUDY, in_order, read_segmentation, read_series, write_series
 from pydicom.uid import generate_uid
 from test_predict import dice, from_slices, read_case  # noqa: F401
 
@@ -17,7 +17,7 @@ from brainseg_jax.errors import InputError, PartlyDone
 from brainseg_jax.prediction.results import Wanted
 from brainseg_jax.scans.find import find_scans
 from brainseg_jax.scans.masks import read_masks
-from brainseg_jax.scans.scan import MASK
+from brainseg_jax.scans.scan import MASK, STAND_IN
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 
@@ -51,38 +51,32 @@ def test_three_series_have_the_mask_of_the_slices(case, trained_run, from_slices
 
 
 @pytest.mark.parametrize("how", ["from crown to foot", "rescaled", "sagittal"])
-def test_a_series_of_flair_alone(case, trained_run, tmp_path, how):
-    flair = read_case(case)[..., 1]
-    for name, series in {"plain": flair, "turned": flair}.items():
-        change, orientation, step = None, AXIAL, 5.0
-        if name == "turned" and how == "from crown to foot":  # rows to the front, so the series runs down
-            series, orientation = flair[::-1, ::-1], (1.0, 0.0, 0.0, 0.0, -1.0, 0.0)
-        elif name == "turned" and how == "rescaled":
+def test_a_series_that_is_stored_another_way_is_the_same_scan(tmp_path, how):
+    """The same voxels come from each, and the mask that is written belongs to the same voxels again."""
+    flair = np.random.default_rng(0).integers(0, 256, (6, 16, 12))
+    change, orientation, step, series, plain_again = None, AXIAL, 5.0, flair, lambda mask: mask
+    if how == "from crown to foot":  # rows to the front, so the series runs down
+        series, orientation = flair[::-1, ::-1], (1.0, 0.0, 0.0, 0.0, -1.0, 0.0)
+        plain_again = lambda mask: mask[::-1, ::-1]
+    elif how == "rescaled":
 
-            def change(one, number):
-                one.RescaleSlope, one.RescaleIntercept = 0.5, -10
-                one.PixelData = (2 * flair[number - 1].astype(np.uint16) + 20).tobytes()
+        def change(one, number):
+            one.RescaleSlope, one.RescaleIntercept = 0.5, -10
+            one.PixelData = (2 * flair[number - 1].astype(np.uint16) + 20).tobytes()
 
-        elif name == "turned":  # rows to the foot, columns to the back, from right to left: [left, foot, back]
-            series, orientation = flair.transpose(2, 0, 1)[:, ::-1], (0.0, 1.0, 0.0, 0.0, 0.0, -1.0)
-            change, step = lambda one, number: setattr(one, "PixelSpacing", [5.0, 1.0]), -1.0
-        write_series(tmp_path / name, series, orientation=orientation, step=step, change=change)
-    masks = {}
-    for name in ("plain", "turned"):
-        outcome = call(trained_run[0], tmp_path / name, tmp_path / "out" / name)
-        assert list(outcome.notes) == ["taken as FLAIR, which stands in for pre- and post-contrast"]
-        frames = 256 if (name, how) == ("turned", "sagittal") else 16
-        seg, order = hd.seg.segread(tmp_path / "out" / name / f"{name}_pred.dcm"), in_order(tmp_path / name)
-        masks[name] = seg.get_pixels_by_source_instance(
-            order, combine_segments=True, assert_missing_frames_are_empty=True
-        ) > 0  # fmt: skip
-        assert masks[name].shape[0] == frames
-    turned = masks["turned"]
-    if how == "from crown to foot":
-        turned = turned[::-1, ::-1]
-    elif how == "sagittal":
-        turned = turned[:, ::-1].transpose(1, 2, 0)
-    assert masks["plain"].any() and dice(masks["plain"], turned) > 0.999
+    else:  # rows to the foot, columns to the back, from right to left: [left, foot, back]
+        series, orientation = flair.transpose(2, 0, 1)[:, ::-1], (0.0, 1.0, 0.0, 0.0, 0.0, -1.0)
+        change, step = lambda one, number: setattr(one, "PixelSpacing", [5.0, 1.0]), -1.0
+        plain_again = lambda mask: mask[:, ::-1].transpose(1, 2, 0)
+    scan = read_series(write_series(tmp_path / "in", series, orientation=orientation, step=step, change=change))
+    for channel in range(3):
+        np.testing.assert_array_equal(scan.voxels[..., channel], flair)
+    assert scan.notes == (STAND_IN,) and scan.spacing == (5.0, 1.0, 1.0)
+    assert scan.numbers == {"sagittal": (5, 4, 3, 2, 1, 0), "rescaled": (1, 2, 3, 4, 5, 6)}.get(how, (6, 5, 4, 3, 2, 1))
+    scan.write(MASK, flair > 100, [tmp_path / "mask.dcm"])
+    seg, order = hd.seg.segread(tmp_path / "mask.dcm"), in_order(tmp_path / "in")
+    mask = seg.get_pixels_by_source_instance(order, combine_segments=True, assert_missing_frames_are_empty=True) > 0
+    np.testing.assert_array_equal(plain_again(mask), flair > 100)
 
 
 def test_a_head_without_tumor_has_an_empty_segmentation(tmp_path):

@@ -35,7 +35,7 @@ def read_dicom(path: Path) -> "Dataset":
         data = path.read_bytes()
         # From memory: a length in the header that exceeds the file's then asks for no memory.
         dataset = dcmread(BytesIO(_inflated(path, data)))
-        len(dataset.top())  # walks through all tags
+        dataset.buffer = None  # which would keep the file's bytes
         return dataset
     except InputError:
         raise
@@ -82,6 +82,11 @@ def declared_bytes(path: Path, one: "Dataset") -> int:
             raise InputError(f"{path}: no {name} in its header, so its pixels cannot be decoded; get a new copy")
     if bits not in (8, 16, 32):
         raise InputError(f"{path}: BitsAllocated {bits}, and a scan has 8, 16 or 32; give a scan, not a mask")
+    stored, sign = whole(path, one, "BitsStored") or bits, whole(path, one, "PixelRepresentation") or 0
+    if not 1 <= stored <= bits or sign not in (0, 1):
+        raise InputError(
+            f"{path}: BitsStored {stored} of BitsAllocated {bits}, PixelRepresentation {sign}; correct the header"
+        )
     frames = frame_count(path, one)
     if rows * columns * frames > MOST_VALUES:
         raise InputError(f"{path}: its header declares {frames} x {rows} x {columns} pixels, more than are read")
@@ -93,14 +98,17 @@ def frame_count(path: Path, one: "Dataset") -> int:
     return max(1, whole(path, one, "NumberOfFrames") or 1)
 
 
-def complete(one: "Dataset") -> list[str]:
-    """Sets in place tags on pixels that are absent, though all others imply them; a note for each."""
+def complete(path: Path, one: "Dataset") -> list[str]:
+    """Sets in place tags on pixels that are absent, though all others imply them, with a note; numbers as numbers."""
     notes = []
     for name, value in _IMPLIED.items():
         if text(one, name) == "":
             setattr(one, name, value)
             notes.append(f"its header has no {name}: {value} is assumed")
-    if text(one, "BitsStored") == "":
+    for name in ("Rows", "Columns", "BitsAllocated", "BitsStored", "SamplesPerPixel", "PixelRepresentation"):
+        if (value := whole(path, one, name)) is not None:
+            setattr(one, name, value)
+    if "BitsStored" not in one and "BitsAllocated" in one:
         one.BitsStored = one.BitsAllocated
     return notes
 

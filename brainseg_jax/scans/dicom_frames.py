@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from brainseg_jax.errors import InputError
-from brainseg_jax.scans.dicom_file import complete, declared_bytes, frame_count, numbers, read_dicom, text, whole
+from brainseg_jax.scans.dicom_file import (
+    MOST_BYTES,
+    complete,
+    declared_bytes,
+    frame_count,
+    numbers,
+    read_dicom,
+    text,
+    whole,
+)
 from brainseg_jax.scans.dicom_pixels import decode, padding
 from brainseg_jax.scans.nifti_file import MOST_VALUES
 
@@ -70,12 +79,20 @@ def read_frames(paths: tuple[Path, ...]) -> tuple[list[Frame], list[str]]:
     Raises:
       InputError: a file is damaged, or there is no volume in them.
     """
-    frames, left_out, notes = [], [], []
+    frames, left_out, notes, size = [], [], [], 0
     for path in paths:
         try:
+            if (size := size + path.stat().st_size) > MOST_BYTES:
+                raise InputError(f"{path.parent}: a series of more than {MOST_BYTES} bytes; give one scan")
             frames += _frames_of(path, notes)
         except NotASlice as error:
             left_out.append(error)
+        except InputError:
+            raise
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error})") from error
+        except Exception as error:  # of a tag of a kind that nothing expects
+            raise InputError(f"{path}: its header cannot be read ({type(error).__name__}: {error})") from error
     if not frames:
         raise left_out[0]
     if len({text(frame.header, "SeriesInstanceUID") for frame in frames}) > 1:
@@ -137,7 +154,7 @@ def _frames_of(path: Path, notes: list[str]) -> list[Frame]:
         raise NotASlice(path, "a mosaic of many slices in one image; convert the series to NIfTI (dcm2niix)")
     if "LOCALIZER" in kinds:
         raise NotASlice(path, "a localizer; give the series of a scan")
-    notes += complete(one)
+    notes += complete(path, one)
     if whole(path, one, "SamplesPerPixel") != 1 or text(one, _KIND) not in ("MONOCHROME1", "MONOCHROME2"):
         raise NotASlice(
             path,
@@ -145,7 +162,7 @@ def _frames_of(path: Path, notes: list[str]) -> list[Frame]:
             "values (MONOCHROME2)",
         )
     declared_bytes(path, one)
-    own = one.get("PerFrameFunctionalGroupsSequence")
+    own = one.get("PerFrameFunctionalGroupsSequence") or None
     if own is None and frame_count(path, one) > 1:
         raise NotASlice(
             path,

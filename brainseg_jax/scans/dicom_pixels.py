@@ -60,10 +60,10 @@ def decode(path: Path, one: "Dataset") -> np.ndarray:
             "convert it to NIfTI (dcm2niix)"
         ) from None
     except Exception as error:  # decoders raise many kinds on damaged pixels
-        reason = " ".join(str(error).split())
+        reason, hint = " ".join(str(error).split()), ", or write the series without compression"
         raise InputError(
-            f"{path}: its pixels, stored as {kind}, cannot be decoded ({reason}); get a new copy, or write the series "
-            "without compression"
+            f"{path}: its pixels, stored as {kind}, cannot be decoded ({reason}); get a new copy"
+            + hint * syntax.is_encapsulated
         ) from error
     return values.reshape(frames, one.Rows, one.Columns)
 
