@@ -1,5 +1,7 @@
 """One DICOM file, read within bounds, and its tags, read even where other software wrote them oddly."""
 
+import logging
+import warnings
 import zlib
 from collections.abc import MutableSequence
 from io import BytesIO
@@ -26,9 +28,9 @@ def read_dicom(path: Path) -> "Dataset":
     Raises:
       InputError: it cannot be read, is damaged, or too large.
     """
-    from pydicom import config, dcmread
+    from pydicom import dcmread
 
-    config.settings.reading_validation_mode = config.IGNORE  # odd values are dealt with where they are used
+    quieten()
     try:
         if (size := path.stat().st_size) > MOST_BYTES:
             raise InputError(f"{path}: {size} bytes, and {MOST_BYTES} are read at most; split the series (dcm2niix)")
@@ -43,6 +45,16 @@ def read_dicom(path: Path) -> "Dataset":
         raise InputError(f"{path}: cannot be read ({error})") from error
     except Exception as error:  # pydicom raises many kinds on damaged bytes; each means this one file
         raise InputError(f"{path}: not a DICOM file, or a damaged one ({error}); get a new copy") from error
+
+
+def quieten() -> None:
+    """Keeps pydicom and highdicom from warning of odd headers on the console: what a user must know is a note."""
+    from pydicom import config
+
+    config.settings.reading_validation_mode = config.IGNORE
+    warnings.filterwarnings("ignore", module="pydicom")
+    for name in ("pydicom", "highdicom"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _inflated(path: Path, data: bytes) -> bytes:
@@ -174,8 +186,15 @@ def _values(one: "Dataset", name: str) -> list:
     try:
         value = one[name].value
     except Exception:  # pydicom raises many kinds on text that is no number
-        raw = one.get_item(name).value or b""
-        return raw.decode("latin-1").strip("\0 ").split("\\") if isinstance(raw, bytes) else [raw]
+        return _raw_values(one, name)
     if value is None:
         return []
     return list(value) if isinstance(value, MutableSequence | tuple) else [value]  # pydicom's MultiValue is of these
+
+
+def _raw_values(one: "Dataset", name: str) -> list:
+    try:
+        raw = one.get_item(name).value or b""
+    except Exception:  # of a kind that there is not: as good as absent
+        return []
+    return raw.decode("latin-1").strip("\0 ").split("\\") if isinstance(raw, bytes) else [raw]

@@ -38,18 +38,18 @@ def decode(path: Path, one: "Dataset") -> np.ndarray:
     """
     from pydicom.pixels import get_decoder
 
-    syntax, kind = _syntax(one)
+    syntax, kind, compressed = _syntax(one)
     expected, frames = declared_bytes(path, one), frame_count(path, one)
     one.NumberOfFrames = frames
     try:
-        if not syntax.is_encapsulated and len(one.PixelData) < expected:
+        if not compressed and len(one.PixelData) < expected:
             raise InputError(
                 f"{path}: {len(one.PixelData)} bytes of pixels, and its header declares {expected}: it is cut short; "
                 "get a new copy"
             )
         if syntax in _CODECS:
             return _decode_streams(path, one, _CODECS[syntax], kind, expected // frames, frames)
-        if syntax.is_encapsulated:
+        if compressed:
             _streams(path, one, expected // frames, frames)
         values, _ = get_decoder(syntax).as_array(one, raw=True)
     except InputError:
@@ -62,8 +62,7 @@ def decode(path: Path, one: "Dataset") -> np.ndarray:
     except Exception as error:  # decoders raise many kinds on damaged pixels
         reason, hint = " ".join(str(error).split()), ", or write the series without compression"
         raise InputError(
-            f"{path}: its pixels, stored as {kind}, cannot be decoded ({reason}); get a new copy"
-            + hint * syntax.is_encapsulated
+            f"{path}: its pixels, stored as {kind}, cannot be decoded ({reason}); get a new copy" + hint * compressed
         ) from error
     return values.reshape(frames, one.Rows, one.Columns)
 
@@ -83,12 +82,14 @@ def padding(path: Path, one: "Dataset", stored: np.ndarray) -> np.ndarray | None
     return where if where.any() else None
 
 
-def _syntax(one: "Dataset") -> "tuple[UID, str]":
-    """The transfer syntax, and its name."""
-    from pydicom.uid import ImplicitVRLittleEndian
+def _syntax(one: "Dataset") -> "tuple[UID, str, bool]":
+    """The transfer syntax, its name, and whether it is compressed."""
+    from pydicom.uid import UID, ImplicitVRLittleEndian
 
-    syntax = (one.file_meta if hasattr(one, "file_meta") else {}).get("TransferSyntaxUID") or ImplicitVRLittleEndian
-    return syntax, f"{syntax.name} ({syntax})" if syntax.name != syntax else str(syntax)
+    meta = one.file_meta if hasattr(one, "file_meta") else {}
+    syntax = UID(str(meta.get("TransferSyntaxUID") or ImplicitVRLittleEndian))
+    known = not syntax.is_private and syntax.is_transfer_syntax
+    return syntax, f"{syntax.name} ({syntax})" if known else f"{str(syntax)!r}", known and syntax.is_encapsulated
 
 
 def _streams(path: Path, one: "Dataset", frame_bytes: int, frames: int) -> list[bytes]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from brainseg_jax.scans.dicom_file import text
+from brainseg_jax.scans.dicom_file import quieten, text
 from brainseg_jax.scans.dicom_frames import Frame
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def make_segmentation(frames: list[Frame], mask: np.ndarray) -> "Dataset":
     Raises:
       NoSegmentation: their headers do not allow one.
     """
+    quieten()
     try:
         sources = _sources(frames)
         order = np.arange(len(frames))
@@ -203,6 +204,7 @@ def _segmentation(sources: "list[Dataset]", mask: np.ndarray) -> "Dataset":
         pixel_array=mask.astype(np.uint8),
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
         segment_descriptions=[segment],
+        omit_empty_frames=bool(mask.any()),
         series_instance_uid=hd.UID(),
         series_number=100,
         sop_instance_uid=hd.UID(),
