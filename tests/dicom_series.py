@@ -55,7 +55,7 @@ def write_enhanced(path, frames, depths, *, change=None):
     one.InstanceNumber, one.NumberOfFrames, shared = 1, len(frames), Dataset()
     shared.PlaneOrientationSequence = [tags(ImageOrientationPatient=list(AXIAL))]
     shared.PixelMeasuresSequence = [tags(PixelSpacing=[0.5, 2.0], SliceThickness=4.0)]
-    shared.PixelValueTransformationSequence = [tags(RescaleSlope=2.0, RescaleIntercept=-10.0)]
+    shared.PixelValueTransformationSequence = [tags(RescaleSlope=2.0, RescaleIntercept=10.0)]
     one.SharedFunctionalGroupsSequence = [shared]
     one.PerFrameFunctionalGroupsSequence = [
         tags(PlanePositionSequence=[tags(ImagePositionPatient=[-100.0, -100.0, depth])]) for depth in depths

@@ -19,7 +19,7 @@ def test_an_enhanced_file_is_read_in_order_of_its_places(tmp_path):
     depths = [16.0, 20.0, 12.0, 8.0, 4.0, 0.0]
     write_enhanced(tmp_path / "e" / "a.dcm", X, depths)
     scan, order = read_series(tmp_path / "e"), np.argsort(depths)
-    plain = read_series(write_series(tmp_path / "plain", X[order]))
+    plain = read_series(write_series(tmp_path / "plain", 2 * X[order] + 10))
     np.testing.assert_array_equal(scan.voxels, plain.voxels)
     assert scan.spacing == (4.0, 0.5, 2.0)
     assert scan.numbers == (6, 5, 4, 3, 1, 2)  # frames of the file, from 1

@@ -81,8 +81,7 @@ def test_a_series_that_is_stored_another_way_is_the_same_scan(tmp_path, how):
 
 def test_a_head_without_tumor_has_an_empty_segmentation(tmp_path):
     write_series(tmp_path / "in", np.arange(4 * 32 * 32).reshape(4, 32, 32) % 7)
-    (source,) = find_scans(tmp_path / "in")
-    source.read().write(MASK, np.zeros((4, 32, 32), bool), [tmp_path / "empty.dcm"])
+    read_series(tmp_path / "in").write(MASK, np.zeros((4, 32, 32), bool), [tmp_path / "empty.dcm"])
     seg = hd.seg.segread(tmp_path / "empty.dcm")
     assert not seg.pixel_array.any() and seg.SegmentSequence[0].SegmentNumber == 1
 
