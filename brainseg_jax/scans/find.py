@@ -100,8 +100,8 @@ def _series_sources(root: Path, series: dict[Path, list[Path]]) -> list[Source]:
         SeriesSource(
             name=case.absolute().name,
             place=Path() if case == root else case.parent.relative_to(root),
-            found={sequence: tuple(folders) for sequence, folders in found.items()},
-            files={folder: tuple(series[folder]) for folders in found.values() for folder in folders},
+            files={key: tuple(series[folders[0]]) for key, folders in found.items() if key != OTHER},
+            notes=tuple(f"{folder.name} is not used" for folder in found.get(OTHER, ())),
         )
         for case, found in cases.items()
     ]

@@ -28,13 +28,16 @@ class Scan(abc.ABC):
     notes: tuple[str, ...]
 
     @abc.abstractmethod
-    def write(self, kind: str, values: np.ndarray, paths: list[Path]) -> None:
+    def write(self, kind: str, values: np.ndarray, paths: list[Path]) -> str | None:
         """Writes a result on the input's own grid, in a file of the input's kind.
 
         Args:
           kind: `MASK`, `PROBABILITY` or `UNCERTAINTY`.
           values: [S, H, W], bool for a mask, else float32.
           paths: as many as `Source.outputs` names, in the same order.
+
+        Returns:
+          None, or a note where it had to be written as another file.
 
         Raises:
           OSError: a file cannot be written.
@@ -48,7 +51,7 @@ class Source(abc.ABC):
     Attributes:
       name: of the case, unlike that of any other: where two are named alike it begins with the folder.
       place: folder of the files, below the folder that was given.
-      notes: what a user must know of how the files were found.
+      notes: what was found beside it; the scan's own notes begin with them.
     """
 
     name: str

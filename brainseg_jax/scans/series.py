@@ -1,29 +1,24 @@
-"""Scans that lie in folders as DICOM series, a file a slice; masks become DICOM segmentations (SEG)."""
+"""Scans that lie in DICOM series; masks become DICOM segmentations (SEG)."""
 
 import dataclasses
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import nibabel as nib
 import numpy as np
 
 from brainseg_jax.errors import InputError
 from brainseg_jax.files import write_whole
+from brainseg_jax.scans.dicom_file import text
+from brainseg_jax.scans.dicom_frames import Frame, decode_frames, read_frames
+from brainseg_jax.scans.dicom_pixels import INSTALL
 from brainseg_jax.scans.grid import Grid
 from brainseg_jax.scans.scan import MASK, ONE_SLICE, Scan, Source
-from brainseg_jax.scans.sequences import ALL, CHANNELS, FLAIR, OTHER, check_found, to_channels
-
-if TYPE_CHECKING:  # an extra, and slow to import: only where there is a series to read
-    from pydicom import Dataset
+from brainseg_jax.scans.segmentation import NoSegmentation, header_notes, make_segmentation
+from brainseg_jax.scans.sequences import ALL, CHANNELS, FLAIR, to_channels
 
 _SUFFIXES = (".dcm", ".ima", ".dicom")
-_NEEDED = ("PixelData", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SeriesInstanceUID")
-_SAME = ("SeriesInstanceUID", "Rows", "Columns", "ImageOrientationPatient", "PixelSpacing")
-# A segmentation repeats them from its series, where anonymization may have taken them out; they may be empty.
-_REPEATED = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID")
-_REPEATED += ("AccessionNumber", "ReferringPhysicianName", "Manufacturer")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -31,56 +26,67 @@ class SeriesScan(Scan):
     """A scan read from DICOM.
 
     Attributes:
-      slices: files of FLAIR, in order along the series.
+      frames: of FLAIR, in order along the series; without their pixels.
       grid: of them: columns, rows, slices.
     """
 
-    slices: "list[Dataset]"
+    frames: list[Frame]
     grid: Grid
 
-    def write(self, kind: str, values: np.ndarray, paths: list[Path]) -> None:
-        """See `Scan.write`: a mask is a binary SEG that refers to the slices, other maps are NIfTI."""
+    def write(self, kind: str, values: np.ndarray, paths: list[Path]) -> str | None:
+        """See `Scan.write`: a mask is a binary SEG that refers to the slices, other maps are NIfTI.
+
+        Returns:
+          None; where the series' header allows no SEG, a note that says so: the mask is NIfTI then.
+        """
         (path,) = paths
         volume = self.grid.from_slices(values)
-        if kind == MASK:
-            write_whole(path, _segmentation(self.slices, volume.transpose(2, 1, 0)).save_as)
-        else:
-            write_whole(path, partial(nib.save, nib.Nifti1Image(volume.astype(np.float32), self.grid.affine)))
+        if kind != MASK:
+            self._write_nifti(path, volume.astype(np.float32))
+            return None
+        try:
+            write_whole(path, make_segmentation(self.frames, volume.transpose(2, 1, 0)).save_as)
+            return None
+        except NoSegmentation as error:
+            instead = path.with_suffix(".nii.gz")
+            self._write_nifti(instead, volume.astype(np.uint8))
+            path.unlink(missing_ok=True)  # of an earlier run: its mask would be taken for this one
+            return f"the mask is NIfTI ({instead.name}), as no DICOM SEG can be made of the series' header: {error}"
+
+    def _write_nifti(self, path: Path, volume: np.ndarray) -> None:
+        write_whole(path, partial(nib.save, nib.Nifti1Image(volume, self.grid.affine)))
 
 
 @dataclasses.dataclass(frozen=True)
 class SeriesSource(Source):
-    """Folders of one case.
+    """The series of one case.
 
     Attributes:
-      found: folder of each series by sequence, or one at `ALL`.
-      files: of each folder.
+      files: of one series for each sequence that was found, or of one at `ALL`, which is taken as FLAIR.
     """
 
-    found: Mapping[str, tuple[Path, ...]]
-    files: Mapping[Path, tuple[Path, ...]]
+    files: Mapping[str, tuple[Path, ...]]
 
     def read(self) -> SeriesScan:
         """See `Source.read`."""
-        if ALL not in self.found:
-            check_found(self.name, self.found)
-        folder = self.found.get(ALL, self.found.get(FLAIR))[0]
-        slices, volume, grid = _read_series(folder, self.files[folder])
-        volumes, notes = {FLAIR: volume}, [f"{other.name} is not used" for other in self.found.get(OTHER, ())]
-        for sequence in [name for name in CHANNELS if name in self.found and name != FLAIR]:
-            other = self.found[sequence][0]
-            _, volumes[sequence], own = _read_series(other, self.files[other])
-            grid.check_same(own, other, folder)
-        if description := str(slices[0].get("SeriesDescription", "")):
-            notes.append(f"the series taken as FLAIR calls itself {description!r}")
-        if (modality := slices[0].get("Modality")) != "MR":
-            notes.append(f"its modality is {modality}, and the networks know MR")
-        notes += [ONE_SLICE] if len(slices) == 1 else []
+        files = self.files.get(ALL) or self.files.get(FLAIR)
+        if not files:
+            raise InputError(f"{self.name}: no FLAIR, and no other sequence can stand in for it")
+        folder, notes = files[0].parent, list(self.notes)
+        frames, volume, grid = _read_series(files, notes)
+        volumes = {FLAIR: volume}
+        for sequence in [name for name in CHANNELS if name in self.files and name != FLAIR]:
+            own: list[str] = []
+            _, other, other_grid = _read_series(self.files[sequence], own)
+            notes += [f"{sequence}: {note}" for note in own]
+            volumes[sequence] = _turned_onto(grid, other, other_grid, self.files[sequence][0].parent, folder)
+        notes += _notes_on(frames)
         voxels, of_values = to_channels(grid, volumes, folder)
         numbers = grid.slice_numbers
         if grid.slice_axis == 2:  # else the slices are cut across the series, and have no number there
-            numbers = tuple(int(slices[place].get("InstanceNumber") or place + 1) for place in numbers)
-        return SeriesScan(voxels, grid.spacing, numbers, (*notes, *of_values), slices, grid)
+            of_frames = _frame_numbers(frames, notes)
+            numbers = tuple(of_frames[place] for place in numbers)
+        return SeriesScan(voxels, grid.spacing, numbers, (*notes, *of_values), frames, grid)
 
     def outputs(self, kind: str) -> list[Path]:
         """See `Source.outputs`: one file."""
@@ -107,127 +113,118 @@ def check_packages() -> None:
         import pydicom  # noqa: F401
     except ImportError as error:
         raise InputError(
-            f"DICOM needs packages that are not installed ({error}); install them, and start again: "
-            "python -m pip install -e '.[dicom]' -c constraints.txt"
+            f"DICOM needs packages that are not installed ({error}); install them, and start again: {INSTALL}"
         ) from error
 
 
-def _read_series(folder: Path, paths: tuple[Path, ...]) -> "tuple[list[Dataset], np.ndarray, Grid]":
-    """The slices of one series in order along it, its values [columns, rows, slices], and its grid."""
-    from pydicom.pixels import apply_rescale
-
-    slices = [_read_file(path) for path in paths]
-    for path, one in zip(paths, slices, strict=True):
-        for name in _SAME:
-            if not _alike(one[name].value, slices[0][name].value):
-                raise InputError(
-                    f"{path}: {name} {one[name].value}, but {slices[0][name].value} in {paths[0].name}; give the "
-                    "slices of one series in a folder"
-                )
-    across = np.cross(*np.reshape(np.array(slices[0].ImageOrientationPatient, float), (2, 3)))
-    depths = [float(across @ np.array(one.ImagePositionPatient, float)) for one in slices]
-    order = np.argsort(depths)
-    slices, paths = [slices[place] for place in order], [paths[place] for place in order]
-    _check_steps(np.sort(depths), paths)
-    try:
-        frames = [apply_rescale(one.pixel_array, one) for one in slices]
-    except Exception as error:  # pydicom's decoders raise many kinds on damaged or compressed pixels
-        raise InputError(
-            f"{folder}: its pixels cannot be decoded ({error}); write the series without compression, or get a new copy"
-        ) from error
-    try:
-        return slices, np.stack(frames).transpose(2, 1, 0), _grid(slices)
-    except InputError as error:
-        raise InputError(f"{folder}: {error}") from None
+def _read_series(paths: tuple[Path, ...], notes: list[str]) -> tuple[list[Frame], np.ndarray, Grid]:
+    """The images of one series in order along it, their values [columns, rows, images], and their grid."""
+    frames, of_files = read_frames(paths)
+    notes += of_files
+    across = np.cross(*frames[0].directions)
+    frames = sorted(frames, key=lambda frame: (float(across @ frame.position), str(frame.path), frame.index))
+    frames = _without_copies(frames, notes)
+    _check_steps(frames, [float(across @ frame.position) for frame in frames], of_files)
+    grid = _grid(frames, notes)
+    return frames, decode_frames(frames, notes).transpose(2, 1, 0), grid
 
 
-def _read_file(path: Path) -> "Dataset":
-    import pydicom
-
-    try:
-        one = pydicom.dcmread(path)
-        missing = [name for name in _NEEDED if not one.get(name)]
-    except Exception as error:  # pydicom raises many kinds on damaged bytes; each means this one file
-        raise InputError(f"{path}: not a DICOM file, or a damaged one ({error})") from error
-    if missing:
-        raise InputError(f"{path}: no {', '.join(missing)} in it, so it is no slice of a series; take it out")
-    frames, samples = int(one.get("NumberOfFrames") or 1), int(one.SamplesPerPixel)
-    if frames > 1 or samples > 1 or one.PhotometricInterpretation != "MONOCHROME2":
-        raise InputError(
-            f"{path}: {frames} frame(s), {samples} value(s) a pixel, {one.PhotometricInterpretation}; give a file a "
-            "slice, MONOCHROME2, or convert the series to NIfTI (dcm2niix)"
-        )
-    for name in _REPEATED:
-        if name not in one:
-            setattr(one, name, "")
-    return one
+def _without_copies(frames: list[Frame], notes: list[str]) -> list[Frame]:
+    """Leaves out files that are there twice, as archives hold them."""
+    kept: list[Frame] = []
+    for frame in frames:
+        same = kept and frame.path != kept[-1].path and np.allclose(frame.position, kept[-1].position, atol=1e-3)
+        if not (same and frame.header.PixelData == kept[-1].header.PixelData):
+            kept.append(frame)
+    if copies := len(frames) - len(kept):
+        notes.append(f"{copies} files are there twice, and are used once")
+    return kept
 
 
-def _alike(a: object, b: object) -> bool:
-    if isinstance(a, (str, int)):
-        return a == b
-    return np.allclose(np.array(a, float), np.array(b, float), atol=1e-3)
-
-
-def _check_steps(depths: np.ndarray, paths: list[Path]) -> None:
-    """Raises InputError where slices lie in one place, or not at even distances, as where one is missing."""
+def _check_steps(frames: list[Frame], depths: list[float], notes: list[str]) -> None:
+    """Raises InputError where images lie in one place, not at even distances, or not on one line."""
     steps = np.diff(depths)
     if not len(steps):
         return
+    left_out = "".join(f" ({note})" for note in notes if "left out" in note)
     usual = float(np.median(steps))
-    for step, before, after in zip(steps, paths, paths[1:], strict=False):
+    for step, before, after in zip(steps, frames, frames[1:], strict=False):
         if step < 1e-3:
             raise InputError(
-                f"{after}: a second slice in the place of {before.name}; give one series of one time point"
+                f"{after.path}: a second image in the place of {before.path.name}: {len(frames)} images lie in "
+                f"{1 + int((steps >= 1e-3).sum())} places, as of several echoes, time points or kinds; give one of them"
             )
         if abs(step - usual) > 0.1 * usual:
             raise InputError(
-                f"{before.parent}: a gap in the series: from {before.name} to {after.name} are {step:.2f} mm, "
-                f"elsewhere {usual:.2f} mm; put back the slices that are missing"
+                f"{before.path.parent}: a gap in the series: from {_called(before)} to {_called(after)} are "
+                f"{step:.2f} mm, elsewhere {usual:.2f} mm; put back the slices that are missing{left_out}"
             )
+    positions = np.stack([frame.position for frame in frames])
+    line = np.linspace(positions[0], positions[-1], len(frames))
+    if (away := np.abs(positions - line).max()) > max(0.5, 0.1 * usual):
+        raise InputError(
+            f"{frames[0].path.parent}: its images are shifted against each other by {away:.2f} mm, so they make no "
+            "volume; convert the series to NIfTI (dcm2niix)"
+        )
 
 
-def _grid(slices: "list[Dataset]") -> Grid:
-    first, last = (np.array(slices[place].ImagePositionPatient, float) for place in (0, -1))
-    along_row, along_column = np.reshape(np.array(slices[0].ImageOrientationPatient, float), (2, 3))
-    row_gap, column_gap = (float(gap) for gap in slices[0].PixelSpacing)
-    if len(slices) > 1:
-        step = (last - first) / (len(slices) - 1)
+def _called(frame: Frame) -> str:
+    return f"{frame.path.name}, image {frame.index + 1}" if _of_many(frame) else frame.path.name
+
+
+def _of_many(frame: Frame) -> bool:
+    return len(frame.header.get("PerFrameFunctionalGroupsSequence") or ()) > 1
+
+
+def _grid(frames: list[Frame], notes: list[str]) -> Grid:
+    first, last, (along_row, along_column) = frames[0].position, frames[-1].position, frames[0].directions
+    row_gap, column_gap = frames[0].gaps
+    if len(frames) > 1:
+        step = (last - first) / (len(frames) - 1)  # of a tilted gantry not at a right angle to the image
     else:
-        step = np.cross(along_row, along_column) * float(slices[0].get("SliceThickness") or 1.0)
+        if frames[0].thickness is None:
+            notes.append("its header has no SliceThickness: 1 mm is assumed, so its volume is a guess")
+        step = np.cross(along_row, along_column) * (frames[0].thickness or 1.0)
     affine = np.eye(4)
     affine[:3] = np.stack([along_row * column_gap, along_column * row_gap, step, first], axis=1)
     affine[:2] *= -1.0  # DICOM's axes run to the left and to the back
-    return Grid(affine, (int(slices[0].Columns), int(slices[0].Rows), len(slices)))
+    rows, columns = frames[0].shape
+    try:
+        return Grid(affine, (columns, rows, len(frames)))
+    except InputError as error:
+        raise InputError(f"{frames[0].path.parent}: {error}") from None
 
 
-def _segmentation(slices: "list[Dataset]", mask: np.ndarray) -> "Dataset":
-    """A SEG of one segment; mask [slices, rows, columns] bool."""
-    import highdicom as hd
-    from pydicom.sr.codedict import codes
-
-    segment = hd.seg.SegmentDescription(
-        segment_number=1,
-        segment_label="FLAIR abnormality",
-        segmented_property_category=codes.SCT.MorphologicallyAbnormalStructure,
-        segmented_property_type=codes.SCT.Neoplasm,
-        algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
-        algorithm_identification=hd.AlgorithmIdentificationSequence(
-            name="brainseg_jax", family=codes.DCM.ArtificialIntelligence, version="1"
-        ),
+def _turned_onto(grid: Grid, volume: np.ndarray, own: Grid, path: Path, grid_path: Path) -> np.ndarray:
+    """`volume` with its axes in the order and direction of `grid`'s; raises InputError where it then lies elsewhere."""
+    turn = nib.orientations.ornt_transform(
+        nib.orientations.io_orientation(own.affine), nib.orientations.io_orientation(grid.affine)
     )
-    return hd.seg.Segmentation(
-        source_images=slices,
-        pixel_array=mask.astype(np.uint8),
-        segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=[segment],
-        series_instance_uid=hd.UID(),
-        series_number=100,
-        sop_instance_uid=hd.UID(),
-        instance_number=1,
-        manufacturer="brainseg_jax",
-        manufacturer_model_name="brainseg_jax",
-        software_versions="1",
-        device_serial_number="none",
-        content_description="Predicted; research only, not a medical device",
-    )
+    turned = nib.orientations.apply_orientation(volume, turn)
+    affine = own.affine @ nib.orientations.inv_ornt_aff(turn, own.shape)
+    grid.check_same(Grid(affine, turned.shape), path, grid_path)
+    return turned
+
+
+def _notes_on(frames: list[Frame]) -> list[str]:
+    """What the header of the series taken as FLAIR says that a user must know."""
+    header, notes = frames[0].header, []
+    if description := text(header, "SeriesDescription"):
+        notes.append(f"the series taken as FLAIR calls itself {description!r}")
+    if (modality := text(header, "Modality")).upper() != "MR":
+        notes.append(f"its modality is {modality or 'not given'}, and the networks know MR")
+    return notes + ([ONE_SLICE] if len(frames) == 1 else []) + header_notes(frames)
+
+
+def _frame_numbers(frames: list[Frame], notes: list[str]) -> list[int]:
+    """What the images are called in the input: their InstanceNumber, or their number in the one file of all.
+
+    Where the files do not tell them apart, images are counted from 1 along the series, with a note.
+    """
+    if _of_many(frames[0]) and len({frame.path for frame in frames}) == 1:
+        return [frame.index + 1 for frame in frames]
+    given = [text(frame.header, "InstanceNumber") for frame in frames]
+    if all(number.isdecimal() for number in given) and len({int(number) for number in given}) == len(frames):
+        return [int(number) for number in given]
+    notes.append("its InstanceNumbers do not tell its images apart: slices are counted from 1 along the series")
+    return list(range(1, len(frames) + 1))
