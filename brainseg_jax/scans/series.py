@@ -13,7 +13,7 @@ from brainseg_jax.errors import InputError
 from brainseg_jax.files import write_whole
 from brainseg_jax.scans.grid import Grid
 from brainseg_jax.scans.scan import MASK, ONE_SLICE, Scan, Source
-from brainseg_jax.scans.sequences import ALL, CHANNELS, FLAIR, OTHER, check_found, to_channels
+from brainseg_jax.scans.sequences import ALL, CHANNELS, FLAIR, to_channels
 
 if TYPE_CHECKING:  # an extra, and slow to import: only where there is a series to read
     from pydicom import Dataset
@@ -50,27 +50,24 @@ class SeriesScan(Scan):
 
 @dataclasses.dataclass(frozen=True)
 class SeriesSource(Source):
-    """Folders of one case.
+    """Series of one case.
 
     Attributes:
-      found: folder of each series by sequence, or one at `ALL`.
-      files: of each folder.
+      files: of each series by sequence, or of one at `ALL`, which is taken as FLAIR.
     """
 
-    found: Mapping[str, tuple[Path, ...]]
-    files: Mapping[Path, tuple[Path, ...]]
+    files: Mapping[str, tuple[Path, ...]]
 
     def read(self) -> SeriesScan:
         """See `Source.read`."""
-        if ALL not in self.found:
-            check_found(self.name, self.found)
-        folder = self.found.get(ALL, self.found.get(FLAIR))[0]
-        slices, volume, grid = _read_series(folder, self.files[folder])
-        volumes, notes = {FLAIR: volume}, [f"{other.name} is not used" for other in self.found.get(OTHER, ())]
-        for sequence in [name for name in CHANNELS if name in self.found and name != FLAIR]:
-            other = self.found[sequence][0]
-            _, volumes[sequence], own = _read_series(other, self.files[other])
-            grid.check_same(own, other, folder)
+        flair = self.files[ALL] if ALL in self.files else self.files[FLAIR]
+        folder = flair[0].parent
+        slices, volume, grid = _read_series(folder, flair)
+        volumes, notes = {FLAIR: volume}, list(self.notes)
+        for sequence in [name for name in CHANNELS if name in self.files and name != FLAIR]:
+            other = self.files[sequence]
+            _, volumes[sequence], own = _read_series(other[0].parent, other)
+            grid.check_same(own, other[0].parent, folder)
         if description := str(slices[0].get("SeriesDescription", "")):
             notes.append(f"the series taken as FLAIR calls itself {description!r}")
         if (modality := slices[0].get("Modality")) != "MR":

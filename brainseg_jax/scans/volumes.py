@@ -13,7 +13,7 @@ from brainseg_jax.files import write_whole
 from brainseg_jax.scans.grid import Grid
 from brainseg_jax.scans.nifti_file import open_nifti
 from brainseg_jax.scans.scan import MASK, Scan, Source
-from brainseg_jax.scans.sequences import ALL, CHANNELS, FLAIR, OTHER, check_found, to_channels
+from brainseg_jax.scans.sequences import ALL, CHANNELS, FLAIR, to_channels
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -52,13 +52,12 @@ class VolumeSource(Source):
 
     def read(self) -> VolumeScan:
         """See `Source.read`."""
-        notes = [f"{path.name} is not used" for path in self.found.get(OTHER, ())]
+        notes = list(self.notes)
         if ALL in self.found:
             (path,) = self.found[ALL]
             image, volumes = _read_one(path)
             grid = _grid(path, image, volumes[FLAIR])
         else:
-            check_found(self.name, self.found)
             (path,) = self.found[FLAIR]
             image, values = open_nifti(path)
             grid, volumes = _grid(path, image, values), {FLAIR: values}
