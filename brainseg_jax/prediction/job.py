@@ -49,9 +49,9 @@ def predict(
     found = find_scans(scans, sequences)
     sources = found.sources
     print("\n".join(table(found, scans)), flush=True)
-    if refused := [source.fault for source in sources if isinstance(source, Refused)]:
-        if len(refused) == len(sources):
-            raise InputError("no scan can be used, so nothing was written:\n" + "\n".join(refused))
+    refused = [source.fault for source in sources if isinstance(source, Refused)]
+    if len(refused) == len(sources):
+        raise InputError("no scan could be read, so nothing was written:\n" + "\n".join(refused))
     if not overwrite:
         check_free(sources, output, wanted)
     start = time.perf_counter()
@@ -77,8 +77,10 @@ def table(found: Found, scans: Path) -> list[str]:
     shown = found.sources[:_MOST_ROWS]
     rows = [("case", *CHANNELS)]
     for source in shown:
-        missing = "refused, see below" if isinstance(source, Refused) else "-"
-        rows.append((source.name, *(source.channels.get(channel, missing) for channel in CHANNELS)))
+        if isinstance(source, Refused):
+            rows.append((source.name, "", "refused, see the end", ""))
+        else:
+            rows.append((source.name, *(source.channels.get(channel, "-") for channel in CHANNELS)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     more = len(found.sources) - len(shown)

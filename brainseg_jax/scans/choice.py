@@ -145,7 +145,7 @@ def _no_flair(case: str, known: list[Candidate], silent: list[Candidate]) -> str
     if not known:
         return (
             f"{case}: {len(silent)} series of one study, of which neither headers nor folders tell the sequence: "
-            f"{', '.join(one.where for one in silent)}; {REMEDY}"
+            f"{', '.join(one.where for one in silent)}; give the folder of one, or {REMEDY}"
         )
     told = [f"{one.where} ({one.note or one.sequence})" for one in known]
     told += [f"{one.where} (tells no sequence)" for one in silent]

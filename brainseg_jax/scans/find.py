@@ -50,7 +50,7 @@ def find_scans(path: Path, sequences: Patterns | None = None) -> Found:
     is a case of one slice. A NIfTI file is a case, but files of one folder whose names tell sequences (`read_name`) and
     are the same otherwise are one case together, and so are files that lie in folders named for sequences. DICOM files
     are sorted by their headers, see `find_studies`. What is known to be another sequence than FLAIR is never taken as
-    FLAIR; a case for which two files would do is refused. Masks, earlier results and all that is no scan are passed over.
+    FLAIR; a case for which two files would do is refused. Masks, earlier results and what is no scan are passed over.
 
     Args:
       path: of a file or folder.
@@ -149,7 +149,13 @@ def _slice_sources(root: Path, files: list[Path], patterns: Patterns | None, pas
 def _said(name: str, folder: Path, root: Path) -> Said:
     """What a name says of its sequence, or else its folder's."""
     said = read_name(name)
-    return said if said.sequence or folder == root else read_name(folder.name)
+    return said if said.sequence or folder == root else _folder_says(folder)
+
+
+def _folder_says(folder: Path) -> Said:
+    """What a folder's name says of the files in it, where it says nothing else, as `FLAIR`; `FLAIR_study` does not."""
+    said = read_name(folder.name)
+    return said if not said.key or said.key.isdecimal() else Said(None, False, folder.name, folder.name)
 
 
 def _volume_sources(
@@ -162,8 +168,9 @@ def _volume_sources(
         said, own = read_name(stem(file)), file.parent != root
         fitting = [one for one in (patterns or {}).values() if matches(one, stem(file), file.name)]
         foldered = own and said.sequence is None and not fitting and _tells(file.parent, patterns)
-        sequence = read_name(file.parent.name).sequence if foldered else said.sequence
-        if sequence == MASK:
+        if foldered:
+            said = _folder_says(file.parent)
+        if said.sequence == MASK:
             passed_over[MASKS].append(file)
             continue
         folder, key, case = file.parent, said.key, said.case
@@ -173,15 +180,15 @@ def _volume_sources(
             key = case = "" if all(in_folder[place] == 1 for place in beside) else stem(file)
         elif file in numbered:
             key = case = numbered[file]
-        elif sequence is None and fitting:
+        elif said.sequence is None and fitting:
             key = case = without(fitting[0], stem(file))
-        elif sequence is None:
+        elif said.sequence is None:
             key = f"/{file.name}"  # a case for itself, also beside files that tell sequences
         candidate = Candidate(
             label=f"{file.parent.name}/{file.name}" if foldered else file.name,
             where=str(file),
             paths=(file,),
-            sequence=sequence,
+            sequence=said.sequence,
             contrast=said.contrast,
             names=(stem(file), file.name),
             folders=(file.parent.name,) if own else (),
@@ -196,7 +203,7 @@ def _tells(folder: Path, patterns: Patterns | None) -> bool:
     """Whether a folder's name says a sequence, or fits a pattern."""
     if patterns:
         return any(matches(pattern, folder.name) for pattern in patterns.values())
-    return read_name(folder.name).sequence is not None
+    return _folder_says(folder).sequence is not None
 
 
 def _volume_source(

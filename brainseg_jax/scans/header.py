@@ -16,11 +16,11 @@ if TYPE_CHECKING:  # an extra, and slow to import: only where there is a series 
     from pydicom import Dataset
 
 _TAGS = (
-    "SOPClassUID Modality PatientID StudyInstanceUID SeriesInstanceUID FrameOfReferenceUID SeriesNumber "
-    "SeriesDescription ProtocolName SequenceName ImageType AcquisitionContrast ScanningSequence InversionTime EchoTime "
-    "RepetitionTime ContrastBolusAgent AngioFlag Rows Columns NumberOfFrames ImagePositionPatient "
-    "ImageOrientationPatient PixelSpacing"
-).split()
+    *("SOPClassUID", "Modality", "PatientID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"),
+    *("SeriesNumber", "SeriesDescription", "ProtocolName", "SequenceName", "ImageType", "AcquisitionContrast"),
+    *("ScanningSequence", "InversionTime", "EchoTime", "RepetitionTime", "ContrastBolusAgent", "AngioFlag"),
+    *("Rows", "Columns", "NumberOfFrames", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"),
+)
 _MOST_HEADER = 2**22  # bytes of a deflated file that are unpacked to find its header
 _NO_AGENT = {"", "NONE", "NO", "N", "0", "NULL", "UNKNOWN", "NO CONTRAST", "WITHOUT"}
 # AcquisitionContrast of enhanced MR: DICOM PS3.3, C.8.13.3.
@@ -126,9 +126,9 @@ def _read(path: Path) -> "Dataset":
     try:
         meta = read_file_meta_info(path)
     except Exception:  # without the mark of the format; the name says DICOM
-        return dcmread(path, force=True, stop_before_pixels=True, specific_tags=_TAGS)
+        return dcmread(path, force=True, stop_before_pixels=True, specific_tags=list(_TAGS))
     if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
-        return dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
+        return dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS))
     with path.open("rb") as file:
         file.seek(132 + 12 + meta.FileMetaInformationGroupLength)  # behind the preamble, the mark and that length
         plain = zlib.decompressobj(-zlib.MAX_WBITS).decompress(file.read(_MOST_HEADER), _MOST_HEADER)

@@ -42,7 +42,7 @@ _MARKS = {
     "to": "to in on onto into",  # what follows is the space that it was brought to
     "": "reg registered coreg coregistered resliced resampled warped n4 brain bet ax axial tra trans transverse sag "
     "sagittal cor coronal 3d 2d se tse fse fs fatsat iso mni sri24 norm normalized corrected corr stripped "
-    "skullstripped native tumor tumour lesion weighted with isotropic",
+    "skullstripped tr ts native tumor tumour lesion weighted with isotropic",
 }
 _MARKS_OF = {
     word: frozenset(marks.split() if marks.startswith("T1") else [marks])

@@ -118,16 +118,17 @@ def _to_series(headers: list[Header], crowded: Counter[Path], damaged: list[Path
     alone = all(crowded[folder] == 1 for folder in folders)
     named = folders[0].absolute().name if alone else ""
     sequence, contrast, note, by_folder = _tell_sequence(first, named)
-    said = first.description or ("" if named else f"series {first.number or first.series[-8:]}")
+    number = f"series {first.number or first.series[-8:]}"
+    said = first.description or ("" if named else number)
     label = f"{named} ({said})" if named and said and said != named else named or said
     paths = tuple(sorted([*(header.path for header in headers), *damaged]))
     return _Series(
         label=label,
-        where=f"{folders[0]} ({said})" if said and said != named else str(folders[0]),
+        where=f"{folders[0]} ({said or number}, {len(paths)} file{'s' * (len(paths) > 1)})",
         paths=paths,
         sequence=sequence,
         contrast=contrast,
-        names=tuple(name for name in (first.description, first.protocol) if name),
+        names=(first.description, first.protocol, number),
         folders=tuple(folder.absolute().name for folder in folders) if alone else (),
         note=note,
         headers=tuple(headers),
@@ -224,10 +225,8 @@ def _to_source(
     scans = [one for one in head.series if one.sequence != MASK]
     for one in masks:
         passed_over[MASKS] += one.paths
-    if patterns:
-        choice = choose_by_hand(name, scans, patterns, used)
-    else:
-        choice = choose(name, scans, partial(_prefer, scans))
+    by_names = partial(choose, prefer=partial(_prefer, scans))
+    choice = choose_by_hand(name, scans, patterns, used) if patterns else by_names(name, scans)
     choice.tell_unused(passed_over, by_hand=patterns is not None)
     if choice.fault:
         return [Refused(name, place, choice.fault, channels=choice.cells)]
