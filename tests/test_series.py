@@ -153,7 +153,7 @@ def test_faults_of_series(case, trained_run, tmp_path):
 
     faults = {
         "mixed sizes": (smaller, r"mixed sizes/.*: Rows 16, but 8 in|mixed sizes/.*: Rows 8, but 16 in"),
-        "two series": (third(SeriesInstanceUID=generate_uid()), "two series: 2 series of one study, of which neither headers"),
+        "two series": (third(SeriesInstanceUID=generate_uid()), "two series: 2 series of one study, of which"),
         "twice": (third(ImagePositionPatient=[-100.0, -100.0, -100.0]), "twice/.*: a second slice in the place of"),
         "inverse": (third(PhotometricInterpretation="MONOCHROME1"), r"1 value\(s\) a pixel, MONOCHROME1; give"),
         "no place": (third(ImagePositionPatient=None), "no ImagePositionPatient in it, so it is no slice of a series"),

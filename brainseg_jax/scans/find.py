@@ -65,12 +65,12 @@ def find_scans(path: Path, sequences: Patterns | None = None) -> Found:
         raise InputError(f"{path}: no such file or folder; give a scan or a folder of scans")
     root, passed_over, used = path if path.is_dir() else path.parent, new(), set()
     slices, volumes, dicom = _by_kind(walk(path, passed_over), passed_over)
-    sources = _slice_sources(root, slices, sequences, passed_over)
+    sources = _slice_sources(root, slices, sequences, passed_over, used)
     sources += _volume_sources(root, volumes, sequences, passed_over, used)
     if dicom:
         check_packages()
         sources += find_studies(root, dicom, sequences, passed_over, used)
-    if sequences and (volumes or dicom):
+    if sequences:
         check_all_used(sequences, used, path)
     if not sources:
         listed = "".join(f"\n  {line}" for line in list_passed_over(passed_over, root))
@@ -115,7 +115,9 @@ def _by_kind(files: list[Path], passed_over: PassedOver) -> tuple[list[Path], li
     return slices, volumes, dicom
 
 
-def _slice_sources(root: Path, files: list[Path], patterns: Patterns | None, passed_over: PassedOver) -> list[Source]:
+def _slice_sources(
+    root: Path, files: list[Path], patterns: Patterns | None, passed_over: PassedOver, used: set[str]
+) -> list[Source]:
     cases: dict[tuple[Path, str], list[tuple[int, Path]]] = defaultdict(list)
     for file in files:
         if read_name(file.stem).sequence == MASK:
@@ -132,6 +134,7 @@ def _slice_sources(root: Path, files: list[Path], patterns: Patterns | None, pas
         place, paths = folder.relative_to(root), [file for _, file in found]
         said = _said(case, folder, root)
         by_hand = patterns and matches(patterns[FLAIR], case, folder.name, *(path.stem for path in paths[:1]))
+        used |= {FLAIR} if by_hand else set()
         if said.sequence == MASK:
             passed_over[MASKS] += paths
         elif said.sequence in (None, FLAIR) or by_hand:
@@ -168,7 +171,7 @@ def _volume_sources(
         said, own = read_name(stem(file)), file.parent != root
         fitting = [one for one in (patterns or {}).values() if matches(one, stem(file), file.name)]
         foldered = own and said.sequence is None and not fitting and _tells(file.parent, patterns)
-        if foldered:
+        if foldered or (own and said.sequence is None and _folder_says(file.parent).sequence == MASK):
             said = _folder_says(file.parent)
         if said.sequence == MASK:
             passed_over[MASKS].append(file)

@@ -118,13 +118,14 @@ def _to_series(headers: list[Header], crowded: Counter[Path], damaged: list[Path
     alone = all(crowded[folder] == 1 for folder in folders)
     named = folders[0].absolute().name if alone else ""
     sequence, contrast, note, by_folder = _tell_sequence(first, named)
-    number = f"series {first.number or first.series[-8:]}"
-    said = first.description or ("" if named else number)
+    number = f"series {first.number}" if first.number else ""
+    said = first.description or ("" if named else number or first.path.name)
     label = f"{named} ({said})" if named and said and said != named else named or said
     paths = tuple(sorted([*(header.path for header in headers), *damaged]))
+    count = f"{len(paths)} file{'s' * (len(paths) > 1)}"
     return _Series(
         label=label,
-        where=f"{folders[0]} ({said or number}, {len(paths)} file{'s' * (len(paths) > 1)})",
+        where=f"{folders[0]} ({', '.join(part for part in (said or number, count) if part)})",
         paths=paths,
         sequence=sequence,
         contrast=contrast,
@@ -187,6 +188,10 @@ def _to_heads(root: Path, series: list[_Series]) -> list[_Head]:
         else:
             heads["", folder.parent if folder not in holders and folder.parent in holders else folder].append(one)
     found = []
+    owners: dict[Path, set[int]] = defaultdict(set)  # heads by the folder above those of their files
+    for number, group in enumerate(heads.values()):
+        for header in (header for one in group for header in one.headers):
+            owners[header.path.parent.parent].add(number)
     for (_, key), group in heads.items():
         folders = {header.path.parent for one in group for header in one.headers}
         (first, *_) = folders
@@ -195,7 +200,7 @@ def _to_heads(root: Path, series: list[_Series]) -> list[_Head]:
         elif len(folders) > 1:
             folder = Path(commonpath(folders))
         else:
-            folder = first.parent if first in named else first
+            folder = first.parent if first in named and len(owners[first.parent]) == 1 else first
         found.append(_Head(folder, tuple(group)))
     return found
 
