@@ -4,6 +4,7 @@ import math
 import warnings
 import zlib
 from dataclasses import dataclass
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ _TAGS = (
     *("ScanningSequence", "InversionTime", "EchoTime", "RepetitionTime", "ContrastBolusAgent", "AngioFlag"),
     *("Rows", "Columns", "NumberOfFrames", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"),
 )
+_PIXELS = 0x7FE00008  # the first tag of pixels
 _MOST_HEADER = 2**22  # bytes of a deflated file that are unpacked to find its header
 _NO_AGENT = {"", "NONE", "NO", "N", "0", "NULL", "UNKNOWN", "NO CONTRAST", "WITHOUT"}
 # AcquisitionContrast of enhanced MR: DICOM PS3.3, C.8.13.3.
@@ -123,23 +125,24 @@ def _read(path: Path) -> "Dataset":
     from pydicom.uid import DeflatedExplicitVRLittleEndian
 
     config.settings.reading_validation_mode = config.IGNORE
-    try:
-        meta = read_file_meta_info(path)
-    except Exception:  # without the mark of the format; the name says DICOM
-        return dcmread(path, force=True, stop_before_pixels=True, specific_tags=list(_TAGS))
-    if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
-        return dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS))
+    tags = _tags()
     with path.open("rb") as file:
+        start = file.read(1024)  # the file's meta information, which names the transfer syntax
+        if DeflatedExplicitVRLittleEndian.encode() not in start:
+            # Without the mark of the format, the name alone says DICOM.
+            file.seek(0)
+            return dcmread(file, force=start[128:132] != b"DICM", stop_before_pixels=True, specific_tags=tags)
+        meta = read_file_meta_info(path)
         file.seek(132 + 12 + meta.FileMetaInformationGroupLength)  # behind the preamble, the mark and that length
         plain = zlib.decompressobj(-zlib.MAX_WBITS).decompress(file.read(_MOST_HEADER), _MOST_HEADER)
-    pixels = lambda tag, *_: tag >= 0x7FE00008
-    return read_dataset(BytesIO(plain), False, True, stop_when=pixels, specific_tags=list(map(_tag, _TAGS)))
+    return read_dataset(BytesIO(plain), False, True, stop_when=lambda tag, *_: tag >= _PIXELS, specific_tags=tags)
 
 
-def _tag(name: str) -> int:
+@cache
+def _tags() -> list[int]:
     from pydicom.datadict import tag_for_keyword
 
-    return tag_for_keyword(name)
+    return [tag_for_keyword(name) for name in _TAGS]
 
 
 def _header(path: Path, one: "Dataset") -> Header:
