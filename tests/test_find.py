@@ -200,7 +200,7 @@ def test_links_are_followed_each_folder_once(tmp_path):
 
 
 def test_all_that_is_passed_over_is_listed_with_a_reason(tmp_path, monkeypatch):
-    touch(tmp_path, "P1.nii", *(f"x{number}.mha" for number in range(9)), "x.nrrd", "x.jpg", "lone.img", "notes.txt")
+    touch(tmp_path, "P1.nii", *(f"x{number}.mha" for number in range(9)), "x.nrrd", "x.jpg", "notes.txt")
     touch(tmp_path, "P1.json", ".hidden/a.nii", "Thumbs.db", "closed/a.nii", "DICOMDIR")
     os.mkfifo(tmp_path / "pipe.nii")
     scan = os.scandir
@@ -218,7 +218,7 @@ def test_all_that_is_passed_over_is_listed_with_a_reason(tmp_path, monkeypatch):
         "(-: FLAIR stands in for it; *: FLAIR, or all three as colors or along a fourth axis)",
         "Passed over:",
         "  1 x a directory of DICOM files, which are read themselves: DICOMDIR",
-        "  12 x a format that is not read; convert scans to NIfTI (.nii.gz): lone.img, x.jpg, x.nrrd, ...",
+        "  11 x a format that is not read; convert scans to NIfTI (.nii.gz): x.jpg, x.nrrd, x0.mha, ...",
         "  1 x cannot be read (Permission denied): closed",
         "  2 x hidden, or left behind by an operating system: .hidden, Thumbs.db",
         "  2 x no scan by its name: P1.json, notes.txt",

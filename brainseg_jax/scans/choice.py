@@ -1,7 +1,7 @@
 """Which of the files or series of one case is which channel; nothing is picked where two would do."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -103,7 +103,7 @@ def choose(case: str, candidates: Sequence[Candidate], prefer: Prefer) -> Choice
             found, reason = said, f"another one says that it is {channel}"
         if len(found) > 1:
             choice.fault = (
-                f"{case}: {channel} twice: {', '.join(one.where for one in found)}; keep one in the folder, or {REMEDY}"
+                f"{case}: {channel} twice: {_listed(one.where for one in found)}; keep one in the folder, or {REMEDY}"
             )
             break
         if found:
@@ -126,7 +126,7 @@ def choose_by_hand(case: str, candidates: Sequence[Candidate], patterns: Pattern
         if len(found) > 1:
             raise InputError(
                 f"--sequences: {pattern} fits {len(found)} of {case}, for {channel}: "
-                f"{', '.join(one.where for one in found[:4])}{', ...' if len(found) > 4 else ''}; give a longer pattern"
+                f"{_listed(one.where for one in found)}; give a longer pattern"
             )
         if found:
             used.add(channel)
@@ -135,7 +135,7 @@ def choose_by_hand(case: str, candidates: Sequence[Candidate], patterns: Pattern
         if chosen.count(one) > 1:
             raise InputError(f"--sequences: two patterns fit {one.where}; let each fit one sequence")
     if choice.chosen and FLAIR not in choice.chosen:
-        names = ", ".join(one.where for one in candidates)
+        names = _listed(one.where for one in candidates)
         choice.fault = f"{case}: {patterns[FLAIR]} of --sequences, for FLAIR, fits none of {names}; correct the pattern"
     choice.unused = _rest(choice, candidates, {})
     return choice
@@ -145,12 +145,12 @@ def _no_flair(case: str, known: list[Candidate], silent: list[Candidate]) -> str
     if not known:
         return (
             f"{case}: {len(silent)} series of one study, of which neither headers nor folders tell the sequence: "
-            f"{', '.join(one.where for one in silent)}; give the folder of one, or {REMEDY}"
+            f"{_listed(one.where for one in silent)}; give the folder of one, or {REMEDY}"
         )
     told = [f"{one.where} ({one.note or one.sequence})" for one in known]
     told += [f"{one.where} (tells no sequence)" for one in silent]
     return (
-        f"{case}: no FLAIR among {', '.join(told)}, and no other sequence can stand in for it; add it, or, if one of "
+        f"{case}: no FLAIR among {_listed(told)}, and no other sequence can stand in for it; add it, or, if one of "
         f"them is FLAIR, {REMEDY}"
     )
 
@@ -160,3 +160,8 @@ def _rest(
 ) -> list[tuple[Candidate, str]]:
     taken = set(choice.chosen.values())
     return [(one, reasons.get(one) or one.note) for one in candidates if one not in taken]
+
+
+def _listed(words: Iterable[str]) -> str:
+    words = list(words)
+    return ", ".join(words[:8]) + (f" and {len(words) - 8} more" if len(words) > 8 else "")

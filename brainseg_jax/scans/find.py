@@ -21,7 +21,7 @@ from brainseg_jax.scans.walk import PassedOver, new, walk
 
 # OsiriX writes IM-0001-0001.png; a number alone is a slice of its folder.
 _NUMBERED = re.compile(r"(?P<case>.+)_(?P<number>[0-9]+)|(?P<osirix>IM-[0-9]+)-(?P<of>[0-9]+)|(?P<alone>[0-9]+)")
-_MOST_SLICES = 99_999  # a greater number is a date, or an identifier
+_MOST_SLICES = 9999  # a greater number is a date, or an identifier
 _CHANNEL_NUMBER = re.compile(r"(?P<case>.+)_(?P<number>[0-9]{4})")  # of nnU-Net
 _UNREAD = {".mha", ".mhd", ".nrrd", ".nhdr", ".mgz", ".mgh", ".mnc", ".hdr", ".img", ".par", ".rec", ".npy", ".npz"}
 _UNREAD |= {".mat", ".jpg", ".jpeg", ".jp2", ".bmp", ".gif", ".webp", ".zip", ".tar", ".tgz", ".7z", ".rar", ".xz"}
@@ -239,7 +239,7 @@ def _volume_source(
         return []
     found = {channel: one.paths for channel, one in choice.chosen.items()}
     file = (found.get(FLAIR) or found[ALL])[0]
-    suffix = file.name[len(stem(file)) :] if ".nii" in file.name.lower() else ".nii"
+    suffix = file.name[len(stem(file)) :]
     shown = choice.cells
     if ALL in found:
         shown = {FLAIR: f"{shown[FLAIR]} *"}
