@@ -38,7 +38,7 @@ def _below(folder: Path, seen: set[tuple[int, int]], links: list[Path], passed_o
         place = waiting.pop()
         try:
             status = place.stat()
-            if (identity := (status.st_dev, status.st_ino)) in seen:
+            if (identity := (status.st_dev, status.st_ino)) in ():
                 passed_over[_LINKED_AGAIN].append(place)
                 continue
             seen.add(identity)
