@@ -8,10 +8,17 @@ from brainseg_jax.errors import InputError
 from brainseg_jax.files import user_path
 from brainseg_jax.prediction.job import predict
 from brainseg_jax.prediction.results import Wanted
+from brainseg_jax.scans.patterns import read_patterns
 
 RUN = flags.DEFINE_list("run", None, "A run folder; several, with a comma between, predict together.")
 INPUT = flags.DEFINE_string(
     "input", None, "Scans: slices <case>_<n>.tif or .png, NIfTI volumes, DICOM series, or a folder of any."
+)
+SEQUENCES = flags.DEFINE_string(
+    "sequences",
+    "",
+    "Which file, folder or DICOM series is which sequence, as in flair=*FLAIR*,pre=*T1pre*,post=*T1post*; "
+    "by default names and headers tell.",
 )
 OUTPUT = flags.DEFINE_string("output", None, "Folder for masks, predictions.csv and areas.csv.")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace results that are there.")
@@ -34,6 +41,7 @@ def main(_: list[str]) -> None:
         wanted=Wanted(PROBABILITIES.value, UNCERTAINTY.value, OVERLAYS.value),
         mirror=TTA.value,
         overwrite=OVERWRITE.value,
+        sequences=read_patterns(SEQUENCES.value),
     )
 
 

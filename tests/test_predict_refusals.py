@@ -46,10 +46,13 @@ FAULTY = {
         r"two.nii.gz: an array of shape \(6, 8, 4, 2\); give three axes \(FLAIR\), or a fourth of 3 channels",
     ),
     "one axis too few": (lambda d: volume(d / "flat.nii", RAMP[0]), r"flat.nii: an array of shape \(8, 4\);"),
-    "no FLAIR": (lambda d: volume(d / "a_pre.nii", RAMP), "a: no FLAIR beside .*a_pre.nii; its name ends"),
+    "no FLAIR": (
+        lambda d: volume(d / "a_pre.nii", RAMP),
+        r"a: no FLAIR among .*a_pre.nii \(pre-contrast\), and no other sequence can stand in",
+    ),
     "FLAIR twice": (
         lambda d: [volume(d / f"a_{word}.nii", RAMP) for word in ("flair", "t2f")],
-        "a: FLAIR twice: .*a_flair.nii, .*a_t2f.nii; keep one",
+        "a: FLAIR twice: .*a_flair.nii, .*a_t2f.nii; keep one in the folder, or say by hand",
     ),
     "other grid": (
         lambda d: [volume(d / "a_flair.nii", RAMP), volume(d / "a_pre.nii", RAMP[:5])],

@@ -1,121 +1,266 @@
-"""Finds the scans in what a user gives: a file, a case, or a folder of many; opens none of them."""
+"""Finds the scans in what a user gives: a file, a case, or a folder of many; opens no pixels."""
 
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from brainseg_jax.data.source import IGNORED_NAMES
 from brainseg_jax.errors import InputError
 from brainseg_jax.scans import images
+from brainseg_jax.scans.choice import MASKS, Candidate, choose, choose_by_hand
 from brainseg_jax.scans.nifti_file import is_nifti, stem
-from brainseg_jax.scans.scan import Source
-from brainseg_jax.scans.sequences import ALL, OTHER, split_name
-from brainseg_jax.scans.series import SeriesSource, check_packages, is_dicom
+from brainseg_jax.scans.patterns import Patterns, check_all_used, matches, without
+from brainseg_jax.scans.scan import Refused, Source
+from brainseg_jax.scans.sequences import ALL, FLAIR, MASK, Said, read_name
+from brainseg_jax.scans.series import check_packages, is_dicom
 from brainseg_jax.scans.slices import SliceSource
+from brainseg_jax.scans.study import find_studies
 from brainseg_jax.scans.volumes import VolumeSource
+from brainseg_jax.scans.walk import PassedOver, new, walk
 
-_NUMBERED = re.compile(r"(?P<case>.+)_(?P<number>[0-9]+)")
-_NO_SCAN = re.compile(r".+[_-](?:mask|seg|pred|probability|uncertainty|overlay)", re.IGNORECASE)
+# OsiriX writes IM-0001-0001.png; a number alone is a slice of its folder.
+_NUMBERED = re.compile(r"(?P<case>.+)_(?P<number>[0-9]+)|(?P<osirix>IM-[0-9]+)-(?P<of>[0-9]+)|(?P<alone>[0-9]+)")
+_MOST_SLICES = 9999  # a greater number is a date, or an identifier
+_CHANNEL_NUMBER = re.compile(r"(?P<case>.+)_(?P<number>[0-9]{4})")  # of nnU-Net
+_UNREAD = {".mha", ".mhd", ".nrrd", ".nhdr", ".mgz", ".mgh", ".mnc", ".hdr", ".img", ".par", ".rec", ".npy", ".npz"}
+_UNREAD |= {".mat", ".jpg", ".jpeg", ".jp2", ".bmp", ".gif", ".webp", ".zip", ".tar", ".tgz", ".7z", ".rar", ".xz"}
 
 
-def find_scans(path: Path) -> list[Source]:
-    """Lists the scans in a file, or in a folder and below.
+@dataclass(frozen=True)
+class Found:
+    """What was found.
 
-    Slices are `<case>_<n>.tif` or `.png`; a name without a number is a case of one slice. A NIfTI file is a case,
-    but files of one folder whose names end in a sequence (`<case>_pre`, `<case>_flair`, `<case>_post`, or BraTS's
-    words) are one case together; without `<case>` it is named as its folder. A folder with DICOM files is a series and
-    a case, but folders beside each other that are named for sequences are one case together, named as the folder that
-    holds them; others beside those are not used. Masks and earlier results (`_mask`, `_seg`, `_pred`, ...) are passed
-    over, and so is all else.
+    Attributes:
+      sources: the scans in order of the name, each of another name: of scans named alike the folder comes before it.
+      passed_over: files and folders that are not used, by the reason.
+    """
 
-    Returns:
-      the scans in order of the name, each of another name: of scans named alike the folder comes before the name.
+    sources: list[Source]
+    passed_over: PassedOver
+
+    def __iter__(self) -> Iterator[Source]:
+        return iter(self.sources)
+
+
+def find_scans(path: Path, sequences: Patterns | None = None) -> Found:
+    """Finds the scans in a file, or in a folder and below; links are followed.
+
+    Slices are `<case>_<n>.tif` or `.png`, `IM-<n>-<n>`, or `<n>` in a folder that is the case; a name without a number
+    is a case of one slice. A NIfTI file is a case, but files of one folder whose names tell sequences (`read_name`) and
+    are the same otherwise are one case together, and so are files that lie in folders named for sequences. DICOM files
+    are sorted by their headers, see `find_studies`. What is known to be another sequence than FLAIR is never taken as
+    FLAIR; a case for which two files would do is refused. Masks, earlier results and what is no scan are passed over.
+
+    Args:
+      path: of a file or folder.
+      sequences: patterns by sequence, against names of files, folders and DICOM descriptions; what fits none is passed
+        over. None where names and headers tell.
 
     Raises:
-      InputError: there is none, two would have the same results, or the packages for DICOM are not installed.
+      InputError: there is no scan, two would have the same results, the packages for DICOM are not installed, or a
+        pattern fits nothing, or two of one case.
     """
     if not path.exists():
         raise InputError(f"{path}: no such file or folder; give a scan or a folder of scans")
-    root = path if path.is_dir() else path.parent
-    slices, volumes, series = _sorted_by_case(path, root)
-    sources: list[Source] = [SliceSource(case, place, tuple(sorted(found))) for (place, case), found in slices.items()]
-    for (place, case, _), found in volumes.items():
-        (first, *_) = next(iter(found.values()))
-        suffix = first.name[len(stem(first)) :]
-        sources.append(VolumeSource(case, place, {key: tuple(paths) for key, paths in found.items()}, suffix))
-    sources += _series_sources(root, series)
+    root, passed_over, used = path if path.is_dir() else path.parent, new(), set()
+    slices, volumes, dicom = _by_kind(walk(path, passed_over), passed_over)
+    sources = _slice_sources(root, slices, sequences, passed_over, used)
+    sources += _volume_sources(root, volumes, sequences, passed_over, used)
+    if dicom:
+        check_packages()
+        sources += find_studies(root, dicom, sequences, passed_over, used)
+    if sequences:
+        check_all_used(sequences, used, path)
     if not sources:
+        listed = "".join(f"\n  {line}" for line in list_passed_over(passed_over, root))
         raise InputError(
             f"{path}: no scan in it; give slices <case>_<n>.tif or .png, NIfTI volumes .nii or .nii.gz, DICOM series, "
-            "or a folder of them"
+            f"or a folder of them{'; passed over:' if listed else ''}{listed}"
         )
-    return sorted(_named_apart(sources), key=lambda source: source.name)
+    return Found(sorted(_named_apart(sources), key=lambda source: source.name), passed_over)
 
 
-_Slices = dict[tuple[Path, str], list[tuple[int, Path]]]  # numbers and files by folder and case
-_Volumes = dict[tuple[Path, str, str], dict[str, list[Path]]]  # files by sequence, by folder, case and file
-_Series = dict[Path, list[Path]]  # files by folder
-
-
-def _sorted_by_case(path: Path, root: Path) -> tuple[_Slices, _Volumes, _Series]:
-    slices: _Slices = defaultdict(list)
-    volumes: _Volumes = defaultdict(lambda: defaultdict(list))
-    series: _Series = defaultdict(list)
-    for file in _files(path):
-        place, image = file.parent.relative_to(root), file.suffix.lower() in images.SUFFIXES
-        if _NO_SCAN.fullmatch(stem(file) if is_nifti(file) else file.stem):
+def list_passed_over(passed_over: PassedOver, root: Path) -> list[str]:
+    """A line for each reason: how many files or folders, and the first few of them."""
+    lines = []
+    for reason, paths in sorted(passed_over.items()):
+        if not paths:
             continue
+        times: Counter[Path] = Counter()
+        order = []
+        for path in paths:  # one of each folder first
+            order.append((times[path.parent], path))
+            times[path.parent] += 1
+        first = [path for _, path in sorted(order)[:3]]
+        shown = [str(path.relative_to(root)) if path.is_relative_to(root) else str(path) for path in first]
+        lines.append(f"{len(paths)} x {reason}: {', '.join(shown)}{', ...' if len(paths) > 3 else ''}")
+    return lines
+
+
+def _by_kind(files: list[Path], passed_over: PassedOver) -> tuple[list[Path], list[Path], list[Path]]:
+    """Images, NIfTI and DICOM; all else is passed over."""
+    slices, volumes, dicom = [], [], []
+    names = {file.parent / file.name.lower() for file in files}
+    for file in files:
+        suffix = file.suffix.lower()
         if is_nifti(file):
-            case, sequence = split_name(stem(file)) or (stem(file), ALL)
-            # Files that tell no sequence are a case each, also beside one that does.
-            key = (place, case or file.parent.absolute().name, file.name if sequence == ALL else "")
-            volumes[key][sequence].append(file)
-        elif image:
-            match = _NUMBERED.fullmatch(file.stem)
-            slices[place, match["case"] if match else file.stem].append((int(match["number"]) if match else 1, file))
+            volumes.append(file)
+        elif suffix in images.SUFFIXES:
+            slices.append(file)
+        elif suffix == ".img" and file.parent / f"{file.stem.lower()}.hdr" in names:
+            continue  # the values of the .hdr beside it
+        elif file.name == "DICOMDIR":
+            passed_over["a directory of DICOM files, which are read themselves"].append(file)
         elif is_dicom(file):
-            series[file.parent].append(file)
-    return slices, volumes, series
-
-
-def _series_sources(root: Path, series: dict[Path, list[Path]]) -> list[Source]:
-    """The cases of DICOM folders, see `find_scans`."""
-    if not series:
-        return []
-    check_packages()
-    cases: dict[Path, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
-    named = {folder: found[1] for folder in series if folder != root and (found := split_name(folder.name))}
-    holders = {folder.parent for folder in named}
-    for folder in series:
-        around = [place for place in (folder, folder.parent) if place in holders and folder not in named]
-        if folder in named:
-            cases[folder.parent][named[folder]].append(folder)
-        elif around:
-            cases[around[0]][OTHER].append(folder)
+            dicom.append(file)
+        elif suffix in _UNREAD:
+            passed_over["a format that is not read; convert scans to NIfTI (.nii.gz)"].append(file)
         else:
-            cases[folder][ALL].append(folder)
-    return [
-        SeriesSource(
-            name=case.absolute().name,
-            place=Path() if case == root else case.parent.relative_to(root),
-            files={key: tuple(series[folders[0]]) for key, folders in found.items() if key != OTHER},
-            notes=tuple(f"{folder.name} is not used" for folder in found.get(OTHER, ())),
+            passed_over["no scan by its name"].append(file)
+    return slices, volumes, dicom
+
+
+def _slice_sources(
+    root: Path, files: list[Path], patterns: Patterns | None, passed_over: PassedOver, used: set[str]
+) -> list[Source]:
+    cases: dict[tuple[Path, str], list[tuple[int, Path]]] = defaultdict(list)
+    for file in files:
+        if read_name(file.stem).sequence == MASK:
+            passed_over[MASKS].append(file)
+            continue
+        case, number = file.stem, 1
+        if match := _NUMBERED.fullmatch(file.stem):
+            digits = match["number"] or match["of"] or match["alone"]
+            if int(digits) <= _MOST_SLICES:
+                case, number = match["case"] or match["osirix"] or file.parent.absolute().name, int(digits)
+        cases[file.parent, case].append((number, file))
+    sources: list[Source] = []
+    for (folder, case), found in cases.items():
+        place, paths = folder.relative_to(root), [file for _, file in found]
+        said = _said(case, folder, root)
+        by_hand = patterns and matches(patterns[FLAIR], case, folder.name, *(path.stem for path in paths[:1]))
+        used |= {FLAIR} if by_hand else set()
+        if said.sequence == MASK:
+            passed_over[MASKS] += paths
+        elif said.sequence in (None, FLAIR) or by_hand:
+            shown = {FLAIR: f"{len(found)} image{'s' * (len(found) > 1)} *"}
+            sources.append(SliceSource(case, place, tuple(sorted(found)), channels=shown))
+        else:
+            fault = (
+                f"{folder / case}: images of {said.sequence} by name, which are not taken as FLAIR; if they are FLAIR, "
+                f"or hold all sequences in their colors, add --sequences='flair=*{case}*'"
+            )
+            sources.append(Refused(case, place, fault))
+    return sources
+
+
+def _said(name: str, folder: Path, root: Path) -> Said:
+    """What a name says of its sequence, or else its folder's."""
+    said = read_name(name)
+    return said if said.sequence or folder == root else _folder_says(folder)
+
+
+def _folder_says(folder: Path) -> Said:
+    """What a folder's name says of the files in it, where it says nothing else, as `FLAIR`; `FLAIR_study` does not."""
+    said = read_name(folder.name)
+    return said if not said.key or said.key.isdecimal() else Said(None, False, folder.name, folder.name)
+
+
+def _volume_sources(
+    root: Path, files: list[Path], patterns: Patterns | None, passed_over: PassedOver, used: set[str]
+) -> list[Source]:
+    groups: dict[tuple[Path, str], list[tuple[str, Candidate]]] = defaultdict(list)  # by folder and key
+    in_folder, numbered = Counter(file.parent for file in files), _channel_numbers(files)
+    sources: list[Source] = []
+    for file in files:
+        said, own = read_name(stem(file)), file.parent != root
+        fitting = [one for one in (patterns or {}).values() if matches(one, stem(file), file.name)]
+        foldered = own and said.sequence is None and not fitting and _tells(file.parent, patterns)
+        if foldered or (own and said.sequence is None and _folder_says(file.parent).sequence == MASK):
+            said = _folder_says(file.parent)
+        if said.sequence == MASK:
+            passed_over[MASKS].append(file)
+            continue
+        folder, key, case = file.parent, said.key, said.case
+        if foldered:
+            folder = folder.parent
+            beside = [place for place in in_folder if place.parent == folder and _tells(place, patterns)]
+            key = case = "" if all(in_folder[place] == 1 for place in beside) else stem(file)
+        elif file in numbered:
+            key = case = numbered[file]
+        elif said.sequence is None and fitting:
+            key = case = without(fitting[0], stem(file))
+        elif said.sequence is None:
+            key = f"/{file.name}"  # a case for itself, also beside files that tell sequences
+        candidate = Candidate(
+            label=f"{file.parent.name}/{file.name}" if foldered else file.name,
+            where=str(file),
+            paths=(file,),
+            sequence=said.sequence,
+            contrast=said.contrast,
+            names=(stem(file), file.name),
+            folders=(file.parent.name,) if own else (),
         )
-        for case, found in cases.items()
-    ]
+        groups[folder, key.casefold()].append((case if key else "", candidate))
+    for (folder, _), group in groups.items():
+        sources += _volume_source(root, folder, group, numbered, patterns, passed_over, used)
+    return sources
 
 
-def _files(path: Path) -> Iterator[Path]:
-    """The files at a path and below, by name, without what operating systems leave behind."""
-    if path.is_file():
-        yield path
-        return
-    for file in sorted(path.rglob("*")):
-        parts = file.relative_to(path).parts
-        if file.is_file() and not any(part.startswith(".") or part in IGNORED_NAMES for part in parts):
-            yield file
+def _tells(folder: Path, patterns: Patterns | None) -> bool:
+    """Whether a folder's name says a sequence, or fits a pattern."""
+    if patterns:
+        return any(matches(pattern, folder.name) for pattern in patterns.values())
+    return _folder_says(folder).sequence is not None
+
+
+def _volume_source(
+    root: Path,
+    folder: Path,
+    group: list[tuple[str, Candidate]],
+    numbered: dict[Path, str],
+    patterns: Patterns | None,
+    passed_over: PassedOver,
+    used: set[str],
+) -> list[Source]:
+    """The case of files that belong together; none where they are passed over."""
+    candidates, cases = [candidate for _, candidate in group], [case for case, _ in group]
+    case, place = min(cases, key=len) or folder.absolute().name, folder.relative_to(root)
+    if patterns:
+        choice = choose_by_hand(case, candidates, patterns, used)
+    elif all(one.paths[0] in numbered for one in candidates):
+        names = ", ".join(one.where for one in candidates)
+        fault = (
+            f"{case}: {names}: channels by number, as of nnU-Net, and a number tells no sequence; say by hand which is "
+            "which, for BraTS as --sequences='flair=*_0003,pre=*_0000,post=*_0001'"
+        )
+        return [Refused(case, place, fault)]
+    else:
+        choice = choose(case, candidates, lambda channel, found, flair: (found, ""))
+    choice.tell_unused(passed_over, by_hand=patterns is not None)
+    if choice.fault:
+        return [Refused(case, place, choice.fault, channels=choice.cells)]
+    if not choice.chosen:
+        return []
+    found = {channel: one.paths for channel, one in choice.chosen.items()}
+    file = (found.get(FLAIR) or found[ALL])[0]
+    suffix = file.name[len(stem(file)) :]
+    shown = choice.cells
+    if ALL in found:
+        shown = {FLAIR: f"{shown[FLAIR]} *"}
+    return [VolumeSource(case, place, found, suffix, notes=tuple(choice.notes), channels=shown)]
+
+
+def _channel_numbers(files: list[Path]) -> dict[Path, str]:
+    """The case of each file that is a channel as nnU-Net numbers them: `<case>_0000` and on, and none above 9."""
+    groups: dict[tuple[Path, str], dict[int, Path]] = defaultdict(dict)
+    for file in files:
+        if (match := _CHANNEL_NUMBER.fullmatch(stem(file))) and read_name(stem(file)).sequence is None:
+            groups[file.parent, match["case"]][int(match["number"])] = file
+    return {
+        file: case for (_, case), found in groups.items() if 0 in found and max(found) <= 9 for file in found.values()
+    }
 
 
 def _named_apart(sources: list[Source]) -> list[Source]:
@@ -124,7 +269,8 @@ def _named_apart(sources: list[Source]) -> list[Source]:
         replace(source, name=f"{source.place.as_posix()}/{source.name}") if times[source.name] > 1 else source
         for source in sources
     ]
-    if twice := [name for name, count in Counter(source.name for source in named).items() if count > 1]:
+    written = Counter(source.name for source in named if not isinstance(source, Refused))
+    if twice := [name for name, count in written.items() if count > 1]:
         raise InputError(
             f"more than one scan is named {', '.join(sorted(twice)[:10])}, so their results would be too; give one of "
             "them another name, or another folder"

@@ -2,9 +2,12 @@
 
 import abc
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+
+from brainseg_jax.errors import InputError
 
 MASK, PROBABILITY, UNCERTAINTY = "pred", "probability", "uncertainty"  # ends of the names of what is written
 STAND_IN = "taken as FLAIR, which stands in for pre- and post-contrast"
@@ -51,12 +54,14 @@ class Source(abc.ABC):
     Attributes:
       name: of the case, unlike that of any other: where two are named alike it begins with the folder.
       place: folder of the files, below the folder that was given.
-      notes: what was found beside it; the scan's own notes begin with them.
+      notes: what the search says of this case; `read` puts it in front of the scan's notes.
+      channels: what was found for each, in words, for a user to see before anything is read.
     """
 
     name: str
     place: Path
     notes: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
+    channels: Mapping[str, str] = dataclasses.field(default_factory=dict, kw_only=True)
 
     @property
     def stem(self) -> str:
@@ -74,3 +79,22 @@ class Source(abc.ABC):
     @abc.abstractmethod
     def outputs(self, kind: str) -> list[Path]:
         """The files that a result of this kind goes to, below the folder for results."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Refused(Source):
+    """A case that cannot be read, for what its names or headers tell; it stops no other.
+
+    Attributes:
+      fault: why, and what to do.
+    """
+
+    fault: str
+
+    def read(self) -> Scan:
+        """Raises InputError."""
+        raise InputError(self.fault)
+
+    def outputs(self, kind: str) -> list[Path]:
+        """None."""
+        return []

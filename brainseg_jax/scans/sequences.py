@@ -2,6 +2,8 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -11,37 +13,203 @@ from brainseg_jax.scans.grid import Grid
 from brainseg_jax.scans.intensity import to_8_bits
 from brainseg_jax.scans.scan import STAND_IN
 
-PRE, FLAIR, POST, OTHER = "pre-contrast", "FLAIR", "post-contrast", "unused"
+PRE, FLAIR, POST = "pre-contrast", "FLAIR", "post-contrast"
 CHANNELS = (PRE, FLAIR, POST)
-ALL = ""  # in place of a sequence: of a file or folder whose name tells none
-# The last word of a name; also those of BraTS.
-_WORDS = {
-    PRE: ("pre", "t1", "t1n"),
-    FLAIR: ("flair", "t2f"),
-    POST: ("post", "t1ce", "t1c", "t1gd"),
-    OTHER: ("t2", "t2w"),
+ALL = ""  # in place of a sequence: of a file or series that nothing tells the sequence of
+# What else a name can tell; none of it is ever taken as FLAIR.
+OTHER, MASK, DERIVED, UNCLEAR = "another sequence", "a mask or an earlier result", "a derived map", "unclear"
+
+# Words of names by what they mark. Several may be glued together: T1postcontrast, FLAIRreg.
+_MARKS = {
+    "FLAIR": "flair t2f darkfluid",
+    "T1": "t1 t1w mprage mp2rage spgr fspgr bravo",
+    "T1 pre": "t1n",
+    "T1 post": "t1c t1ce t1gd t1gad t1km t1wce",
+    "T2": "t2 t2w",
+    "pre": "pre precontrast noncontrast noncon unenhanced nativ",
+    "post": "post postcontrast gad gado gadolinium gd",
+    "agent": "contrast ce km cm enhanced",  # post-contrast where T1 stands too
+    "agent after": "c",  # post-contrast right behind T1
+    "none": "no non without wo",
+    "other": "t2star dwi dti adc swi swan hemo stir bold fmri rsfmri asl dsc dce perf perfusion diffusion tof mra mrv "
+    "angio mrs svs csi fieldmap localizer localiser scout survey trace tracew cbf cbv rcbv nrcbv srcbv ncbf mtt ttp "
+    "tmax ktrans phase pdw ciss fiesta",
+    "weak other": "pd fa md gre epi",  # initials of patients too
+    "mask": "mask masks seg segmentation segmentations roi rois labels groundtruth annotation annotations",
+    "weak mask": "label pred probability uncertainty overlay gt",
+    "derived": "bias biasfield subtraction mip minip mosaic",
+    "map": "map maps",  # a derived map where T1 or T2 stands too
+    "to": "to in on onto into",  # what follows is the space that it was brought to
+    "": "reg registered coreg coregistered resliced resampled warped n4 brain bet ax axial tra trans transverse sag "
+    "sagittal cor coronal 3d 2d se tse fse fs fatsat iso mni sri24 norm normalized corrected corr stripped "
+    "skullstripped tr ts native tumor tumour lesion weighted with isotropic",
 }
-_SEQUENCE_OF = {word: sequence for sequence, words in _WORDS.items() for word in words}
-_NAME = re.compile(rf"(?:(?P<case>.+)[_ -])?(?P<word>{'|'.join(_SEQUENCE_OF)})", re.IGNORECASE)
+_MARKS_OF = {
+    word: frozenset(marks.split() if marks.startswith("T1") else [marks])
+    for marks, words in _MARKS.items()
+    for word in words.split()
+}
+# After pre or post they tell of a time, not of a contrast agent.
+_EVENT = re.compile(
+    r"op|operat.*|surg.*|rt|radio.*|treat.*|therap.*|tx|chemo.*|biops.*|proc|process.*|natal|mortem|resect.*"
+)
+# Names as dcm2niix, the archives of TCIA and BIDS give them.
+_TCIA = re.compile(r"[0-9]+(?:\.[0-9]+)?-(?P<name>.+)-[0-9]{5}")
+_DCM2NIIX = re.compile(r"(?P<name>.+_[0-9]{14})_[0-9]+[a-z]?")
+_BIDS = re.compile(r"(?P<case>sub-[A-Za-z0-9]+(?:_ses-[A-Za-z0-9]+)?)_.+")
+_OTHER_SPACE = re.compile(r"(?<=[_-])space-[A-Za-z0-9]+_?")
+_TOKEN = re.compile(r"[^\W_]+|\+")
+_HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+_SEPARATORS = re.compile(r"[\W_]+")
 
 
-def split_name(name: str) -> tuple[str, str] | None:
-    """Case and sequence that a name says, as of `P1_flair`; the case can be empty. None where it says no sequence."""
-    match = _NAME.fullmatch(name)
-    return match and (match["case"] or "", _SEQUENCE_OF[match["word"].lower()])
+@dataclass(frozen=True)
+class Said:
+    """What a name says.
+
+    Attributes:
+      sequence: one of `CHANNELS`, OTHER, MASK, DERIVED, UNCLEAR; None where it says none.
+      contrast: whether it says that a T1 is pre- or post-contrast; one that does not is taken as pre-contrast.
+      case: the name without the words of sequences; can be empty.
+      key: without words of processing too, so it is the same for all sequences of a case; can be empty.
+    """
+
+    sequence: str | None
+    contrast: bool
+    case: str
+    key: str
 
 
-def check_found(case: str, found: Mapping[str, tuple[Path, ...]]) -> None:
-    """Raises InputError where a sequence was found twice, or FLAIR not at all."""
-    for sequence in CHANNELS:
-        if len(found.get(sequence, ())) > 1:
-            raise InputError(f"{case}: {sequence} twice: {', '.join(map(str, found[sequence]))}; keep one")
-    if FLAIR not in found:
-        paths = [str(path) for paths in found.values() for path in paths]
-        raise InputError(
-            f"{case}: no FLAIR beside {', '.join(paths)}; its name ends in {' or '.join(_WORDS[FLAIR])}, and no other "
-            "sequence can stand in for it"
-        )
+@dataclass(frozen=True)
+class _Word:
+    text: str
+    start: int
+    token: int  # words that are glued together have the same
+    marks: frozenset[str] | None  # None of a word that is not known
+
+
+@cache
+def read_name(name: str, *, description: bool = False) -> Said:
+    """Tells sequence and case from a name, wherever the words stand in it, as of `13-T1post-77241` or `P1_flair`.
+
+    Words inside of other words do not count: `press` is not pre-contrast, and `T1postcontrast` is post-contrast.
+
+    Args:
+      name: of a file, without what follows the point, or of a folder.
+      description: whether it is a description in a DICOM header, where no initials of patients stand.
+    """
+    plain = re.sub("(?i)dark[ _-]fluid", "darkfluid", re.sub("(?i)w/o", "without ", _OTHER_SPACE.sub("", name)))
+    for pattern in (_TCIA, _DCM2NIIX):
+        if match := pattern.fullmatch(plain):
+            plain = match["name"]
+    words = _words(plain)
+    sequence, contrast, used = _decide(words, description)
+    if sequence is None:
+        return Said(None, False, name, name)
+    neutral = {word for word in words if word.marks == frozenset([""])}
+    case, key = _without(plain, used), _SEPARATORS.sub("_", _without(plain, used | neutral)).casefold()
+    if match := _BIDS.fullmatch(name):
+        case = key = match["case"]
+    return Said(sequence, contrast, case, key)
+
+
+def _words(name: str) -> list[_Word]:
+    """The words of a name in order, those that are glued together apart."""
+    words = []
+    for number, token in enumerate(_TOKEN.finditer(name)):
+        pieces = _pieces(token[0].lower(), inside=False)
+        if pieces is None:
+            humps = [hump for hump in _HUMP.split(token[0]) if hump]
+            pieces = tuple(piece for hump in humps for piece in _pieces(hump.lower(), inside=False) or (hump.lower(),))
+        start = token.start()
+        for piece in pieces:
+            marks = _MARKS_OF.get(piece)
+            if piece == "+":
+                marks = frozenset(["agent after"])
+            elif piece == "2" and len(pieces) > 1:
+                marks = frozenset(["to"])
+            words.append(_Word(piece, start, number, marks))
+            start += len(piece)
+    return words
+
+
+@cache
+def _pieces(token: str, *, inside: bool) -> tuple[str, ...] | None:
+    """Cuts a token into known words and numbers; None where anything is left."""
+    if not token or token in _MARKS_OF:
+        return (token,) if token else ()
+    for length in range(len(token), 0, -1):
+        head, tail = token[:length], token[length:]
+        if (head in _MARKS_OF and length > 1) or (head.isdecimal() and not tail[:1].isdecimal()):
+            # A number right behind t1 or t2 makes another word of it, such as T12.
+            if head in _MARKS_OF and head[-1].isdecimal() and tail[:1].isdecimal() and not tail[1:2].isalpha():
+                continue
+            if (rest := _pieces(tail, inside=True)) is not None:
+                return head, *rest
+    return None
+
+
+def _decide(words: list[_Word], description: bool) -> tuple[str | None, bool, set[_Word]]:
+    """Sequence, whether contrast is said, and the words that say it."""
+    found: dict[str, set[_Word]] = {}
+    away = False  # behind such a word as `to`
+    for place, word in enumerate(words):
+        marks, following = word.marks or frozenset(), words[place + 1] if place + 1 < len(words) else None
+        if away := away or ("to" in marks and bool(found.keys() & {"FLAIR", "T1", "T2"})):
+            found.setdefault("away", set()).update({word} if marks else ())
+            continue
+        if marks <= {"pre", "post"} and following and _EVENT.fullmatch(following.text):
+            continue
+        before = words[place - 1] if place else None
+        if before and "none" in (before.marks or ()) and marks & {"agent", "post", "agent after"}:
+            marks = frozenset(["pre"])
+            found.setdefault("pre", set()).add(before)
+        elif "agent after" in marks:
+            behind = before and (before.marks or frozenset()) & {"T1", "agent after"}
+            marks = frozenset(["agent"] if behind else ())
+        elif marks & {"weak other", "weak mask"} and following and not description:
+            marks = frozenset()
+        for mark in marks - {"", "none", "to"}:
+            found.setdefault(mark, set()).add(word)
+    sequence, contrast, relevant = _decide_by(found)
+    return sequence, contrast, set().union(*(found.get(mark, ()) for mark in (*relevant, "away")))
+
+
+def _decide_by(found: Mapping[str, set[_Word]]) -> tuple[str | None, bool, tuple[str, ...]]:
+    """Sequence, whether contrast is said, and the marks that tell it."""
+    imaging = ("FLAIR", "T1", "T2", "pre", "post", "other", "weak other")
+    if found.keys() & {"mask", "weak mask"}:
+        return MASK, False, (*imaging, "mask", "weak mask")
+    if "derived" in found or ("map" in found and found.keys() & {"T1", "T2"}):
+        return DERIVED, False, (*imaging, "derived", "map")
+    if "other" in found:
+        return UNCLEAR if "FLAIR" in found else OTHER, False, imaging
+    if "T1" in found and found.keys() & {"FLAIR", "T2"}:
+        return UNCLEAR, False, (*imaging, "agent")
+    if "FLAIR" in found:
+        return FLAIR, False, imaging[:5]
+    if "T1" in found:
+        after, before = found.get("post", set()) | found.get("agent", set()), found.get("pre", set())
+        tokens = {word.token for word in found["T1"]}
+        close = [{word for word in group if word.token in tokens} for group in (before, after)]
+        before, after = close if any(close) else (before, after)
+        sequence = UNCLEAR if before and after else POST if after else PRE
+        return sequence, bool(before or after), ("T1", "pre", "post", "agent")
+    if "T2" in found:
+        return OTHER, False, imaging
+    if found.keys() & {"pre", "post"}:
+        both = {"pre", "post"} <= found.keys()
+        return UNCLEAR if both else PRE if "pre" in found else POST, True, ("pre", "post", "agent")
+    return (OTHER, False, imaging) if "weak other" in found else (None, False, ())
+
+
+def _without(name: str, words: set[_Word]) -> str:
+    """The name without these words and the separators that they leave."""
+    kept = list(name)
+    for word in words:
+        kept[word.start : word.start + len(word.text)] = [""] * len(word.text)
+    text = "".join(kept)
+    return re.sub(r"([\W_])[\W_]+", r"\1", text).strip("_-. +")
 
 
 def to_channels(grid: Grid, volumes: Mapping[str, np.ndarray], path: Path) -> tuple[np.ndarray, list[str]]:

@@ -79,7 +79,13 @@ class SeriesSource(Source):
             own: list[str] = []
             _, other, other_grid = _read_series(self.files[sequence], own)
             notes += [f"{sequence}: {note}" for note in own]
-            volumes[sequence] = _turned_onto(grid, other, other_grid, self.files[sequence][0].parent, folder)
+            try:
+                volumes[sequence] = other_grid.turned_onto(grid, other)
+            except InputError as error:
+                where = self.files[sequence][0].parent
+                raise InputError(
+                    f"{where}: its grid is not that of {folder.name}: {error}; resample it onto that grid"
+                ) from None
         notes += _notes_on(frames)
         voxels, of_values = to_channels(grid, volumes, folder)
         numbers = grid.slice_numbers
@@ -193,17 +199,6 @@ def _grid(frames: list[Frame], notes: list[str]) -> Grid:
         return Grid(affine, (columns, rows, len(frames)))
     except InputError as error:
         raise InputError(f"{frames[0].path.parent}: {error}") from None
-
-
-def _turned_onto(grid: Grid, volume: np.ndarray, own: Grid, path: Path, grid_path: Path) -> np.ndarray:
-    """`volume` with its axes in the order and direction of `grid`'s; raises InputError where it then lies elsewhere."""
-    turn = nib.orientations.ornt_transform(
-        nib.orientations.io_orientation(own.affine), nib.orientations.io_orientation(grid.affine)
-    )
-    turned = nib.orientations.apply_orientation(volume, turn)
-    affine = own.affine @ nib.orientations.inv_ornt_aff(turn, own.shape)
-    grid.check_same(Grid(affine, turned.shape), path, grid_path)
-    return turned
 
 
 def _notes_on(frames: list[Frame]) -> list[str]:

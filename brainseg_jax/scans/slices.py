@@ -44,7 +44,7 @@ class SliceSource(Source):
         notes = (*self.notes, ONE_SLICE) if len(pixels) == 1 else self.notes
         if pixels.ndim == 3:
             pixels, notes = np.stack([pixels] * 3, axis=-1), (*notes, STAND_IN)
-        return SliceScan(pixels, None, numbers, notes)
+        return SliceScan(pixels, None, numbers, (*self.notes, *notes))
 
     def outputs(self, kind: str) -> list[Path]:
         """See `Source.outputs`: one file a slice."""

@@ -13,7 +13,7 @@ from brainseg_jax.files import write_whole
 from brainseg_jax.scans.grid import Grid
 from brainseg_jax.scans.nifti_file import SINGLE, Nifti, open_nifti
 from brainseg_jax.scans.scan import MASK, Scan, Source
-from brainseg_jax.scans.sequences import ALL, CHANNELS, FLAIR, OTHER, check_found, to_channels
+from brainseg_jax.scans.sequences import ALL, CHANNELS, FLAIR, to_channels
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,13 +54,12 @@ class VolumeSource(Source):
 
     def read(self) -> VolumeScan:
         """See `Source.read`; a sequence whose axes have another order or direction is turned onto FLAIR's grid."""
-        notes = [*self.notes, *(f"{path.name} is not used" for path in self.found.get(OTHER, ()))]
+        notes = list(self.notes)
         if ALL in self.found:
             (path,) = self.found[ALL]
             nifti = open_nifti(path)
             volumes = _by_sequence(path, nifti.values)
         else:
-            check_found(self.name, self.found)
             (path,) = self.found[FLAIR]
             nifti = _open_one(path)
             volumes = {FLAIR: nifti.values}

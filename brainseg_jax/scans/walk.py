@@ -1,0 +1,69 @@
+"""The files in a folder and below, and what is passed over on the way; nothing is left out without a word."""
+
+import os
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+from brainseg_jax.data.source import IGNORED_NAMES
+
+PassedOver = dict[str, list[Path]]  # files and folders by the reason why they are not used
+_LINKED_AGAIN = "a folder that is in another place too, where it is read"
+
+
+def walk(path: Path, passed_over: PassedOver) -> list[Path]:
+    """Lists files, in order of the path; folders that are links are entered, each folder once.
+
+    Args:
+      path: a file, or a folder.
+      passed_over: takes hidden files, broken links, and folders that may not be read.
+    """
+    if not path.is_dir():
+        return [path]
+    files: list[Path] = []
+    seen: set[tuple[int, int]] = set()
+    places = [path]
+    while places:  # first what lies there, then what links lead to, so a folder keeps its own name
+        links: list[Path] = []
+        for place in places:
+            files += _below(place, seen, links, passed_over)
+        places = sorted(links)
+    return sorted(files)
+
+
+def _below(folder: Path, seen: set[tuple[int, int]], links: list[Path], passed_over: PassedOver) -> Iterator[Path]:
+    """The files of a folder and of those in it; links to folders are put aside."""
+    waiting = [folder]
+    while waiting:
+        place = waiting.pop()
+        try:
+            status = place.stat()
+            if (identity := (status.st_dev, status.st_ino)) in seen:
+                passed_over[_LINKED_AGAIN].append(place)
+                continue
+            seen.add(identity)
+            entries = sorted(os.scandir(place), key=lambda entry: entry.name)
+        except OSError as error:
+            passed_over[f"cannot be read ({error.strerror})"].append(place)
+            continue
+        for entry in entries:
+            found = place / entry.name
+            if entry.name.startswith(".") or entry.name in IGNORED_NAMES:
+                passed_over["hidden, or left behind by an operating system"].append(found)
+                continue
+            try:
+                if entry.is_dir():
+                    (links if entry.is_symlink() else waiting).append(found)
+                elif entry.is_file():
+                    yield found
+                elif entry.is_symlink() and not found.exists():
+                    passed_over["a link that leads nowhere"].append(found)
+                else:
+                    passed_over["not a regular file"].append(found)
+            except OSError as error:
+                passed_over[f"cannot be read ({error.strerror})"].append(found)
+
+
+def new() -> PassedOver:
+    """A list to fill."""
+    return defaultdict(list)
