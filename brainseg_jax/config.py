@@ -115,7 +115,7 @@ def _paper() -> ConfigDict:
     config.eval.mirror = False  # average each probability with that of the left-right mirror image; twice the time
     config.eval.threshold = 0.5  # probability from which a pixel counts as tumor
     config.eval.largest_component = False  # keep the largest connected 3-D part of each patient's prediction alone
-    config.eval.min_voxels = 0  # take out connected 3-D parts of fewer voxels of the native grid
+    config.eval.min_voxels = 0  # take out connected 3-D components of fewer voxels, on slices of 256 x 256 pixels
     config.eval.choose = False  # in place of the three above, what scores best on the validation patients at the end
     return config
 

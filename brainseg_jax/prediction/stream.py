@@ -93,8 +93,10 @@ def _read_ahead(
 def _finish(
     source: Source, scan: Scan, members: list[np.ndarray], ensemble: Ensemble, output: Path, wanted: Wanted
 ) -> tuple[dict, list[dict]]:
-    maps = combine(members, Canvas.around(scan.voxels.shape[1:3], scan.spacing))
-    return write_results(source, scan, maps, ensemble.postprocess(maps.probability), output, wanted)
+    canvas = Canvas.around(scan.voxels.shape[1:3], scan.spacing)
+    maps = combine(members, canvas)
+    mask = ensemble.postprocess.on_grid(canvas.padded)(maps.probability)
+    return write_results(source, scan, maps, mask, output, wanted)
 
 
 def _collect(writing: Future | None, outcome: Outcome) -> None:
