@@ -21,7 +21,7 @@ from brainseg_jax.training.experiment import build_experiment
 from brainseg_jax.training.loop import train
 from brainseg_jax.training.results import write_results
 from brainseg_jax.training.run_folder import claim_run_folder, own_run_folder
-from brainseg_jax.training.trained import read_best, read_json
+from brainseg_jax.training.trained import read_best, read_json, read_results
 from experiments.by_slice import torn
 
 RESCORES = flags.DEFINE_string("rescores", None, "The run whose kept checkpoint is scored under this config.")
@@ -57,7 +57,9 @@ def rescore(config: ConfigDict, run: Path, workdir: Path) -> dict:
     different = [key for key, value in asked.items() if key not in ("eval", "split") and trained.get(key) != value]
     if different:
         raise InputError(f"{run} was trained under another config ({', '.join(different)}); rescore a run of this one")
-    before = read_json(run / "results.json")
+    before = read_results(run)
+    if before is None:
+        raise InputError(f"{run} has not ended (no results.json); run it to its end first")
     experiment = build_experiment(config)
     if experiment.cohort.fingerprint != trained["dataset"]["fingerprint"]:
         raise InputError(f"{run} was trained on other data; prepare its data again")
@@ -65,7 +67,7 @@ def rescore(config: ConfigDict, run: Path, workdir: Path) -> dict:
         claim_run_folder(workdir, config, experiment)
         best = read_best(run, experiment.initial_state)
         shutil.copyfile(run / "metrics.jsonl", workdir / "metrics.jsonl")
-        return write_results(workdir, experiment, best, best_epoch=before["best_epoch"], epochs=before["epochs"])
+        return write_results(workdir, experiment, best, epoch=before["epoch"], epochs=before["epochs"])
 
 
 def train_by_slice(config: ConfigDict, workdir: Path, *, fold: int) -> dict:

@@ -34,6 +34,7 @@ class Scored:
       calibration: None where there are no probabilities.
       threshold: of the probability; None where there are none.
       config: every setting of the run, or None.
+      kept: which checkpoint is scored, best or last (`train.keep`).
     """
 
     name: str
@@ -43,6 +44,7 @@ class Scored:
     calibration: Calibration | None = None
     threshold: float | None = None
     config: dict | None = None
+    kept: str = "best"
 
 
 def write_report(path: Path, runs: list[Scored], cases: list[Case], *, tolerance: float) -> None:
@@ -143,5 +145,6 @@ def _plots(runs: list[Scored], summaries: list[dict], unit: str) -> list[tuple[s
         val = plots.curves(
             epochs, {"val_dice_mean": ("mean", "-"), "val_dice_median": ("median", "--")}, "validation Dice"
         )
-        drawn.append(("Training: Dice of the validation patients", wording.PLOTS["validation"], val))
+        kept = wording.validation([run.kept for run in runs if run.epochs])
+        drawn.append(("Training: Dice of the validation patients", kept, val))
     return drawn

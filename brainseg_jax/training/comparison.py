@@ -93,8 +93,9 @@ def _score_run(trained: Trained, name: str, part: str, tolerance: float) -> tupl
         experiment,
         part=part,
         post=trained.postprocess,
+        chose_post=trained.config.eval.choose and trained.results is not None,
         parameters=sum(p.size for p in jax.tree.leaves(trained.variables["params"])),
         step=trained.step,
     )
     epochs = read_rows(folder / "metrics.jsonl")
-    return Scored(name, rows, told, epochs, calibration, trained.postprocess.threshold, config), cases
+    return Scored(name, rows, told, epochs, calibration, trained.postprocess.threshold, config, experiment.kept), cases

@@ -54,6 +54,7 @@ class Experiment:
       eval_batch_size: slices a batch in evaluation.
       postprocess: what makes masks of probabilities, as the config says it.
       chooses_postprocess: whether at the end the validation patients choose another.
+      kept: which checkpoint is scored, best or last (`train.keep`).
     """
 
     dataset_folder: Path
@@ -72,6 +73,7 @@ class Experiment:
     eval_batch_size: int
     postprocess: PostProcess
     chooses_postprocess: bool
+    kept: str
 
     def put_batch(self, array: np.ndarray) -> jax.Array:
         """Lays the indices of a batch on the devices, divided among them."""
@@ -155,6 +157,7 @@ def build_experiment(config: ConfigDict, *, load: Callable[..., Cohort] = load_c
         eval_batch_size=config.eval.batch_size,
         postprocess=PostProcess(config.eval.threshold, config.eval.largest_component, config.eval.min_voxels),
         chooses_postprocess=config.eval.choose,
+        kept=config.train.keep,
     )
 
 

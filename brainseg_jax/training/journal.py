@@ -146,6 +146,7 @@ def conclusion(results: dict, workdir: Path) -> str:
     """The last line of a run; `results` as in `results.json`."""
     test = results["test"]
     return (
-        f"test, {test['patients']} patients, epoch {results['best_epoch']}: 3-D Dice {test['dice_mean']:.3f} mean, "
-        f"{test['dice_median']:.3f} median; IoU {test['iou_mean']:.3f} mean. Scores and pictures: {workdir}"
+        f"test, {test['patients']} patients, {results['kept']} epoch, {results['epoch']}: 3-D Dice "
+        f"{test['dice_mean']:.3f} mean, {test['dice_median']:.3f} median; IoU {test['iou_mean']:.3f} mean. Scores and "
+        f"pictures: {workdir}"
     )
