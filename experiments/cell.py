@@ -20,7 +20,7 @@ from brainseg_jax.main import CONFIG, WORKDIR
 from brainseg_jax.training.experiment import build_experiment
 from brainseg_jax.training.loop import train
 from brainseg_jax.training.results import write_results
-from brainseg_jax.training.run_folder import claim_run_folder, own_run_folder
+from brainseg_jax.training.run_folder import claim_run_folder, flatten, own_run_folder
 from brainseg_jax.training.trained import read_best, read_json, read_results
 from experiments.by_slice import torn
 
@@ -53,14 +53,18 @@ def rescore(config: ConfigDict, run: Path, workdir: Path) -> dict:
     Raises:
       InputError: the run has not ended, or differs in more than its scoring.
     """
-    trained, asked = read_json(run / "config.json"), config.to_dict()
-    different = [key for key, value in asked.items() if key not in ("eval", "split") and trained.get(key) != value]
-    if different:
+    trained = read_json(run / "config.json")
+    found, asked = flatten(trained), flatten(config.to_dict())
+    other = {key for key in asked if found.get(key) != asked[key]} - {
+        "data.source",
+        "data.dir",
+    }  # by fingerprint, below
+    if different := sorted({key.partition(".")[0] for key in other} - {"eval", "split"}):
         raise InputError(f"{run} was trained under another config ({', '.join(different)}); rescore a run of this one")
     before = read_results(run)
     if before is None:
         raise InputError(f"{run} has not ended (no results.json); run it to its end first")
-    experiment = build_experiment(config)
+    experiment = build_experiment(config, run=run)
     if experiment.cohort.fingerprint != trained["dataset"]["fingerprint"]:
         raise InputError(f"{run} was trained on other data; prepare its data again")
     with own_run_folder(workdir):

@@ -44,7 +44,7 @@ def slices_under(job: Job, grid: Grid, patients: list[str]) -> list[Slice]:
     run = grid.run_of(job)
     config = config_of(job, grid.budget, source=grid.source)
     config.split.file = str(run / "split.json")
-    experiment = build_experiment(config)
+    experiment = build_experiment(config, run=run, trains=False)
     cohort = experiment.cohort
     post = PostProcess(**read_results(run)["postprocess"])
     best = read_best(grid.run_of(grid.base_of(job)), experiment.initial_state)

@@ -82,14 +82,14 @@ def test_a_training_starts_from_a_run(trained_run, converted):
     folder, config = trained_run
     config = config.copy_and_resolve_references()
     config.train.init_from = str(folder)
-    state = build_experiment(config).initial_state
+    state = build_experiment(config).first_state()
     wanted = load_trained(folder).variables
     for tree in (state.variables, {"params": state.params, "batch_stats": state.batch_stats}):
         jax.tree.map(np.testing.assert_array_equal, tree, wanted)
     assert int(state.step) == 0
     config.train.init_from = str(converted)
     with pytest.raises(InputError, match=r"(?s)train\.init_from=.*another network.*in that run"):
-        build_experiment(config)
+        build_experiment(config).first_state()
     config.train.init_from = str(folder / "nothing")
     with pytest.raises(InputError, match="no run in it"):
-        build_experiment(config)
+        build_experiment(config).first_state()

@@ -79,7 +79,7 @@ def _score_run(trained: Trained, name: str, part: str, tolerance: float) -> tupl
     folder = trained.folder
     config = read_json(folder / "config.json")
     trained.config.split.file = str(folder / "split.json")  # the run's own, whatever a seed would make today
-    experiment = build_experiment(trained.config)
+    experiment = build_experiment(trained.config, run=folder, trains=False)
     if experiment.cohort.fingerprint != trained.fingerprint:
         raise InputError(
             f"{folder} was trained on data of fingerprint {trained.fingerprint[:12]}, and {experiment.dataset_folder} "

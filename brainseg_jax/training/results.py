@@ -1,18 +1,20 @@
 """The end of a run: the kept checkpoint scored once on the test patients, in figures and in pictures."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from brainseg_jax.data.cohort import native_images
+from brainseg_jax.errors import StorageError
 from brainseg_jax.evaluation.pictures import Slice, draw_curves, draw_panel
 from brainseg_jax.evaluation.report import Scored, write_report
 from brainseg_jax.evaluation.scores import summarize, summarize_groups, write_json, write_table
 from brainseg_jax.evaluation.volumes import TOLERANCE
 from brainseg_jax.training.assessment import assess, facts
-from brainseg_jax.training.experiment import Experiment
+from brainseg_jax.training.experiment import Experiment, on_first_process
 from brainseg_jax.training.journal import read_rows
 from brainseg_jax.training.scoring import choose_postprocess, evaluate
 from brainseg_jax.training.state import TrainState
@@ -30,6 +32,9 @@ def write_results(workdir: Path, experiment: Experiment, kept: TrainState, *, ep
 
     Returns:
       what `results.json` holds.
+
+    Raises:
+      StorageError: they cannot be written.
     """
     cohort, split = experiment.cohort, experiment.split
     post = experiment.postprocess
@@ -59,7 +64,8 @@ def write_results(workdir: Path, experiment: Experiment, kept: TrainState, *, ep
         "train_tumor_fraction": float(cohort.tumor_fraction(split.train)),
         "dataset": {"name": "/".join(experiment.dataset_folder.parts[-3:]), "fingerprint": cohort.fingerprint},
     }
-    if jax.process_index() == 0:
+
+    def write() -> None:
         config, epochs_trained = json.loads((workdir / "config.json").read_text()), read_rows(workdir / "metrics.jsonl")
         told = facts(
             config,
@@ -77,7 +83,19 @@ def write_results(workdir: Path, experiment: Experiment, kept: TrainState, *, ep
         for name, picture in pictures.items():
             draw_panel(workdir / f"panel_{name}.png", [picture])
         write_json(workdir / "results.json", results)  # last: its presence means that the run is whole
+
+    on_first_process("write the results", lambda: _telling_of_disks(workdir, write))
     return results
+
+
+def _telling_of_disks(workdir: Path, write: Callable[[], None]) -> None:
+    try:
+        write()
+    except OSError as error:
+        raise StorageError(
+            f"the results cannot be written in {workdir} ({error}); make room or writable, then the same command "
+            "writes them"
+        ) from error
 
 
 def _best_median_worst(

@@ -15,7 +15,7 @@ from brainseg_jax.config import check_config, default_config
 from brainseg_jax.errors import InputError
 from brainseg_jax.evaluation.postprocess import PostProcess
 from brainseg_jax.models import build_model
-from brainseg_jax.training.checkpoint import Checkpoints
+from brainseg_jax.training.checkpoint import Checkpoints, saved_steps
 from brainseg_jax.training.optimizer import build_optimizer, build_schedule
 from brainseg_jax.training.state import TrainState, create_state
 
@@ -59,7 +59,7 @@ def load_trained(folder: Path) -> Trained:
       StorageError: a checkpoint is damaged.
     """
     config, fingerprint = _read_config(folder)
-    if not any((folder / "checkpoints").glob("[0-9]*")):
+    if not saved_steps(folder / "checkpoints"):
         raise InputError(f"{folder}: no checkpoint in it yet; train first, or wait for the end of the first epoch")
     model = build_model(**config.model)
     opt = config.optimizer
