@@ -7,6 +7,18 @@ import jax
 from absl import logging
 
 
+def use_plain_numbers() -> None:
+    """Sets jax to the numbers that this package, flax and optax are written for; a command calls it at its start.
+
+    They have 32 bits. With `JAX_ENABLE_X64` arrays without a type become 64-bit ones, and
+    `JAX_NUMPY_DTYPE_PROMOTION=strict` refuses what optax does. Both are turned off, with a warning.
+    """
+    for name, wanted in (("jax_enable_x64", False), ("jax_numpy_dtype_promotion", "standard")):
+        if (found := getattr(jax.config, name)) != wanted:
+            logging.warning("%s=%s is not used here: %s is set", name.upper(), found, wanted)
+            jax.config.update(name, wanted)
+
+
 def keep_compiled(gib: float = 1.0) -> None:
     """Keeps what is compiled from here on in a folder of the user, `~/.cache/brainseg_jax` or below `XDG_CACHE_HOME`.
 

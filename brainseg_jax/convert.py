@@ -8,6 +8,7 @@ from pathlib import Path
 from absl import flags
 
 from brainseg_jax import cli
+from brainseg_jax.compilation import use_plain_numbers
 from brainseg_jax.errors import InputError
 from brainseg_jax.sharing.published import convert
 
@@ -20,6 +21,7 @@ def main(_: list[str]) -> None:
     for flag in (WEIGHTS, OUTPUT):
         if not flag.value:
             raise InputError(f"--{flag.name} is empty: give --weights=FILE --output=FOLDER")
+    use_plain_numbers()
     output = Path(OUTPUT.value).expanduser()
     parameters = convert(Path(WEIGHTS.value).expanduser(), output)
     print(f"{output}: a U-Net of {parameters:,} parameters, for predict --run, export --run and train.init_from")

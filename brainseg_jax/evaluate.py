@@ -11,7 +11,7 @@ from pathlib import Path
 from absl import flags
 
 from brainseg_jax import cli
-from brainseg_jax.compilation import keep_compiled
+from brainseg_jax.compilation import keep_compiled, use_plain_numbers
 from brainseg_jax.errors import InputError
 from brainseg_jax.evaluation.folders import score_folders
 from brainseg_jax.evaluation.report import MAX_RUNS, Scored, write_report
@@ -26,6 +26,9 @@ PREDICTIONS = flags.DEFINE_string("predictions", None, "A folder of predicted ma
 TRUTH = flags.DEFINE_string("truth", None, "A folder of the true masks of the same cases.")
 WITHIN = flags.DEFINE_float("tolerance", TOLERANCE, "Of surface Dice, in mm; in voxels where no spacing is known.")
 OUTPUT = flags.DEFINE_string("output", None, "Folder for scores.json, per_patient.csv and report.html.")
+OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace results that are there.")
+
+FILES = ("scores.json", "per_patient.csv", "report.html")
 
 
 def main(_: list[str]) -> None:
@@ -35,6 +38,9 @@ def main(_: list[str]) -> None:
     check_folder(output, "--output")
     if (output / "config.json").exists():
         raise InputError(f"--output={output} is a run folder, whose own results would be lost; give another folder")
+    if not OVERWRITE.value and (there := [output / name for name in FILES if (output / name).exists()]):
+        raise InputError(f"{there[0]}: there already; give another --output, or --overwrite to replace it")
+    use_plain_numbers()
     keep_compiled()
     if RUN.value:
         folders = [Path(folder).expanduser() for folder in RUN.value]

@@ -5,6 +5,7 @@ from pathlib import Path
 from absl import flags
 
 from brainseg_jax import cli
+from brainseg_jax.compilation import use_plain_numbers
 from brainseg_jax.errors import InputError
 from brainseg_jax.sharing.share import FORMATS, share
 
@@ -20,6 +21,7 @@ def main(_: list[str]) -> None:
     for flag in (RUN, OUTPUT):
         if not flag.value:
             raise InputError(f"--{flag.name} is empty: give --run=RUN_FOLDER --output=FILE_OR_FOLDER")
+    use_plain_numbers()
     made = share(
         Path(RUN.value).expanduser(),
         Path(OUTPUT.value).expanduser(),

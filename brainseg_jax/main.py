@@ -7,7 +7,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from brainseg_jax import cli
-from brainseg_jax.compilation import keep_compiled
+from brainseg_jax.compilation import keep_compiled, use_plain_numbers
 from brainseg_jax.errors import InputError
 from brainseg_jax.training.loop import train
 
@@ -30,6 +30,7 @@ def main(_: list[str]) -> None:
                 "several processes needs all three, and --process from 0 to --processes less one"
             )
         jax.distributed.initialize(*together)
+    use_plain_numbers()
     keep_compiled(CONFIG.value.compilation_cache)
     train(CONFIG.value, Path(WORKDIR.value).expanduser())
 

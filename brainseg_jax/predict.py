@@ -5,7 +5,7 @@ from pathlib import Path
 from absl import flags
 
 from brainseg_jax import cli
-from brainseg_jax.compilation import keep_compiled
+from brainseg_jax.compilation import keep_compiled, use_plain_numbers
 from brainseg_jax.errors import InputError
 from brainseg_jax.prediction.job import predict
 from brainseg_jax.prediction.results import Wanted
@@ -27,6 +27,7 @@ def main(_: list[str]) -> None:
     for flag in (RUN, INPUT, OUTPUT):
         if not flag.value:
             raise InputError(f"--{flag.name} is empty: give --run=RUN_FOLDER --input=SCANS --output=FOLDER")
+    use_plain_numbers()
     keep_compiled()
     predict(
         [Path(folder).expanduser() for folder in RUN.value],

@@ -14,6 +14,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from brainseg_jax import cli
+from brainseg_jax.compilation import use_plain_numbers
 from brainseg_jax.data.cohort import Cohort, load_cohort
 from brainseg_jax.errors import InputError
 from brainseg_jax.main import CONFIG, WORKDIR
@@ -32,6 +33,7 @@ def main(_: list[str]) -> None:
     """Runs one cell."""
     if (RESCORES.value is None) == (BY_SLICE.value is None):
         raise InputError("give --rescores=RUN or --by_slice=FOLD; plain trainings are brainseg_jax.main's")
+    use_plain_numbers()
     workdir = Path(WORKDIR.value)
     if RESCORES.value is not None:
         rescore(CONFIG.value, Path(RESCORES.value), workdir)

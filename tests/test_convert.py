@@ -32,6 +32,16 @@ def test_the_published_size():
     assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == 7_763_041
 
 
+def test_a_state_dict_of_data_parallel():
+    plain = published_state_dict(2)
+    parallel = {f"module.{name}": value for name, value in plain.items()}
+    wanted, found = (published.to_variables(arrays, Path("weights.pt")) for arrays in (plain, parallel))
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+    mixed = {**plain, "module.conv.weight": plain["conv.weight"]}  # another network, not one in DataParallel
+    with pytest.raises(InputError, match=r"unknown: module\.conv\.weight"):
+        published.to_variables(mixed, Path("weights.pt"))
+
+
 def test_it_is_a_run(converted):
     trained = load_trained(converted)
     assert (trained.normalization, trained.image_size, trained.step) == ("volume_zscore", 256, 0)

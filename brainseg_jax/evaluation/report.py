@@ -83,7 +83,7 @@ def write_report(path: Path, runs: list[Scored], cases: list[Case], *, tolerance
             name for name in ("probability", "attention") if any(getattr(o, name) for c in cases for o in c.overlays)
         ],
         has_scan=any(case.flair for case in cases),
-        configs=[(run.name, json.dumps(run.config, indent=2)) for run in runs if run.config],
+        configs=[(run.name, json.dumps(_without_places(run.config), indent=2)) for run in runs if run.config],
         code=code_version(),
     )
     write_whole(path, lambda part: part.write_text(page, encoding="utf-8"))
@@ -111,6 +111,13 @@ def _first_shown(case: Case) -> int:
     """The slice with the most tumor; where there is none, with the most that is predicted."""
     areas = np.array([case.truth.areas, *(overlay.mask.areas for overlay in case.overlays)])
     return int(np.argmax(areas[0] if areas[0].any() else areas.sum(axis=0)))
+
+
+def _without_places(config: dict) -> dict:
+    """The config without the paths of its data on this machine, which are nobody's business."""
+    data = config.get("data", {})
+    named = {key: Path(data[key]).name for key in ("source", "dir") if Path(data.get(key, "")).is_absolute()}
+    return {**config, "data": data | named} if named else config
 
 
 def _data(case: Case) -> dict:

@@ -205,8 +205,8 @@ def _prepare(config: ConfigDict, run: dict, *, source_first: bool) -> Path:
         except InputError as error:
             if (folder := _data_of(run, config)) is None:
                 raise
-            reason = str(error).splitlines()[0]
-            logging.warning("the data that the run has used before are used, %s, as %s", folder, reason)
+            reason = str(error).splitlines()[0].split(". ")[0]
+            logging.warning("%s; the run's own data, which lie prepared in %s, are used", reason, folder)
             return folder
 
     return on_first_process("prepare the data", find) or find(progress=False)
