@@ -49,10 +49,17 @@ def test_data_are_found_by_their_fingerprint_where_the_source_is_gone(
     monkeypatch.setattr(tfds.core.constants, "get_default_data_dir", lambda: str(tmp_path / "empty"))
     for source_first in (True, False):  # to go on, and to score
         assert _prepare(data_config("nowhere"), recorded(run), source_first=source_first) == dataset_folder
-    words = f"source 'nowhere': no such file or folder; the run's own data, which lie prepared in {dataset_folder}, are used"
-    assert caplog.messages == [words]
-    with pytest.raises(InputError, match="'nowhere': no such file or folder"):
+    words = "source 'nowhere': no such file or folder; "
+    assert caplog.messages == [f"{words}the run's own data, which lie prepared in {dataset_folder}, are used"]
+    with pytest.raises(InputError, match=f"^{words[:-2]}"):
         _prepare(data_config("nowhere"), {}, source_first=True)
+    lost = {"dataset": {"fingerprint": "0123456789abcdef"}, "data": {"source": "nowhere", "dir": str(tmp_path)}}
+    with pytest.raises(InputError) as raised:
+        _prepare(data_config("nowhere"), lost, source_first=False)
+    assert str(raised.value).startswith(
+        f"{words}nor do the data of the run, fingerprint 0123456789ab, lie prepared in "
+    )
+    assert f"{tmp_path}, {tmp_path / 'empty'}; " in str(raised.value) and "TFDS_DATA_DIR" in str(raised.value)
 
 
 def test_a_source_of_other_data_is_not_passed_over_to_go_on_but_is_to_score(run, dataset_folder, tmp_path):

@@ -203,9 +203,15 @@ def _prepare(config: ConfigDict, run: dict, *, source_first: bool) -> Path:
         try:
             return lgg.prepare(config.source, config.dir or None, progress=progress)
         except InputError as error:
-            if (folder := _data_of(run, config)) is None:
+            reason, fingerprint = str(error).splitlines()[0].split(". ")[0], _fingerprint_of(run)
+            if not fingerprint:
                 raise
-            reason = str(error).splitlines()[0].split(". ")[0]
+            if (folder := _data_of(run, config)) is None:
+                raise InputError(
+                    f"{reason}; nor do the data of the run, fingerprint {fingerprint[:12]}, lie prepared in "
+                    f"{', '.join(map(str, _data_folders(run, config)))}; prepare them there again, or name the folder "
+                    "that holds them in the environment variable TFDS_DATA_DIR"
+                ) from error
             logging.warning("%s; the run's own data, which lie prepared in %s, are used", reason, folder)
             return folder
 
@@ -222,12 +228,11 @@ def _data_of(run: dict, config: ConfigDict) -> Path | None:
     Returns:
       None where they are not found.
     """
-    fingerprint, before = run.get("dataset", {}).get("fingerprint"), run.get("data", {})
+    fingerprint, before = _fingerprint_of(run), run.get("data", {})
     if not fingerprint:
         return None
-    version, default = str(lgg.LggMri.VERSION), tfds.core.constants.get_default_data_dir()
-    for root in dict.fromkeys((config.dir, before.get("dir"), default)):
-        for folder, summary in prepared.list_prepared(Path(root).expanduser(), version).items() if root else ():
+    for root in _data_folders(run, config):
+        for folder, summary in prepared.list_prepared(root, str(lgg.LggMri.VERSION)).items():
             if summary.fingerprint == fingerprint:
                 return folder
     if config.source == before.get("source"):
@@ -237,6 +242,16 @@ def _data_of(run: dict, config: ConfigDict) -> Path | None:
     except (InputError, KeyError):
         return None
     return folder if prepared.read_summary(folder).fingerprint == fingerprint else None
+
+
+def _fingerprint_of(run: dict) -> str | None:
+    return (run.get("dataset") or {}).get("fingerprint")
+
+
+def _data_folders(run: dict, config: ConfigDict) -> list[Path]:
+    """Where the data of a run may lie prepared: in the folder given now, in that of the run, in TFDS's own."""
+    given = (config.dir, run.get("data", {}).get("dir"), tfds.core.constants.get_default_data_dir())
+    return list(dict.fromkeys(Path(folder).expanduser().absolute() for folder in given if folder))
 
 
 def _choose_split(config: ConfigDict, cohort: Cohort, run: Path | None) -> Split:
