@@ -121,21 +121,13 @@ def _is_of_devices(error: Exception) -> bool:
 
 
 def _settle_jax() -> None:
-    """Where the command has imported JAX: bounds its memory, and takes back settings that change its arithmetic."""
+    """Where the command has imported JAX: its arithmetic is set, and the memory of its compiler bounded."""
     if "jax" not in sys.modules:
         return
-    from brainseg_jax.compilation import release_compiler_memory
+    from brainseg_jax.compilation import release_compiler_memory, use_plain_numbers
 
+    use_plain_numbers()
     release_compiler_memory()
-    config = sys.modules["jax"].config
-    for name, value in {
-        "jax_enable_x64": False,
-        "jax_numpy_dtype_promotion": "standard",
-        "jax_numpy_rank_promotion": "allow",
-    }.items():
-        if (given := getattr(config, name)) != value:
-            absl_logging.warning("%s=%s is not supported: %s is used", name.upper(), given, value)
-            config.update(name, value)
 
 
 def _accept_unknown_owners() -> None:

@@ -115,7 +115,7 @@ def _paper() -> ConfigDict:
     config.eval.mirror = False  # average each probability with that of the left-right mirror image; twice the time
     config.eval.threshold = 0.5  # probability from which a pixel counts as tumor
     config.eval.largest_component = False  # keep the largest connected 3-D part of each patient's prediction alone
-    config.eval.min_voxels = 0  # take out connected 3-D parts of fewer voxels of the native grid
+    config.eval.min_voxels = 0  # take out connected 3-D components of fewer voxels, on slices of 256 x 256 pixels
     config.eval.choose = False  # in place of the three above, what scores best on the validation patients at the end
     return config
 
@@ -202,6 +202,50 @@ def check_config(config: ConfigDict) -> None:
             faults.append(f"  {key}={value}: give {wanted}")
     if faults:
         raise InputError("the config has values that cannot be used:\n" + "\n".join(faults))
+
+
+_OVERLAP = ("dice", "dice_cross_entropy", "tversky", "focal_tversky")
+_TVERSKY = ("tversky", "focal_tversky")
+_USED = {  # key: where it has an effect, in words; and whether that is so in a config
+    "model.norm_momentum": ("with model.norm=block or conv", lambda c: c.model.norm != "none"),
+    "model.gate_upsampling": ("with model.name=attention_unet", lambda c: c.model.name == "attention_unet"),
+    "loss.smooth": (f"with loss.name={', '.join(_OVERLAP)}", lambda c: c.loss.name in _OVERLAP),
+    "loss.batch_wide": (
+        f"with loss.name={', '.join(_OVERLAP)}, generalized_dice",
+        lambda c: c.loss.name in (*_OVERLAP, "generalized_dice"),
+    ),
+    "loss.false_negative_weight": (f"with loss.name={', '.join(_TVERSKY)}", lambda c: c.loss.name in _TVERSKY),
+    "loss.focal_tversky_gamma": ("with loss.name=focal_tversky", lambda c: c.loss.name == "focal_tversky"),
+    "loss.focal_gamma": ("with loss.name=focal", lambda c: c.loss.name == "focal"),
+    "loss.focal_tumor_weight": ("with loss.name=focal", lambda c: c.loss.name == "focal"),
+    "data.area_power": (
+        "with data.by_patient and data.tumor_sampling",
+        lambda c: c.data.by_patient and c.data.tumor_sampling > 0,
+    ),
+    "split.seed": ("without split.file", lambda c: not c.split.file),
+    "split.val": ("without split.file and split.folds", lambda c: not c.split.file and not c.split.folds),
+    "split.test": ("without split.file and split.folds", lambda c: not c.split.file and not c.split.folds),
+    "split.folds": ("without split.file", lambda c: not c.split.file),
+    "split.fold": ("with split.folds, without split.file", lambda c: not c.split.file and c.split.folds > 0),
+    "optimizer.plateau_factor": ("with optimizer.schedule=plateau", lambda c: c.optimizer.schedule == "plateau"),
+    "optimizer.plateau_patience": ("with optimizer.schedule=plateau", lambda c: c.optimizer.schedule == "plateau"),
+    "optimizer.plateau_min": ("with optimizer.schedule=plateau", lambda c: c.optimizer.schedule == "plateau"),
+    "eval.threshold": ("without eval.choose", lambda c: not c.eval.choose),
+    "eval.largest_component": ("without eval.choose", lambda c: not c.eval.choose),
+    "eval.min_voxels": ("without eval.choose", lambda c: not c.eval.choose),
+}
+
+
+def idle_keys(config: ConfigDict) -> list[str]:
+    """Each key that was set, to what is no scale's default, and has no effect beside the others; with where it has."""
+    defaults = [default_config(scale) for scale in _SCALES]
+    idle = []
+    for key, (words, used) in _USED.items():
+        section, name = key.split(".")
+        value = config[section][name]
+        if not used(config) and all(value != default[section][name] for default in defaults):
+            idle.append(f"{key}={value} ({words} only)")
+    return idle
 
 
 _AUGMENT = {"rotation": 20.0, "scale": 0.15, "shift": 0.05, "flip": 0.5}

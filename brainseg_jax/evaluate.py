@@ -26,6 +26,9 @@ PREDICTIONS = flags.DEFINE_string("predictions", None, "A folder of predicted ma
 TRUTH = flags.DEFINE_string("truth", None, "A folder of the true masks of the same cases.")
 WITHIN = flags.DEFINE_float("tolerance", TOLERANCE, "Of surface Dice, in mm; in voxels where no spacing is known.")
 OUTPUT = flags.DEFINE_string("output", None, "Folder for scores.json, per_patient.csv and report.html.")
+OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace results that are there.")
+
+FILES = ("scores.json", "per_patient.csv", "report.html")
 
 
 def main(_: list[str]) -> None:
@@ -35,6 +38,8 @@ def main(_: list[str]) -> None:
     check_folder(output, "--output")
     if (output / "config.json").exists():
         raise InputError(f"--output={output} is a run folder, whose own results would be lost; give another folder")
+    if not OVERWRITE.value and (there := [output / name for name in FILES if (output / name).exists()]):
+        raise InputError(f"{there[0]}: there already; give another --output, or --overwrite to replace it")
     keep_compiled()
     if RUN.value:
         folders = [user_path(folder, "--run") for folder in RUN.value]

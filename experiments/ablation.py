@@ -68,7 +68,11 @@ def main(_: list[str]) -> None:
 
 
 def prepare(everything: list[Job], budget: Budget, output: Path, source: str | None) -> list[Job]:
-    """Prepares the data and writes the splits; returns the jobs without those that would repeat the baseline."""
+    """Prepares the data and writes the splits; returns the jobs without those that would repeat the baseline.
+
+    Raises:
+      InputError: the study holds runs of other data; nothing is written then.
+    """
     config = config_of(everything[0], budget, source=source)
     folder = lgg.prepare(config.data.source, config.data.dir or None)
     cohort = load_cohort(folder, image_size=16, normalization="rescale")  # for who is in it alone

@@ -14,14 +14,15 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from brainseg_jax import cli
+from brainseg_jax.compilation import use_plain_numbers
 from brainseg_jax.data.cohort import Cohort, load_cohort
 from brainseg_jax.errors import InputError
 from brainseg_jax.main import CONFIG, WORKDIR
 from brainseg_jax.training.experiment import build_experiment
 from brainseg_jax.training.loop import train
 from brainseg_jax.training.results import write_results
-from brainseg_jax.training.run_folder import claim_run_folder, own_run_folder
-from brainseg_jax.training.trained import read_best, read_json
+from brainseg_jax.training.run_folder import claim_run_folder, flatten, own_run_folder
+from brainseg_jax.training.trained import read_best, read_json, read_results
 from experiments.by_slice import torn
 
 RESCORES = flags.DEFINE_string("rescores", None, "The run whose kept checkpoint is scored under this config.")
@@ -32,6 +33,7 @@ def main(_: list[str]) -> None:
     """Runs one cell."""
     if (RESCORES.value is None) == (BY_SLICE.value is None):
         raise InputError("give --rescores=RUN or --by_slice=FOLD; plain trainings are brainseg_jax.main's")
+    use_plain_numbers()
     workdir = Path(WORKDIR.value)
     if RESCORES.value is not None:
         rescore(CONFIG.value, Path(RESCORES.value), workdir)
@@ -53,19 +55,25 @@ def rescore(config: ConfigDict, run: Path, workdir: Path) -> dict:
     Raises:
       InputError: the run has not ended, or differs in more than its scoring.
     """
-    trained, asked = read_json(run / "config.json"), config.to_dict()
-    different = [key for key, value in asked.items() if key not in ("eval", "split") and trained.get(key) != value]
-    if different:
+    trained = read_json(run / "config.json")
+    found, asked = flatten(trained), flatten(config.to_dict())
+    other = {key for key in asked if found.get(key) != asked[key]} - {
+        "data.source",
+        "data.dir",
+    }  # by fingerprint, below
+    if different := sorted({key.partition(".")[0] for key in other} - {"eval", "split"}):
         raise InputError(f"{run} was trained under another config ({', '.join(different)}); rescore a run of this one")
-    before = read_json(run / "results.json")
-    experiment = build_experiment(config)
+    before = read_results(run)
+    if before is None:
+        raise InputError(f"{run} has not ended (no results.json); run it to its end first")
+    experiment = build_experiment(config, run=run)
     if experiment.cohort.fingerprint != trained["dataset"]["fingerprint"]:
         raise InputError(f"{run} was trained on other data; prepare its data again")
     with own_run_folder(workdir):
         claim_run_folder(workdir, config, experiment)
         best = read_best(run, experiment.initial_state)
         shutil.copyfile(run / "metrics.jsonl", workdir / "metrics.jsonl")
-        return write_results(workdir, experiment, best, best_epoch=before["best_epoch"], epochs=before["epochs"])
+        return write_results(workdir, experiment, best, epoch=before["epoch"], epochs=before["epochs"])
 
 
 def train_by_slice(config: ConfigDict, workdir: Path, *, fold: int) -> dict:

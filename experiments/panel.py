@@ -1,7 +1,5 @@
 """The same slices under each cell of a study: where the figures of a table come from."""
 
-import json
-
 import numpy as np
 from absl import logging
 
@@ -12,7 +10,7 @@ from brainseg_jax.evaluation.postprocess import PostProcess
 from brainseg_jax.evaluation.scores import read_table
 from brainseg_jax.training.experiment import build_experiment
 from brainseg_jax.training.scoring import evaluate
-from brainseg_jax.training.trained import read_best
+from brainseg_jax.training.trained import read_best, read_results
 from experiments.running import Grid
 from experiments.studies import Job, config_of
 
@@ -46,9 +44,9 @@ def slices_under(job: Job, grid: Grid, patients: list[str]) -> list[Slice]:
     run = grid.run_of(job)
     config = config_of(job, grid.budget, source=grid.source)
     config.split.file = str(run / "split.json")
-    experiment = build_experiment(config)
+    experiment = build_experiment(config, run=run, trains=False)
     cohort = experiment.cohort
-    post = PostProcess(**json.loads((run / "results.json").read_text())["postprocess"])
+    post = PostProcess(**read_results(run)["postprocess"])
     best = read_best(grid.run_of(grid.base_of(job)), experiment.initial_state)
     _, masks = evaluate(experiment, best.variables, tuple(patients), post)
     scored = {row["patient"]: row["dice"] for row in read_table(run / "per_patient.csv")}

@@ -84,8 +84,11 @@ class Grid:
         """How far a job is, in words."""
         state = self.states[job.name]
         if state == RUNNING and not job.cell.rescores:
-            epochs = config_of(job, self.budget, source=self.source).train.epochs
-            return f"epoch {min(len(read_rows(self.run_of(job) / 'metrics.jsonl')) + 1, epochs)} of {epochs}"
+            train = config_of(job, self.budget, source=self.source).train
+            epoch = min(len(read_rows(self.run_of(job) / "metrics.jsonl")) + 1, train.epochs)
+            return (
+                f"epoch {epoch}, {train.max_minutes:g} min" if train.max_minutes else f"epoch {epoch} of {train.epochs}"
+            )
         return state
 
     def command(self, job: Job) -> list[str]:

@@ -5,7 +5,9 @@ import hashlib
 from pathlib import Path
 
 from brainseg_jax.data.cohort import Cohort
-from brainseg_jax.data.splits import Split, split_by_folds, write_split
+from brainseg_jax.data.splits import PARTS, Split, split_by_folds, write_split
+from brainseg_jax.errors import InputError
+from brainseg_jax.training.trained import read_json
 from experiments.by_slice import split_by_slice
 from experiments.studies import FOLDS, VALIDATION, Job
 
@@ -45,13 +47,45 @@ def path_of(job: Job, output: Path) -> Path:
     return output / "splits" / f"fold{job.fold}{kind}.json"
 
 
+def check_runs(jobs: list[Job], cohort: Cohort, output: Path, *, seed: int) -> None:
+    """Compares the data and the split of every run that lies in the study, finished or not, with what is asked for now.
+
+    Raises:
+      InputError: some differ, with what does.
+    """
+    faults = []
+    for job in jobs:
+        run = output / "runs" / job.name
+        if not (run / "config.json").exists():
+            continue
+        config = read_json(run / "config.json")
+        before = (config.get("dataset") or {}).get("fingerprint") or "unknown"
+        if before != cohort.fingerprint:
+            source = (config.get("data") or {}).get("source")
+            faults.append(f"  {job.name}: data {before[:12]} of {source} before, {cohort.fingerprint[:12]} now")
+        elif (run / "split.json").exists():
+            former, now = read_json(run / "split.json"), dataclasses.asdict(split_of(job, cohort, seed=seed))
+            if moved := [part for part in PARTS if sorted(former.get(part, ())) != sorted(now[part])]:
+                faults.append(f"  {job.name}: other patients in {', '.join(moved)} of its split.json than now")
+    if faults:
+        more = [f"  and {len(faults) - 5} more"] if faults[5:] else []
+        raise InputError(
+            f"--output={output} holds runs of other data than are asked for; give a new --output, or the --source that "
+            "they were made with:\n" + "\n".join(faults[:5] + more)
+        )
+
+
 def write_splits(jobs: list[Job], cohort: Cohort, output: Path, *, seed: int) -> list[Job]:
-    """Writes the splits of these jobs.
+    """Writes the splits of these jobs, where the runs that lie in the study are of the same.
 
     Returns:
       the jobs that are not left out: one that asks for at least as many training patients as there are is the baseline
       once more.
+
+    Raises:
+      InputError: see `check_runs`; nothing is written then.
     """
+    check_runs(jobs, cohort, output, seed=seed)
     (output / "splits").mkdir(parents=True, exist_ok=True)
     kept = []
     for job in jobs:

@@ -9,6 +9,7 @@ from absl import logging
 from brainseg_jax.errors import InputError
 from brainseg_jax.evaluation.scores import difference, read_table, summarize, write_table
 from brainseg_jax.evaluation.statistics import compare_pairs, holm, median_interval
+from brainseg_jax.training.trained import read_results
 from experiments.by_slice import case_of
 from experiments.plots import draw_boxes, draw_differences
 from experiments.running import Grid
@@ -30,9 +31,9 @@ def collect(name: str, grid: Grid) -> None:
         if not grid.is_done(job):
             continue
         run, where = grid.run_of(job), {"study": name, "cell": job.cell.name, "fold": job.fold, "seed": job.seed}
-        results = json.loads((run / "results.json").read_text())
+        results = read_results(run)
         seconds = json.loads((run / "time.json").read_text())["seconds"] if (run / "time.json").exists() else None
-        facts = {key: results[key] for key in ("best_epoch", "epochs", "parameters")}
+        facts = {key: results[key] for key in ("epoch", "epochs", "parameters")}
         (soft,) = (value for key, value in results["test"].items() if key.startswith("soft_iou_per_batch_of_"))
         runs.append({**where, **facts, "soft_batch_iou": soft, "seconds": seconds, **results["patients"]})
         rows = read_table(run / "per_patient.csv")
@@ -105,7 +106,8 @@ def write_tables(study: Study, output: Path) -> None:
     Raises:
       InputError: a CSV file is missing or damaged.
     """
-    scores, runs = read_table(output / SCORES), read_table(output / RUNS)
+    scores = read_table(output / SCORES)
+    runs = [{"epoch": run.get("best_epoch"), **run} for run in read_table(output / RUNS)]  # its name in older files
     patients = {cell.name: by_patient([row for row in scores if row["cell"] == cell.name]) for cell in study.cells}
     cells = [cell for cell in study.cells if patients[cell.name]]
     if study.baseline not in cells:
@@ -136,7 +138,7 @@ def table(study: Study, cells: list[Cell], patients: dict[str, dict], runs: list
     adjusted = holm([test.p for test in tests])
     published = any(cell.published for cell in cells)
     header = ["", "patients", "Dice mean", "Dice median", "IoU mean", "IoU median", "HD95 mean (patients)"]
-    header += ["Dice, change", "better / worse", "p (Holm)", "effect", "best epoch", "parameters", "minutes"]
+    header += ["Dice, change", "better / worse", "p (Holm)", "effect", "epoch scored", "parameters", "minutes"]
     header += ["soft IoU of batches", "the same, published"] if published else []
     out = []
     for cell, change, test, p in zip(cells, changes, tests, adjusted, strict=True):
@@ -155,7 +157,7 @@ def table(study: Study, cells: list[Cell], patients: dict[str, dict], runs: list
         else:
             row += [number(change["mean"], change["mean_ci95"], signed=True), f"{test.increased} / {test.decreased}"]
             row += [probability(p), number(test.effect, digits=2, signed=True)]
-        row += [mean_of(own, "best_epoch", 1), mean_of(own, "parameters", 0), mean_of(own, "seconds", 1, 60.0)]
+        row += [mean_of(own, "epoch", 1), mean_of(own, "parameters", 0), mean_of(own, "seconds", 1, 60.0)]
         if published:
             row += [mean_of(own, "soft_batch_iou", 3), number(cell.published, digits=4)]
         out.append(row)

@@ -224,7 +224,7 @@ def test_a_checkpoint_is_scored_anew(trained_run, tmp_path):
     other.eval.choose, other.eval.threshold = False, 1.0  # which no probability reaches
     results = rescore(other, run, tmp_path / "new")
     old = json.loads((run / "results.json").read_text())
-    assert results["best_step"] == old["best_step"] and results["test"]["recall_mean"] == 0.0
+    assert results["step"] == old["step"] and results["test"]["recall_mean"] == 0.0
     assert (tmp_path / "new" / "per_patient.csv").exists() and not (tmp_path / "new" / "checkpoints").exists()
     assert {p: p.stat().st_mtime_ns for p in run.rglob("*")} == before
     other.model.features = 4

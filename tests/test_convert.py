@@ -32,6 +32,16 @@ def test_the_published_size():
     assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == 7_763_041
 
 
+def test_a_state_dict_of_data_parallel():
+    plain = published_state_dict(2)
+    parallel = {f"module.{name}": value for name, value in plain.items()}
+    wanted, found = (published.to_variables(arrays, Path("weights.pt")) for arrays in (plain, parallel))
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+    mixed = {**plain, "module.conv.weight": plain["conv.weight"]}  # another network, not one in DataParallel
+    with pytest.raises(InputError, match=r"unknown: module\.conv\.weight"):
+        published.to_variables(mixed, Path("weights.pt"))
+
+
 def test_it_is_a_run(converted):
     trained = load_trained(converted)
     assert (trained.normalization, trained.image_size, trained.step) == ("volume_zscore", 256, 0)
@@ -82,14 +92,14 @@ def test_a_training_starts_from_a_run(trained_run, converted):
     folder, config = trained_run
     config = config.copy_and_resolve_references()
     config.train.init_from = str(folder)
-    state = build_experiment(config).initial_state
+    state = build_experiment(config).first_state()
     wanted = load_trained(folder).variables
     for tree in (state.variables, {"params": state.params, "batch_stats": state.batch_stats}):
         jax.tree.map(np.testing.assert_array_equal, tree, wanted)
     assert int(state.step) == 0
     config.train.init_from = str(converted)
     with pytest.raises(InputError, match=r"(?s)train\.init_from=.*another network.*in that run"):
-        build_experiment(config)
+        build_experiment(config).first_state()
     config.train.init_from = str(folder / "nothing")
     with pytest.raises(InputError, match="no run in it"):
-        build_experiment(config)
+        build_experiment(config).first_state()

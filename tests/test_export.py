@@ -13,6 +13,7 @@ from brainseg_jax.data.cohort import resize_images
 from brainseg_jax.data.normalization import METHODS, fit
 from brainseg_jax.data.phantom import write_phantom
 from brainseg_jax.errors import InputError
+from brainseg_jax.evaluation.postprocess import PostProcess
 from brainseg_jax.prediction.canvas import Canvas
 from brainseg_jax.prediction.ensemble import Ensemble, combine
 from brainseg_jax.scans.find import find_scans
@@ -100,12 +101,10 @@ def test_a_file_for_jax_and_its_card(trained_run, tmp_path):
 def test_what_the_file_does_not_hold_is_said():
     from brainseg_jax.sharing.card import _outside
 
-    post = SimpleNamespace(largest_component=True, min_voxels=50)
-    assert "largest" in _outside(SimpleNamespace(postprocess=post)) and "50" in _outside(
-        SimpleNamespace(postprocess=post)
-    )
-    post = SimpleNamespace(largest_component=False, min_voxels=0)
-    assert _outside(SimpleNamespace(postprocess=post)).startswith("nothing")
+    post = SimpleNamespace(postprocess=PostProcess(largest_component=True, min_voxels=50))
+    assert "largest" in _outside(post, 256) and "fewer than 50 voxels (26 neighbors)" in _outside(post, 256)
+    assert "fewer than 200 voxels (50 on slices of 256 x 256" in _outside(post, 512)
+    assert _outside(SimpleNamespace(postprocess=PostProcess()), 256).startswith("nothing")
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def test_what_a_run_leaves_behind(finished):
     config = json.loads((workdir / "config.json").read_text())
     assert config["model"]["name"] == "attention_unet" and config["train"]["epochs"] == 2
     assert [row["epoch"] for row in rows_of(workdir)] == [1, 2]
-    assert {p.name for p in (workdir / "checkpoints").iterdir()} >= {"6", str(results["best_step"])}
+    assert {p.name for p in (workdir / "checkpoints").iterdir()} >= {"6", str(results["step"])}
     assert list((workdir / "tensorboard").glob("events*"))
     for name in ("curves", "panel_best", "panel_median", "panel_worst"):
         with Image.open(workdir / f"{name}.png") as picture:
@@ -195,8 +195,8 @@ def test_the_last_epoch_can_be_kept_in_place_of_the_best(dataset_folder, tmp_pat
         facts = (tmp_path / keep / "report.html").read_text()
         assert ("the best on the validation patients" in facts) == (keep == "best")
         state = read_best(tmp_path / keep, build_experiment(tiny_config(dataset_folder, **options)).initial_state)
-        assert int(state.step) == results["best_step"]  # what `evaluate`, `predict` and `export` read
-        kept[keep] = results["best_epoch"], results["best_step"]
+        assert int(state.step) == results["step"]  # what `evaluate`, `predict` and `export` read
+        kept[keep] = results["epoch"], results["step"]
     assert kept["best"][0] == 1 and kept["last"][0] == 3
     assert 3 * kept["best"][1] == kept["last"][1]
 

@@ -30,7 +30,7 @@ def test_it_scores_as_the_run_did_and_leaves_it_alone(trained_run):
     trained = load_trained(workdir)
     assert everything(workdir) == before
     results = json.loads((workdir / "results.json").read_text())
-    assert trained.postprocess._asdict() == results["postprocess"] and trained.step == results["best_step"]
+    assert trained.postprocess._asdict() == results["postprocess"] and trained.step == results["step"]
     experiment = build_experiment(config)
     totals, _ = evaluate(experiment, trained.variables, experiment.split.test, trained.postprocess)
     scores = summarize(patient_table(experiment.cohort, totals.sums, experiment.split.test))

@@ -24,7 +24,7 @@ class Slice:
 
     Attributes:
       title: patient, slice and score, in words.
-      flair: [H, W] uint8.
+      flair: [H, W] uint8; it is drawn as the report draws it, see `stretched`.
       truth: [H, W] bool.
       prediction: [H, W] bool.
       attention: [H, W] in [0, 1], the finest attention map, or None for a network without gates.
@@ -45,14 +45,15 @@ def draw_panel(path: Path, slices: list[Slice]) -> None:
     for row, picture in zip(rows, slices, strict=True):
         row.suptitle(picture.title, fontsize=10)
         axes = row.subplots(1, columns)
-        _show(axes[0], picture.flair, "FLAIR")
+        flair = stretched(picture.flair)
+        _show(axes[0], flair, "FLAIR")
         _show(axes[1], picture.truth, "true mask")
         _show(axes[2], picture.prediction, "prediction")
-        _show(axes[3], picture.flair, "true (green), predicted (red)")
+        _show(axes[3], flair, "true (green), predicted (red)")
         _outline(axes[3], picture.truth, TRUTH_COLOR)
         _outline(axes[3], picture.prediction, PREDICTION_COLOR)
         if picture.attention is not None:
-            _show(axes[4], picture.flair, "attention, finest gate")
+            _show(axes[4], flair, "attention, finest gate")
             shown = axes[4].imshow(picture.attention, cmap="magma", alpha=0.7, vmin=0.0, vmax=1.0)
             row.colorbar(shown, ax=axes[4], fraction=0.046, pad=0.02)
     figure.savefig(path, dpi=110)
@@ -70,7 +71,7 @@ def draw_grid(path: Path, rows: dict[str, list[Slice]]) -> None:
     for part, (name, slices) in zip(figure.subfigures(len(rows), 1, squeeze=False)[:, 0], rows.items(), strict=True):
         part.suptitle(f"{name}: true (green), predicted (red)", fontsize=9, x=0.01, horizontalalignment="left")
         for axes, picture in zip(part.subplots(1, columns, squeeze=False)[0], slices, strict=True):
-            _show(axes, picture.flair, picture.title.replace(": ", "\n"))
+            _show(axes, stretched(picture.flair), picture.title.replace(": ", "\n"))
             _outline(axes, picture.truth, TRUTH_COLOR)
             _outline(axes, picture.prediction, PREDICTION_COLOR)
     figure.savefig(path, dpi=110)
@@ -129,7 +130,7 @@ def draw_overlay(path: Path, *, flair: np.ndarray, mask: np.ndarray, numbers: tu
 
 
 def _show(axes: Axes, image: np.ndarray, title: str) -> None:
-    whitest = 1 if image.dtype == bool else None  # a mask that is all tumor is white, not scaled to black
+    whitest = 1 if image.dtype == bool else 255  # never by the image itself: one bright pixel would make it dark
     axes.imshow(image, cmap="gray", vmin=0, vmax=whitest)
     axes.set_title(title, fontsize=8)
     axes.set_axis_off()

@@ -1,12 +1,14 @@
 """From probabilities to the mask that is scored or given out: whole volumes of patients, on the host."""
 
 import itertools
+import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 import scipy  # whose parts are loaded where they are first asked for
 
+GRID = 256  # pixels a side of the slices on which `min_voxels` is counted: those of the LGG set
 NEIGHBORS = np.ones((3, 3, 3), bool)  # 26: voxels that meet in a corner belong together
 
 
@@ -16,7 +18,8 @@ class PostProcess(NamedTuple):
     Attributes:
       threshold: probability from which a voxel counts as tumor.
       largest_component: whether the largest connected 3-D part is kept alone.
-      min_voxels: connected 3-D parts of fewer voxels are taken out, 0 and 1 keep all; on the native grid.
+      min_voxels: connected 3-D components of fewer voxels are taken out, 0 and 1 keep all. It is counted on slices of
+        256 x 256 pixels, see `on_grid`.
     """
 
     threshold: float = 0.5
@@ -26,6 +29,23 @@ class PostProcess(NamedTuple):
     def __call__(self, probability: np.ndarray) -> np.ndarray:
         """Maps the probabilities of a volume, [S, H, W] with the slices in order, to its mask, [S, H, W] bool."""
         return self.keep_parts(probability >= self.threshold)
+
+    def on_grid(self, size: tuple[int, int]) -> "PostProcess":
+        """The same for slices of another grid, on which a component of the same size has another count of voxels.
+
+        The LGG set does not say how large its voxels are, so no minimum in mm³ is known. What is known is the share of
+        the image: a component that covers 50 pixels of 256 x 256 covers 200 of 512 x 512. Slices are not counted anew,
+        as the distance between them is not known either.
+
+        Args:
+          size: height and width, in pixels, of the square image that the network was shown (`Canvas.padded`).
+
+        Returns:
+          a copy whose `min_voxels` is times `size[0] * size[1] / 256²`, rounded up; itself for 256 x 256.
+        """
+        if self.min_voxels < 2:
+            return self
+        return self._replace(min_voxels=math.ceil(self.min_voxels * size[0] * size[1] / GRID**2))
 
     def keep_parts(self, volume: np.ndarray) -> np.ndarray:
         """What is left of a thresholded volume, [S, H, W] bool.

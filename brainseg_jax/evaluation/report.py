@@ -34,6 +34,7 @@ class Scored:
       calibration: None where there are no probabilities.
       threshold: of the probability; None where there are none.
       config: every setting of the run, or None.
+      kept: which checkpoint is scored, best or last (`train.keep`).
     """
 
     name: str
@@ -43,6 +44,7 @@ class Scored:
     calibration: Calibration | None = None
     threshold: float | None = None
     config: dict | None = None
+    kept: str = "best"
 
 
 def write_report(path: Path, runs: list[Scored], cases: list[Case], *, tolerance: float) -> None:
@@ -81,7 +83,7 @@ def write_report(path: Path, runs: list[Scored], cases: list[Case], *, tolerance
             name for name in ("probability", "attention") if any(getattr(o, name) for c in cases for o in c.overlays)
         ],
         has_scan=any(case.flair for case in cases),
-        configs=[(run.name, json.dumps(run.config, indent=2)) for run in runs if run.config],
+        configs=[(run.name, json.dumps(_without_places(run.config), indent=2)) for run in runs if run.config],
         code=code_version(),
     )
     write_whole(path, lambda part: part.write_text(page, encoding="utf-8"))
@@ -109,6 +111,13 @@ def _first_shown(case: Case) -> int:
     """The slice with the most tumor; where there is none, with the most that is predicted."""
     areas = np.array([case.truth.areas, *(overlay.mask.areas for overlay in case.overlays)])
     return int(np.argmax(areas[0] if areas[0].any() else areas.sum(axis=0)))
+
+
+def _without_places(config: dict) -> dict:
+    """The config without the paths of its data on this machine, which are nobody's business."""
+    data = config.get("data", {})
+    named = {key: Path(data[key]).name for key in ("source", "dir") if Path(data.get(key, "")).is_absolute()}
+    return {**config, "data": data | named} if named else config
 
 
 def _data(case: Case) -> dict:
@@ -143,5 +152,6 @@ def _plots(runs: list[Scored], summaries: list[dict], unit: str) -> list[tuple[s
         val = plots.curves(
             epochs, {"val_dice_mean": ("mean", "-"), "val_dice_median": ("median", "--")}, "validation Dice"
         )
-        drawn.append(("Training: Dice of the validation patients", wording.PLOTS["validation"], val))
+        kept = wording.validation([run.kept for run in runs if run.epochs])
+        drawn.append(("Training: Dice of the validation patients", kept, val))
     return drawn

@@ -14,8 +14,15 @@ PLOTS = {
     "thresholds": "Mean Dice if voxels counted as tumor from another probability on, no part taken out. Dotted: the "
     "threshold used.",
     "loss": "What the training makes small, of the training and of the validation patients.",
-    "validation": "The checkpoint of the best mean is the one that is scored here.",
 }
+_KEPT = {"best": "of the highest mean", "last": "of the last epoch, whatever its Dice,"}
+
+
+def validation(kept: list[str]) -> str:
+    """Which checkpoint the figures are of, for the plot of the validation Dice; `train.keep` of each run."""
+    if len(set(kept)) == 1:
+        return f"The checkpoint {_KEPT[kept[0]]} is the one that is scored here."
+    return "Which checkpoint of each run is scored here stands at the top, under Checkpoint."
 
 
 def volume_unit(unit: str) -> str:

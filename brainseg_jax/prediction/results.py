@@ -55,7 +55,7 @@ def write_tables(scans: list[dict], slices: list[dict], output: Path) -> None:
 
 def write_results(
     source: Source, scan: Scan, maps: Maps, mask: np.ndarray, output: Path, wanted: Wanted
-) -> tuple[dict, list[dict]]:
+) -> tuple[dict, list[dict], tuple[str, ...]]:
     """Writes the files of one scan.
 
     Args:
@@ -67,7 +67,7 @@ def write_results(
       wanted: which files.
 
     Returns:
-      the scan's row of `predictions.csv`, and those of its slices in `areas.csv`.
+      the scan's row of `predictions.csv`, those of its slices in `areas.csv`, and all that a user must know of it.
 
     Raises:
       OSError: a file cannot be written; then none of the scan is left, but for those that were there before.
@@ -91,7 +91,7 @@ def write_results(
     return _measure(source.name, scan, mask)
 
 
-def _measure(case: str, scan: Scan, mask: np.ndarray) -> tuple[dict, list[dict]]:
+def _measure(case: str, scan: Scan, mask: np.ndarray, notes: tuple[str, ...]) -> tuple[dict, list[dict]]:
     """Volume in mL and areas in mm² where the spacing is known, else in voxels and pixels."""
     slice_gap, row, column = scan.spacing or (1.0, 1.0, 1.0)
     units = ("mL", "mm2") if scan.spacing else ("voxels", "pixels")
@@ -108,7 +108,7 @@ def _measure(case: str, scan: Scan, mask: np.ndarray) -> tuple[dict, list[dict]]
         "largest_slice": scan.numbers[largest] if total else None,
         "largest_area": areas[largest],
         "area_unit": units[1],
-        "notes": "; ".join(scan.notes),
+        "notes": "; ".join(notes),
     }
     by_slice = [
         {"case": case, "slice": number, "area": area, "unit": units[1]}

@@ -79,7 +79,7 @@ def _predict_all(sources: list[Source], ensemble: Ensemble, output: Path, wanted
                     continue
                 previous, writing = writing, None
                 _collect(previous, outcome, output)  # so that no more than one scan waits to be written
-                writing = source, scan, writer.submit(_finish, source, scan, members, ensemble, output, wanted)
+                writing = source, writer.submit(_finish, source, scan, members, ensemble, output, wanted)
         finally:
             _collect(writing, outcome, output)
 
@@ -103,21 +103,23 @@ def _read_ahead(
 
 def _finish(
     source: Source, scan: Scan, members: list[np.ndarray], ensemble: Ensemble, output: Path, wanted: Wanted
-) -> tuple[dict, list[dict]]:
-    maps = combine(members, Canvas.around(scan.voxels.shape[1:3], scan.spacing))
-    return write_results(source, scan, maps, ensemble.postprocess(maps.probability), output, wanted)
+) -> tuple[dict, list[dict], tuple[str, ...]]:
+    canvas = Canvas.around(scan.voxels.shape[1:3], scan.spacing)
+    maps = combine(members, canvas)
+    mask = ensemble.postprocess.on_grid(canvas.padded)(maps.probability)
+    return write_results(source, scan, maps, mask, output, wanted)
 
 
-_Writing = tuple[Source, Scan, Future]
+_Writing = tuple[Source, Future]
 
 
 def _collect(writing: _Writing | None, outcome: Outcome, output: Path) -> None:
     """Waits for a scan that is being written. Raises InputError where the disk is full, as it is for all scans."""
     if writing is None:
         return
-    source, scan, result = writing
+    source, result = writing
     try:
-        row, areas = result.result()
+        row, areas, notes = result.result()
     except OSError as error:
         if is_full(error):
             raise InputError(f"--output={output} cannot be written to ({explain(error)})") from error
@@ -127,7 +129,7 @@ def _collect(writing: _Writing | None, outcome: Outcome, output: Path) -> None:
     else:
         outcome.scans.append(row)
         outcome.slices += areas
-        for note in scan.notes:
+        for note in notes:
             outcome.notes.setdefault(note, []).append(source.name)
 
 

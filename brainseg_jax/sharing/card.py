@@ -56,7 +56,7 @@ once: their brightness is normalized together.
 `probability` is float32 and `mask` uint8 (1 is tumor), both `[slices, {size}, {size}]`.
 
 - In the file: {_inside(trained, size)}
-- Not in the file: {_outside(trained)}
+- Not in the file: {_outside(trained, size)}
 
 ## The network
 
@@ -90,12 +90,14 @@ def _inside(trained: Trained, size: int) -> str:
     )
 
 
-def _outside(trained: Trained) -> str:
-    post, steps = trained.postprocess, []
+def _outside(trained: Trained, size: int) -> str:
+    post, steps = trained.postprocess.on_grid((size, size)), []
     if post.largest_component:
-        steps.append("keep the largest connected 3-D part alone")
+        steps.append("keep the largest connected 3-D component alone")
     if post.min_voxels > 1:
-        steps.append(f"take out connected 3-D parts of fewer than {post.min_voxels} voxels")
+        chosen = trained.postprocess.min_voxels
+        grid = "" if post.min_voxels == chosen else f" ({chosen} on slices of 256 x 256: the same share of the image)"
+        steps.append(f"take out connected 3-D components of fewer than {post.min_voxels} voxels{grid}")
     if not steps:
         return "nothing; this package makes the same mask."
     return f"what this package does with the mask besides: {', '.join(steps)} (26 neighbors). The scores are with it."

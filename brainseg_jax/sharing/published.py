@@ -101,13 +101,19 @@ def to_variables(state_dict: dict[str, np.ndarray], path: Path) -> dict:
     """Our variables of the published names.
 
     Args:
-      state_dict: arrays by name, as torch keeps them.
+      state_dict: arrays by name, as torch keeps them; also those of a network in DataParallel.
       path: of the file, for messages.
 
     Raises:
       InputError: names are missing or unknown.
     """
-    left = {name: value for name, value in state_dict.items() if not name.endswith("num_batches_tracked")}
+    # torch's DataParallel, which the network was trained in, puts "module." before each name.
+    prefix = "module." if all(name.startswith("module.") for name in state_dict) else ""
+    left = {
+        name.removeprefix(prefix): value
+        for name, value in state_dict.items()
+        if not name.endswith("num_batches_tracked")
+    }
     missing: list[str] = []
 
     def take(name: str) -> np.ndarray:

@@ -66,7 +66,7 @@ def _rounded_resize(scan: jax.Array, weights: np.ndarray) -> jax.Array:
 
 def _fit(scan: jax.Array, method: str) -> Normalization:
     """`normalization.fit` in jax, from the exact histogram; scan [S, H, W, 3] of whole numbers 0..255."""
-    zeros, ones = jnp.zeros(3), jnp.ones(3)
+    zeros, ones = jnp.zeros(3, jnp.float32), jnp.ones(3, jnp.float32)
     if method == "rescale":
         return Normalization(zeros, 255.0 * ones, zeros, ones / 255.0)
     pixels = scan.astype(jnp.int32)

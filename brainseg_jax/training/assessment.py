@@ -78,7 +78,14 @@ def assess(
 
 
 def facts(
-    config: dict, experiment: Experiment, *, part: str, post: PostProcess, parameters: int, step: int
+    config: dict,
+    experiment: Experiment,
+    *,
+    part: str,
+    post: PostProcess,
+    chose_post: bool,
+    parameters: int,
+    step: int,
 ) -> dict[str, str]:
     """What the figures of a run rest on, in words for the report.
 
@@ -87,6 +94,7 @@ def facts(
       experiment: of the run.
       part: val or test, whose patients are scored.
       post: makes the masks.
+      chose_post: whether it was chosen on the validation patients.
       parameters: of the network, their number.
       step: of the checkpoint.
     """
@@ -100,23 +108,31 @@ def facts(
         made += f"fold {split['fold']} of {split['folds']}, stratified by institution, seed {split['seed']}"
     else:
         made += f"stratified by institution, seed {split['seed']}"
-    keeps_last = config["train"].get("keep") == "last"  # not in older runs
-    if part == "test":
-        scored = "test patients: the run made no choice on them"
-    elif keeps_last:
-        scored = "validation patients: no epoch was chosen on them"
-    else:
-        scored = "validation patients: the checkpoint was chosen on them, so these scores are too good"
     mask = f"probability of at least {post.threshold:g}"
     mask += ", averaged over left-right mirror images" if config["eval"].get("mirror") else ""  # not in older runs
     mask += ", largest 3-D part alone" if post.largest_component else ""
     mask += f", parts of {post.min_voxels} voxels or more" if post.min_voxels > 1 else ""
     return {
         "Data": f"{'/'.join(experiment.dataset_folder.parts[-3:-1])}, fingerprint {experiment.cohort.fingerprint[:12]}",
-        "Scored": scored,
+        "Scored": _scored_on(part, config, experiment.kept, chose_post=chose_post),
         "Split": made,
         "Network": f"{model['name']}, {model['features']} features, depth {model['depth']}, {parameters:,} parameters",
         "Training": f"{config['loss']['name']} loss, {config['data']['image_size']} pixels, seed {config['seed']}",
-        "Checkpoint": f"step {step:,}, " + ("the last" if keeps_last else "the best on the validation patients"),
+        "Checkpoint": f"step {step:,}, "
+        + ("the last" if experiment.kept == "last" else "the best on the validation patients"),
         "Mask": mask,
     }
+
+
+def _scored_on(part: str, config: dict, kept: str, *, chose_post: bool) -> str:
+    """Which patients are scored, and what was decided on them, which makes their scores too good."""
+    if part == "test":
+        return "test patients: the run made no choice on them"
+    chosen = ["the checkpoint"] * (kept == "best") + ["the post-processing"] * chose_post
+    if chosen:
+        were = "were" if len(chosen) > 1 else "was"
+        return f"validation patients: {' and '.join(chosen)} {were} chosen on them, so these scores are too good"
+    words = "validation patients: neither checkpoint nor post-processing was chosen on them"
+    decided = ["when the learning rate fell"] * (config["optimizer"]["schedule"] == "plateau")
+    decided += ["when to stop early"] * (config["train"]["early_stop_patience"] > 0)
+    return f"{words}, but they decided {' and '.join(decided)}" if decided else words

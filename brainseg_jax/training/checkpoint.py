@@ -107,13 +107,15 @@ class Checkpoints:
             self._ranks[step] = _rank(self._read_record(step))
         return self.restore(self.best_step(), like)[0]
 
-    def recover(self, like: TrainState) -> tuple[TrainState, LoopState] | None:
+    def recover(self, like: TrainState, *, keep: str = "best") -> tuple[TrainState, LoopState] | None:
         """Checks every step that is kept and returns the newest whole one; None in a new run.
 
         Damaged steps are named in the log and moved to `damaged_checkpoints`, but only where a whole one is left.
 
         Args:
           like: as for `restore`.
+          keep: what the scores of `save` are: best, of the validation Dice, or last, of the epoch. A loss of the
+            best one matters only where it is kept.
 
         Raises:
           StorageError: there are steps, and all are damaged; nothing is moved.
@@ -137,15 +139,25 @@ class Checkpoints:
         if newest is None:
             return None
         state, loop = newest
-        dice, minus_epoch = self._ranks[self.best_step()]
-        if dice < loop.best_dice:
-            logging.warning(
-                "the checkpoint of the best epoch, %d (validation Dice %.4f), is lost; the best that is left is epoch "
-                "%d (%.4f), and results will be of the best from here on",
-                *(loop.best_epoch, loop.best_dice, -minus_epoch, dice),
-            )
-            loop = dataclasses.replace(loop, best_dice=dice, best_epoch=-minus_epoch)
+        if keep == "best" and loop.best_epoch:  # else no epoch is scored yet, and there is none to lose
+            loop = self._without_lost_best(loop)
         return state, loop
+
+    def _without_lost_best(self, loop: LoopState) -> LoopState:
+        dice, minus_epoch = self._ranks[self.best_step()]
+        if dice >= loop.best_dice:
+            return loop
+        lost = f"the checkpoint of the best epoch, {loop.best_epoch} (validation Dice {loop.best_dice:.4f}), is lost"
+        if dice == -math.inf:  # what is left was saved in the middle of an epoch, or scored no number
+            logging.warning(
+                "%s and none of another scored epoch is left; results will be of the best from here on", lost
+            )
+            return dataclasses.replace(loop, best_dice=LoopState().best_dice, best_epoch=loop.epoch)
+        logging.warning(
+            "%s; the best that is left is epoch %d (%.4f), and results will be of the best from here on",
+            *(lost, -minus_epoch, dice),
+        )
+        return dataclasses.replace(loop, best_dice=dice, best_epoch=-minus_epoch)
 
     def check(self) -> None:
         """Raises StorageError where a write in the background has failed; costs nothing."""
@@ -198,6 +210,11 @@ class Checkpoints:
                 f"a checkpoint cannot be written in {self.folder}: {_first_line(error)}. Steps finished before stay "
                 "whole. Make room or writable, then the same command goes on from the latest"
             ) from error
+
+
+def saved_steps(folder: Path) -> list[int]:
+    """The steps that lie in a folder of checkpoints, which may be missing; one half-written is none."""
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal())
 
 
 @dataclasses.dataclass

@@ -79,7 +79,7 @@ def _score_run(trained: Trained, name: str, part: str, tolerance: float) -> tupl
     folder = trained.folder
     config = read_json(folder / "config.json")
     trained.config.split.file = str(folder / "split.json")  # the run's own, whatever a seed would make today
-    experiment = build_experiment(trained.config)
+    experiment = build_experiment(trained.config, run=folder, trains=False)
     if experiment.cohort.fingerprint != trained.fingerprint:
         raise InputError(
             f"{folder} was trained on data of fingerprint {trained.fingerprint[:12]}, and {experiment.dataset_folder} "
@@ -93,8 +93,9 @@ def _score_run(trained: Trained, name: str, part: str, tolerance: float) -> tupl
         experiment,
         part=part,
         post=trained.postprocess,
+        chose_post=trained.config.eval.choose and trained.results is not None,
         parameters=sum(p.size for p in jax.tree.leaves(trained.variables["params"])),
         step=trained.step,
     )
     epochs = read_rows(folder / "metrics.jsonl")
-    return Scored(name, rows, told, epochs, calibration, trained.postprocess.threshold, config), cases
+    return Scored(name, rows, told, epochs, calibration, trained.postprocess.threshold, config, experiment.kept), cases

@@ -1,6 +1,7 @@
 """From a config to the parts of a run: the one place, beside the loop, that knows the config's keys."""
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -9,6 +10,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 import optax
+import tensorflow_datasets as tfds
 from absl import logging
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
@@ -16,11 +18,11 @@ from ml_collections import ConfigDict
 
 from brainseg_jax import sharding
 from brainseg_jax.config import check_config
-from brainseg_jax.data import lgg
+from brainseg_jax.data import lgg, prepared
 from brainseg_jax.data.cohort import Cohort, load_cohort
 from brainseg_jax.data.sampling import BatchSampler, PatientSampler
 from brainseg_jax.data.splits import Split, read_split, split_by_folds, split_by_fractions
-from brainseg_jax.errors import InputError
+from brainseg_jax.errors import InputError, StorageError, TrainingStopped
 from brainseg_jax.evaluation.postprocess import PostProcess
 from brainseg_jax.models import build_model
 from brainseg_jax.training.batches import DeviceCohort, put_cohort
@@ -31,6 +33,7 @@ from brainseg_jax.training.steps import Prediction, make_eval_step, make_predict
 from brainseg_jax.training.trained import start_from
 
 T = TypeVar("T")
+_KINDS = (InputError, StorageError, TrainingStopped, RuntimeError)  # of errors, as other processes get them
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,13 +50,15 @@ class Experiment:
       schedule: learning rate by step.
       sampler: the slices of each step.
       steps_per_epoch: updates an epoch.
-      initial_state: of the training.
+      initial_state: of the training, with random weights.
+      init_from: the run whose weights the training starts from, or None.
       train_step: see `make_train_step`.
       eval_step: see `make_eval_step`.
       predict_step: see `make_predict_step`.
       eval_batch_size: slices a batch in evaluation.
       postprocess: what makes masks of probabilities, as the config says it.
       chooses_postprocess: whether at the end the validation patients choose another.
+      kept: which checkpoint is scored, best or last (`train.keep`).
     """
 
     dataset_folder: Path
@@ -66,12 +71,22 @@ class Experiment:
     sampler: BatchSampler | PatientSampler
     steps_per_epoch: int
     initial_state: TrainState
+    init_from: Path | None
     train_step: Callable
     eval_step: Callable
     predict_step: Callable
     eval_batch_size: int
     postprocess: PostProcess
     chooses_postprocess: bool
+    kept: str
+
+    def first_state(self) -> TrainState:
+        """What a run that starts begins with. One that goes on, or is scored, can do without `init_from`.
+
+        Raises:
+          InputError: see `start_from`.
+        """
+        return start_from(self.init_from, self.initial_state) if self.init_from else self.initial_state
 
     def put_batch(self, array: np.ndarray) -> jax.Array:
         """Lays the indices of a batch on the devices, divided among them."""
@@ -83,24 +98,34 @@ class Experiment:
         return jax.tree.map(np.asarray, self.predict_step(variables, self.on_devices, indices))
 
 
-def build_experiment(config: ConfigDict, *, load: Callable[..., Cohort] = load_cohort) -> Experiment:
+def build_experiment(
+    config: ConfigDict, *, load: Callable[..., Cohort] = load_cohort, run: Path | None = None, trains: bool = True
+) -> Experiment:
     """Makes every part of a run; all that can be wrong with the config or the data is found here.
 
     Args:
       config: of `default_config`, with overrides.
       load: reads the prepared data, called as `load_cohort`; for a study that looks at the same data in another way.
+      run: the folder of a run of this config, if there is one: its data are found by their fingerprint, and its split
+        by its `split.json`, where `data.source` or `split.file` are gone.
+      trains: False for a run that is scored alone. Then the data of the run come first, and batches are of as many
+        slices as the devices can share: `eval.batch_size` or a few more.
 
     Raises:
       InputError: see the parts.
     """
     check_config(config)
     mesh = sharding.data_mesh()
-    sharding.check_divides(mesh, "train.batch_size", config.train.batch_size)
-    sharding.check_divides(mesh, "eval.batch_size", config.eval.batch_size)
+    eval_batch_size = config.eval.batch_size
+    if trains:
+        sharding.check_divides(mesh, "train.batch_size", config.train.batch_size)
+        sharding.check_divides(mesh, "eval.batch_size", eval_batch_size)
+    else:
+        eval_batch_size = -(-eval_batch_size // mesh.size) * mesh.size
     model = build_model(**config.model)
-    folder = _prepare(config.data)
+    folder = _prepare(config.data, recorded(run), source_first=trains)
     cohort = load(folder, image_size=config.data.image_size, normalization=config.data.normalization)
-    split = _choose_split(config.split, cohort)
+    split = _choose_split(config.split, cohort, run)
     train_slices = cohort.slices_of(split.train)
     sampler = _choose_sampler(config, cohort, train_slices)
     steps_per_epoch = config.train.steps_per_epoch or -(-len(train_slices) // config.train.batch_size)
@@ -136,7 +161,8 @@ def build_experiment(config: ConfigDict, *, load: Callable[..., Cohort] = load_c
         schedule=schedule,
         sampler=sampler,
         steps_per_epoch=steps_per_epoch,
-        initial_state=start_from(Path(config.train.init_from).expanduser(), state) if config.train.init_from else state,
+        initial_state=state,
+        init_from=Path(config.train.init_from).expanduser() if config.train.init_from else None,
         train_step=make_train_step(
             model,
             optimizer,
@@ -152,21 +178,89 @@ def build_experiment(config: ConfigDict, *, load: Callable[..., Cohort] = load_c
         ),
         eval_step=make_eval_step(model, loss, mesh=mesh, patients=len(cohort.patients), mirror=config.eval.mirror),
         predict_step=make_predict_step(model, mesh=mesh, mirror=config.eval.mirror),
-        eval_batch_size=config.eval.batch_size,
+        eval_batch_size=eval_batch_size,
         postprocess=PostProcess(config.eval.threshold, config.eval.largest_component, config.eval.min_voxels),
         chooses_postprocess=config.eval.choose,
+        kept=config.train.keep,
     )
 
 
-def _prepare(config: ConfigDict) -> Path:
+def recorded(run: Path | None) -> dict:
+    """What `config.json` of a run holds; empty where there is none that can be read (`claim_run_folder` tells)."""
+    try:
+        content = json.loads((run / "config.json").read_text()) if run else {}
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _prepare(config: ConfigDict, run: dict, *, source_first: bool) -> Path:
     """The prepared data; with many processes the first one prepares, the others find it done, or prepare their own."""
-    folder = on_first_process("prepare the data", lambda: lgg.prepare(config.source, config.dir or None))
-    return folder or lgg.prepare(config.source, config.dir or None, progress=False)
+
+    def find(*, progress: bool = True) -> Path:
+        if not source_first and (folder := _data_of(run, config)):
+            return folder
+        try:
+            return lgg.prepare(config.source, config.dir or None, progress=progress)
+        except InputError as error:
+            reason, fingerprint = str(error).splitlines()[0].split(". ")[0], _fingerprint_of(run)
+            if not fingerprint:
+                raise
+            if (folder := _data_of(run, config)) is None:
+                raise InputError(
+                    f"{reason}; nor do the data of the run, fingerprint {fingerprint[:12]}, lie prepared in "
+                    f"{', '.join(map(str, _data_folders(run, config)))}; prepare them there again, or name the folder "
+                    "that holds them in the environment variable TFDS_DATA_DIR"
+                ) from error
+            logging.warning("%s; the run's own data, which lie prepared in %s, are used", reason, folder)
+            return folder
+
+    return on_first_process("prepare the data", find) or find(progress=False)
 
 
-def _choose_split(config: ConfigDict, cohort: Cohort) -> Split:
+def _data_of(run: dict, config: ConfigDict) -> Path | None:
+    """The data that a run was made with, told by their fingerprint; prepared again from its source where they are gone.
+
+    Args:
+      run: of `recorded`.
+      config: `data`, as it is given now.
+
+    Returns:
+      None where they are not found.
+    """
+    fingerprint, before = _fingerprint_of(run), run.get("data", {})
+    if not fingerprint:
+        return None
+    for root in _data_folders(run, config):
+        for folder, summary in prepared.list_prepared(root, str(lgg.LggMri.VERSION)).items():
+            if summary.fingerprint == fingerprint:
+                return folder
+    if config.source == before.get("source"):
+        return None
+    try:
+        folder = lgg.prepare(before["source"], config.dir or before.get("dir") or None, progress=False)
+    except (InputError, KeyError):
+        return None
+    return folder if prepared.read_summary(folder).fingerprint == fingerprint else None
+
+
+def _fingerprint_of(run: dict) -> str | None:
+    return (run.get("dataset") or {}).get("fingerprint")
+
+
+def _data_folders(run: dict, config: ConfigDict) -> list[Path]:
+    """Where the data of a run may lie prepared: in the folder given now, in that of the run, in TFDS's own."""
+    given = (config.dir, run.get("data", {}).get("dir"), tfds.core.constants.get_default_data_dir())
+    return list(dict.fromkeys(Path(folder).expanduser().absolute() for folder in given if folder))
+
+
+def _choose_split(config: ConfigDict, cohort: Cohort, run: Path | None) -> Split:
     if config.file:
-        return read_split(Path(config.file).expanduser(), cohort.patients)
+        path = Path(config.file).expanduser()
+        if run and not path.exists() and (run / "split.json").exists():
+            logging.warning("split.file=%s is gone; %s is used", path, run / "split.json")
+            path = run / "split.json"
+        return read_split(path, cohort.patients)
     if config.folds:
         return split_by_folds(
             cohort.patients, cohort.institutions, folds=config.folds, fold=config.fold, seed=config.seed
@@ -183,30 +277,34 @@ def _choose_sampler(config: ConfigDict, cohort: Cohort, slices: np.ndarray) -> B
     return BatchSampler(slices, cohort.tumor_slices[slices], batch_size, data.tumor_sampling, config.seed)
 
 
-def on_first_process(what: str, action: Callable[[], T]) -> T | None:
+def on_first_process(what: str, action: Callable[[], T], *, quiet: bool = False) -> T | None:
     """Runs `action` on process 0 while the others wait.
 
     Args:
       what: the action, in words for a message.
-      action: may raise InputError.
+      action: may raise anything.
+      quiet: whether the log is spared the word of each process that it has come here.
 
     Returns:
       what `action` returns, on process 0; None on the others.
 
     Raises:
-      InputError: on all processes where process 0 raised one, so that none waits for it forever.
+      Exception: on process 0, what `action` raised; on the others one of the same kind, so that none waits for it.
     """
     result, error = None, None
     if jax.process_index() == 0:
         try:
             result = action()
-        except InputError as caught:
+        except Exception as caught:  # an unforeseen one too: the others would wait for the heartbeat
             error = caught
     if jax.process_count() > 1:
-        logging.info("process %d of %d: %s", jax.process_index(), jax.process_count(), what)
-        failed = multihost_utils.broadcast_one_to_all(np.int32(error is not None))
-        if failed and error is None:
-            raise InputError(f"process 0 could not {what}; its own message says why")
+        if not quiet:
+            logging.info("process %d of %d: %s", jax.process_index(), jax.process_count(), what)
+        kinds = [number for number, kind in enumerate(_KINDS) if isinstance(error, kind)]
+        number = -1 if error is None else (kinds or [len(_KINDS) - 1])[0]
+        number = int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+        if number >= 0 and error is None:
+            raise _KINDS[number](f"process 0 could not {what}; its own message says why")
     if error is not None:
         raise error
     return result

@@ -1,5 +1,6 @@
 """What a run tells while it trains: console and progress bar, `metrics.jsonl`, TensorBoard. Process 0 alone speaks."""
 
+import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import jax
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from brainseg_jax.errors import InputError, StorageError
 from brainseg_jax.files import write_whole
@@ -24,8 +25,18 @@ class Journal:
     Use as a context manager.
     """
 
-    def __init__(self, workdir: Path, *, epochs: int, steps_per_epoch: int, resumed_epoch: int, speaks: bool):
-        """Opens the files; rows after `resumed_epoch`, of epochs that are trained again, are taken out.
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        epochs: int,
+        steps_per_epoch: int,
+        resumed_epoch: int,
+        speaks: bool,
+        minutes: float = 0.0,
+        spent_seconds: float = 0.0,
+    ):
+        """Opens nothing yet.
 
         Args:
           workdir: the run folder.
@@ -33,14 +44,17 @@ class Journal:
           steps_per_epoch: updates an epoch.
           resumed_epoch: epochs already finished; 0 in a new run.
           speaks: False on all processes but one: then nothing is written.
+          minutes: > 0: the limit of training and validation, which the bar shows in place of the steps.
+          spent_seconds: of it, before this start.
         """
+        self.progress = Progressed(epochs=epochs, minutes=minutes)
         self._speaks, self._resumed_epoch = speaks, resumed_epoch
         self.path = workdir / "metrics.jsonl"
         self._console = Console(quiet=not speaks, highlight=False)
         self._bar = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(),
-            MofNCompleteColumn(),
+            TextColumn("{task.fields[done]}"),
             TextColumn("{task.fields[rate]} images/s  loss {task.fields[loss]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
@@ -51,15 +65,13 @@ class Journal:
         )
         self._task = self._bar.add_task(
             "",
-            total=epochs * steps_per_epoch,
-            completed=resumed_epoch * steps_per_epoch,
+            total=60.0 * minutes if minutes else epochs * steps_per_epoch,
+            completed=spent_seconds if minutes else resumed_epoch * steps_per_epoch,
+            done="",
             epoch=resumed_epoch + 1,
             rate="-",
             loss="-",
         )
-        if speaks:
-            kept = [row for row in read_rows(self.path) if row["epoch"] <= resumed_epoch]
-            write_whole(self.path, lambda part: part.write_text("".join(json.dumps(row) + "\n" for row in kept)))
 
     def __enter__(self) -> "Journal":
         self._bar.start()
@@ -81,10 +93,19 @@ class Journal:
         """Prints a line above the bar."""
         self._console.print(text, markup=False, soft_wrap=True)
 
-    def advance(self, *, step: int, epoch: int, loss: float, images_per_second: float) -> None:
-        """Moves the bar to `step` updates made."""
-        rate = f"{images_per_second:.1f}"
-        self._bar.update(self._task, completed=step, epoch=epoch, loss=f"{loss:.4f}", rate=rate)
+    def advance(
+        self, *, step: int, epoch: int, loss: float, images_per_second: float, spent_seconds: float = 0.0
+    ) -> None:
+        """Moves the bar to `step` updates made; to the time spent where that is limited."""
+        clock = self.progress.minutes > 0.0
+        self._bar.update(
+            self._task,
+            completed=spent_seconds if clock else step,
+            done=self.progress.clock(spent_seconds) if clock else f"{step}/{self._bar.tasks[0].total}",
+            epoch=epoch,
+            loss=f"{loss:.4f}",
+            rate=f"{images_per_second:.1f}",
+        )
 
     def end_epoch(self, row: dict, *, images_per_second: float) -> None:
         """Writes the figures of one epoch; the speed goes to TensorBoard alone, so that a run can be compared by bytes.
@@ -113,6 +134,36 @@ class Journal:
         board.flush()
 
 
+@dataclasses.dataclass(frozen=True)
+class Progressed:
+    """How far a run is, in words: of its epochs or, where its time is limited (`minutes` > 0), of that."""
+
+    epochs: int
+    minutes: float
+
+    def clock(self, seconds: float) -> str:
+        """The time spent, in training and validation, of the time that there is."""
+        return f"{seconds / 60:.1f} of {self.minutes:g} min"
+
+    def __call__(self, epoch: int, seconds: float) -> str:
+        """An epoch of all; or an epoch, and the time spent of the limit."""
+        return f"epoch {epoch}, {self.clock(seconds)}" if self.minutes else f"epoch {epoch}/{self.epochs}"
+
+
+def cut_rows(path: Path, last_epoch: int) -> None:
+    """Takes the rows after `last_epoch`, of epochs that are trained again, out of a `metrics.jsonl`, or makes one.
+
+    Raises:
+      InputError: the file is damaged.
+      StorageError: it cannot be written.
+    """
+    kept = "".join(json.dumps(row) + "\n" for row in read_rows(path) if row["epoch"] <= last_epoch)
+    try:
+        write_whole(path, lambda part: part.write_text(kept))
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written ({error}); make room or writable, and start again") from error
+
+
 def read_rows(path: Path) -> list[dict]:
     """The whole lines of a `metrics.jsonl`; a last line cut off by a kill is left out. Empty where there is no file."""
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
@@ -133,10 +184,10 @@ def introduction(experiment: Experiment, state: TrainState, workdir: Path) -> st
     )
 
 
-def epoch_line(row: dict, epochs: int, images_per_second: float, *, is_best: bool) -> str:
-    """The line of an epoch; `row` as in `metrics.jsonl`."""
+def epoch_line(row: dict, progress: str, images_per_second: float, *, is_best: bool) -> str:
+    """The line of an epoch; `row` as in `metrics.jsonl`, `progress` of `Progressed`."""
     return (
-        f"epoch {row['epoch']}/{epochs}  loss {row['train_loss']:.4f}  val loss {row['val_loss']:.4f}  "
+        f"{progress}  loss {row['train_loss']:.4f}  val loss {row['val_loss']:.4f}  "
         f"val Dice {row['val_dice_mean']:.3f} mean, {row['val_dice_median']:.3f} median  "
         f"{images_per_second:.1f} images/s{'  (best)' if is_best else ''}"
     )
@@ -146,6 +197,7 @@ def conclusion(results: dict, workdir: Path) -> str:
     """The last line of a run; `results` as in `results.json`."""
     test = results["test"]
     return (
-        f"test, {test['patients']} patients, epoch {results['best_epoch']}: 3-D Dice {test['dice_mean']:.3f} mean, "
-        f"{test['dice_median']:.3f} median; IoU {test['iou_mean']:.3f} mean. Scores and pictures: {workdir}"
+        f"test, {test['patients']} patients, {results['kept']} epoch, {results['epoch']}: 3-D Dice "
+        f"{test['dice_mean']:.3f} mean, {test['dice_median']:.3f} median; IoU {test['iou_mean']:.3f} mean. Scores and "
+        f"pictures: {workdir}"
     )

@@ -13,12 +13,13 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
+from brainseg_jax.config import idle_keys
 from brainseg_jax.data.cohort import Cohort, load_cohort
-from brainseg_jax.errors import StorageError, TrainingDiverged, TrainingStopped
+from brainseg_jax.errors import TrainingDiverged, TrainingStopped
 from brainseg_jax.evaluation.scores import patient_table, summarize
-from brainseg_jax.training.checkpoint import Checkpoints
+from brainseg_jax.training.checkpoint import Checkpoints, saved_steps
 from brainseg_jax.training.experiment import Experiment, build_experiment, on_first_process
-from brainseg_jax.training.journal import Journal, conclusion, epoch_line, introduction
+from brainseg_jax.training.journal import Journal, conclusion, cut_rows, epoch_line, introduction
 from brainseg_jax.training.loop_state import LoopState, advance, is_over, lower_on_plateau, spend, warn_of_collapse
 from brainseg_jax.training.run_folder import check_folder, claim_run_folder, own_run_folder
 from brainseg_jax.training.scoring import evaluate
@@ -45,15 +46,22 @@ def train(config: ConfigDict, workdir: Path, *, load: Callable[..., Cohort] = lo
       TrainingStopped: after SIGTERM or SIGINT; the step under way was ended and saved.
     """
     check_folder(workdir, "--workdir")
-    experiment = build_experiment(config, load=load)
+    experiment = build_experiment(config, load=load, run=workdir)
+    if jax.process_index() == 0 and (idle := idle_keys(config)):
+        logging.warning("these settings have no effect beside the others: %s", "; ".join(idle))
+    goes_on = bool(saved_steps(workdir / "checkpoints"))
+    # Before anything is written: what a run starts from is the last that can be wrong.
+    state, loop = experiment.initial_state if goes_on else experiment.first_state(), LoopState()
     with ExitStack() as held, StopSignal() as stop:
         on_first_process("take the run folder", lambda: held.enter_context(own_run_folder(workdir)))
         claim_run_folder(workdir, config, experiment)
         checkpoints = Checkpoints(workdir / "checkpoints")
-        state, loop = experiment.initial_state, LoopState()
-        if (found := checkpoints.recover(like=state)) is not None:
+        if (found := checkpoints.recover(like=state, keep=config.train.keep)) is not None:
             state, loop = found
             logging.info("going on from step %d, in epoch %d", int(state.step), loop.epoch + 1)
+        elif goes_on:
+            state = experiment.first_state()
+        on_first_process("cut the metrics log", lambda: cut_rows(workdir / "metrics.jsonl", loop.epoch), quiet=True)
         journal = held.enter_context(
             Journal(
                 workdir,
@@ -61,6 +69,8 @@ def train(config: ConfigDict, workdir: Path, *, load: Callable[..., Cohort] = lo
                 steps_per_epoch=experiment.steps_per_epoch,
                 resumed_epoch=loop.epoch,
                 speaks=jax.process_index() == 0,
+                minutes=config.train.max_minutes,
+                spent_seconds=loop.seconds,
             )
         )
         journal.say(introduction(experiment, state, workdir))
@@ -87,27 +97,43 @@ def train(config: ConfigDict, workdir: Path, *, load: Callable[..., Cohort] = lo
             warn_of_collapse(loop)
             state, loop = _lower_rate(state, loop, run)
             # Before the save: a row without its checkpoint is taken out again, a checkpoint's missing row is lost.
-            journal.end_epoch(row, images_per_second=speed)
+            write = partial(journal.end_epoch, row, images_per_second=speed)
+            on_first_process("write the metrics log", write, quiet=True)
             keeps_last = config.train.keep == "last"
             checkpoints.save(state, loop, score=loop.epoch if keeps_last else row["val_dice_mean"])
-            journal.say(epoch_line(row, config.train.epochs, speed, is_best=loop.best_epoch == loop.epoch))
+            progress = journal.progress(loop.epoch, loop.seconds)
+            journal.say(epoch_line(row, progress, speed, is_best=loop.best_epoch == loop.epoch))
             if stop.agreed():
                 raise _stopped(run, state)
         checkpoints.wait()
-
-        from brainseg_jax.training.results import write_results  # plots and pages, slow to load: not at the start
-
-        best, best_loop = checkpoints.restore(checkpoints.best_step(), like=state)
-        try:
-            results = write_results(workdir, experiment, best, best_epoch=best_loop.epoch, epochs=loop.epoch)
-        except OSError as error:
-            raise StorageError(
-                f"the results cannot be written in {workdir} ({error}); make room or writable, then the same command "
-                "writes them"
-            ) from error
+        results = _score(state, loop, run)
         journal.say(conclusion(results, workdir))
         checkpoints.close()
     return results
+
+
+def _score(state: TrainState, loop: LoopState, run: "_Run") -> dict:
+    """Scores the checkpoint that is kept on the test patients; a signal ends it between two batches."""
+    from brainseg_jax.training.results import write_results  # plots and pages, slow to load: not at the start
+
+    kept, at = run.checkpoints.restore(run.checkpoints.best_step(), like=state)
+    run.stop.promise = "the training is finished; ending before the next slices are scored"
+
+    def heeding(step: Callable) -> Callable:
+        def heed(*arguments: object) -> object:
+            if run.stop.agreed():
+                run.checkpoints.close()
+                raise TrainingStopped(
+                    f"stopped by {run.stop.name or 'a signal to another process'} while patients were scored; the "
+                    f"training is finished and saved in {run.checkpoints.folder}. The same command writes the scores"
+                )
+            return step(*arguments)
+
+        return heed
+
+    steps = {name: heeding(getattr(run.experiment, name)) for name in ("eval_step", "predict_step")}
+    experiment = dataclasses.replace(run.experiment, **steps)
+    return write_results(run.workdir, experiment, kept, epoch=at.epoch, epochs=loop.epoch)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,6 +174,7 @@ def _train_epoch(state: TrainState, loop: LoopState, run: _Run) -> tuple[TrainSt
             epoch=loop.epoch + 1,
             loss=loop.losses[-1] if loop.losses else math.nan,
             images_per_second=len(waiting) * experiment.sampler.batch_size / seconds,
+            spent_seconds=loop.seconds + seconds,
         )
         waiting, looked = [], now
         state, loop = _count_time(state, loop, seconds, run)

@@ -68,7 +68,7 @@ def lower_on_plateau(
       loop: the loop's memory.
       patience: epochs without a better score.
       factor: times the scale, below 1.
-      least: the scale never falls below.
+      least: the scale is not lowered further than to this; one that is below it already stays as it is.
       mesh: where the state lies.
 
     Returns:
@@ -76,7 +76,8 @@ def lower_on_plateau(
     """
     if loop.plateau_wait < patience:
         return state, loop
-    scale = np.float32(max(float(state.learning_rate_scale) * factor, least))
+    before = float(state.learning_rate_scale)
+    scale = np.float32(min(before, max(before * factor, least)))
     state = state.replace(learning_rate_scale=sharding.put(np.asarray(scale), sharding.replicated(mesh)))
     return state, dataclasses.replace(loop, plateau_wait=0)
 

@@ -1,78 +1,105 @@
 """The end of a run: the kept checkpoint scored once on the test patients, in figures and in pictures."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from brainseg_jax.data.cohort import native_images
+from brainseg_jax.errors import StorageError
 from brainseg_jax.evaluation.pictures import Slice, draw_curves, draw_panel
 from brainseg_jax.evaluation.report import Scored, write_report
 from brainseg_jax.evaluation.scores import summarize, summarize_groups, write_json, write_table
 from brainseg_jax.evaluation.volumes import TOLERANCE
 from brainseg_jax.training.assessment import assess, facts
-from brainseg_jax.training.experiment import Experiment
+from brainseg_jax.training.experiment import Experiment, on_first_process
 from brainseg_jax.training.journal import read_rows
 from brainseg_jax.training.scoring import choose_postprocess, evaluate
 from brainseg_jax.training.state import TrainState
 
 
-def write_results(workdir: Path, experiment: Experiment, best: TrainState, *, best_epoch: int, epochs: int) -> dict:
+def write_results(workdir: Path, experiment: Experiment, kept: TrainState, *, epoch: int, epochs: int) -> dict:
     """Scores the test patients; writes `results.json`, `per_patient.csv`, `report.html`, `curves.png` and the panels.
 
     Args:
       workdir: the run folder.
       experiment: of the run.
-      best: the state that is kept: of the best validation Dice, or the last.
-      best_epoch: when that was.
+      kept: the state that is scored: of the best validation Dice, or the last (`train.keep`).
+      epoch: when that was.
       epochs: trained in all.
 
     Returns:
       what `results.json` holds.
+
+    Raises:
+      StorageError: they cannot be written.
     """
     cohort, split = experiment.cohort, experiment.split
     post = experiment.postprocess
     if experiment.chooses_postprocess:
-        post, _ = choose_postprocess(experiment, best.variables)
-    totals, masks = evaluate(experiment, best.variables, split.test, post)
+        post, _ = choose_postprocess(experiment, kept.variables)
+    totals, masks = evaluate(experiment, kept.variables, split.test, post)
     # On all processes: the devices predict together.
-    rows, calibration, cases = assess(experiment, best.variables, split.test, masks, tolerance=TOLERANCE)
-    pictures = _best_median_worst(experiment, best, rows, masks)
+    rows, calibration, cases = assess(experiment, kept.variables, split.test, masks, tolerance=TOLERANCE)
+    pictures = _best_median_worst(experiment, kept, rows, masks)
     test = summarize(rows)
     test["loss"] = float(totals.loss / totals.sums.slices.sum())
     # The figure of the reproduced project, which is no score of a patient: see metrics.soft_batch_iou.
     test[f"soft_iou_per_batch_of_{experiment.eval_batch_size}"] = float(totals.soft_batch_iou / totals.batches)
-    parameters = sum(p.size for p in jax.tree.leaves(best.params))
+    parameters = sum(p.size for p in jax.tree.leaves(kept.params))
     results = {
         "test": test,
         "groups": summarize_groups(rows),
         "calibration": calibration.summary(),
         "surface_tolerance": TOLERANCE,
         "postprocess": post._asdict(),
-        "best_epoch": best_epoch,
-        "best_step": int(best.step),
+        "kept": experiment.kept,
+        "epoch": epoch,
+        "step": int(kept.step),
         "epochs": epochs,
         "parameters": parameters,
         "patients": {"train": len(split.train), "val": len(split.val), "test": len(split.test)},
         "train_tumor_fraction": float(cohort.tumor_fraction(split.train)),
         "dataset": {"name": "/".join(experiment.dataset_folder.parts[-3:]), "fingerprint": cohort.fingerprint},
     }
-    if jax.process_index() == 0:
+
+    def write() -> None:
         config, epochs_trained = json.loads((workdir / "config.json").read_text()), read_rows(workdir / "metrics.jsonl")
-        told = facts(config, experiment, part="test", post=post, parameters=parameters, step=int(best.step))
-        run = Scored(workdir.name, rows, told, epochs_trained, calibration, post.threshold, config)
+        told = facts(
+            config,
+            experiment,
+            part="test",
+            post=post,
+            chose_post=experiment.chooses_postprocess,
+            parameters=parameters,
+            step=int(kept.step),
+        )
+        run = Scored(workdir.name, rows, told, epochs_trained, calibration, post.threshold, config, experiment.kept)
         write_table(workdir / "per_patient.csv", rows)
         write_report(workdir / "report.html", [run], cases, tolerance=TOLERANCE)
         draw_curves(workdir / "curves.png", epochs_trained)
         for name, picture in pictures.items():
             draw_panel(workdir / f"panel_{name}.png", [picture])
         write_json(workdir / "results.json", results)  # last: its presence means that the run is whole
+
+    on_first_process("write the results", lambda: _telling_of_disks(workdir, write))
     return results
 
 
+def _telling_of_disks(workdir: Path, write: Callable[[], None]) -> None:
+    try:
+        write()
+    except OSError as error:
+        raise StorageError(
+            f"the results cannot be written in {workdir} ({error}); make room or writable, then the same command "
+            "writes them"
+        ) from error
+
+
 def _best_median_worst(
-    experiment: Experiment, best: TrainState, rows: list[dict], masks: np.ndarray
+    experiment: Experiment, state: TrainState, rows: list[dict], masks: np.ndarray
 ) -> dict[str, Slice]:
     """The slice of largest true tumor of the test patients of best, median and worst Dice."""
     order = sorted(rows, key=lambda row: row["dice"])
@@ -85,7 +112,7 @@ def _best_median_worst(
         sizes = cohort.native_masks[of_patient].sum(axis=(1, 2, 3), dtype=np.int64)
         slices.append(of_patient[int(np.argmax(sizes))])
     # At the size that is compiled already.
-    prediction = experiment.predict(best.variables, np.resize(slices, experiment.eval_batch_size))
+    prediction = experiment.predict(state.variables, np.resize(slices, experiment.eval_batch_size))
     scans = native_images(experiment.dataset_folder, np.array(slices))
     pictures = {}
     for k, (name, row) in enumerate(chosen.items()):

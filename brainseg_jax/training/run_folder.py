@@ -6,7 +6,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -56,41 +56,50 @@ def own_run_folder(workdir: Path) -> Iterator[None]:
     path = workdir / "run.lock"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+")
+        # Without a buffer: on a full disk one would fail again, and in other words, when it is closed.
+        file = path.open("a+b", buffering=0)
     except OSError as error:
-        raise InputError(f"--workdir={workdir} cannot be written to ({error}); give another folder") from error
+        raise _unwritable(workdir, error) from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            owner = file.read().strip() or "another process"
+            owner = file.read().decode(errors="replace").strip() or "another process"
             raise InputError(
                 f"{workdir} is in use by {owner}; wait for it, stop it, or give another --workdir"
             ) from None
         except OSError as error:
             logging.warning("%s cannot be locked (%s): see to it that no second process uses the folder", path, error)
         file.seek(0)
-        if before := file.read().strip():
+        if before := file.read().decode(errors="replace").strip():
             logging.warning("taking over %s from %s, which ended without letting go of it", workdir, before)
-        file.truncate(0)
         started = datetime.now(UTC).isoformat(timespec="seconds")
-        file.write(f"process {os.getpid()} on {socket.gethostname()}, started {started}\n")
-        file.flush()
+        try:
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}, started {started}\n".encode())
+        except OSError as error:
+            raise _unwritable(workdir, error) from error
         try:
             yield
         finally:
-            file.truncate(0)
+            with suppress(OSError):  # of a disk that is gone: it must not hide why the run ended
+                file.truncate(0)
 
 
 def claim_run_folder(workdir: Path, config: ConfigDict, experiment: Experiment) -> None:
     """Writes `config.json` and `split.json`, or compares with those of the run that is gone on with.
+
+    The places of the data are written whole, so that the run finds them from another folder too.
 
     Raises:
       InputError: where the folder holds a run of another config, data or split, with what differs; where it cannot be
         written to.
     """
     content = {**config.to_dict(), "dataset": {"fingerprint": experiment.cohort.fingerprint}}
+    content["data"]["dir"] = str(experiment.dataset_folder.absolute().parents[2])
+    if (source := Path(config.data.source).expanduser()).exists():
+        content["data"]["source"] = str(source.absolute())
 
     def claim() -> None:
         if (workdir / "config.json").exists():
@@ -102,9 +111,13 @@ def claim_run_folder(workdir: Path, config: ConfigDict, experiment: Experiment) 
             write_split(workdir / "split.json", experiment.split)
             write_json(workdir / "config.json", content)
         except OSError as error:
-            raise InputError(f"--workdir={workdir} cannot be written to ({error}); give another folder") from error
+            raise _unwritable(workdir, error) from error
 
     on_first_process("claim the run folder", claim)
+
+
+def _unwritable(workdir: Path, error: OSError) -> InputError:
+    return InputError(f"--workdir={workdir} cannot be written to ({error}); make room, or give another folder")
 
 
 def _compare(workdir: Path, content: dict, experiment: Experiment) -> None:

@@ -61,7 +61,7 @@ def create_state(
     """
 
     def init() -> TrainState:
-        images = jnp.zeros((1, image_size, image_size, 3))
+        images = jnp.zeros((1, image_size, image_size, 3), jnp.float32)
         variables = model.init(jax.random.key(seed), images, train=False)
         params = variables["params"]
         return TrainState(
@@ -70,7 +70,7 @@ def create_state(
             batch_stats=variables.get("batch_stats", {}),
             opt_state=optimizer.init(params),
             ema_params=jax.tree.map(jnp.copy, params) if ema else None,
-            learning_rate_scale=jnp.ones(()),
+            learning_rate_scale=jnp.ones((), jnp.float32),
         )
 
     return jax.jit(init, out_shardings=sharding.replicated(mesh), compiler_options=ops.compiler_options())()

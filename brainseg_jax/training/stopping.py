@@ -20,10 +20,12 @@ class StopSignal:
 
     Attributes:
       name: of the signal that came; None so far.
+      promise: what is said when it comes.
     """
 
     def __init__(self) -> None:
         self.name: str | None = None
+        self.promise = "saving after this step, then ending"
 
     def __enter__(self) -> "StopSignal":
         self._listens = threading.current_thread() is threading.main_thread()  # Python gives signals to no other
@@ -61,4 +63,4 @@ class StopSignal:
                 if self.name is not None:
                     os._exit(128 + number[0])
                 self.name = signal.Signals(number[0]).name
-                logging.warning("%s: saving after this step, then ending; a second signal ends at once", self.name)
+                logging.warning("%s: %s; a second signal ends at once", self.name, self.promise)

@@ -15,7 +15,7 @@ from brainseg_jax.config import check_config, default_config
 from brainseg_jax.errors import InputError
 from brainseg_jax.evaluation.postprocess import PostProcess
 from brainseg_jax.models import build_model
-from brainseg_jax.training.checkpoint import Checkpoints
+from brainseg_jax.training.checkpoint import Checkpoints, saved_steps
 from brainseg_jax.training.optimizer import build_optimizer, build_schedule
 from brainseg_jax.training.state import TrainState, create_state
 
@@ -35,7 +35,7 @@ class Trained:
       mirror: whether probabilities are averaged with those of mirror images, see `forward`.
       postprocess: what makes masks of probabilities; chosen on validation where the run did so.
       fingerprint: of the data it was trained on; None where the weights were converted from those of others.
-      results: content of `results.json`; None for a run that has not ended.
+      results: of `read_results`; None for a run that has not ended.
     """
 
     folder: Path
@@ -59,7 +59,7 @@ def load_trained(folder: Path) -> Trained:
       StorageError: a checkpoint is damaged.
     """
     config, fingerprint = _read_config(folder)
-    if not any((folder / "checkpoints").glob("[0-9]*")):
+    if not saved_steps(folder / "checkpoints"):
         raise InputError(f"{folder}: no checkpoint in it yet; train first, or wait for the end of the first epoch")
     model = build_model(**config.model)
     opt = config.optimizer
@@ -73,10 +73,8 @@ def load_trained(folder: Path) -> Trained:
         mesh=sharding.data_mesh(),
     )
     state = read_best(folder, like)
-    results = None
-    if (folder / "results.json").exists():
-        results = read_json(folder / "results.json")
-    elif config.eval.choose:
+    results = read_results(folder)
+    if results is None and config.eval.choose:
         logging.warning(
             "%s has not ended, so its post-processing is not chosen yet: that of its config is used", folder
         )
@@ -150,6 +148,23 @@ def _read_config(folder: Path) -> tuple[ConfigDict, str | None]:
         raise InputError(f"{path} is of another version of this code ({error}); use that version") from error
     check_config(config)
     return config, fingerprint
+
+
+def read_results(folder: Path) -> dict | None:
+    """What `results.json` of a run holds, None where it has not ended; older ones are brought to the names of today.
+
+    Raises:
+      InputError: the file cannot be read.
+    """
+    if not (folder / "results.json").exists():
+        return None
+    results = read_json(folder / "results.json")
+    for former, name in (("best_epoch", "epoch"), ("best_step", "step")):  # so called where the last one is kept too
+        if former in results:
+            results[name] = results.pop(former)
+    if "kept" not in results:
+        results["kept"] = read_json(folder / "config.json").get("train", {}).get("keep", "best")
+    return results
 
 
 def read_json(path: Path) -> dict:

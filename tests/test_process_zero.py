@@ -1,0 +1,149 @@
+"""What fails on the first process fails on all; the run folder on a full disk; a stop in the first epoch; words."""
+
+import jax
+import numpy as np
+import pytest
+from conftest import fill
+from jax.experimental import multihost_utils
+
+from brainseg_jax import sharding
+from brainseg_jax.compilation import use_plain_numbers
+from brainseg_jax.config import default_config, idle_keys
+from brainseg_jax.errors import InputError, StorageError, TrainingStopped
+from brainseg_jax.training.checkpoint import Checkpoints
+from brainseg_jax.training.experiment import on_first_process
+from brainseg_jax.training.journal import Journal, Progressed, cut_rows, epoch_line
+from brainseg_jax.training.loop_state import LoopState
+from brainseg_jax.training.run_folder import own_run_folder
+from brainseg_jax.training.state import TrainState
+
+
+@pytest.mark.parametrize(
+    ("raised", "elsewhere"),
+    [
+        (InputError, InputError),
+        (StorageError, StorageError),
+        (TrainingStopped, TrainingStopped),
+        (OSError, RuntimeError),
+        (KeyError, RuntimeError),
+        (None, None),
+    ],
+)
+def test_an_error_of_the_first_process_comes_to_all(monkeypatch, raised, elsewhere):
+    sent = []
+
+    def broadcast(number):
+        sent.append(number)
+        return sent[0]
+
+    def action():
+        if raised:
+            raise raised("no luck")
+        return "done"
+
+    monkeypatch.setattr(multihost_utils, "broadcast_one_to_all", broadcast)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    for process, kind, words in ((0, raised, "no luck"), (1, elsewhere, "process 0 could not do it")):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        if kind is None:
+            assert on_first_process("do it", action) == (None if process else "done")
+            continue
+        with pytest.raises(kind, match=words):
+            on_first_process("do it", action)
+    assert len(sent) == 2
+
+
+def test_a_run_folder_on_a_full_disk(small_disk):
+    (small_disk / "run").mkdir()
+    log = small_disk / "run" / "metrics.jsonl"
+    log.write_text('{"epoch": 1}\n')
+    fill(small_disk)
+    with (
+        pytest.raises(InputError, match=rf"--workdir={small_disk}/run cannot be written to .*No space.*make room"),
+        own_run_folder(small_disk / "run"),
+    ):
+        pass
+    with pytest.raises(StorageError, match=r"metrics\.jsonl cannot be written .*No space"):
+        cut_rows(log, 1)
+    assert log.read_text()
+
+
+def saved(folder, *steps):
+    """Checkpoints of (step, loop's memory, score)."""
+    one = sharding.put(np.ones((), np.float32), sharding.replicated(sharding.data_mesh()))
+    checkpoints, state = Checkpoints(folder), TrainState(one, {}, {}, (), None, one)
+    for step, loop, score in steps:
+        checkpoints.save(state.replace(step=one.astype(np.int32) * step), loop, score=score)
+    checkpoints.close()
+    return Checkpoints(folder), state.replace(step=one.astype(np.int32))
+
+
+def test_a_stop_in_the_first_epoch_loses_nothing(tmp_path, caplog):
+    loop = LoopState(losses=(0.5,))
+    checkpoints, like = saved(tmp_path, (2, loop, None))
+    state, found = checkpoints.recover(like)
+    assert int(state.step) == 2 and found == loop and found.best_dice == -1.0
+    assert "lost" not in caplog.text
+    checkpoints.close()
+
+
+def test_a_lost_best_of_which_no_other_score_is_left(tmp_path, caplog):
+    loop = LoopState(epoch=3, best_dice=0.8, best_epoch=2)
+    checkpoints, like = saved(tmp_path, (7, loop, None))
+    _, found = checkpoints.recover(like)
+    assert (found.best_dice, found.best_epoch) == (-1.0, 3)
+    assert "the best epoch, 2 (validation Dice 0.8000), is lost and none of another" in caplog.text
+    caplog.clear()
+    _, found = checkpoints.recover(like, keep="last")  # there the best one is not kept, so it cannot be lost
+    assert found == loop and not caplog.text
+    checkpoints.close()
+
+
+def test_against_the_clock_the_clock_is_shown(tmp_path):
+    assert Progressed(epochs=24, minutes=0.0)(8, 700.0) == "epoch 8/24"
+    assert Progressed(epochs=10_000, minutes=25.0)(8, 700.0) == "epoch 8, 11.7 of 25 min"
+    row = {"epoch": 8, "train_loss": 0.5, "val_loss": 0.5, "val_dice_mean": 0.5, "val_dice_median": 0.5}
+    line = epoch_line(row, Progressed(10_000, 25.0)(8, 700.0), 9.0, is_best=False)
+    assert line.startswith("epoch 8, 11.7 of 25 min  loss 0.5000")
+    journal = Journal(
+        *(tmp_path,),
+        **{"epochs": 10_000, "steps_per_epoch": 100, "resumed_epoch": 7, "speaks": True},
+        **{"minutes": 25.0, "spent_seconds": 600.0},
+    )
+    (task,) = journal._bar.tasks
+    assert (task.completed, task.total) == (600.0, 1500.0)
+    journal.advance(step=750, epoch=8, loss=0.5, images_per_second=9.0, spent_seconds=660.0)
+    assert (task.completed, task.fields["done"]) == (660.0, "11.0 of 25 min")
+
+
+@pytest.mark.parametrize("scale", [None, "cpu", "quick"])
+def test_settings_without_effect_are_told(scale):
+    config = default_config(scale)
+    assert idle_keys(config) == []
+    config.loss.name, config.loss.smooth, config.data.area_power = "focal", 1.0, 0.5
+    config.optimizer.schedule, config.optimizer.plateau_patience = "constant", 9
+    config.eval.choose, config.eval.largest_component = True, True
+    assert [line.split("=")[0] for line in idle_keys(config)] == [
+        *("loss.smooth", "data.area_power", "optimizer.plateau_patience", "eval.largest_component")
+    ]
+    assert idle_keys(config)[1] == "data.area_power=0.5 (with data.by_patient and data.tumor_sampling only)"
+    config.loss.name, config.data.by_patient, config.data.tumor_sampling = "dice", True, 0.5
+    config.optimizer.schedule, config.eval.choose = "plateau", False
+    assert idle_keys(config) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "found", "wanted"),
+    [("jax_enable_x64", True, False), ("jax_numpy_dtype_promotion", "strict", "standard")],
+)
+def test_commands_compute_in_32_bits_and_promote(caplog, name, found, wanted):
+    before = {key: getattr(jax.config, key) for key in ("jax_enable_x64", "jax_numpy_dtype_promotion")}
+    try:
+        jax.config.update("jax_numpy_dtype_promotion", "standard")
+        jax.config.update(name, found)
+        use_plain_numbers()
+        assert getattr(jax.config, name) == wanted
+        assert caplog.messages == [f"{name.upper()}={found} is not supported: {wanted} is used"]
+    finally:
+        for key, value in before.items():
+            jax.config.update(key, value)
