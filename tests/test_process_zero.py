@@ -134,12 +134,18 @@ def test_settings_without_effect_are_told(scale):
 
 @pytest.mark.parametrize(
     ("name", "found", "wanted"),
-    [("jax_enable_x64", True, False), ("jax_numpy_dtype_promotion", "strict", "standard")],
+    [
+        ("jax_enable_x64", True, False),
+        ("jax_numpy_dtype_promotion", "strict", "standard"),
+        ("jax_numpy_rank_promotion", "raise", "allow"),
+    ],
 )
 def test_commands_compute_in_32_bits_and_promote(caplog, name, found, wanted):
-    before = {key: getattr(jax.config, key) for key in ("jax_enable_x64", "jax_numpy_dtype_promotion")}
+    keys = ("jax_enable_x64", "jax_numpy_dtype_promotion", "jax_numpy_rank_promotion")
+    before = {key: getattr(jax.config, key) for key in keys}
     try:
         jax.config.update("jax_numpy_dtype_promotion", "standard")
+        jax.config.update("jax_numpy_rank_promotion", "allow")
         jax.config.update(name, found)
         use_plain_numbers()
         assert getattr(jax.config, name) == wanted

@@ -82,13 +82,15 @@ def write_results(
                 output / _overlay(source),
                 partial(draw_overlay, flair=scan.voxels[..., 1], mask=mask, numbers=scan.numbers),
             )
-        for kind in wanted.kinds:
-            scan.write(kind, values[kind], [output / path for path in source.outputs(kind)])
+        told = [
+            scan.write(kind, values[kind], [output / path for path in source.outputs(kind)]) for kind in wanted.kinds
+        ]
     except BaseException:
         for path in new:  # no results of half a scan; on a full disk this makes room for the tables too
             path.unlink(missing_ok=True)
         raise
-    return _measure(source.name, scan, mask)
+    notes = (*scan.notes, *filter(None, told))
+    return *_measure(source.name, scan, mask, notes), notes
 
 
 def _measure(case: str, scan: Scan, mask: np.ndarray, notes: tuple[str, ...]) -> tuple[dict, list[dict]]:
