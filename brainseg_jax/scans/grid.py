@@ -111,10 +111,9 @@ class Grid:
             words.append(f"axes {angle:.1f} degrees apart")
         if turned.shape == other.shape:
             right, front, up = shift = turned._center - other._center
-            centers = (
-                f"centers {np.linalg.norm(shift):.4g} mm apart (right {right:.4g}, front {front:.4g}, up {up:.4g})"
-            )
-            words += [centers, f"voxels up to {turned._farthest(other):.4g} mm apart"]
+            if (distance := float(np.linalg.norm(shift))) > _SAME * min(other.spacing):
+                words.append(f"centers {distance:.4g} mm apart (right {right:.4g}, front {front:.4g}, up {up:.4g})")
+            words.append(f"voxels up to {turned._farthest(other):.4g} mm apart")
         return ", ".join(words)
 
     def widened(self, other: "Grid") -> tuple["Grid", int, int]:
