@@ -167,14 +167,6 @@ class Grid:
         places = [nib.affines.apply_affine(grid.affine, self._corners) for grid in (self, other)]
         return float(np.linalg.norm(places[0] - places[1], axis=1).max())
 
-    def check_same(self, other: "Grid", path: Path, own_path: Path) -> None:
-        """Raises InputError where `other`, of the file or folder `path`, is not this grid, of `own_path`."""
-        if other.shape != self.shape or not np.allclose(other.affine, self.affine, atol=1e-3):
-            raise InputError(
-                f"{path}: its grid (shape {other.shape}) is not that of {own_path.name} (shape {self.shape}), or lies "
-                "elsewhere; bring the sequences onto one grid first"
-            )
-
 
 def _times(numbers: Iterable[float]) -> str:
     return " x ".join(f"{number:.6g}" for number in numbers)
