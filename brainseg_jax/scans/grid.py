@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 from collections.abc import Iterable
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
