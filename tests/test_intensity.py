@@ -74,19 +74,6 @@ def test_padding_outside_of_a_circle_is_background(value):
         assert f"{circle().sum()} voxels of {value}, far from all others, taken as padding" in note
 
 
-@pytest.mark.parametrize("value", [-2000, 65535, 63])
-def test_a_padding_value_that_the_header_declares(value):
-    """Also one amid the values of the scan."""
-    volume = head().astype(np.int32)
-    volume[volume == 63] = 64
-    clean = volume.copy()
-    volume[0, :, :2] = value
-    found, note = to_8_bits(volume, padding=value)
-    np.testing.assert_array_equal(found, clean)
-    assert note == f"32 voxels of the padding value {value} taken as background"
-    assert to_8_bits(clean, padding=value)[1] is None
-
-
 def test_what_is_not_finite_outside_of_the_head_is_background():
     volume = scanner()
     volume[:3], volume[13:, :, 2] = np.nan, np.inf

@@ -14,14 +14,13 @@ _FAR = (0.1, 1.0)  # of the range of the other values: how far low and high padd
 _POSITIVE = 2 / 3  # of the values other than 0, where 0 is black and what lies below it is noise
 
 
-def to_8_bits(volume: np.ndarray, padding: float | None = None) -> tuple[np.ndarray, str | None]:
+def to_8_bits(volume: np.ndarray) -> tuple[np.ndarray, str | None]:
     """Maps one sequence to 8 bits.
 
     Some voxels are background: they become 0, and the range is that of the others:
 
     - what is not a finite number, and is connected with the border of the volume by voxels of that kind; elsewhere no
       more than one voxel in a thousand may be so;
-    - what is equal to `padding`;
     - a negative value that 1 % of the voxels share, where all others are larger by more than a tenth of their range; a
       value that 1 % share, where all others are smaller by more than their range.
 
@@ -31,7 +30,6 @@ def to_8_bits(volume: np.ndarray, padding: float | None = None) -> tuple[np.ndar
 
     Args:
       volume: [...] of any type of plain numbers.
-      padding: a value that means background, as DICOM's PixelPaddingValue; None where there is none.
 
     Returns:
       uint8 of the same shape, and what was done in words; None where the values were taken as they are.
@@ -39,7 +37,7 @@ def to_8_bits(volume: np.ndarray, padding: float | None = None) -> tuple[np.ndar
     Raises:
       InputError: too many values are not finite; or there are few distinct whole numbers: a mask, a label map, nothing.
     """
-    background, notes = _background(volume, padding)
+    background, notes = _background(volume)
     values = volume.ravel(order="K") if background is None else volume[~background]
     _check_scan(values)
     if background is not None:
@@ -62,7 +60,7 @@ def to_8_bits(volume: np.ndarray, padding: float | None = None) -> tuple[np.ndar
     return np.rint(scaled).clip(0, 255).astype(np.uint8), "; ".join(notes)
 
 
-def _background(volume: np.ndarray, padding: float | None) -> tuple[np.ndarray | None, list[str]]:
+def _background(volume: np.ndarray) -> tuple[np.ndarray | None, list[str]]:
     """Where the volume is background, None for nowhere, and what that is in words; see `to_8_bits`."""
     background, notes = np.zeros(volume.shape, bool), []
     if volume.dtype.kind == "f" and not (finite := np.isfinite(volume)).all():
@@ -74,10 +72,6 @@ def _background(volume: np.ndarray, padding: float | None) -> tuple[np.ndarray |
                 "they are outside of the head"
             )
         notes.append(f"{count} voxels that are NaN or infinite taken as background")
-    equal = volume == padding if padding is not None else background
-    if padding is not None and equal.any():
-        background |= equal
-        notes.append(f"{int(equal.sum())} voxels of the padding value {padding:g} taken as background")
     while (value := _padding_value(volume[~background])) is not None:
         equal = volume == value
         background |= equal
