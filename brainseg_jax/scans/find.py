@@ -87,7 +87,13 @@ def list_passed_over(passed_over: PassedOver, root: Path) -> list[str]:
     for reason, paths in sorted(passed_over.items()):
         if not paths:
             continue
-        shown = [str(path.relative_to(root)) if path.is_relative_to(root) else str(path) for path in paths[:3]]
+        times: Counter[Path] = Counter()
+        order = []
+        for path in paths:  # one of each folder first
+            order.append((times[path.parent], path))
+            times[path.parent] += 1
+        first = [path for _, path in sorted(order)[:3]]
+        shown = [str(path.relative_to(root)) if path.is_relative_to(root) else str(path) for path in first]
         lines.append(f"{len(paths)} x {reason}: {', '.join(shown)}{', ...' if len(paths) > 3 else ''}")
     return lines
 
