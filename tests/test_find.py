@@ -42,7 +42,7 @@ def found(folder, sequences=""):
         "T2_FLAIR 3dflair axFLAIR flair1 FLAIR_reg_to_T1 flair2t1 P1_pre_op_FLAIR postop_FLAIR PD_003_flair "
         "MAP_01_FLAIR t2_tirm_tra_dark-fluid AX_FLAIR_POST Preston_FLAIR",
         PRE: "40845-T1prereg-53096 P1_t1 P1_T1w BraTS-GLI-00001-000-t1n T1_MPRAGE P1_pre T1_WITHOUT_CONTRAST T1_no_gad "
-        "T1_W/O_CONTRAST C_001_T1 T1w2 preT1 T1native Sag_3D_T1",
+        "T1_W/O_CONTRAST C_001_T1 T1w2 preT1 T1native Sag_3D_T1 P1_post_op_T1",
         POST: "13-T1post-77241 T1POST_N4_x_regtoMNI AX_T1_POST_GAD T1postcontrast sub-01_ce-GAD_T1w P1_t1ce P1_t1c "
         "P1_t1gd T1_C T1+C T1C+ P1_post preop_T1ce pre_T1ce T1-KM Gd_MPRAGE T1_contrast",
         OTHER: "37758-T2reg-76823 T2_N4_x P1_t2w P1_SWI P1_ADC DWI P1_PD t2star_3 sub-01_bold TOF_3D localizer",
@@ -51,7 +51,7 @@ def found(folder, sequences=""):
         DERIVED: "P1_bias P1_FLAIR_bias T1map T1_T2_subtraction",
         UNCLEAR: "T1_FLAIR FLAIR_T1 DWI_FLAIR T1_T2",
         None: "press Preston posterior_fossa T12_spine PT1_scan whole scan_20240101120000 P1_postop prediction_set_1 "
-        "once_12 PD_003 P1_0003 preop a_1",
+        "once_12 PD_003 P1_0003 preop a_1 P1_post_op pre-surgical_7",
     }.items(),
 )
 def test_words_tell_the_sequence_wherever_they_stand(sequence, names):

@@ -1,6 +1,7 @@
 """DICOM studies as archives and PACS give them: one head is one case, whatever its folders are called."""
 
 import csv
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -248,3 +249,20 @@ def test_headers_that_cannot_be_read_stop_nothing(tmp_path):
         "text": ["a.dcm", "b.dcm"],
     }
     assert any("2 damaged files" in line for line in table(result, tmp_path))
+
+
+def test_headers_take_little_memory(tmp_path):
+    """A deflated file of 64 kB that unpacks to 64 MB, and a header that declares a text of 2 GB."""
+    write(tmp_path, slices=1, SeriesDescription="FLAIR")
+    one = pydicom.dcmread(tmp_path / "000.dcm")
+    one.file_meta.TransferSyntaxUID, one.PixelData = DeflatedExplicitVRLittleEndian, bytes(2**26)
+    one.save_as(tmp_path / "bomb.dcm", enforce_file_format=True)
+    data = (tmp_path / "000.dcm").read_bytes()
+    place = data.index(b"P1", data.index(b"\x10\x00\x20\x00LO"))
+    long = data[: place - 4] + b"UT\0\0" + (2**31).to_bytes(4, "little") + data[place:]
+    (tmp_path / "long.dcm").write_bytes(long)
+    tracemalloc.start()
+    assert read_header(tmp_path / "bomb.dcm").description == "FLAIR"
+    read_header(tmp_path / "long.dcm")
+    assert tracemalloc.get_traced_memory()[1] < 2**23
+    tracemalloc.stop()

@@ -22,8 +22,8 @@ _TAGS = (
     *("ScanningSequence", "InversionTime", "EchoTime", "RepetitionTime", "ContrastBolusAgent", "AngioFlag"),
     *("Rows", "Columns", "NumberOfFrames", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"),
 )
-_PIXELS = 0x7FE00008  # the first tag of pixels
-_MOST_HEADER = 2**22  # bytes of a deflated file that are unpacked to find its header
+_LAST_TAG = 0x00280030  # PixelSpacing; tags stand in order
+_MOST_HEADER = 2**18  # bytes that are read or unpacked to find these tags
 _NO_AGENT = {"", "NONE", "NO", "N", "0", "NULL", "UNKNOWN", "NO CONTRAST", "WITHOUT"}
 # AcquisitionContrast of enhanced MR: DICOM PS3.3, C.8.13.3.
 _ACQUIRED = {"FLUID_ATTENUATED": FLAIR, "T1": PRE, "T2": OTHER, "T2_STAR": OTHER, "PROTON_DENSITY": OTHER}
@@ -120,22 +120,20 @@ def read_header(path: Path) -> Header | None:
 
 
 def _read(path: Path) -> "Dataset":
-    from pydicom import config, dcmread
-    from pydicom.filereader import read_dataset, read_file_meta_info
+    from pydicom import config
+    from pydicom.filereader import read_dataset, read_file_meta_info, read_partial
     from pydicom.uid import DeflatedExplicitVRLittleEndian
 
     config.settings.reading_validation_mode = config.IGNORE
-    tags = _tags()
+    tags, behind = _tags(), lambda tag, *_: tag > _LAST_TAG
     with path.open("rb") as file:
-        start = file.read(1024)  # the file's meta information, which names the transfer syntax
-        if DeflatedExplicitVRLittleEndian.encode() not in start:
-            # Without the mark of the format, the name alone says DICOM.
-            file.seek(0)
-            return dcmread(file, force=start[128:132] != b"DICM", stop_before_pixels=True, specific_tags=tags)
-        meta = read_file_meta_info(path)
-        file.seek(132 + 12 + meta.FileMetaInformationGroupLength)  # behind the preamble, the mark and that length
-        plain = zlib.decompressobj(-zlib.MAX_WBITS).decompress(file.read(_MOST_HEADER), _MOST_HEADER)
-    return read_dataset(BytesIO(plain), False, True, stop_when=lambda tag, *_: tag >= _PIXELS, specific_tags=tags)
+        data = file.read(_MOST_HEADER)  # from memory: a length in the header that is too large then asks for none
+    if DeflatedExplicitVRLittleEndian.encode() not in data[:1024]:
+        # Without the mark of the format, the name alone says DICOM.
+        return read_partial(BytesIO(data), behind, force=data[128:132] != b"DICM", specific_tags=tags)
+    start = 132 + 12 + read_file_meta_info(path).FileMetaInformationGroupLength  # preamble and mark, that length
+    plain = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data[start:], _MOST_HEADER)
+    return read_dataset(BytesIO(plain), False, True, stop_when=behind, specific_tags=tags)
 
 
 @cache
