@@ -352,7 +352,12 @@ def short(dataset_folder, tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("place", "step"),
-    [("in an epoch", STEPS + 2), ("last step of an epoch", 2 * STEPS), ("evaluation", 2 * STEPS), ("save", 2 * STEPS)],
+    [
+        ("in an epoch", STEPS + 2),
+        pytest.param("last step of an epoch", 2 * STEPS, marks=pytest.mark.slow),
+        pytest.param("evaluation", 2 * STEPS, marks=pytest.mark.slow),
+        ("save", 2 * STEPS),
+    ],
 )
 def test_exact_resume_from_any_place(place, step, short, tmp_path, monkeypatch):
     config, whole = short

@@ -211,6 +211,7 @@ def without_a_schedule_for_memory(monkeypatch):
     monkeypatch.setattr(ops, "compiler_options", lambda: options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("without", [without_order, without_doing_again, without_a_schedule_for_memory])
 def test_each_measure_saves_memory_in_training(without, monkeypatch):
     images = jnp.zeros((4, 64, 64, 3))

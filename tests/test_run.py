@@ -186,6 +186,7 @@ def test_a_limit_of_time(dataset_folder, tmp_path):
     assert train(config, tmp_path) == results  # it is over, and stays so
 
 
+@pytest.mark.slow
 def test_the_last_epoch_can_be_kept_in_place_of_the_best(dataset_folder, tmp_path):
     # Nothing is learnt, so all epochs tie, and the best of a tie is the first.
     options = {"train__epochs": 3, "optimizer__learning_rate": 1e-12, "model__norm": "none"}

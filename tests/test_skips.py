@@ -10,22 +10,21 @@ import pytest
 
 CONFTEST = "from skips import ALLOWED_SKIPS, pytest_sessionfinish, pytest_terminal_summary\n"
 CONFTEST += "ALLOWED_SKIPS['*/test_it.py::test_known*'] = 'nothing to be done'\n"
-TESTS = "import pytest\ndef test_runs(): pass\n"
-KNOWN = "@pytest.mark.parametrize('x', [1, 2])\ndef test_known(x): pytest.skip('no moon')\n"
-UNKNOWN = "def test_unknown(): pytest.skip('no sun')\n"
+TESTS = "def test_runs(): pass\n"
+KNOWN = "import pytest\n@pytest.mark.parametrize('x', [1, 2])\ndef test_known(x): pytest.skip('no moon')\n"
+UNKNOWN = "import pytest\ndef test_unknown(): pytest.skip('no sun')\n"
 
 
 @pytest.mark.parametrize(
     ("tests", "no_skips", "options", "status", "words"),
     [
-        (TESTS + KNOWN, "1", [], 0, ["\nskipped: test_it.py::test_known[2]: no moon\n"]),
         (TESTS + UNKNOWN, "", [], 0, ["\nskipped: test_it.py::test_unknown: no sun\n"]),
-        (TESTS + KNOWN + UNKNOWN, "1", [], 1, ["ERROR: skipped", "test_it.py::test_unknown: no sun"]),
+        (TESTS + KNOWN, "1", [], 0, ["\nskipped: test_it.py::test_known[2]: no moon\n"]),
+        (KNOWN + UNKNOWN, "1", ["--numprocesses=1"], 1, ["ERROR: skipped", "test_it.py::test_unknown: no sun"]),
         ("import pytest\npytest.importorskip('no_such_library')\n", "1", [], 1, ["ERROR: skipped", "test_it.py: "]),
-        (TESTS + UNKNOWN, "1", ["--numprocesses=1"], 1, ["ERROR: skipped", "test_it.py::test_unknown: no sun"]),
     ],
-    ids=["allowed", "only listed", "not allowed", "a library that lacks", "in a worker"],
-)  # fmt: skip
+    ids=["only listed", "allowed", "not allowed, in a worker", "a library that lacks"],
+)
 def test_a_skip_that_is_not_on_the_list_fails_the_session(tmp_path, tests, no_skips, options, status, words):
     (tmp_path / "conftest.py").write_text(CONFTEST)
     (tmp_path / "test_it.py").write_text(tests)
