@@ -43,7 +43,6 @@ def run(main: Callable[[list[str]], object]) -> None:
     """
 
     def guarded(argv: list[str]) -> None:
-        _settle_jax()
         _accept_unknown_owners()
         try:
             main(argv)
@@ -118,21 +117,6 @@ def _is_of_devices(error: Exception) -> bool:
     """Whether JAX found no device of the kind that was asked for; without the plugin of a GPU it fails an assertion."""
     frames = traceback.extract_tb(error.__traceback__)
     return "Unable to initialize backend" in str(error) or "xla_bridge" in frames[-1].filename
-
-
-def _settle_jax() -> None:
-    """Takes back settings of the environment that change JAX's arithmetic, where the command has imported JAX."""
-    if "jax" not in sys.modules:
-        return
-    config = sys.modules["jax"].config
-    for name, value in {
-        "jax_enable_x64": False,
-        "jax_numpy_dtype_promotion": "standard",
-        "jax_numpy_rank_promotion": "allow",
-    }.items():
-        if (given := getattr(config, name)) != value:
-            absl_logging.warning("%s=%s is not supported: %s is used", name.upper(), given, value)
-            config.update(name, value)
 
 
 def _accept_unknown_owners() -> None:
