@@ -121,20 +121,6 @@ def test_tables_keep_names_of_any_bytes(tmp_path, monkeypatch):
     assert read_table(tmp_path / "areas.csv") == rows
 
 
-def test_settings_that_change_the_arithmetic_are_taken_back(caplog):
-    strict = jax.config.jax_numpy_dtype_promotion, jax.config.jax_numpy_rank_promotion  # of the tests
-    jax.config.update("jax_enable_x64", True)
-    try:
-        cli._settle_jax()
-        assert jax.numpy.arange(2.0).dtype == "float32"
-        assert (jax.numpy.ones(2, "int8") + jax.numpy.ones((1, 2), "bfloat16")).dtype == "bfloat16"
-    finally:
-        jax.config.update("jax_enable_x64", False)
-        jax.config.update("jax_numpy_dtype_promotion", strict[0])
-        jax.config.update("jax_numpy_rank_promotion", strict[1])
-    assert "JAX_ENABLE_X64=True is not supported: False is used" in caplog.text
-
-
 def test_files_whose_owner_has_no_name_can_be_used(tmp_path, monkeypatch):
     """As in a container that runs as any user id: TFDS and Orbax ask etils for the size of a file."""
     (tmp_path / "shard").write_bytes(bytes(7))

@@ -63,7 +63,7 @@ def test_a_whole_one_is_read(archive):
         (10, 8, "<H", 99, r"compressed by method 99 \(unknown\), and only stored and deflated members are read"),
         (10, 8, "<H", 12, r"compressed by method 12 \(bzip2\), and only stored and deflated members are read"),
         (16, None, "<I", 7, r"damaged or truncated \(Bad CRC-32"),
-        (24, None, "<I", 2**32 - 2, "4096.0 MB, larger than 8 MB, the most that is read of one file; save it"),
+        (24, None, "<I", 2**32 - 2, "4096.0 MB, larger than 8 MB, the most that is read of such a file; save it"),
         (42, None, "<I", 10, r"damaged or truncated \("),
     ],
 )  # fmt: skip
@@ -139,7 +139,7 @@ def test_a_number_of_thousands_of_digits_in_a_zip(tmp_path):
 
 def test_a_large_image_is_told_its_size(tmp_path):
     Image.new("RGB", (2048, 2048)).save(tmp_path / "P1_1.tif")
-    with pytest.raises(InputError, match=r"^12\.0 MB, larger than 8 MB, the most that is read of one file; save"):
+    with pytest.raises(InputError, match=r"^12\.0 MB, larger than 8 MB, the most that is read of such a file; save"):
         read_bounded(tmp_path / "P1_1.tif")
     assert len(read_bounded(tmp_path / "P1_1.tif", limit=2**24)) == (tmp_path / "P1_1.tif").stat().st_size
 

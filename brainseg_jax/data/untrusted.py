@@ -77,6 +77,6 @@ def _check_member(member: zipfile.ZipInfo, limit: int) -> None:
 
 def _too_large(size: int, limit: int) -> str:
     return (
-        f"{size / 2**20:.1f} MB, larger than {limit / 2**20:.0f} MB, the most that is read of one file; save it with "
-        "compression, or with fewer pixels"
+        f"{size / 2**20:.1f} MB, larger than {limit / 2**20:.0f} MB, the most that is read of such a file; save it "
+        "with compression, or with fewer pixels"
     )
