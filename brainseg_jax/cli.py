@@ -43,6 +43,7 @@ def run(main: Callable[[list[str]], object]) -> None:
     """
 
     def guarded(argv: list[str]) -> None:
+        _settle_jax()
         _accept_unknown_owners()
         try:
             main(argv)

@@ -9,19 +9,18 @@ from pathlib import Path
 from brainseg_jax.errors import InputError
 from brainseg_jax.scans import images
 from brainseg_jax.scans.choice import MASKS, Candidate, choose, choose_by_hand
-from brainseg_jax.scans.nifti_file import is_nifti, stem
+from brainseg_jax.scans.nifti_file import is_image_of_pair, is_nifti, stem
 from brainseg_jax.scans.patterns import Patterns, check_all_used, matches, without
 from brainseg_jax.scans.scan import Refused, Source
 from brainseg_jax.scans.sequences import ALL, FLAIR, MASK, Said, read_name
 from brainseg_jax.scans.series import check_packages, is_dicom
-from brainseg_jax.scans.slices import SliceSource
+from brainseg_jax.scans.slices import MOST_SLICES, SliceSource
 from brainseg_jax.scans.study import find_studies
 from brainseg_jax.scans.volumes import VolumeSource
 from brainseg_jax.scans.walk import PassedOver, new, walk
 
 # OsiriX writes IM-0001-0001.png; a number alone is a slice of its folder.
 _NUMBERED = re.compile(r"(?P<case>.+)_(?P<number>[0-9]+)|(?P<osirix>IM-[0-9]+)-(?P<of>[0-9]+)|(?P<alone>[0-9]+)")
-_MOST_SLICES = 9999  # a greater number is a date, or an identifier
 _CHANNEL_NUMBER = re.compile(r"(?P<case>.+)_(?P<number>[0-9]{4})")  # of nnU-Net
 _UNREAD = {".mha", ".mhd", ".nrrd", ".nhdr", ".mgz", ".mgh", ".mnc", ".hdr", ".img", ".par", ".rec", ".npy", ".npz"}
 _UNREAD |= {".mat", ".jpg", ".jpeg", ".jp2", ".bmp", ".gif", ".webp", ".zip", ".tar", ".tgz", ".7z", ".rar", ".xz"}
@@ -101,15 +100,14 @@ def list_passed_over(passed_over: PassedOver, root: Path) -> list[str]:
 def _by_kind(files: list[Path], passed_over: PassedOver) -> tuple[list[Path], list[Path], list[Path]]:
     """Images, NIfTI and DICOM; all else is passed over."""
     slices, volumes, dicom = [], [], []
-    names = {file.parent / file.name.lower() for file in files}
     for file in files:
         suffix = file.suffix.lower()
         if is_nifti(file):
             volumes.append(file)
         elif suffix in images.SUFFIXES:
             slices.append(file)
-        elif suffix == ".img" and file.parent / f"{file.stem.lower()}.hdr" in names:
-            continue  # the values of the .hdr beside it
+        elif is_image_of_pair(file):
+            continue
         elif file.name == "DICOMDIR":
             passed_over["a directory of DICOM files, which are read themselves"].append(file)
         elif is_dicom(file):
@@ -132,7 +130,7 @@ def _slice_sources(
         case, number = file.stem, 1
         if match := _NUMBERED.fullmatch(file.stem):
             digits = match["number"] or match["of"] or match["alone"]
-            if int(digits) <= _MOST_SLICES:
+            if int(digits) <= MOST_SLICES:
                 case, number = match["case"] or match["osirix"] or file.parent.absolute().name, int(digits)
         cases[file.parent, case].append((number, file))
     sources: list[Source] = []
