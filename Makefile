@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest
 # On up to four cores; torch and a browser, which the other two folders need, are not installed for it.
 MAIN_TESTS := $(PYTEST) --numprocesses=auto --maxprocesses=4 --dist=worksteal --ignore=tests/interop --ignore=tests/browser
 
-.PHONY: demo test check slow lint interop browser bench clean
+.PHONY: demo test check slow lint interop browser fuzz bench clean
 
 demo: $(VENV)/installed  ## train on made-up scans and score them, a few minutes
 	$(BIN)/python -m brainseg_jax.main --config=configs/attn_dice.py:quick --workdir=runs/demo
@@ -34,6 +34,9 @@ interop: $(VENV)/installed  ## against other libraries; it installs torch, which
 browser: $(VENV)/installed  ## the report in Chromium, which the system has
 	$(INSTALL) -e '.[test,browser]'
 	$(PYTEST) tests/browser
+
+fuzz: $(VENV)/installed  ## 20 000 damaged files of each kind through what reads them, some hours; tests/fuzz.py has a smaller --count
+	$(BIN)/python tests/fuzz.py --count=20000
 
 bench: $(VENV)/installed  ## speed beside PyTorch's, some minutes on an idle machine; the table is benchmarks/speed.json
 	$(INSTALL) -e '.[bench]'
