@@ -22,6 +22,7 @@ def is_lax(formulation: Formulation) -> bool:
     return formulation == "lax" or (formulation == "auto" and jax.default_backend() != "cpu")
 
 
+_Options = tuple[tuple[str, str | bool | int], ...]
 # What networks are compiled with on a CPU, where the XLA at hand knows the option.
 _CPU_OPTIONS = {
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE",
@@ -30,7 +31,9 @@ _CPU_OPTIONS = {
 }
 
 
-def compiler_options(*, deterministic: bool = False, network: bool = True) -> dict[str, str | bool] | None:
+def compiler_options(
+    *, deterministic: bool = False, network: bool = True, runs_once: bool = False
+) -> dict[str, str | bool | int] | None:
     """What `jax.jit` is to be given as `compiler_options`; None for XLA's own choice.
 
     They are for networks. By itself XLA hands convolutions, matrix products and sums on CPU to YNNPACK, which runs many
@@ -45,8 +48,12 @@ def compiler_options(*, deterministic: bool = False, network: bool = True) -> di
       deterministic: on a GPU, choose kernels that give the same bits each time, at a price in speed (XLA's
         `xla_gpu_deterministic_ops`). A CPU always does.
       network: False for a program of none, as the augmentation, which a CPU compiles best by XLA's own choice.
+      runs_once: for a program like that of the initial weights, which LLVM on a CPU would optimize for ten times as
+        long as the program runs.
     """
     backend = jax.default_backend()
+    if backend == "cpu" and runs_once:
+        return dict(_known((("xla_backend_optimization_level", 0),)))
     if backend == "gpu" and deterministic:
         return {"xla_gpu_deterministic_ops": True}
     if backend != "cpu" or not network:
@@ -55,14 +62,14 @@ def compiler_options(*, deterministic: bool = False, network: bool = True) -> di
 
 
 @functools.cache
-def _known(options: tuple[tuple[str, str | bool], ...]) -> tuple[tuple[str, str | bool], ...]:
+def _known(options: _Options) -> _Options:
     """Those of the options that this XLA takes: their names and values come and go from version to version."""
     if _compiles(options):
         return options
     return tuple(option for option in options if _compiles((option,)))
 
 
-def _compiles(options: tuple[tuple[str, str | bool], ...]) -> bool:
+def _compiles(options: _Options) -> bool:
     try:
         jax.jit(lambda: jnp.float32(0.0), compiler_options=dict(options)).lower().compile()
     except jax.errors.JaxRuntimeError:

@@ -215,3 +215,7 @@ def test_an_option_that_xla_does_not_know_is_left_out(monkeypatch):
     assert ops.compiler_options() == expected
     assert "xla_cpu_experimental_ynn_fusion_type" in expected  # what speed rests on is known to every version
     jax.jit(lambda: 0, compiler_options=expected)()
+
+
+def test_what_runs_once_is_compiled_in_a_hurry():
+    assert ops.compiler_options(runs_once=True) == {"xla_backend_optimization_level": 0}

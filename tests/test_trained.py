@@ -81,3 +81,9 @@ def test_a_run_that_goes_on_is_read_with_the_post_processing_of_its_config(train
     assert trained.postprocess == (0.5, False, 0) and trained.results is None
     assert "has not ended" in caplog.text
     assert jax.tree.all(jax.tree.map(lambda x: bool(np.isfinite(x).all()), trained.variables))
+
+
+def test_a_checkpoint_is_read_without_initial_weights(trained_run, monkeypatch):
+    """Compiling these took most of the time of a first `predict`."""
+    monkeypatch.setattr(jax, "jit", lambda *_, **__: pytest.fail("a program is compiled"))
+    assert load_trained(trained_run[0]).step > 0

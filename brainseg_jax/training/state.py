@@ -1,5 +1,7 @@
 """What a training step reads and writes."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import flax.struct
 import jax
@@ -59,6 +61,23 @@ def create_state(
     Returns:
       a `TrainState`.
     """
+    init = _initializer(model, optimizer, image_size=image_size, seed=seed, ema=ema)
+    options = ops.compiler_options(runs_once=True)
+    return jax.jit(init, out_shardings=sharding.replicated(mesh), compiler_options=options)()
+
+
+def shapes_of_state(
+    model: nn.Module, optimizer: optax.GradientTransformation, *, image_size: int, ema: bool, mesh: Mesh
+) -> TrainState:
+    """`create_state` without its arrays: `jax.ShapeDtypeStruct`s, to read a checkpoint into; nothing is compiled."""
+    init, everywhere = _initializer(model, optimizer, image_size=image_size, seed=0, ema=ema), sharding.replicated(mesh)
+    shapes = jax.eval_shape(init)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), shapes)
+
+
+def _initializer(
+    model: nn.Module, optimizer: optax.GradientTransformation, *, image_size: int, seed: int, ema: bool
+) -> Callable[[], TrainState]:
 
     def init() -> TrainState:
         images = jnp.zeros((1, image_size, image_size, 3), jnp.float32)
@@ -73,4 +92,4 @@ def create_state(
             learning_rate_scale=jnp.ones((), jnp.float32),
         )
 
-    return jax.jit(init, out_shardings=sharding.replicated(mesh), compiler_options=ops.compiler_options())()
+    return init

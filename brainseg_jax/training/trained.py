@@ -17,7 +17,7 @@ from brainseg_jax.evaluation.postprocess import PostProcess
 from brainseg_jax.models import build_model
 from brainseg_jax.training.checkpoint import Checkpoints, saved_steps
 from brainseg_jax.training.optimizer import build_optimizer, build_schedule
-from brainseg_jax.training.state import TrainState, create_state
+from brainseg_jax.training.state import TrainState, shapes_of_state
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -64,11 +64,10 @@ def load_trained(folder: Path) -> Trained:
     model = build_model(**config.model)
     opt = config.optimizer
     schedule = build_schedule("constant", learning_rate=opt.learning_rate, total_steps=1, warmup_steps=0)
-    like = create_state(
+    like = shapes_of_state(
         model,
         build_optimizer(opt.name, schedule, b2=opt.b2, weight_decay=opt.weight_decay, clip_norm=opt.clip_norm),
         image_size=config.data.image_size,
-        seed=config.seed,
         ema=opt.ema_decay > 0.0,
         mesh=sharding.data_mesh(),
     )
