@@ -123,6 +123,7 @@ def test_started_again_it_finds_itself_finished(finished, phantom_folder, tmp_pa
     assert after[workdir / "metrics.jsonl"] == before[workdir / "metrics.jsonl"]
 
 
+@pytest.mark.slow
 def test_a_run_cut_in_two_is_the_same_run(dataset_folder, tmp_path, caplog):
     options = {"optimizer__ema_decay": 0.9, "augment__noise": 0.1, "train__epochs": 4}
     # Nothing is ever predicted, so no score beats the first: the rate falls after epoch 2 and the run ends after 3.

@@ -64,7 +64,7 @@ def test_train_step(parts, cohort):
         logits, _ = model.apply(variables, images, train=True, mutable="batch_stats")
         return LOSS(logits, cohort.masks[indices]).mean()
 
-    loss, gradient = jax.value_and_grad(loss_by_hand)(before.params)
+    loss, gradient = jax.jit(jax.value_and_grad(loss_by_hand))(before.params)
     step = train_step(geometry=STILL, intensity=PLAIN)
     state, report = step(make_state(), on_devices, sharding.put(indices, sharding.over_batch(mesh)))
     np.testing.assert_allclose(report.loss, loss, rtol=1e-5)
@@ -156,7 +156,7 @@ def test_eval_step_scores_patients_on_the_native_grid(parts, cohort):
     batch = (sharding.put(padded, divided), sharding.put(valid, divided))
     totals, masks = step(variables, on_devices, *batch, np.float32(threshold))
 
-    logits = model.apply(variables, normalized_by_hand(cohort, indices), train=False)
+    logits = jax.jit(partial(model.apply, train=False))(variables, normalized_by_hand(cohort, indices))
     probability = 1 / (1 + np.exp(-np.asarray(logits, np.float64)))
     native = ndimage.zoom(probability, (1, 4, 4, 1), order=1, grid_mode=True, mode="nearest")
     predicted, truth = native >= threshold, cohort.native_masks[indices] > 0
@@ -192,7 +192,7 @@ def test_mirror_images_are_averaged_in_scoring_and_in_prediction(parts, cohort):
     images = normalized_by_hand(cohort, indices)
 
     def probability(images):
-        logits = model.apply(variables, np.ascontiguousarray(images), train=False)
+        logits = jax.jit(partial(model.apply, train=False))(variables, np.ascontiguousarray(images))
         return 1 / (1 + np.exp(-np.asarray(logits, np.float64)))
 
     plain, mirrored = probability(images), probability(images[:, :, ::-1])[:, :, ::-1]
@@ -233,7 +233,9 @@ def test_side_heads_learn_and_are_only_in_training(parts, cohort):
     chex.assert_trees_all_equal(shared, states[0].params)
     before = jax.tree.map(np.asarray, states[1].params)
     images = normalized_by_hand(cohort, np.arange(2))
-    logits = [m.apply(s.variables, images, train=False) for m, s in zip((plain, deep), states, strict=True)]
+    logits = [
+        jax.jit(partial(m.apply, train=False))(s.variables, images) for m, s in zip((plain, deep), states, strict=True)
+    ]
     np.testing.assert_array_equal(*logits)
     step = make_train_step(deep, optimizer, LOSS, mesh=mesh, seed=0, ema_decay=0.0, geometry=STILL, intensity=PLAIN)
     indices = sharding.put(np.arange(8, dtype=np.int32), sharding.over_batch(mesh))
