@@ -2,7 +2,7 @@
 
     python -m brainseg_jax.main --config=configs/attn_dice.py[:cpu|:quick] --workdir=runs/attn_dice
 
-`:cpu`, 70 patients, seed 0, 14 test patients: 3-D Dice 0.696 mean, 0.750 median
+`:cpu`, 70 patients, seed 0, 14 test patients: 3-D Dice 0.676 mean, 0.776 median
 (experiments/lgg_70_cpu). Paper scale: not yet run.
 """
 
