@@ -81,7 +81,7 @@ def test_a_scan_that_cannot_be_read_stops_no_other(case, trained_run, tmp_path):
         (tmp_path / "in" / name).mkdir(parents=True)
         make(tmp_path / "in" / name)
     shutil.copytree(case, tmp_path / "in" / case.name)
-    with pytest.raises(PartlyDone, match=f"{len(FAULTY)} of {len(FAULTY) + 1} scans could not be read") as raised:
+    with pytest.raises(PartlyDone, match=f"{len(FAULTY)} of {len(FAULTY) + 1} scans could not be predicted") as raised:
         call_predict(trained_run[0], tmp_path / "in", tmp_path / "out")
     for name, (_, words) in FAULTY.items():
         with pytest.raises(InputError, match=words):
@@ -94,7 +94,9 @@ def test_a_scan_that_cannot_be_read_stops_no_other(case, trained_run, tmp_path):
 
 def test_where_no_scan_can_be_read_nothing_is_written(trained_run, tmp_path):
     (tmp_path / "text.nii").write_text("no volume")
-    with pytest.raises(InputError, match=r"no scan could be read, so nothing was written:\n.*text.nii: not a NIfTI"):
+    with pytest.raises(
+        InputError, match=r"no scan could be predicted, so nothing was written:\n.*text.nii: not a NIfTI"
+    ):
         call_predict(trained_run[0], tmp_path / "text.nii", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -41,7 +41,7 @@ def predict(
 
     Raises:
       InputError: something given cannot be used, found before anything is written; or no scan could be read.
-      PartlyDone: some scans could not be read; the results of the others are written.
+      PartlyDone: some scans could not be predicted; the results of the others are written.
       StorageError: a checkpoint is damaged.
     """
     check_folder(output, "--output")
@@ -50,7 +50,7 @@ def predict(
     print("\n".join(table(found, scans)), flush=True)
     refused = [source.fault for source in sources if isinstance(source, Refused)]
     if len(refused) == len(sources):
-        raise InputError("no scan could be read, so nothing was written:\n" + "\n".join(refused))
+        raise InputError("no scan could be predicted, so nothing was written:\n" + "\n".join(refused))
     if not overwrite:
         check_free(sources, output, wanted)
     start = time.perf_counter()
@@ -101,7 +101,7 @@ def _tell(outcome: Outcome, output: Path, ready: float) -> None:
         print(f"note: {', '.join(cases[:3])}{more}: {note}")
     faults, done, slices = "\n".join(outcome.faults), len(outcome.scans), len(outcome.slices)
     if not done:
-        raise InputError(f"no scan could be read, so nothing was written:\n{faults}")
+        raise InputError(f"no scan could be predicted, so nothing was written:\n{faults}")
     print(
         f"{done} scan{'s' * (done > 1)}, {slices} slice{'s' * (slices > 1)} in {outcome.seconds:.1f} s: "
         f"{slices / outcome.seconds:.1f} slices/s, {outcome.model_seconds / outcome.seconds:.0%} of the time in the "
@@ -110,4 +110,4 @@ def _tell(outcome: Outcome, output: Path, ready: float) -> None:
     print(f"Masks and tables: {output}")
     if outcome.faults:
         failed = len(outcome.faults)
-        raise PartlyDone(f"{failed} of {failed + done} scans could not be read, the others are done:\n{faults}")
+        raise PartlyDone(f"{failed} of {failed + done} scans could not be predicted, the others are done:\n{faults}")
