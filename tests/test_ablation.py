@@ -217,6 +217,7 @@ def test_a_signal_goes_on_to_the_job_and_ends_the_study(stand_ins, tmp_path):
 
 
 @pytest.mark.usefixtures("optax_promotion")
+@pytest.mark.slow
 def test_a_checkpoint_is_scored_anew(trained_run, tmp_path):
     run, config = trained_run
     before = {p: p.stat().st_mtime_ns for p in run.rglob("*")}

@@ -356,7 +356,7 @@ def short(dataset_folder, tmp_path_factory):
         ("in an epoch", STEPS + 2),
         pytest.param("last step of an epoch", 2 * STEPS, marks=pytest.mark.slow),
         pytest.param("evaluation", 2 * STEPS, marks=pytest.mark.slow),
-        ("save", 2 * STEPS),
+        pytest.param("save", 2 * STEPS, marks=pytest.mark.slow),
     ],
 )
 def test_exact_resume_from_any_place(place, step, short, tmp_path, monkeypatch):

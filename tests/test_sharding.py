@@ -40,7 +40,8 @@ def on_one_device(dataset_folder, optax_promotion):
     return cohort, losses
 
 
-@pytest.mark.parametrize("devices", [pytest.param(4, marks=pytest.mark.slow), 8])
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [4, 8])
 def test_devices(on_one_device, devices):
     cohort, expected = on_one_device
     np.testing.assert_allclose(twenty_losses(cohort, mesh_of(devices)), expected, rtol=1e-5)
