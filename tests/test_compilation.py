@@ -9,6 +9,7 @@ import jax
 import pytest
 from test_run import tiny_config
 
+from brainseg_jax import ops
 from brainseg_jax.training.loop import train
 
 SCRIPT = """
@@ -116,6 +117,7 @@ def test_later_epochs_compile_nothing(dataset_folder, tmp_path):
         train(tiny_config(dataset_folder, train__epochs=epochs), tmp_path / str(epochs))
         return len(compiled)
 
+    ops.compiler_options(), ops.compiler_options(runs_once=True)  # which options XLA knows is found out once a process
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
         one, three = compilations(1), compilations(3)
