@@ -1,6 +1,8 @@
 """What is found in a folder: sequences by the words of names, cases, links, and why the rest is passed over."""
 
 import os
+import re
+from pathlib import Path
 
 import pytest
 
@@ -162,10 +164,10 @@ def test_sequences_by_hand(tmp_path):
     }.items():
         with pytest.raises(InputError, match=words):
             found(tmp_path, sequences)
-    with pytest.raises(
-        InputError, match=r"\*flair\* fits 2 of P5, for FLAIR: .*P5_flair.nii, .*P5_flair_2d.nii; give a"
-    ):
-        found(tmp_path / "t", "flair=*flair*")
+    touch(tmp_path / "t", "P6_flair.nii")
+    cases, _, (fault,), _ = found(tmp_path / "t", "flair=*flair*")
+    assert cases == {"P6": {FLAIR: "P6_flair.nii"}}  # the other goes on
+    assert re.search(r"\*flair\* fits 2 of P5, for FLAIR: .*P5_flair.nii, .*P5_flair_2d.nii; give a", fault)
 
 
 def test_slices_of_other_programs(tmp_path):
@@ -230,3 +232,66 @@ def test_of_many_cases_the_table_shows_the_first(tmp_path):
     touch(tmp_path, *(f"P{number:02d}.nii" for number in range(23)))
     lines = table(find_scans(tmp_path), tmp_path)
     assert len(lines) == 1 + 20 + 2 and lines[20].startswith("P19 ") and lines[21] == "and 3 more cases"
+
+
+@pytest.mark.parametrize(
+    ("sequence", "names"),
+    {
+        PRE: "T1 ohne KM|T1 C-|T1 vor KM|T1 Gd-|T1c-|T1 Gd- tra|T1 ohne i.v. KM|T1 sans inj|T1 sin gado|T1 pre contrast"
+        "|T1_pre_gad|T1_vorKM|T1 C-_P7|T1_sub-01|sub-01_T1w|P1_T1_sinc|T1 vor OP|vibe_tra|p2t1|case12t1",
+        POST: "T1 DOTAREM|T1 magnevist|T1 gadavist|T1 gadovist|T1 prohance|T1 multihance|T1 omniscan|T1 clariscan"
+        "|T1 INJ|T1 nach KM|T1 Gd+|P1-T1c-001|T1-KM|T1_post_sinc|T1-Gd-3D|p2t1ce",
+        DERIVED: "T1 SUB|T1 minus|T1 post SUB|T1 post minus pre|SUB T1 post",
+        OTHER: "b1000|b0|P1_b1000|b1000_tra|SWIp|PD_tra",
+        FLAIR: "p2flair|P1_flair_sinc|b100_flair|flair_b12|FLAIR vor OP",
+        None: "B3|b12|b1000_P1|PD_003|scan1pd|PT1_scan|a1c|p2press|sub-01|vor_7|minus_3",
+    }.items(),
+)
+def test_words_of_scanners_and_languages_tell_it_too(sequence, names):
+    told = {name: read_name(name).sequence for name in names.split("|")}
+    assert told == dict.fromkeys(told, sequence)
+
+
+@pytest.mark.parametrize(
+    "without, with_agent", [("vor_KM", "nach_KM"), ("Gd-", "Gd+"), ("C-", "C+"), ("ohne_KM", "KM")]
+)
+def test_without_and_with_contrast_are_a_whole_case(tmp_path, without, with_agent):
+    touch(tmp_path, "Meier_FLAIR.nii", f"Meier_T1_{without}.nii", f"Meier_T1_{with_agent}.nii", "Meier_T1_SUB.nii")
+    cases, _, faults, _ = found(tmp_path)
+    assert not faults
+    assert cases == {
+        "Meier": {FLAIR: "Meier_FLAIR.nii", PRE: f"Meier_T1_{without}.nii", POST: f"Meier_T1_{with_agent}.nii"}
+    }
+
+
+def test_patients_by_letter_and_number_are_cases_of_their_own(tmp_path):
+    touch(tmp_path, "p2t1.nii.gz", "p2flair.nii.gz", "p3flair.nii.gz", "b1000.nii.gz")
+    cases, _, faults, passed_over = found(tmp_path)
+    assert cases == {"p2": {FLAIR: "p2flair.nii.gz", PRE: "p2t1.nii.gz"}, "p3": {FLAIR: "p3flair.nii.gz"}}
+    assert not faults and passed_over == {"another sequence, no FLAIR beside it": 1}
+
+
+def test_two_of_one_name_are_refused_and_the_others_go_on(tmp_path):
+    touch(tmp_path, "base.nii", "base.nii.gz", "other.nii.gz")
+    cases, _, (fault,), _ = found(tmp_path)
+    assert cases == {"other": {ALL: "other.nii.gz"}}
+    assert fault.startswith(f"{tmp_path}/base.nii, {tmp_path}/base.nii.gz: more than one scan is named ./base, so ")
+
+
+def test_the_image_file_of_a_pair_is_read_by_its_header(tmp_path):
+    touch(tmp_path, "pair.hdr", "pair.img", "lone.img")
+    assert found(tmp_path / "pair.img")[0] == {"pair": {ALL: "pair.hdr"}}
+    assert found(tmp_path / "lone.img")[0] == {"lone": {ALL: "lone.img"}}  # its reader asks for the header
+
+
+def test_a_file_that_may_not_be_read_is_said_to_be_so(tmp_path, monkeypatch):
+    touch(tmp_path, "P1.nii", "IM0001")
+    usual = Path.open
+
+    def closed(path, *args, **kwargs):
+        if path.name == "IM0001":
+            raise PermissionError(13, "Permission denied")
+        return usual(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", closed)
+    assert found(tmp_path)[3] == {"cannot be read (Permission denied)": 1}

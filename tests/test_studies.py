@@ -219,10 +219,8 @@ def test_of_two_series_for_one_channel_none_is_picked_in_silence(tmp_path):
     )
     cases, *_ = found(tmp_path / "twice", "flair=FLAIR,post=*2")
     assert cases == {"twice": {FLAIR: {"a"}, POST: {"b"}}}
-    with pytest.raises(
-        InputError, match=r"\*FLAIR\* fits 2 of twice, for FLAIR: .*a \(FLAIR, 4 files\), .*; give a lo"
-    ):
-        found(tmp_path / "twice", "flair=*FLAIR*")
+    cases, _, (fault,), _ = found(tmp_path / "twice", "flair=*FLAIR*")
+    assert not cases and "*FLAIR* fits 2 of twice, for FLAIR: " in fault and "a (FLAIR, 4 files), " in fault
 
 
 def test_headers_that_cannot_be_read_stop_nothing(tmp_path):
@@ -266,3 +264,81 @@ def test_headers_take_little_memory(tmp_path):
     read_header(tmp_path / "long.dcm")
     assert tracemalloc.get_traced_memory()[1] < 2**23
     tracemalloc.stop()
+
+
+NOTHING = dict.fromkeys(("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"))
+
+
+def test_two_patients_without_identifiers_are_never_one_case(tmp_path):
+    """By their PatientID, or, without one, by what their folders are called beside the sequence."""
+    for root, ids in {"ids": ("A", "B"), "no_ids": (None, None)}.items():
+        for place, tags, patient in (("PatA_FLAIR", FLUID, ids[0]), ("PatB_T1", T1, ids[1])):
+            write(tmp_path / root / place, slices=1, **NOTHING | tags | {"PatientID": patient})
+        cases, _, (fault,), _ = found(tmp_path / root)
+        assert cases == {"PatA_FLAIR": {FLAIR: {"PatA_FLAIR"}}} and fault.startswith("PatB_T1: no FLAIR among ")
+    for place, patient in (("FLAIR", "A"), ("T1", "B")):
+        write(tmp_path / "plain" / place, slices=1, **NOTHING | {"PatientID": patient})
+    cases, _, (fault,), _ = found(tmp_path / "plain")
+    assert cases == {"plain_A": {FLAIR: {"FLAIR"}}} and fault.startswith("plain_B: no FLAIR among ")
+
+
+def test_folders_alike_but_for_the_sequence_are_a_case_of_that_name(tmp_path):
+    for place in ("PatA_FLAIR", "PatA_T1", "PatB_FLAIR", "PatB_T1_post"):
+        write(tmp_path / place, slices=1, **NOTHING | {"PatientID": None})
+    cases, _, faults, _ = found(tmp_path)
+    assert not faults
+    assert cases == {
+        "PatA": {FLAIR: {"PatA_FLAIR"}, PRE: {"PatA_T1"}},
+        "PatB": {FLAIR: {"PatB_FLAIR"}, POST: {"PatB_T1_post"}},
+    }
+
+
+def test_a_folder_keeps_its_name_beside_one_that_names_a_sequence_and_more(tmp_path):
+    write(tmp_path / "Schmidt", slices=1, SeriesDescription="FLAIR", **NOTHING | {"PatientID": "S"})
+    write(tmp_path / "Meier", slices=1, SeriesDescription="T1 post", **NOTHING | {"PatientID": "M"})
+    write(tmp_path / "Flair_Huber", slices=1, SeriesDescription="FLAIR", PatientID="H")
+    write(tmp_path / "d3_noAll", slices=1, **NOTHING | {"PatientID": None})
+    cases, _, (fault,), _ = found(tmp_path)
+    assert cases == {
+        "Schmidt": {FLAIR: {"Schmidt"}},
+        "Flair_Huber": {FLAIR: {"Flair_Huber"}},
+        "d3_noAll": {ALL: {"d3_noAll"}},
+    }
+    assert fault.startswith("Meier: no FLAIR among ")
+
+
+@pytest.mark.parametrize(
+    "words", [("T1 vor KM", "T1 nach KM"), ("T1 Gd-", "T1 Gd+"), ("T1 pre", "T1 post"), ("T1", "T1 DOTAREM")]
+)
+def test_descriptions_tell_pre_from_post(tmp_path, words):
+    for number, description in enumerate(("FLAIR", *words, "T1 post SUB")):
+        write(tmp_path / f"{number}", slices=1, SeriesDescription=description)
+    cases, notes, faults, _ = found(tmp_path)
+    assert list(cases.values()) == [{FLAIR: {"0"}, PRE: {"1"}, POST: {"2"}}] and not faults
+    assert list(notes.values()) == [("3 (T1 post SUB) is not used",)]
+
+
+def test_a_slice_cut_before_its_pixels_goes_to_the_reader_of_its_series(tmp_path):
+    """In a folder of two series: its header still tells which it is of, and not its size."""
+    write(tmp_path, flat="a", SeriesDescription="FLAIR")
+    write(tmp_path, flat="b", SeriesDescription="T1")
+    path = tmp_path / "a001.dcm"
+    data = path.read_bytes()
+    path.write_bytes(data[: data.index(b"\x20\x00\x13\x00IS")])  # InstanceNumber; position and size come behind
+    (source,) = find_scans(tmp_path)
+    assert [file.name for file in source.files[FLAIR]] == ["a000.dcm", "a001.dcm", "a002.dcm", "a003.dcm"]
+    with pytest.raises(InputError, match=r"a001\.dcm|a001"):
+        source.read()
+
+
+@pytest.mark.parametrize("dates", [("20200101", "20210302"), ("20200101", "20200101")])
+def test_two_studies_of_a_patient_in_one_folder_are_told_apart(tmp_path, dates):
+    uids = ("1.2.3.11111111", "1.2.3.22222222")
+    for letter, uid, date in zip("ab", uids, dates, strict=True):
+        write(tmp_path / "in", slices=1, flat=letter, SeriesDescription="FLAIR", StudyInstanceUID=uid, StudyDate=date)
+    notes = found(tmp_path / "in")[1]
+    same = dates[0] == dates[1]
+    first, second = ("with a UID that ends in 11111111", "with a UID that ends in 22222222") if same else (
+        "of 20200101", "of 20210302"
+    )  # fmt: skip
+    assert notes == {"in_1": (f"number 1 is the study {first}",), "in_2": (f"number 2 is the study {second}",)}

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from brainseg_jax.errors import InputError
 from brainseg_jax.scans.patterns import REMEDY, Patterns, matches
 from brainseg_jax.scans.sequences import ALL, FLAIR, POST, PRE, UNCLEAR
 from brainseg_jax.scans.walk import PassedOver
@@ -114,27 +113,23 @@ def choose(case: str, candidates: Sequence[Candidate], prefer: Prefer) -> Choice
 
 
 def choose_by_hand(case: str, candidates: Sequence[Candidate], patterns: Patterns, used: set[str]) -> Choice:
-    """Chooses by the patterns of `--sequences` alone.
-
-    Raises:
-      InputError: a pattern fits two candidates.
-    """
+    """Chooses by the patterns of `--sequences` alone; a case of which one fits two candidates is refused."""
     choice = Choice()
     for channel, pattern in patterns.items():
         found = [one for one in candidates if matches(pattern, *one.names)]
         found = found or [one for one in candidates if matches(pattern, *one.folders)]
+        used |= {channel} if found else set()
         if len(found) > 1:
-            raise InputError(
+            choice.fault = choice.fault or (
                 f"--sequences: {pattern} fits {len(found)} of {case}, for {channel}: "
                 f"{_listed(one.where for one in found)}; give a longer pattern"
             )
-        if found:
-            used.add(channel)
+        elif found:
             choice.chosen[channel] = found[0]
     for one in (chosen := list(choice.chosen.values())):
         if chosen.count(one) > 1:
-            raise InputError(f"--sequences: two patterns fit {one.where}; let each fit one sequence")
-    if choice.chosen and FLAIR not in choice.chosen:
+            choice.fault = f"--sequences: two patterns fit {one.where}; let each fit one sequence"
+    if not choice.fault and choice.chosen and FLAIR not in choice.chosen:
         names = _listed(one.where for one in candidates)
         choice.fault = f"{case}: {patterns[FLAIR]} of --sequences, for FLAIR, fits none of {names}; correct the pattern"
     choice.unused = _rest(choice, candidates, {})

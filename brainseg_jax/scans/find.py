@@ -9,7 +9,7 @@ from pathlib import Path
 from brainseg_jax.errors import InputError
 from brainseg_jax.scans import images
 from brainseg_jax.scans.choice import MASKS, Candidate, choose, choose_by_hand
-from brainseg_jax.scans.nifti_file import is_image_of_pair, is_nifti, stem
+from brainseg_jax.scans.nifti_file import is_image_of_pair, is_nifti, stem, to_header
 from brainseg_jax.scans.patterns import Patterns, check_all_used, matches, without
 from brainseg_jax.scans.scan import Refused, Source
 from brainseg_jax.scans.sequences import ALL, FLAIR, MASK, Said, read_name
@@ -49,7 +49,8 @@ def find_scans(path: Path, sequences: Patterns | None = None) -> Found:
     is a case of one slice. A NIfTI file is a case, but files of one folder whose names tell sequences (`read_name`) and
     are the same otherwise are one case together, and so are files that lie in folders named for sequences. DICOM files
     are sorted by their headers, see `find_studies`. What is known to be another sequence than FLAIR is never taken as
-    FLAIR; a case for which two files would do is refused. Masks, earlier results and what is no scan are passed over.
+    FLAIR; a case for which two files would do is refused, as are two with the same results. Masks, earlier results and
+    what is no scan are passed over.
 
     Args:
       path: of a file or folder.
@@ -57,11 +58,11 @@ def find_scans(path: Path, sequences: Patterns | None = None) -> Found:
         over. None where names and headers tell.
 
     Raises:
-      InputError: there is no scan, two would have the same results, the packages for DICOM are not installed, or a
-        pattern fits nothing, or two of one case.
+      InputError: there is no scan, the packages for DICOM are not installed, or a pattern fits nothing.
     """
     if not path.exists():
         raise InputError(f"{path}: no such file or folder; give a scan or a folder of scans")
+    path = to_header(path)
     root, passed_over, used = path if path.is_dir() else path.parent, new(), set()
     slices, volumes, dicom = _by_kind(walk(path, passed_over), passed_over)
     sources = _slice_sources(root, slices, sequences, passed_over, used)
@@ -110,12 +111,17 @@ def _by_kind(files: list[Path], passed_over: PassedOver) -> tuple[list[Path], li
             continue
         elif file.name == "DICOMDIR":
             passed_over["a directory of DICOM files, which are read themselves"].append(file)
-        elif is_dicom(file):
-            dicom.append(file)
-        elif suffix in _UNREAD:
-            passed_over["a format that is not read; convert scans to NIfTI (.nii.gz)"].append(file)
         else:
-            passed_over["no scan by its name"].append(file)
+            try:
+                what = "DICOM" if is_dicom(file) else "no scan by its name"
+            except OSError as error:
+                what = f"cannot be read ({error.strerror})"
+            if what == "DICOM":
+                dicom.append(file)
+            elif suffix in _UNREAD:
+                passed_over["a format that is not read; convert scans to NIfTI (.nii.gz)"].append(file)
+            else:
+                passed_over[what].append(file)
     return slices, volumes, dicom
 
 
@@ -162,7 +168,7 @@ def _said(name: str, folder: Path, root: Path) -> Said:
 def _folder_says(folder: Path) -> Said:
     """What a folder's name says of the files in it, where it says nothing else, as `FLAIR`; `FLAIR_study` does not."""
     said = read_name(folder.name)
-    return said if not said.key or said.key.isdecimal() else Said(None, False, folder.name, folder.name)
+    return said if said.alone else Said(None, False, folder.name, folder.name)
 
 
 def _volume_sources(
@@ -261,16 +267,31 @@ def _channel_numbers(files: list[Path]) -> dict[Path, str]:
     }
 
 
+def _files(source: Source) -> list[Path]:
+    if isinstance(source, SliceSource):
+        return [path for _, path in source.found]
+    files = source.found if isinstance(source, VolumeSource) else source.files
+    return [path for paths in files.values() for path in paths]
+
+
 def _named_apart(sources: list[Source]) -> list[Source]:
+    """Puts the folder before names that are given twice; where that does not tell them apart, both are refused."""
     times = Counter(source.name for source in sources)
     named = [
         replace(source, name=f"{source.place.as_posix()}/{source.name}") if times[source.name] > 1 else source
         for source in sources
     ]
-    written = Counter(source.name for source in named if not isinstance(source, Refused))
-    if twice := [name for name, count in written.items() if count > 1]:
-        raise InputError(
-            f"more than one scan is named {', '.join(sorted(twice)[:10])}, so their results would be too; give one of "
-            "them another name, or another folder"
-        )
-    return named
+    written: dict[str, list[Source]] = defaultdict(list)
+    for source in named:
+        if not isinstance(source, Refused):
+            written[source.name].append(source)
+    kept: list[Source] = [source for source in named if len(written[source.name]) < 2]
+    for name, alike in written.items():
+        if len(alike) > 1:
+            files = ", ".join(str(_files(source)[0]) for source in alike[:4])
+            fault = (
+                f"{files}: more than one scan is named {name}, so their results would be too; give one of them another "
+                "name, or another folder"
+            )
+            kept.append(Refused(name, alike[0].place, fault))
+    return kept

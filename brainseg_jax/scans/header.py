@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # an extra, and slow to import: only where there is a series 
 
 _TAGS = (
     *("SOPClassUID", "Modality", "PatientID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"),
+    "StudyDate",
     *("SeriesNumber", "SeriesDescription", "ProtocolName", "SequenceName", "ImageType", "AcquisitionContrast"),
     *("ScanningSequence", "InversionTime", "EchoTime", "RepetitionTime", "ContrastBolusAgent", "AngioFlag"),
     *("Rows", "Columns", "NumberOfFrames", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"),
@@ -27,6 +28,7 @@ _MOST_HEADER = 2**18  # bytes that are read or unpacked to find these tags
 _NO_AGENT = {"", "NONE", "NO", "N", "0", "NULL", "UNKNOWN", "NO CONTRAST", "WITHOUT"}
 # AcquisitionContrast of enhanced MR: DICOM PS3.3, C.8.13.3.
 _ACQUIRED = {"FLUID_ATTENUATED": FLAIR, "T1": PRE, "T2": OTHER, "T2_STAR": OTHER, "PROTON_DENSITY": OTHER}
+_MR_IMAGES = {f"1.2.840.10008.5.1.4.1.1.{number}" for number in ("4", "4.1", "4.3", "4.4")}  # SOP classes
 _ACQUIRED |= dict.fromkeys(("DIFFUSION", "PERFUSION", "STIR", "TOF", "FLOW_ENCODED", "TAGGING"), OTHER)
 
 
@@ -37,6 +39,7 @@ class Header:
     Attributes:
       path: of the file.
       image: whether it has pixels.
+      mr_image: whether it is of a class of MR images; one without pixels is cut short.
       sequence_name: the scanner's, such as `*tir2d1_21`.
       repetition, echo, inversion: times in ms.
       agent: whether a contrast agent is named.
@@ -49,9 +52,11 @@ class Header:
 
     path: Path
     image: bool
+    mr_image: bool
     modality: str
     patient: str
     study: str
+    date: str
     series: str
     frame_of_reference: str
     number: str
@@ -151,9 +156,11 @@ def _header(path: Path, one: "Dataset") -> Header:
     return Header(
         path=path,
         image=rows is not None or "ImagePositionPatient" in one,
+        mr_image=_text(one, "SOPClassUID") in _MR_IMAGES,
         modality=_text(one, "Modality").upper(),
         patient=_text(one, "PatientID"),
         study=_text(one, "StudyInstanceUID"),
+        date=_text(one, "StudyDate"),
         series=_text(one, "SeriesInstanceUID"),
         frame_of_reference=_text(one, "FrameOfReferenceUID"),
         number=_text(one, "SeriesNumber"),

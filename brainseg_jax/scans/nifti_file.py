@@ -51,6 +51,11 @@ def is_image_of_pair(path: Path) -> bool:
     return path.name.lower().endswith(IMAGE) and _other_of_pair(path, HEADER) is not None
 
 
+def to_header(path: Path) -> Path:
+    """The header of an image file of a pair; any other file as it is."""
+    return _other_of_pair(path, HEADER) or path if path.name.lower().endswith(IMAGE) else path
+
+
 def stem(path: Path) -> str:
     """The name without `.nii`, `.nii.gz`, `.hdr` or `.img`."""
     return path.name[: path.name.lower().rindex(".nii")] if path.name.lower().endswith(SINGLE) else path.stem

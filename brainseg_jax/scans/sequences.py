@@ -22,33 +22,37 @@ OTHER, MASK, DERIVED, UNCLEAR = "another sequence", "a mask or an earlier result
 # Words of names by what they mark. Several may be glued together: T1postcontrast, FLAIRreg.
 _MARKS = {
     "FLAIR": "flair t2f darkfluid",
-    "T1": "t1 t1w mprage mp2rage spgr fspgr bravo",
+    "T1": "t1 t1w mprage mp2rage spgr fspgr bravo vibe",
     "T1 pre": "t1n",
     "T1 post": "t1c t1ce t1gd t1gad t1km t1wce",
     "T2": "t2 t2w",
     "pre": "pre precontrast noncontrast noncon unenhanced nativ",
-    "post": "post postcontrast gad gado gadolinium gd",
+    "post": "post postcontrast gad gado gadolinium gd inj injection magnevist dotarem gadavist gadovist prohance "
+    "multihance omniscan clariscan elucirem vueway",
     "agent": "contrast ce km cm enhanced",  # post-contrast where T1 stands too
     "agent after": "c",  # post-contrast right behind T1
-    "none": "no non without wo",
-    "other": "t2star dwi dti adc swi swan hemo stir bold fmri rsfmri asl dsc dce perf perfusion diffusion tof mra mrv "
-    "angio mrs svs csi fieldmap localizer localiser scout survey trace tracew cbf cbv rcbv nrcbv srcbv ncbf mtt ttp "
-    "tmax ktrans phase pdw ciss fiesta",
+    "none": "no non without wo ohne vor sans sin",
+    "other": "t2star dwi dti adc swi swip swan hemo stir bold fmri rsfmri asl dsc dce perf perfusion diffusion tof mra "
+    "mrv angio mrs svs csi fieldmap localizer localiser scout survey trace tracew cbf cbv rcbv nrcbv srcbv ncbf mtt "
+    "ttp tmax ktrans phase pdw ciss fiesta",
     "weak other": "pd fa md gre epi",  # initials of patients too
     "mask": "mask masks seg segmentation segmentations roi rois labels groundtruth annotation annotations",
+    "minus": "-",  # right behind the word of an agent, as in `Gd-`
     "weak mask": "label pred probability uncertainty overlay gt",
-    "derived": "bias biasfield subtraction mip minip mosaic",
+    "derived": "bias biasfield subtraction subtracted mip minip mosaic",
+    "difference": "sub minus",  # a derived map beside T1; `sub-01` is a patient
     "map": "map maps",  # a derived map where T1 or T2 stands too
     "to": "to in on onto into",  # what follows is the space that it was brought to
     "": "reg registered coreg coregistered resliced resampled warped n4 brain bet ax axial tra trans transverse sag "
     "sagittal cor coronal 3d 2d se tse fse fs fatsat iso mni sri24 norm normalized corrected corr stripped "
-    "skullstripped tr ts native tumor tumour lesion weighted with isotropic",
+    "skullstripped tr ts native tumor tumour lesion weighted with isotropic sinc nach mit avec apres",
 }
 _MARKS_OF = {
     word: frozenset(marks.split() if marks.startswith("T1") else [marks])
     for marks, words in _MARKS.items()
     for word in words.split()
 }
+_AFTER = frozenset(["post", "agent", "agent after"])
 # After pre or post they tell of a time, not of a contrast agent.
 _EVENT = re.compile(
     r"op|operat.*|surg.*|rt|radio.*|treat.*|therap.*|tx|chemo.*|biops.*|proc|process.*|natal|mortem|resect.*"
@@ -58,7 +62,9 @@ _TCIA = re.compile(r"[0-9]+(?:\.[0-9]+)?-(?P<name>.+)-[0-9]{5}")
 _DCM2NIIX = re.compile(r"(?P<name>.+_[0-9]{14})_[0-9]+[a-z]?")
 _BIDS = re.compile(r"(?P<case>sub-[A-Za-z0-9]+(?:_ses-[A-Za-z0-9]+)?)_.+")
 _OTHER_SPACE = re.compile(r"(?<=[_-])space-[A-Za-z0-9]+_?")
-_TOKEN = re.compile(r"[^\W_]+|\+")
+_TOKEN = re.compile(r"[^\W_]+|\+|-(?![^\W_])")
+_PATIENT = re.compile(r"[a-z]+[0-9]+(?=[a-z])")  # glued in front of a word, as in `p2flair`
+_B_VALUE = re.compile(r"b(?:0|50|[1-9][0-9]?[05]0)")  # in s/mm^2, of diffusion; initials of patients too
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _SEPARATORS = re.compile(r"[\W_]+")
 
@@ -79,6 +85,11 @@ class Said:
     case: str
     key: str
 
+    @property
+    def alone(self) -> bool:
+        """Whether it says nothing else, as `FLAIR` or `12_FLAIR` of a folder; `FLAIR_study` does."""
+        return self.sequence is not None and (not self.key or self.key.isdecimal())
+
 
 @dataclass(frozen=True)
 class _Word:
@@ -86,6 +97,15 @@ class _Word:
     start: int
     token: int  # words that are glued together have the same
     marks: frozenset[str] | None  # None of a word that is not known
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.text)
+
+    @property
+    def names_agent(self) -> bool:
+        """Whether it names a contrast agent, as `Gd` or `T1c`; `post` does not."""
+        return bool((self.marks or frozenset()) & _AFTER) and self.text not in ("post", "postcontrast")
 
 
 @cache
@@ -117,7 +137,9 @@ def _words(name: str) -> list[_Word]:
     """The words of a name in order, those that are glued together apart."""
     words = []
     for number, token in enumerate(_TOKEN.finditer(name)):
-        pieces = _pieces(token[0].lower(), inside=False)
+        if token[0] == "-" and not (words and words[-1].names_agent and token.start() == words[-1].end):
+            continue  # it separates
+        pieces = _pieces(token[0].lower(), inside=False) or _pieces_behind_patient(token[0].lower())
         if pieces is None:
             humps = [hump for hump in _HUMP.split(token[0]) if hump]
             pieces = tuple(piece for hump in humps for piece in _pieces(hump.lower(), inside=False) or (hump.lower(),))
@@ -128,6 +150,8 @@ def _words(name: str) -> list[_Word]:
                 marks = frozenset(["agent after"])
             elif piece == "2" and len(pieces) > 1:
                 marks = frozenset(["to"])
+            elif _B_VALUE.fullmatch(piece):
+                marks = frozenset(["weak other"])
             words.append(_Word(piece, start, number, marks))
             start += len(piece)
     return words
@@ -149,6 +173,14 @@ def _pieces(token: str, *, inside: bool) -> tuple[str, ...] | None:
     return None
 
 
+def _pieces_behind_patient(token: str) -> tuple[str, ...] | None:
+    """The same behind letters and a number; None where only words are left that are initials too."""
+    if not (match := _PATIENT.match(token)) or (rest := _pieces(token[match.end() :], inside=True)) is None:
+        return None
+    weak = {"weak other", "weak mask", "agent after", ""}
+    return None if all(_MARKS_OF.get(piece, weak) <= weak for piece in rest) else (match[0], *rest)
+
+
 def _decide(words: list[_Word], description: bool) -> tuple[str | None, bool, set[_Word]]:
     """Sequence, whether contrast is said, and the words that say it."""
     found: dict[str, set[_Word]] = {}
@@ -160,16 +192,26 @@ def _decide(words: list[_Word], description: bool) -> tuple[str | None, bool, se
             continue
         if marks <= {"pre", "post"} and following and _EVENT.fullmatch(following.text):
             continue
-        before = words[place - 1] if place else None
-        if before and "none" in (before.marks or ()) and marks & {"agent", "post", "agent after"}:
+        before = next((one for one in reversed(words[:place]) if one.text not in ("i", "v", "iv")), None)
+        denied = before and "none" in (before.marks or ()) and marks & _AFTER
+        if denied and not ("agent after" in marks and "T1" not in found):
             marks = frozenset(["pre"])
             found.setdefault("pre", set()).add(before)
+        elif word.names_agent and "T1" not in marks and before and before.text == "pre":
+            marks = frozenset(["pre"])
+        elif word.names_agent and following and "minus" in (following.marks or ()):
+            marks = marks - _AFTER | {"pre"}
+            found.setdefault("pre", set()).add(following)
         elif "agent after" in marks:
             behind = before and (before.marks or frozenset()) & {"T1", "agent after"}
             marks = frozenset(["agent"] if behind else ())
-        elif marks & {"weak other", "weak mask"} and following and not description:
-            marks = frozenset()
-        for mark in marks - {"", "none", "to"}:
+        elif "difference" in marks:
+            named = following and "T1" in (following.marks or ())
+            of_case = following and following.text[:1].isdecimal()
+            marks = frozenset(["derived"] if named or (found.keys() & {"T1", "post"} and not of_case) else ())
+        elif marks & {"weak other", "weak mask"} and not description:
+            marks = marks if all(one.marks == frozenset([""]) for one in words[place + 1 :]) else frozenset()
+        for mark in marks - {"", "none", "to", "minus"}:
             found.setdefault(mark, set()).add(word)
     sequence, contrast, relevant = _decide_by(found)
     return sequence, contrast, set().union(*(found.get(mark, ()) for mark in (*relevant, "away")))

@@ -100,16 +100,17 @@ class SeriesSource(Source):
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether the name, or else the mark that begins a DICOM file, says so; a directory of a disc is no scan."""
+    """Whether the name, or else the mark that begins a DICOM file, says so; a directory of a disc is no scan.
+
+    Raises:
+      OSError: neither does, as the file cannot be read.
+    """
     if path.name == "DICOMDIR":
         return False
     if path.suffix.lower() in _SUFFIXES:
         return True
-    try:
-        with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
 
 
 def check_packages() -> None:

@@ -52,9 +52,9 @@ def find_studies(
     """Sorts DICOM files into series, and series into heads, of which each is a case.
 
     A series is what has one SeriesInstanceUID, in whatever folders; the series of one StudyInstanceUID are one head.
-    Where these are empty, a folder is a series and a head, and folders beside each other that are named for sequences
-    are one head. The sequence is told by SeriesDescription or ProtocolName, by the times and the contrast agent, and,
-    where these are empty, by the folder's name.
+    Where these are empty, a folder is a series and a head, and folders beside each other whose names are the same but
+    for the sequence are one head. Files of different PatientIDs never are. The sequence is told by SeriesDescription or
+    ProtocolName, by the times and the contrast agent, and, where these are empty, by the folder's name.
 
     Args:
       root: the folder that was given.
@@ -62,16 +62,15 @@ def find_studies(
       patterns: of `--sequences`; None where sequences are told by headers and names.
       passed_over: takes what is no MR scan.
       used: takes the sequences whose pattern fitted something.
-
-    Raises:
-      InputError: a pattern fits two series of one head.
     """
     headers: list[Header] = []
-    damaged: list[Path] = []
+    damaged: dict[Path, str] = {}  # with the series, where that can be read
     for path in files:
         header = read_header(path)
         if header is None:
-            damaged.append(path)
+            damaged[path] = ""
+        elif header.mr_image and not header.image:
+            damaged[path] = header.series
         elif header.modality in _NO_MR or not header.image:
             passed_over[f"DICOM, but no MR image ({header.modality or 'no pixels'})"].append(path)
         else:
@@ -79,8 +78,9 @@ def find_studies(
     groups = _grouped(headers, passed_over)
     crowded = Counter(folder for group in groups for folder in {header.path.parent for header in group})
     strays = defaultdict(list)
-    for path in damaged:  # a slice of the one series beside it; its reader says what is wrong with it
+    for path, uid in damaged.items():  # a slice of the one series beside it; its reader says what is wrong with it
         beside = [group for group in groups if path.parent in {header.path.parent for header in group}]
+        beside = [group for group in beside if uid and group[0].series == uid] or beside
         if len(beside) > 1:
             passed_over["damaged DICOM files beside several series"].append(path)
         else:
@@ -88,8 +88,8 @@ def find_studies(
     series = [_to_series(group, crowded, strays.pop(id(group), [])) for group in groups]
     heads = _to_heads(root, series)
     sources = []
-    for (name, place), head in zip(_names(root, heads), heads, strict=True):
-        sources += _to_source(name, place, head, patterns, passed_over, used)
+    for (name, place, notes), head in zip(_names(root, heads), heads, strict=True):
+        sources += _to_source(name, place, notes, head, patterns, passed_over, used)
     for folder, paths in strays.items():
         shown = {FLAIR: f"{len(paths)} damaged file{'s' * (len(paths) > 1)}"}
         sources.append(SeriesSource(*_name_and_place(root, folder), {ALL: tuple(paths)}, channels=shown))
@@ -171,52 +171,65 @@ def _tell_sequence(first: Header, folder: str) -> tuple[str | None, bool, str, b
 
 
 def _to_heads(root: Path, series: list[_Series]) -> list[_Head]:
-    named = {
-        one.headers[0].path.parent
-        for one in series
-        if one.folders and one.headers[0].path.parent != root and read_name(one.folders[0]).sequence
-    }
-    holders = {folder.parent for folder in named}
+    places = {one.headers[0].path.parent for one in series if one.folders} - {root}
+    named = {folder: said for folder in places if (said := read_name(folder.name)).sequence}
+    holders = {folder.parent for folder, said in named.items() if said.alone}
     heads: dict[tuple, list[_Series]] = defaultdict(list)
     for one in series:
         first = one.headers[0]
         folder = first.path.parent
         if uid := first.study or first.frame_of_reference:
-            heads[first.patient, uid].append(one)
+            heads[first.patient, uid, ""].append(one)
         elif folder in named:
-            heads["", folder.parent].append(one)
-        else:
-            heads["", folder.parent if folder not in holders and folder.parent in holders else folder].append(one)
+            rest = "" if named[folder].alone else named[folder].key
+            heads[first.patient, folder.parent, rest].append(one)
+        else:  # what tells nothing beside `FLAIR` is not used there, and is no case either
+            falls = one.sequence is None and folder not in holders and folder.parent in holders
+            heads[first.patient, folder.parent if falls else folder, ""].append(one)
     found = []
     owners: dict[Path, set[int]] = defaultdict(set)  # heads by the folder above those of their files
     for number, group in enumerate(heads.values()):
         for header in (header for one in group for header in one.headers):
             owners[header.path.parent.parent].add(number)
-    for (_, key), group in heads.items():
+    for (_, key, rest), group in heads.items():
         folders = {header.path.parent for one in group for header in one.headers}
         (first, *_) = folders
-        if isinstance(key, Path):
+        if isinstance(key, Path) and rest:  # of several the folder that would hold them
+            folder = key / min((named[one].case for one in folders), key=len) if len(folders) > 1 else first
+        elif isinstance(key, Path):
             folder = key
         elif len(folders) > 1:
             folder = Path(commonpath(folders))
         else:
-            folder = first.parent if first in named and len(owners[first.parent]) == 1 else first
+            folder = first.parent if first in named and named[first].alone and len(owners[first.parent]) == 1 else first
         found.append(_Head(folder, tuple(group)))
     return found
 
 
-def _names(root: Path, heads: list[_Head]) -> list[tuple[str, Path]]:
-    """Names and places; of heads in one folder each has the patient's too, or else a number."""
+def _names(root: Path, heads: list[_Head]) -> list[tuple[str, Path, tuple[str, ...]]]:
+    """Names, places, notes; of heads in one folder each has the patient's name too, or a number and a note on it."""
     found = []
     for head in heads:
-        name, place = _name_and_place(root, head.folder)
+        (name, place), notes = _name_and_place(root, head.folder), ()
         beside = [other for other in heads if other.folder == head.folder]
         if len(beside) > 1:
             patients = [re.sub(r"[^\w.-]+", "-", other.series[0].headers[0].patient) for other in beside]
             own = patients[beside.index(head)]
-            name += f"_{own}" if own and patients.count(own) == 1 else f"_{beside.index(head) + 1}"
-        found.append((name, place))
+            if own and patients.count(own) == 1:
+                name += f"_{own}"
+            else:
+                number = beside.index(head) + 1
+                name, notes = f"{name}_{number}", (f"number {number} is {_study_in_words(head, beside)}",)
+        found.append((name, place, notes))
     return found
+
+
+def _study_in_words(head: _Head, beside: list[_Head]) -> str:
+    """What tells a study from those beside it: its date, or the end of its UID."""
+    first, others = head.series[0].headers[0], [other.series[0].headers[0] for other in beside if other is not head]
+    if first.date and first.date not in {other.date for other in others}:
+        return f"the study of {first.date}"
+    return f"the study with a UID that ends in {first.study[-8:]}" if first.study else f"that of {first.path.name}"
 
 
 def _name_and_place(root: Path, folder: Path) -> tuple[str, Path]:
@@ -224,7 +237,13 @@ def _name_and_place(root: Path, folder: Path) -> tuple[str, Path]:
 
 
 def _to_source(
-    name: str, place: Path, head: _Head, patterns: Patterns | None, passed_over: PassedOver, used: set[str]
+    name: str,
+    place: Path,
+    notes: tuple[str, ...],
+    head: _Head,
+    patterns: Patterns | None,
+    passed_over: PassedOver,
+    used: set[str],
 ) -> list[Source]:
     masks = [one for one in head.series if one.sequence == MASK]
     scans = [one for one in head.series if one.sequence != MASK]
@@ -238,7 +257,7 @@ def _to_source(
     if not choice.chosen:
         return []
     files = {channel: one.paths for channel, one in choice.chosen.items()}
-    return [SeriesSource(name, place, files, notes=tuple(choice.notes), channels=choice.cells)]
+    return [SeriesSource(name, place, files, notes=(*notes, *choice.notes), channels=choice.cells)]
 
 
 def _prefer(
