@@ -4,11 +4,14 @@ import io
 import logging
 import os
 import re
+import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from stat import S_ISDIR
+from types import FrameType
 from typing import NoReturn
 
 from absl import app, flags
@@ -32,11 +35,11 @@ sys.excepthook = _tell_failed_import  # only commands import this file, and befo
 def run(main: Callable[[list[str]], object]) -> None:
     """Parses the command line, calls `main` and leaves the process.
 
-    An `InputError`, a misspelt flag or config key, a value of the wrong type and a stray argument are printed to
-    stderr as `error: ...` and end the process with status 2; a `TrainingDiverged` with 3, a `StorageError` with 4, a
+    An `InputError`, a misspelt flag or config key, a value of the wrong type and a stray argument are printed to stderr
+    as `error: ...` and end the process with status 2; a `TrainingDiverged` with 3, a `StorageError` with 4, a
     `PartlyDone` with 5, a `TrainingStopped` with 75 (`EX_TEMPFAIL` of sysexits.h: a scheduler may queue the same
-    command again). Any other exception ends it with status 1 and one line, which names the file that holds the
-    traceback.
+    command again), a `KeyboardInterrupt` with 130. Any other exception ends it with status 1 and one line, which names
+    the file that holds the traceback.
 
     Args:
       main: the command, called as absl calls it: with a list that holds the program's name only.
@@ -77,6 +80,20 @@ def run(main: Callable[[list[str]], object]) -> None:
     # After a failed read or write Orbax leaves coroutines behind, and Python prints a traceback for each it collects.
     sys.unraisablehook = lambda left: absl_logging.debug("ignored: %s", left.exc_value)
     app.run(guarded, flags_parser=_parse)
+
+
+@contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """Within it SIGTERM, by which schedulers and `kill` end a process, raises KeyboardInterrupt as Ctrl-C does."""
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _parse(argv: Sequence[str]) -> list[str]:

@@ -29,20 +29,24 @@ TTA = flags.DEFINE_bool("tta", None, "Average with left-right mirror images; by 
 
 
 def main(_: list[str]) -> None:
-    """Predicts what the flags name."""
+    """Predicts what the flags name.
+
+    SIGTERM ends it as Ctrl-C does: what is done stands in the tables, and the status is 130.
+    """
     for flag in (RUN, INPUT, OUTPUT):
         if not flag.value:
             raise InputError(f"--{flag.name} is empty: give --run=RUN_FOLDER --input=SCANS --output=FOLDER")
     keep_compiled()
-    predict(
-        [user_path(folder, "--run") for folder in RUN.value],
-        user_path(INPUT.value, "--input"),
-        user_path(OUTPUT.value, "--output"),
-        wanted=Wanted(PROBABILITIES.value, UNCERTAINTY.value, OVERLAYS.value),
-        mirror=TTA.value,
-        overwrite=OVERWRITE.value,
-        sequences=read_patterns(SEQUENCES.value),
-    )
+    with cli.sigterm_interrupts():
+        predict(
+            [user_path(folder, "--run") for folder in RUN.value],
+            user_path(INPUT.value, "--input"),
+            user_path(OUTPUT.value, "--output"),
+            wanted=Wanted(PROBABILITIES.value, UNCERTAINTY.value, OVERLAYS.value),
+            mirror=TTA.value,
+            overwrite=OVERWRITE.value,
+            sequences=read_patterns(SEQUENCES.value),
+        )
 
 
 if __name__ == "__main__":

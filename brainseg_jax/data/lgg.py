@@ -154,7 +154,7 @@ def prepare(source: str, data_dir: str | Path | None, *, progress: bool = True) 
       InputError: an unknown source, bad data (all faults are listed), no network, or a data folder that cannot be
           written to.
     """
-    root = user_path(str(data_dir or tfds.core.constants.get_default_data_dir()), "data_dir").absolute()
+    root = _data_folder(data_dir)
     prepared.remove_stale(root)
     try:
         tempfile.gettempdir()  # TFDS and the phantom need it
@@ -173,6 +173,19 @@ def prepare(source: str, data_dir: str | Path | None, *, progress: bool = True) 
             "patients)."
         )
     return _prepare_path(path, root, str(path.absolute()), progress)
+
+
+def _data_folder(given: str | Path | None) -> Path:
+    if given:
+        return user_path(str(given), "data_dir").absolute()
+    default = tfds.core.constants.get_default_data_dir()
+    try:
+        return user_path(str(default), "TFDS_DATA_DIR").absolute()
+    except InputError as error:
+        raise InputError(
+            f"the folder of prepared data is by default {default}, which cannot be used ({error}); name a folder with "
+            "--data_dir (in main: --config.data.dir) or in the environment variable TFDS_DATA_DIR"
+        ) from error
 
 
 def _find_kaggle(root: Path) -> Path | None:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
 
+from absl import logging
+
 from brainseg_jax.data.clinical import UNKNOWN, Clinical, read_clinical
 from brainseg_jax.data.untrusted import open_zip
 from brainseg_jax.errors import InputError
@@ -22,6 +24,7 @@ CASE_NAME = re.compile(r"(?P<patient>TCGA_[A-Z0-9]{2}_[A-Z0-9]{4})_[0-9]{8}")
 SLICE_NAME = re.compile(r"(?P<case>.+)_(?P<number>[1-9][0-9]{0,18})(?P<mask>_mask)?\.tif")
 # Where the tree can lie below the path that was given. Kaggle's zip holds it twice, and the first one found is used.
 TREE_FOLDERS = ("kaggle_3m", "lgg-mri-segmentation/kaggle_3m")
+_KNOWN_NAMES = ("data.csv", "README.md")  # beside the case folders, in Kaggle's set
 IGNORED_NAMES = ("Thumbs.db", "desktop.ini", "__MACOSX")  # and whatever begins with a dot
 
 
@@ -56,19 +59,25 @@ def list_cases(path: str | Path) -> tuple[list[Case], list[str]]:
 
     Returns:
       The cases, and one sentence for each fault: a folder that is no case, a file that is no slice, a mask without
-      image or the reverse, a gap in the numbering, two scans of one patient, a fault in `data.csv`.
+      image or the reverse, a gap in the numbering, two scans of one patient, a fault in `data.csv`, a file or a broken
+      link that is named like a case. A warning lists other files beside the case folders, which are passed over.
 
     Raises:
       InputError: `path` is missing, is neither folder nor zip, or holds no case.
     """
     tree = _find_tree(Path(path))
     table, faults = read_clinical(tree / "data.csv")
-    cases, scans = [], defaultdict(list)
+    cases, scans, passed_over = [], defaultdict(list), []
     for entry in _visible(tree):
         where = f"{tree.name}/{entry.name}"
         if not entry.is_dir():
             if entry.name.lower().endswith((".tif", ".tiff")):
                 faults.append(f"{where}: a slice outside of a case folder")
+            elif CASE_NAME.fullmatch(entry.name):
+                what = "a file" if entry.exists() else "a link that leads nowhere"
+                faults.append(f"{where}: {what}, named like a case, which is a folder")
+            elif entry.name not in _KNOWN_NAMES:
+                passed_over.append(entry.name)
         elif match := CASE_NAME.fullmatch(entry.name):
             slices, case_faults = _list_slices(entry)
             faults += case_faults
@@ -76,6 +85,10 @@ def list_cases(path: str | Path) -> tuple[list[Case], list[str]]:
             scans[match["patient"]].append(entry.name)
         else:
             faults.append(f"{where}: a folder that is no case; a case is named like TCGA_DU_5849_19950405")
+    if passed_over:
+        more = ", ..." if len(passed_over) > 3 else ""
+        listed = ", ".join(passed_over[:3]) + more
+        logging.warning("%s: %d x no case by its name, passed over: %s", tree.name, len(passed_over), listed)
     faults += [
         f"{tree.name}/{names[-1]}: a second scan of patient {patient} (the first is {names[0]}); "
         "scores and splits are by patient, so keep one"

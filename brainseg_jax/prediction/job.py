@@ -7,10 +7,11 @@ from brainseg_jax.errors import InputError, PartlyDone
 from brainseg_jax.prediction.ensemble import Ensemble
 from brainseg_jax.prediction.results import Wanted, check_free, write_tables
 from brainseg_jax.prediction.stream import Outcome, predict_scans
-from brainseg_jax.scans.find import Found, find_scans, list_passed_over
+from brainseg_jax.scans.find import Found, find_scans
 from brainseg_jax.scans.patterns import Patterns
 from brainseg_jax.scans.scan import Refused
 from brainseg_jax.scans.sequences import CHANNELS
+from brainseg_jax.scans.walk import list_passed_over
 from brainseg_jax.training.comparison import names_of
 from brainseg_jax.training.run_folder import check_folder
 from brainseg_jax.training.trained import load_trained

@@ -36,7 +36,8 @@ def check_free(sources: list[Source], output: Path, wanted: Wanted) -> None:
     """Raises InputError where a file that is to be written is there already; makes nothing."""
     paths = [output / SCANS_TABLE, output / SLICES_TABLE]
     for source in sources:
-        paths += _outputs(source, output, wanted)
+        own = _outputs(source, output, wanted)
+        paths += own + [path.with_suffix(".nii.gz") for path in own if path.suffix == ".dcm"]  # see SeriesScan.write
     if there := [path for path in paths if os.path.exists(path)]:  # also of names that are too long
         more = f" and {len(there) - 1} more of the results" if len(there) > 1 else ""
         raise InputError(f"{there[0]}{more}: there already; give another --output, or --overwrite to replace them")

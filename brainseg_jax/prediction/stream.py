@@ -52,7 +52,7 @@ def predict_scans(sources: list[Source], ensemble: Ensemble, output: Path, wante
 
     Raises:
       InputError: the disk is full.
-      KeyboardInterrupt: of the user; the message counts what is done.
+      KeyboardInterrupt: of the user, or of SIGTERM (`cli.sigterm_interrupts`); the message counts what is done.
     """
     start, before = time.perf_counter(), ensemble.seconds
     try:

@@ -17,13 +17,11 @@ from brainseg_jax.scans.series import check_packages, is_dicom
 from brainseg_jax.scans.slices import MOST_SLICES, SliceSource
 from brainseg_jax.scans.study import find_studies
 from brainseg_jax.scans.volumes import VolumeSource
-from brainseg_jax.scans.walk import PassedOver, new, walk
+from brainseg_jax.scans.walk import UNREAD, PassedOver, list_passed_over, new, walk
 
 # OsiriX writes IM-0001-0001.png; a number alone is a slice of its folder.
 _NUMBERED = re.compile(r"(?P<case>.+)_(?P<number>[0-9]+)|(?P<osirix>IM-[0-9]+)-(?P<of>[0-9]+)|(?P<alone>[0-9]+)")
 _CHANNEL_NUMBER = re.compile(r"(?P<case>.+)_(?P<number>[0-9]{4})")  # of nnU-Net
-_UNREAD = {".mha", ".mhd", ".nrrd", ".nhdr", ".mgz", ".mgh", ".mnc", ".hdr", ".img", ".par", ".rec", ".npy", ".npz"}
-_UNREAD |= {".mat", ".jpg", ".jpeg", ".jp2", ".bmp", ".gif", ".webp", ".zip", ".tar", ".tgz", ".7z", ".rar", ".xz"}
 
 
 @dataclass(frozen=True)
@@ -81,23 +79,6 @@ def find_scans(path: Path, sequences: Patterns | None = None) -> Found:
     return Found(sorted(_named_apart(sources), key=lambda source: source.name), passed_over)
 
 
-def list_passed_over(passed_over: PassedOver, root: Path) -> list[str]:
-    """A line for each reason: how many files or folders, and the first few of them."""
-    lines = []
-    for reason, paths in sorted(passed_over.items()):
-        if not paths:
-            continue
-        times: Counter[Path] = Counter()
-        order = []
-        for path in paths:  # one of each folder first
-            order.append((times[path.parent], path))
-            times[path.parent] += 1
-        first = [path for _, path in sorted(order)[:3]]
-        shown = [str(path.relative_to(root)) if path.is_relative_to(root) else str(path) for path in first]
-        lines.append(f"{len(paths)} x {reason}: {', '.join(shown)}{', ...' if len(paths) > 3 else ''}")
-    return lines
-
-
 def _by_kind(files: list[Path], passed_over: PassedOver) -> tuple[list[Path], list[Path], list[Path]]:
     """Images, NIfTI and DICOM; all else is passed over."""
     slices, volumes, dicom = [], [], []
@@ -118,7 +99,7 @@ def _by_kind(files: list[Path], passed_over: PassedOver) -> tuple[list[Path], li
                 what = f"cannot be read ({error.strerror})"
             if what == "DICOM":
                 dicom.append(file)
-            elif suffix in _UNREAD:
+            elif suffix in UNREAD:
                 passed_over["a format that is not read; convert scans to NIfTI (.nii.gz)"].append(file)
             else:
                 passed_over[what].append(file)

@@ -13,7 +13,7 @@ from brainseg_jax.errors import InputError
 # Kaggle set and on a radiologist's screen. In nibabel's words: axes to the Left, to the back (Posterior), to the crown
 # (Superior); a slice is [row, column] = [P, L].
 _SLICES = nib.orientations.axcodes2ornt("LPS")
-_SAME = 0.1  # of the smallest spacing: voxels that lie closer to each other are the same
+_SAME = 0.1  # of a voxel along each axis: voxels that lie closer to each other are the same
 _MOST_WIDER = 4096  # slices that a grid is widened by
 
 
@@ -84,7 +84,7 @@ class Grid:
         """Brings values onto a grid of the same voxels, whose axes may have another order and other directions.
 
         Args:
-          other: its voxels lie where those of this grid lie, within a tenth of the smallest spacing.
+          other: its voxels lie where those of this grid lie, within a tenth of a voxel along each axis.
           values: [I, J, K, ...] on this grid.
 
         Returns:
@@ -94,7 +94,7 @@ class Grid:
           InputError: the voxels lie elsewhere; the message describes both grids and what differs, but names no file.
         """
         turn, turned = self._turned_towards(other)
-        if turned.shape != other.shape or other._farthest(turned) > _SAME * min(other.spacing):
+        if turned.shape != other.shape or other._voxels_apart(turned) > _SAME:
             raise InputError(f"{self}, against {other}: {self.differences(other)}")
         return nib.orientations.apply_orientation(values, turn)
 
@@ -160,6 +160,11 @@ class Grid:
     @property
     def _corners(self) -> np.ndarray:
         return np.array(list(itertools.product((0, 1), repeat=3))) * (np.array(self.shape) - 1)
+
+    def _voxels_apart(self, other: "Grid") -> float:
+        """As `_farthest`, but along the axis where it is most, in voxels."""
+        places = nib.affines.apply_affine(np.linalg.inv(self.affine) @ other.affine, self._corners)
+        return float(np.abs(places - self._corners).max())
 
     def _farthest(self, other: "Grid") -> float:
         """The largest distance between corresponding voxels of two grids of one shape, in mm: that of a corner."""

@@ -1,26 +1,28 @@
 """Reads a folder of masks, predicted or true, ours or others', whatever files hold them."""
 
-import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from absl import logging
 
 from brainseg_jax.errors import InputError
 from brainseg_jax.scans.grid import Grid
 from brainseg_jax.scans.images import read_image
-from brainseg_jax.scans.nifti_file import is_nifti, open_nifti, stem
+from brainseg_jax.scans.nifti_file import is_image_of_pair, is_nifti, open_nifti, stem
 from brainseg_jax.scans.seg_file import read_seg
 from brainseg_jax.scans.slices import stack_slices
+from brainseg_jax.scans.walk import UNREAD, list_passed_over, new, walk
 
 _SLICE = re.compile(r"(?P<case>.+?)(?:_(?P<number>[0-9]+))?_(?:mask|pred)\.(?:tiff?|png)", re.IGNORECASE)
 _SEG = re.compile(r"(?P<case>.+)_(?:mask|pred|seg)\.(?:dcm|dicom)", re.IGNORECASE)
 _OF_A_MASK = re.compile(r"_(?:mask|pred)$")
 _NEAR = 1e-3  # of the mask's value: what is so close to it, or to 0, is that value, rounded or scaled
-_NO_MASK = re.compile(r".+_(?:probability|uncertainty)$")  # maps that `predict` puts beside its masks
+# What `predict` puts beside its masks.
+_MAP = re.compile(r".+_(?:probability|uncertainty)(?:\.nii(?:\.gz)?|\.hdr|\.img|(?:_[0-9]+)?\.tiff?)")
+_BESIDE = re.compile(r".+_overlay\.png|predictions\.csv|areas\.csv")
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +81,8 @@ def read_masks(folder: Path) -> dict[str, Mask]:
     numbers run without a gap. A name without a number is a case of one slice. Volumes are `<case>`, `<case>_mask` or
     `<case>_pred`, `.nii`, `.nii.gz` or a pair `.hdr` and `.img`; DICOM segmentations of one segment are
     `<case>_pred.dcm`, `<case>_mask.dcm` or `<case>_seg.dcm`. Values are 0 and 1, or 0 and 255, within one in a
-    thousand. All else in the folder is passed over. Links are followed.
+    thousand. Links are followed. All else is passed over, and listed in a warning with the reasons; but not what
+    `predict` writes beside its masks.
 
     Returns:
       the masks by name of the case, in order of the name.
@@ -91,21 +94,26 @@ def read_masks(folder: Path) -> dict[str, Mask]:
         raise InputError(f"{folder}: no such folder; give a folder of masks")
     slices: dict[str, list[tuple[int, Path]]] = defaultdict(list)
     volumes: dict[str, list[Path]] = defaultdict(list)
-    others = []
-    for path in _files(folder):
-        if is_nifti(path) and not _NO_MASK.fullmatch(stem(path)):
+    passed_over = new()
+    for path in walk(folder, passed_over):
+        if _MAP.fullmatch(path.name) or _BESIDE.fullmatch(path.name) or is_image_of_pair(path):
+            continue
+        if is_nifti(path):
             volumes[_OF_A_MASK.sub("", stem(path))].append(path)
         elif match := _SEG.fullmatch(path.name):
             volumes[match["case"]].append(path)
         elif match := _SLICE.fullmatch(path.name):
             slices[match["case"]].append((int(match["number"] or 1), path))
         else:
-            others.append(path)
+            passed_over[_why_no_mask(path)].append(path)
+    listed = list_passed_over(passed_over, folder)
     if not slices and not volumes:
         raise InputError(
-            f"{folder}: no mask in it{_such_as(others)}; a mask is named <case>_<n>_mask.tif, <case>_<n>_pred.tif, "
-            "<case>.nii.gz, <case>_pred.nii.gz or <case>_pred.dcm"
+            f"{folder}: no mask in it; a mask is named <case>_<n>_mask.tif, <case>_<n>_pred.tif, <case>.nii.gz, "
+            f"<case>_pred.nii.gz or <case>_pred.dcm{_below(listed)}"
         )
+    if listed:
+        logging.warning("%s: not all in it is a mask%s", folder, _below(listed))
     masks, faults = {}, []
     for case in sorted(slices.keys() | volumes.keys()):
         files = [path for _, path in slices[case]] + volumes[case]
@@ -120,19 +128,14 @@ def read_masks(folder: Path) -> dict[str, Mask]:
     return masks
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    """The files of a folder and below by name, without hidden ones; a folder that links lead to again is read once."""
-    seen = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        folders[:] = sorted(name for name in folders if not name.startswith(".")) if real not in seen else []
-        if real not in seen:
-            yield from (Path(place, name) for name in sorted(files) if not name.startswith("."))
-        seen.add(real)
+def _why_no_mask(path: Path) -> str:
+    if path.suffix.lower() in UNREAD:
+        return "a format that is not read; convert masks to NIfTI (.nii.gz)"
+    return "no mask by its name"
 
 
-def _such_as(others: list[Path]) -> str:
-    return f", but {len(others)} file(s) such as {others[0].name}" if others else ""
+def _below(listed: list[str]) -> str:
+    return "; passed over:" + "".join(f"\n  {line}" for line in listed) if listed else ""
 
 
 def _read_volume(path: Path) -> Mask:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # an extra, and slow to import: only where there is a segment
 
 MOST_VOXELS = 2**28  # in all frames, as they are declared
 _MOST_SLICES = 4096
+_JITTER, _MOST_OFF = 0.1 + 1e-6, 0.25  # of a step: for one, and for many together
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 
 
@@ -61,16 +62,14 @@ def _read(one: "Dataset") -> tuple[np.ndarray, Grid, tuple[str, ...]]:
     across = np.cross(*first.directions)
     depths = np.array([across @ frame.position for frame in frames])
     step, notes = _step(first, np.unique(depths.round(3)))
-    places = (depths - depths.min()) / step
-    indices = places.round().astype(int)
-    if np.abs(places - indices).max() > 0.1 or len(set(indices)) < count or indices.max() >= _MOST_SLICES:
+    indices = _indices(depths, step)
+    if indices is None or indices.max() >= _MOST_SLICES:
         raise InputError(f"its frames do not lie at even distances of {step:g} mm; give a segmentation of one volume")
     values = np.zeros((indices.max() + 1, rows, columns), np.uint8)
     values[indices] = one.pixel_array.reshape(count, rows, columns)
-    start, end = frames[int(np.argmin(depths))], frames[int(np.argmax(depths))]
-    along = (end.position - start.position) / indices.max() if indices.max() else across * step
+    along, start = _line(np.stack([frame.position for frame in frames]), indices, across, step)
     affine = np.eye(4)
-    axes = [first.directions[0] * first.gaps[1], first.directions[1] * first.gaps[0], along, start.position]
+    axes = [first.directions[0] * first.gaps[1], first.directions[1] * first.gaps[0], along, start]
     affine[:3] = np.stack(axes, axis=1)
     affine[:2] *= -1.0  # DICOM's axes run to the left and to the back
     return values.transpose(2, 1, 0), Grid(affine, (columns, rows, len(values))), notes
@@ -90,6 +89,36 @@ class _Frame:
         self.position = np.reshape(np.array(find("PlanePositionSequence").ImagePositionPatient, float), 3)
         self.measures = find("PixelMeasuresSequence")
         self.gaps = np.reshape(np.array(self.measures.PixelSpacing, float), 2)
+
+
+def _indices(depths: np.ndarray, step: float) -> np.ndarray | None:
+    """Which slice each frame is, from 0 at the least depth; None where frames do not lie on slices `step` mm apart.
+
+    As in a series, each step may be a tenth longer or shorter, so frames of slices further apart may be off by more.
+    """
+    order = np.argsort(depths, kind="stable")
+    gaps = np.diff(depths[order]) / step
+    counts = gaps.round()
+    if (counts < 1).any() or (np.abs(gaps - counts) > np.minimum(_JITTER * counts, _MOST_OFF)).any():
+        return None
+    indices = np.zeros(len(depths), int)
+    indices[order[1:]] = counts.cumsum().astype(int)
+    return indices
+
+
+def _line(positions: np.ndarray, indices: np.ndarray, across: np.ndarray, step: float) -> tuple[np.ndarray, np.ndarray]:
+    """From slice to slice [3], and the place of the first one [3], with each frame as near as can be.
+
+    Where frames lie unevenly the ends alone tell the step too roughly, so it is the given one where both agree.
+    """
+    last = int(indices.max())
+    if not last:
+        return across * step, positions[0]
+    along = (positions[indices.argmax()] - positions[indices.argmin()]) / last
+    found = float(across @ along)
+    if abs(found - step) * last <= _JITTER * step:
+        along = along * (step / found)
+    return along, (positions - indices[:, None] * along).mean(axis=0)
 
 
 def _step(first: _Frame, depths: np.ndarray) -> tuple[float, tuple[str, ...]]:

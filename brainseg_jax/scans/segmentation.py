@@ -146,6 +146,9 @@ def _geometry(frames: list[Frame]) -> "Dataset":
     made.PixelSpacing = _decimals(first.gaps)
     away = np.cross(*first.directions) @ (frames[1].position - first.position) if len(frames) > 1 else 1.0
     made.SliceThickness = _decimals([first.thickness or away])[0]
+    if len(frames) > 1:  # at a right angle to the images, also of a tilted gantry
+        whole = np.cross(*first.directions) @ (frames[-1].position - first.position)
+        made.SpacingBetweenSlices = _decimals([whole / (len(frames) - 1)])[0]
     return made
 
 

@@ -44,11 +44,12 @@ class SeriesScan(Scan):
         if kind != MASK:
             self._write_nifti(path, volume.astype(np.float32))
             return None
+        instead = path.with_suffix(".nii.gz")
         try:
             write_whole(path, make_segmentation(self.frames, volume.transpose(2, 1, 0)).save_as)
+            instead.unlink(missing_ok=True)  # of an earlier run whose header allowed no SEG
             return None
         except NoSegmentation as error:
-            instead = path.with_suffix(".nii.gz")
             self._write_nifti(instead, volume.astype(np.uint8))
             path.unlink(missing_ok=True)  # of an earlier run: its mask would be taken for this one
             return f"the mask is NIfTI ({instead.name}), as no DICOM SEG can be made of the series' header: {error}"

@@ -1,13 +1,16 @@
 """The files in a folder and below, and what is passed over on the way; nothing is left out without a word."""
 
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
 from brainseg_jax.data.source import IGNORED_NAMES
 
 PassedOver = dict[str, list[Path]]  # files and folders by the reason why they are not used
+# Endings of images and archives that are not read.
+UNREAD = {".mha", ".mhd", ".nrrd", ".nhdr", ".mgz", ".mgh", ".mnc", ".hdr", ".img", ".par", ".rec", ".npy", ".npz"}
+UNREAD |= {".mat", ".jpg", ".jpeg", ".jp2", ".bmp", ".gif", ".webp", ".zip", ".tar", ".tgz", ".7z", ".rar", ".xz"}
 _LINKED_AGAIN = "a folder that is in another place too, where it is read"
 
 
@@ -67,3 +70,20 @@ def _below(folder: Path, seen: set[tuple[int, int]], links: list[Path], passed_o
 def new() -> PassedOver:
     """A list to fill."""
     return defaultdict(list)
+
+
+def list_passed_over(passed_over: PassedOver, root: Path) -> list[str]:
+    """A line for each reason: how many files or folders, and the first few of them."""
+    lines = []
+    for reason, paths in sorted(passed_over.items()):
+        if not paths:
+            continue
+        times: Counter[Path] = Counter()
+        order = []
+        for path in paths:  # one of each folder first
+            order.append((times[path.parent], path))
+            times[path.parent] += 1
+        first = [path for _, path in sorted(order)[:3]]
+        shown = [str(path.relative_to(root)) if path.is_relative_to(root) else str(path) for path in first]
+        lines.append(f"{len(paths)} x {reason}: {', '.join(shown)}{', ...' if len(paths) > 3 else ''}")
+    return lines

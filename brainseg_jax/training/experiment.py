@@ -1,5 +1,6 @@
 """From a config to the parts of a run: the one place, beside the loop, that knows the config's keys."""
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from brainseg_jax.data.sampling import BatchSampler, PatientSampler
 from brainseg_jax.data.splits import Split, read_split, split_by_folds, split_by_fractions
 from brainseg_jax.errors import InputError, StorageError, TrainingStopped
 from brainseg_jax.evaluation.postprocess import PostProcess
+from brainseg_jax.files import user_path
 from brainseg_jax.models import build_model
 from brainseg_jax.training.batches import DeviceCohort, put_cohort
 from brainseg_jax.training.objective import build_loss
@@ -51,7 +53,7 @@ class Experiment:
       sampler: the slices of each step.
       steps_per_epoch: updates an epoch.
       initial_state: of the training, with random weights.
-      init_from: the run whose weights the training starts from, or None.
+      init_from: the run whose weights the training starts from, as the config says it, or None.
       train_step: see `make_train_step`.
       eval_step: see `make_eval_step`.
       predict_step: see `make_predict_step`.
@@ -71,7 +73,7 @@ class Experiment:
     sampler: BatchSampler | PatientSampler
     steps_per_epoch: int
     initial_state: TrainState
-    init_from: Path | None
+    init_from: str | None
     train_step: Callable
     eval_step: Callable
     predict_step: Callable
@@ -84,9 +86,11 @@ class Experiment:
         """What a run that starts begins with. One that goes on, or is scored, can do without `init_from`.
 
         Raises:
-          InputError: see `start_from`.
+          InputError: see `user_path` and `start_from`.
         """
-        return start_from(self.init_from, self.initial_state) if self.init_from else self.initial_state
+        if not self.init_from:
+            return self.initial_state
+        return start_from(user_path(self.init_from, "--config.train.init_from"), self.initial_state)
 
     def put_batch(self, array: np.ndarray) -> jax.Array:
         """Lays the indices of a batch on the devices, divided among them."""
@@ -162,7 +166,7 @@ def build_experiment(
         sampler=sampler,
         steps_per_epoch=steps_per_epoch,
         initial_state=state,
-        init_from=Path(config.train.init_from).expanduser() if config.train.init_from else None,
+        init_from=config.train.init_from or None,
         train_step=make_train_step(
             model,
             optimizer,
@@ -207,9 +211,10 @@ def _prepare(config: ConfigDict, run: dict, *, source_first: bool) -> Path:
             if not fingerprint:
                 raise
             if (folder := _data_of(run, config)) is None:
+                places = ", ".join(map(str, _data_folders(run, config))) or "a known folder"
                 raise InputError(
                     f"{reason}; nor do the data of the run, fingerprint {fingerprint[:12]}, lie prepared in "
-                    f"{', '.join(map(str, _data_folders(run, config)))}; prepare them there again, or name the folder "
+                    f"{places}; prepare them there again, or name the folder "
                     "that holds them in the environment variable TFDS_DATA_DIR"
                 ) from error
             logging.warning("%s; the run's own data, which lie prepared in %s, are used", reason, folder)
@@ -249,17 +254,31 @@ def _fingerprint_of(run: dict) -> str | None:
 
 
 def _data_folders(run: dict, config: ConfigDict) -> list[Path]:
-    """Where the data of a run may lie prepared: in the folder given now, in that of the run, in TFDS's own."""
+    """Where the data of a run may lie prepared: in the folder given now, in that of the run, in TFDS's own.
+
+    A folder below a home folder that is not known is left out.
+    """
     given = (config.dir, run.get("data", {}).get("dir"), tfds.core.constants.get_default_data_dir())
-    return list(dict.fromkeys(Path(folder).expanduser().absolute() for folder in given if folder))
+    folders = []
+    for folder in filter(None, given):
+        with contextlib.suppress(RuntimeError):
+            folders.append(Path(folder).expanduser().absolute())
+    return list(dict.fromkeys(folders))
 
 
 def _choose_split(config: ConfigDict, cohort: Cohort, run: Path | None) -> Split:
     if config.file:
-        path = Path(config.file).expanduser()
-        if run and not path.exists() and (run / "split.json").exists():
-            logging.warning("split.file=%s is gone; %s is used", path, run / "split.json")
-            path = run / "split.json"
+        own = run / "split.json" if run else None
+        try:
+            path = user_path(config.file, "--config.split.file")
+            reason = None if path.exists() else f"split.file={path} is gone"
+        except InputError as error:
+            if own is None or not own.exists():
+                raise
+            reason = str(error)
+        if reason and own and own.exists():
+            logging.warning("%s; %s is used", reason, own)
+            path = own
         return read_split(path, cohort.patients)
     if config.folds:
         return split_by_folds(

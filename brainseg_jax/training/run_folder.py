@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from brainseg_jax.data.splits import read_split, write_split
 from brainseg_jax.errors import InputError
 from brainseg_jax.evaluation.scores import write_json
+from brainseg_jax.files import user_path
 from brainseg_jax.training.experiment import Experiment, on_first_process
 
 # A run that is started again may differ from its first start in these keys only.
@@ -98,8 +99,9 @@ def claim_run_folder(workdir: Path, config: ConfigDict, experiment: Experiment) 
     """
     content = {**config.to_dict(), "dataset": {"fingerprint": experiment.cohort.fingerprint}}
     content["data"]["dir"] = str(experiment.dataset_folder.absolute().parents[2])
-    if (source := Path(config.data.source).expanduser()).exists():
-        content["data"]["source"] = str(source.absolute())
+    with suppress(InputError):  # of a source that cannot be looked up: the data were found without it
+        if (source := user_path(config.data.source, "--config.data.source")).exists():
+            content["data"]["source"] = str(source.absolute())
 
     def claim() -> None:
         if (workdir / "config.json").exists():

@@ -1,0 +1,97 @@
+"""Folders of masks and of cases: what is passed over is told, with the reason."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+
+from brainseg_jax.data.source import list_cases
+from brainseg_jax.errors import InputError
+from brainseg_jax.evaluation.folders import score_folders
+from brainseg_jax.scans import walk
+from brainseg_jax.scans.masks import read_masks
+
+CASE, OTHER = "TCGA_DU_0001_19990101", "TCGA_HT_5010_19960909"
+
+
+def write_mask(path, voxels=12):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mask = np.zeros((4, 4, 3), np.uint8)
+    mask.ravel()[:voxels] = 1
+    nib.save(nib.Nifti1Image(mask, np.diag([-40.0, -40.0, 50.0, 1.0])), path)
+
+
+def forbid(monkeypatch, folder):
+    """The superuser may read any folder, so that it may not is acted."""
+    scan = walk.os.scandir
+
+    def scandir(place):
+        if place == folder:
+            raise PermissionError(13, "Permission denied")
+        return scan(place)
+
+    monkeypatch.setattr(walk.os, "scandir", scandir)
+
+
+def test_what_is_no_mask_is_told_of_both_folders(tmp_path, monkeypatch, caplog):
+    """Of two cases one counts, and its Dice is 2 * 6 / (12 + 6)."""
+    predicted, true = tmp_path / "predicted", tmp_path / "true"
+    write_mask(predicted / "a.nii.gz", 6)
+    write_mask(true / "a.nii.gz")
+    for name in ("b.mha", "c_mask.jpg", "d.dcm", "notes.txt"):
+        (predicted / name).write_text("no mask")
+    (predicted / "e_mask.nii.gz").symlink_to(tmp_path / "gone")
+    (true / "closed").mkdir()
+    write_mask(true / "closed" / "f.nii.gz")
+    forbid(monkeypatch, true / "closed")
+    scored, _ = score_folders(predicted, true, tolerance=1.0)
+    assert [(row["patient"], row["dice"]) for row in scored.rows] == [("a", pytest.approx(12 / 18))]
+    assert caplog.messages == [
+        f"{predicted}: not all in it is a mask; passed over:\n"
+        "  2 x a format that is not read; convert masks to NIfTI (.nii.gz): b.mha, c_mask.jpg\n"
+        "  1 x a link that leads nowhere: e_mask.nii.gz\n"
+        "  2 x no mask by its name: d.dcm, notes.txt",
+        f"{true}: not all in it is a mask; passed over:\n  1 x cannot be read (Permission denied): closed",
+    ]
+
+
+def test_what_predict_writes_beside_its_masks_is_not_told(tmp_path, caplog):
+    write_mask(tmp_path / "a_pred.nii.gz")
+    for name in ("a_probability.nii.gz", "a_uncertainty.nii", "a_overlay.png", "predictions.csv", "areas.csv"):
+        (tmp_path / name).write_text("no mask")
+    Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "b_1_probability.tif")
+    (tmp_path / "c_mask.hdr").write_bytes(b"")  # of a pair
+    (tmp_path / "c_mask.img").write_bytes(b"")
+    with pytest.raises(InputError, match=r"c_mask\.hdr"):
+        read_masks(tmp_path)
+    (tmp_path / "c_mask.hdr").unlink()
+    (tmp_path / "c_mask.img").unlink()
+    assert list(read_masks(tmp_path)) == ["a"] and not caplog.messages
+
+
+def write_case(tree):
+    (tree / CASE).mkdir(parents=True)
+    for name in (f"{CASE}_1.tif", f"{CASE}_1_mask.tif"):
+        (tree / CASE / name).write_bytes(b"not opened here")
+
+
+def test_a_broken_link_or_file_named_like_a_case_is_a_fault(tmp_path):
+    write_case(tmp_path / "kaggle_3m")
+    (tmp_path / "kaggle_3m" / OTHER).symlink_to(tmp_path / "gone")
+    (tmp_path / "kaggle_3m" / "TCGA_HT_5011_19960909").write_text("a file")
+    cases, faults = list_cases(tmp_path)
+    assert [case.name for case in cases] == [CASE]
+    assert faults == [
+        f"kaggle_3m/{OTHER}: a link that leads nowhere, named like a case, which is a folder",
+        "kaggle_3m/TCGA_HT_5011_19960909: a file, named like a case, which is a folder",
+    ]
+
+
+def test_other_files_beside_the_cases_are_told(tmp_path, caplog):
+    write_case(tmp_path / "kaggle_3m")
+    for name in ("x.jpg", "README.md", ".DS_Store"):
+        (tmp_path / "kaggle_3m" / name).write_text("no case")
+    (tmp_path / "kaggle_3m" / "more").symlink_to(tmp_path / "gone")
+    _, faults = list_cases(tmp_path)
+    assert not faults
+    assert "kaggle_3m: 2 x no case by its name, passed over: more, x.jpg" in caplog.messages
