@@ -29,8 +29,8 @@ def to_8_bits(volume: np.ndarray) -> tuple[np.ndarray, str | None]:
     rounded, the 0.1th percentile to 0 and the 99.9th to 255, by these rules:
 
     - A scan is positive where at least half of its values other than 0 are, and these are at least twice as many as
-      the negative ones. Values further below 0 than the 99th percentile lies above it do not count for the second: they
-      are padding that was interpolated. In a positive scan background and all negative values count as 0.
+      the negative ones. Values more than twice as far below 0 as the 99th percentile lies above it do not count for the
+      second: they are padding that was interpolated. In a positive scan background and negative values count as 0.
     - In any other scan, such as one around 0, background does not count.
     - Outliers do not count: what lies beyond the 1st or 99th percentile by more than three times their distance. They
       are clipped.
@@ -107,7 +107,7 @@ def _padding_value(values: np.ndarray) -> float | None:
             continue
         same = _same(values, value)
         # As many as the percentiles of the range do not leave out.
-        if np.count_nonzero(same) < _PADDING * (values.size - 1) or same.all():
+        if np.count_nonzero(same) < max(2, _PADDING * (values.size - 1)) or same.all():
             continue
         others = values[~same].astype(np.float64)
         low, high = np.percentile(others, (BLACKEST, WHITEST))
@@ -163,9 +163,9 @@ def _range(values: np.ndarray, background: int) -> tuple[float, float]:
 
 def _is_positive(values: np.ndarray) -> bool:
     """Whether 0 is black, and what lies below it noise, artifacts or padding; see `to_8_bits`."""
-    high = np.percentile(values, _BULK[1])
+    near = 2 * float(np.percentile(values, _BULK[1]))
     positive, negative = np.count_nonzero(values > 0), np.count_nonzero(values < 0)
-    return positive >= max(negative, 2 * np.count_nonzero((values < 0) & (values >= -high)))
+    return positive >= max(negative, 2 * np.count_nonzero((values < 0) & (values >= -near)))
 
 
 def _is_8_bits(values: np.ndarray) -> bool:
