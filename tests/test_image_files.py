@@ -113,6 +113,13 @@ def test_slices_of_labels_are_no_scan(tmp_path, name, suffix):
     assert len(SliceSource("a", tmp_path, found).read().numbers) == 2
 
 
+def test_noise_above_the_head_is_a_slice(tmp_path):
+    """As in the Kaggle set: three sequences of 0 to 4 in one slice, 125 colors at most."""
+    noise = np.random.default_rng(0).integers(0, 5, (15, 16, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a_1.tif")
+    np.testing.assert_array_equal(SliceSource("a", tmp_path, ((1, tmp_path / "a_1.tif"),)).read().voxels, noise[None])
+
+
 def test_a_handful_of_pixels_may_be_anything(tmp_path):
     Image.fromarray(LABELS[::2, ::2]).save(tmp_path / "a_1.png")  # 8 x 8
     assert SliceSource("a", tmp_path, ((1, tmp_path / "a_1.png"),)).read().numbers == (1,)
