@@ -90,6 +90,41 @@ def test_a_date_in_the_name_of_a_single_file_is_no_number_of_a_slice(tmp_path):
     assert read_masks(mask.parent)["scan"].numbers == (1,)
 
 
+LABELS = (GRAY // 60 % 3).astype(np.uint8)  # 0, 1, 2
+FEW = {
+    "labels": (Image.fromarray(LABELS), "0, 1, 2: a label map"),
+    "255": (Image.fromarray((GRAY > 99).astype(np.uint8) * np.uint8(255)), "0 and 255: a mask"),
+    "1 bit": (Image.fromarray(GRAY > 99), "0 and (1|255): a mask"),
+    "color": (Image.fromarray(np.stack([LABELS] * 3, axis=-1)), "0, 1, 2: a label map"),
+}
+
+
+@pytest.mark.parametrize("name", FEW)
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_slices_of_labels_are_no_scan(tmp_path, name, suffix):
+    picture, words = FEW[name]
+    found = tuple((number, tmp_path / f"a_{number}.{suffix}") for number in (1, 2))
+    for _, path in found:
+        picture.save(path)
+    with pytest.raises(InputError, match=rf"a_1.{suffix} and the other slices: holds no other values than {words}"):
+        SliceSource("a", tmp_path, found).read()
+    other = GRAY if picture.mode != "RGB" else COLOR
+    Image.fromarray(other).save(found[1][1])  # an empty slice, or one of few values, beside a full one
+    assert len(SliceSource("a", tmp_path, found).read().numbers) == 2
+
+
+def test_noise_above_the_head_is_a_slice(tmp_path):
+    """As in the Kaggle set: three sequences of 0 to 4 in one slice, 125 colors at most."""
+    noise = np.random.default_rng(0).integers(0, 5, (15, 16, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a_1.tif")
+    np.testing.assert_array_equal(SliceSource("a", tmp_path, ((1, tmp_path / "a_1.tif"),)).read().voxels, noise[None])
+
+
+def test_a_handful_of_pixels_may_be_anything(tmp_path):
+    Image.fromarray(LABELS[::2, ::2]).save(tmp_path / "a_1.png")  # 8 x 8
+    assert SliceSource("a", tmp_path, ((1, tmp_path / "a_1.png"),)).read().numbers == (1,)
+
+
 def test_gaps_are_counted_and_ten_are_listed():
     """By differences: so many numbers would take all memory and a day."""
     found = tuple((number, Path(f"a_{number}.png")) for number in (3, 5, 20240101120000))

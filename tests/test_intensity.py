@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from brainseg_jax.errors import InputError
 from brainseg_jax.scans.intensity import to_8_bits
@@ -69,9 +70,79 @@ def test_padding_outside_of_a_circle_is_background(value):
         volume[circle()] = value
         found, note = to_8_bits(volume)
         np.testing.assert_array_equal(found[circle()], 0)
-        # The air that is left is less than all: the percentile is that of the other voxels.
-        np.testing.assert_allclose(found[~circle()], clean[~circle()], atol=1)
+        np.testing.assert_array_equal(found[~circle()], clean[~circle()])
         assert f"{circle().sum()} voxels of {value}, far from all others, taken as padding" in note
+
+
+AIR = np.s_[0, 0, :4]  # 4 of 1 536 voxels: 0.26 %, more than the percentiles leave out
+
+
+@pytest.mark.parametrize("value", [-1000, 1e6, 32767, 65535])
+def test_a_few_voxels_of_padding_are_background(value):
+    """What is left is `scanner`, and after a z-score what is black in it."""
+    for volume in (scanner(), (scanner() - 1000) / 700):
+        clean, _ = to_8_bits(volume)
+        volume[AIR] = value
+        found, note = to_8_bits(volume)
+        assert found[AIR].max() == 0 and f"4 voxels of {value:g}, far from all others, taken as padding" in note
+        np.testing.assert_allclose(found, clean, atol=1)  # 4 voxels less in the percentiles of the second
+
+
+def test_outliers_that_differ_do_not_count():
+    """The 99th percentile is about 2 500; three times beyond it are 10 000."""
+    volume = scanner()
+    volume[AIR] = 20000, 30000, 40000, 50000
+    found, note = to_8_bits(volume)
+    rest = np.delete(volume.ravel(), np.arange(4))  # the four lie first
+    clean = np.rint(volume * (255.0 / np.percentile(rest, 99.9))).clip(0, 255)
+    np.testing.assert_array_equal(found, clean)
+    assert note.endswith("; 6 voxels above, up to 50000, taken as 255")  # with two of 2 550, as in any scan
+    low = (scanner() - 1000) / 700
+    low[AIR] = -100, -200, -300, -400
+    found, note = to_8_bits(low)
+    np.testing.assert_allclose(found, to_8_bits((scanner() - 1000) / 700)[0], atol=1)
+    assert note.endswith("; 4 voxels below, down to -400, taken as 0")
+
+
+def test_bright_vessels_stay_in_the_range():
+    """1 % of the voxels, from 2 to 3 times the brightest of the others, are told apart."""
+    volume = scanner()
+    volume[5:7, 5:13, 2] = np.linspace(2, 3, 16).reshape(2, 8) * 2550
+    found, note = to_8_bits(volume)
+    np.testing.assert_array_equal(found, expected(volume))
+    assert note.startswith("values 0 to 7") and ";" not in note
+    assert np.unique(found[5:7, 5:13, 2]).size >= 15 and 80 <= found[found < 160].max() <= 90  # 255 / 3
+
+
+def test_padding_that_was_interpolated_leaves_zero_black():
+    """Gaussian weights: the rim of the circle holds all values between, and of the rest 4 of 10 are positive."""
+    volume = scanner()
+    volume[circle()] = -8000
+    volume = ndimage.gaussian_filter(volume, (0.5, 0.5, 0))
+    assert np.unique(volume[volume < 0]).size > 20 and (volume > 0).sum() < 2 * (volume < 0).sum()
+    found, note = to_8_bits(volume)
+    np.testing.assert_array_equal(found, expected(volume.clip(0)))
+    assert note.startswith("values 0 to 2") and "voxels below, down to -8000, taken as 0" in note
+
+
+def test_a_scan_from_minus_1_to_1_uses_its_whole_range():
+    """Air of -1, brain of equally many positive and negative values: -1 is black and 0 amid the gray values."""
+    volume = np.resize(np.linspace(-1, 1, 1001), SHAPE)
+    found, note = to_8_bits(volume)
+    assert note.startswith("values -0.99") and abs(int(found.ravel()[500]) - 127.5) <= 1
+
+
+def test_background_is_the_same_whatever_marks_it():
+    """A box without air: no value lies below 1 000, and with a background of 0 the 0.1th percentile is 0."""
+    brain = head()[3:13, 3:13].astype(np.float32) * 10 + 1000
+    clean = np.zeros(SHAPE, np.float32)
+    clean[3:13, 3:13] = brain
+    for value in (0, np.nan, -2000, 32767):
+        volume = np.full(SHAPE, value, np.float32)
+        volume[3:13, 3:13] = brain
+        found, note = to_8_bits(volume)
+        np.testing.assert_array_equal(found, expected(clean))
+        assert "values 0 to 35" in note
 
 
 def test_what_is_not_finite_outside_of_the_head_is_background():
@@ -79,9 +150,7 @@ def test_what_is_not_finite_outside_of_the_head_is_background():
     volume[:3], volume[13:, :, 2] = np.nan, np.inf
     clean = np.where(np.isfinite(volume), volume, 0)
     found, note = to_8_bits(volume)
-    np.testing.assert_array_equal(
-        found, np.rint(clean * (255 / np.percentile(clean[np.isfinite(volume)], 99.9))).clip(0, 255)
-    )
+    np.testing.assert_array_equal(found, expected(clean))  # the percentile is that of the volume with 0 there
     assert note.startswith("336 voxels that are NaN or infinite taken as background; values 0 to")
     volume[8, 8, 3] = np.nan  # one of 1 536 inside
     assert to_8_bits(volume)[1].startswith("337 voxels")

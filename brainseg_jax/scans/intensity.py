@@ -9,24 +9,31 @@ BLACKEST, WHITEST = 0.1, 99.9  # percentiles of a volume that become 0 and 255; 
 MOST_LABELS = 10  # a volume of no more distinct whole numbers is a label map
 _HANDFUL = 64  # voxels; fewer cannot tell a label map from a scan
 _INSIDE = 1e-3  # of the voxels: more that are not finite, and not at the border, mean a damaged scan
-_PADDING = 0.01  # of the voxels share one value, the lowest or highest, where that is padding
+_PADDING = 0.001  # of the voxels share one value, the lowest or highest, where that is padding
+_SAME = 1e-3  # of a padding value: what differs from it by no more is that value
 _FAR = (0.1, 1.0)  # of the range of the other values: how far low and high padding lie from these
-_POSITIVE = 2 / 3  # of the values other than 0, where 0 is black and what lies below it is noise
+_BULK, _BEYOND = (1.0, 99.0), 3.0  # percentiles, and how many times their distance beyond them a value is an outlier
 
 
 def to_8_bits(volume: np.ndarray) -> tuple[np.ndarray, str | None]:
     """Maps one sequence to 8 bits.
 
-    Some voxels are background: they become 0, and the range is that of the others:
+    Some voxels are background and become 0:
 
     - what is not a finite number, and is connected with the border of the volume by voxels of that kind; elsewhere no
       more than one voxel in a thousand may be so;
-    - a negative value that 1 % of the voxels share, where all others are larger by more than a tenth of their range; a
-      value that 1 % share, where all others are smaller by more than their range.
+    - padding: a negative value that 0.1 % of the voxels share (to a thousandth of it), where all others are larger by
+      more than a tenth of their range; a value that 0.1 % share, where all others are smaller by more than their range.
 
     Whole numbers from 0 to 255 are taken as they are, as the Kaggle set holds such. All else is mapped linearly and
-    rounded, the 0.1th percentile to 0 and the 99.9th to 255. Where two thirds of the values other than 0 are positive,
-    a negative 0.1th percentile is noise or an artifact, and 0 is mapped to 0.
+    rounded, the 0.1th percentile to 0 and the 99.9th to 255, by these rules:
+
+    - A scan is positive where at least half of its values other than 0 are, and these are at least twice as many as
+      the negative ones. Values more than twice as far below 0 as the 99th percentile lies above it do not count for the
+      second: they are padding that was interpolated. In a positive scan background and negative values count as 0.
+    - In any other scan, such as one around 0, background does not count.
+    - Outliers do not count: what lies beyond the 1st or 99th percentile by more than three times their distance. They
+      are clipped.
 
     Args:
       volume: [...] of any type of plain numbers.
@@ -39,12 +46,12 @@ def to_8_bits(volume: np.ndarray) -> tuple[np.ndarray, str | None]:
     """
     background, notes = _background(volume)
     values = volume.ravel(order="K") if background is None else volume[~background]
-    _check_scan(values)
+    refuse_labels(values)
     if background is not None:
         volume = np.where(background, 0, volume)
     if _is_8_bits(values):
         return volume.astype(np.uint8), "; ".join(notes) or None
-    black, white = _range(values)
+    black, white = _range(values, volume.size - values.size)
     lowest, highest = float(values.min()), float(values.max())
     if lowest < 0 <= black and _is_8_bits(values[values >= 0]):
         notes.append(f"{int((values < 0).sum())} voxels below 0, down to {lowest:g}, taken as 0")
@@ -52,7 +59,7 @@ def to_8_bits(volume: np.ndarray) -> tuple[np.ndarray, str | None]:
     notes.append(f"values {black:g} to {white:g} brought to 0 to 255")
     if black - lowest > 0.1 * (white - black):
         notes.append(f"{int((values < black).sum())} voxels below, down to {lowest:g}, taken as 0")
-    if highest - white > 10 * (white - black):
+    if highest - white > 2 * (white - black):
         notes.append(f"{int((values > white).sum())} voxels above, up to {highest:g}, taken as 255")
     scaled = (volume.astype(np.float64) - black) * (255.0 / (white - black))
     if background is not None:
@@ -73,7 +80,7 @@ def _background(volume: np.ndarray) -> tuple[np.ndarray | None, list[str]]:
             )
         notes.append(f"{count} voxels that are NaN or infinite taken as background")
     while (value := _padding_value(volume[~background])) is not None:
-        equal = volume == value
+        equal = _same(volume, value) & ~background
         background |= equal
         notes.append(f"{int(equal.sum())} voxels of {value:g}, far from all others, taken as padding")
     return (background if background.any() else None), notes
@@ -94,22 +101,34 @@ def _padding_value(values: np.ndarray) -> float | None:
     """The lowest or highest value where that is padding; see `to_8_bits`."""
     if not values.size or _is_8_bits(values):
         return None
-    lowest, highest = values.min(), values.max()
+    lowest, highest = float(values.min()), float(values.max())
     for value, far in ((lowest, _FAR[0]), (highest, _FAR[1])):
-        if (value == lowest and lowest >= 0) or np.count_nonzero(values == value) < _PADDING * values.size:
+        if value == lowest and lowest >= 0:
             continue
-        others = values[values != value].astype(np.float64)
-        if not others.size:
+        same = _same(values, value)
+        # As many as the percentiles of the range do not leave out.
+        if np.count_nonzero(same) < max(2, _PADDING * (values.size - 1)) or same.all():
             continue
+        others = values[~same].astype(np.float64)
         low, high = np.percentile(others, (BLACKEST, WHITEST))
         nearest = others.min() if value == lowest else others.max()
-        if high > low and abs(nearest - float(value)) > far * (high - low):
-            return float(value)
+        if high > low and abs(nearest - value) > far * (high - low):
+            return value
     return None
 
 
-def _check_scan(values: np.ndarray) -> None:
-    """Raises InputError where few whole numbers are all there is."""
+def _same(values: np.ndarray, value: float) -> np.ndarray:
+    """Where the values are a padding value, as exact as interpolation leaves it."""
+    margin = _SAME * abs(value)
+    return (values >= value - margin) & (values <= value + margin)
+
+
+def refuse_labels(values: np.ndarray) -> None:
+    """Raises InputError where few whole numbers are all there is: a mask, a label map, nothing.
+
+    Args:
+      values: [N], all values of a volume.
+    """
     if len(np.unique(values[:: max(1, values.size // 10_000)])) > MOST_LABELS:  # most scans show it at a glance
         return
     found = np.unique(values)
@@ -123,12 +142,16 @@ def _check_scan(values: np.ndarray) -> None:
         raise InputError(f"holds no other values than {listed}: a label map, or an empty volume; give a scan")
 
 
-def _range(values: np.ndarray) -> tuple[float, float]:
-    """The values that become 0 and 255."""
-    black, white = np.percentile(values.astype(np.float64), (BLACKEST, WHITEST)).tolist()
-    positive = np.count_nonzero(values > 0)
-    if black < 0 and positive >= _POSITIVE * (positive + np.count_nonzero(values < 0)):
-        black = 0.0
+def _range(values: np.ndarray, background: int) -> tuple[float, float]:
+    """The values that become 0 and 255, of [N] values beside so many voxels of background; see `to_8_bits`."""
+    values = values.astype(np.float64)
+    if _is_positive(values):
+        values = np.concatenate([values.clip(0), np.zeros(background)])
+    low, high = np.percentile(values, _BULK).tolist()
+    if high > low:
+        beyond = _BEYOND * (high - low)
+        values = values[(values >= low - beyond) & (values <= high + beyond)]
+    black, white = np.percentile(values, (BLACKEST, WHITEST)).tolist()
     if white <= black:
         white = float(values.max())
     if white <= black:  # nearly all voxels hold the highest value
@@ -136,6 +159,13 @@ def _range(values: np.ndarray) -> tuple[float, float]:
     if not np.isfinite(white - black):
         raise InputError(f"values from {black:g} to {white:g}, a range that no scan has; fix the header")
     return black, white
+
+
+def _is_positive(values: np.ndarray) -> bool:
+    """Whether 0 is black, and what lies below it noise, artifacts or padding; see `to_8_bits`."""
+    near = 2 * float(np.percentile(values, _BULK[1]))
+    positive, negative = np.count_nonzero(values > 0), np.count_nonzero(values < 0)
+    return positive >= max(negative, 2 * np.count_nonzero((values < 0) & (values >= -near)))
 
 
 def _is_8_bits(values: np.ndarray) -> bool:

@@ -12,6 +12,7 @@ from PIL import Image
 from brainseg_jax.errors import InputError
 from brainseg_jax.files import write_whole
 from brainseg_jax.scans.images import read_image
+from brainseg_jax.scans.intensity import MOST_LABELS, refuse_labels
 from brainseg_jax.scans.scan import MASK, ONE_SLICE, STAND_IN, Scan, Source
 
 MOST_SLICES = 9999  # a larger number is a date or a time, and no slice
@@ -39,8 +40,13 @@ class SliceSource(Source):
     found: tuple[tuple[int, Path], ...]
 
     def read(self) -> SliceScan:
-        """See `Source.read`; a gray image is FLAIR."""
-        numbers, _, pixels = stack_slices(self.name, self.found, read_image)
+        """See `Source.read`; a gray image is FLAIR. A mask or label map is refused."""
+        numbers, paths, pixels = stack_slices(self.name, self.found, read_image)
+        try:
+            refuse_labels(pixels.ravel())
+        except InputError as error:
+            if _colors(pixels) <= MOST_LABELS:
+                raise InputError(f"{paths[0]}{' and the other slices' if len(paths) > 1 else ''}: {error}") from error
         notes = (*self.notes, ONE_SLICE) if len(pixels) == 1 else self.notes
         if pixels.ndim == 3:
             pixels, notes = np.stack([pixels] * 3, axis=-1), (*notes, STAND_IN)
@@ -93,6 +99,13 @@ def stack_slices(
     if faults:
         raise InputError("\n".join(faults))
     return numbers, paths, np.stack(list(pictures.values()))
+
+
+def _colors(pixels: np.ndarray) -> int:
+    """How many gray values [S, H, W], or colors [S, H, W, 3]; slices of mere noise hold few values, but many colors."""
+    if pixels.ndim == 4:
+        pixels = pixels.astype(np.int32) @ np.array([65536, 256, 1], np.int32)
+    return len(np.unique(pixels))
 
 
 def _size(shape: tuple[int, ...]) -> str:
