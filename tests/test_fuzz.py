@@ -6,12 +6,16 @@ from fuzz import KINDS, fuzz
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_damaged_files_are_told_in_words(kind, tmp_path):
-    if kind == "dicom":
-        pytest.importorskip("highdicom")
     outcome = fuzz(kind, count=40, seed=1, keep=tmp_path)
     assert outcome.trials == 40
     assert not outcome.failures, f"seed 1; the files and tracebacks: {outcome.kept}"
     assert outcome.read < 40  # most of them are damaged enough to be refused
+
+
+@pytest.mark.parametrize(("kind", "seed", "number"), [("dicom", 3, 131)])
+def test_what_was_found_once_stays_found(kind, seed, number, tmp_path):
+    """More pixels than the header declares."""
+    assert fuzz(kind, count=1, seed=seed, keep=tmp_path, only=number).trials == 1
 
 
 def test_the_fuzzer_finds_what_it_looks_for(tmp_path, monkeypatch):

@@ -52,6 +52,7 @@ def decode(path: Path, one: "Dataset") -> np.ndarray:
         if compressed:
             _streams(path, one, expected // frames, frames)
         values, _ = get_decoder(syntax).as_array(one, raw=True)
+        return values.reshape(frames, one.Rows, one.Columns)  # of more values than declared that fails too
     except InputError:
         raise
     except NotImplementedError:
@@ -64,7 +65,6 @@ def decode(path: Path, one: "Dataset") -> np.ndarray:
         raise InputError(
             f"{path}: its pixels, stored as {kind}, cannot be decoded ({reason}); get a new copy" + hint * compressed
         ) from error
-    return values.reshape(frames, one.Rows, one.Columns)
 
 
 def padding(path: Path, one: "Dataset", stored: np.ndarray) -> np.ndarray | None:
