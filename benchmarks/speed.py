@@ -88,7 +88,7 @@ def main() -> None:
         if not all(word in f"{work.name} {work.kind}" for word in arguments.only.split()):
             continue
         wanted = arguments.against.split(",")
-        against = WITHOUT if wanted == ["parts"] else tuple(name for name in references if name in wanted)
+        against = WITHOUT if wanted == ["parts"] else tuple(name for name in (*references, *WITHOUT) if name in wanted)
         for row in race(work, against, arguments.repetitions):
             print(line(row), flush=True)
             rows.append(row)
