@@ -230,9 +230,6 @@ _USED = {  # key: where it has an effect, in words; and whether that is so in a 
     "optimizer.plateau_factor": ("with optimizer.schedule=plateau", lambda c: c.optimizer.schedule == "plateau"),
     "optimizer.plateau_patience": ("with optimizer.schedule=plateau", lambda c: c.optimizer.schedule == "plateau"),
     "optimizer.plateau_min": ("with optimizer.schedule=plateau", lambda c: c.optimizer.schedule == "plateau"),
-    "eval.threshold": ("without eval.choose", lambda c: not c.eval.choose),
-    "eval.largest_component": ("without eval.choose", lambda c: not c.eval.choose),
-    "eval.min_voxels": ("without eval.choose", lambda c: not c.eval.choose),
 }
 
 

@@ -122,9 +122,9 @@ def test_settings_without_effect_are_told(scale):
     assert idle_keys(config) == []
     config.loss.name, config.loss.smooth, config.data.area_power = "focal", 1.0, 0.5
     config.optimizer.schedule, config.optimizer.plateau_patience = "constant", 9
-    config.eval.choose, config.eval.largest_component = True, True
+    config.eval.choose, config.eval.largest_component = True, True  # which counts in each epoch's validation
     assert [line.split("=")[0] for line in idle_keys(config)] == [
-        *("loss.smooth", "data.area_power", "optimizer.plateau_patience", "eval.largest_component")
+        *("loss.smooth", "data.area_power", "optimizer.plateau_patience")
     ]
     assert idle_keys(config)[1] == "data.area_power=0.5 (with data.by_patient and data.tumor_sampling only)"
     config.loss.name, config.data.by_patient, config.data.tumor_sampling = "dice", True, 0.5
