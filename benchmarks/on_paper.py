@@ -17,7 +17,7 @@ from brainseg_jax.losses import dice_loss
 from brainseg_jax.models import build_model
 from brainseg_jax.training.optimizer import build_optimizer
 from brainseg_jax.training.state import create_state
-from brainseg_jax.training.steps import make_update
+from brainseg_jax.training.step import Batch, make_update
 
 # NVIDIA H100 SXM data sheet, without sparsity; NVLink is 900 GB/s, both directions together.
 FLOPS = {"float32 (TF32)": 494e12, "bfloat16": 989e12}
@@ -60,9 +60,9 @@ def count(network: str, dtype: str) -> tuple[float, float, int, int]:
     mesh = sharding.data_mesh()
     loss = partial(dice_loss, smooth=0.1, batch_wide=True)
     update = make_update(model, optimizer, loss, mesh=mesh, ema_decay=0.0)
-    state = create_state(model, optimizer, image_size=PIXELS, seed=0, ema=False, mesh=mesh)
+    state = create_state(model, optimizer, image_shape=(PIXELS, PIXELS, 3), seed=0, ema=False, mesh=mesh)
     images, masks = (jax.ShapeDtypeStruct((BATCH, PIXELS, PIXELS, channels), jnp.float32) for channels in (3, 1))
-    counted = update.lower(state, images, masks).compile().cost_analysis()
+    counted = update.lower(state, Batch(images, masks)).compile().cost_analysis()
     norms = sum(path[-1].key == "mean" for path, _ in jax.tree.leaves_with_path(state.batch_stats))
     return counted["flops"], counted["bytes accessed"], sum(p.size for p in jax.tree.leaves(state.params)), norms
 

@@ -18,9 +18,9 @@ from pathlib import Path
 import jax
 
 from brainseg_jax.config import default_config
-from brainseg_jax.training.checkpoint import Checkpoints
+from brainseg_jax.runs.checkpoint import Checkpoints
+from brainseg_jax.runs.journal import Journal
 from brainseg_jax.training.experiment import Experiment, build_experiment
-from brainseg_jax.training.journal import Journal
 from brainseg_jax.training.loop_state import LoopState
 
 STEPS = 10  # of a block: `train.log_every`

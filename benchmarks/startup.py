@@ -68,7 +68,6 @@ def _do(work: str, data: str) -> float:
     from brainseg_jax.compilation import keep_compiled
     from brainseg_jax.config import default_config
     from brainseg_jax.training.experiment import build_experiment
-    from brainseg_jax.training.scoring import evaluate
 
     if work == "import":
         return time.perf_counter() - started
@@ -83,9 +82,10 @@ def _do(work: str, data: str) -> float:
         launched = time.perf_counter() - started
         jax.block_until_ready(updated)
         return launched if work == "launch" else time.perf_counter() - started
-    for patient in experiment.split.test[:2]:  # the first compiles
+    evaluation = experiment.evaluation
+    for case in evaluation.split.test[:2]:  # the first compiles
         started = time.perf_counter()
-        evaluate(experiment, state.variables, (patient,), experiment.postprocess)
+        evaluation.assessor.quick(evaluation.with_variables(state.variables), (case,), evaluation.posts)
     return time.perf_counter() - started
 
 

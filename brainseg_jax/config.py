@@ -56,11 +56,15 @@ def _paper() -> ConfigDict:
     config.loss.focal_tversky_gamma = 4 / 3  # focal_tversky: the Tversky loss to the power of 1 / gamma
     config.loss.focal_gamma = 2.0  # focal: the higher, the less a pixel counts that is classified well
     config.loss.focal_tumor_weight = 0.25  # focal: alpha; background weighs 1 - alpha
+    config.loss.target_weights = ()  # of the targets in their mean, in the order of the data; empty: all alike
 
     config.data = ConfigDict()
     config.data.source = "kaggle"  # kaggle | phantom | phantom:PATIENTS:SEED | a kaggle_3m folder or zip
     config.data.dir = ""  # where prepared data live; empty: TFDS_DATA_DIR, else ~/tensorflow_datasets
-    config.data.image_size = 256  # pixels a side in training; scores are always on the native 256-pixel grid
+    config.data.image_size = 256  # pixels a side in training; scores are always on each scan's own grid
+    config.data.pixel_spacing = 0.0  # mm of such a pixel (pixels where no spacing is known); 0: slices fill the image
+    config.data.view = "axial"  # axial | coronal | sagittal: the slices that the network sees
+    config.data.context = 0  # neighboring slices on either side that the network sees as further channels
     # rescale (/255) | volume_zscore (Buda et al.) | volume_median (relative to the head's median voxel)
     config.data.normalization = "rescale"
     config.data.tumor_sampling = 0.0  # share of each batch drawn from slices with tumor; 0: each slice equally often
@@ -110,6 +114,11 @@ def _paper() -> ConfigDict:
     config.train.log_every = 10  # steps between looks at the loss
     config.train.skip_nonfinite = 0  # updates that may be left out in all where loss or gradient is not finite
 
+    config.plan = ConfigDict()  # what a step may cost where the data decide the values left AUTO, see training/plan.py
+    config.plan.image_size = 256  # largest image, in pixels a side
+    config.plan.features = 32  # of a network for images of that size
+    config.plan.batch_size = 16  # slices of that size
+
     config.eval = ConfigDict()
     config.eval.batch_size = 32
     config.eval.mirror = False  # average each probability with that of the left-right mirror image; twice the time
@@ -120,8 +129,15 @@ def _paper() -> ConfigDict:
     return config
 
 
+AUTO = -1  # of a number that the plan fills in, see `training.plan`; of a word it is "auto"
+PLANNED = (
+    *("data.view", "data.pixel_spacing", "data.image_size", "data.context", "data.tumor_sampling"),
+    *("model.depth", "model.features", "train.batch_size", "augment.flip"),
+)
 _RANGES = {  # key: least and greatest value
-    "data.image_size": (16, 256),
+    "data.image_size": (16, 1024),
+    "data.pixel_spacing": (0.0, 100.0),
+    "data.context": (0, 5),
     "model.features": (1, 1024),
     "model.depth": (1, 8),
     "model.norm_momentum": (0.0, 0.9999),
@@ -157,6 +173,9 @@ _RANGES = {  # key: least and greatest value
     "train.early_stop_patience": (0, math.inf),
     "train.log_every": (1, math.inf),
     "train.skip_nonfinite": (0, math.inf),
+    "plan.image_size": (16, 1024),
+    "plan.features": (1, 1024),
+    "plan.batch_size": (1, math.inf),
     "eval.batch_size": (1, math.inf),
     "eval.threshold": (0.0, 1.0),
     "eval.min_voxels": (0, math.inf),
@@ -173,6 +192,7 @@ _CHOICES = {
         *("generalized_dice", "tversky", "focal_tversky", "focal"),
     ),
     "model.formulation": ("auto", "lax", "cpu"),
+    "data.view": ("axial", "coronal", "sagittal"),
     "data.normalization": ("rescale", "volume_zscore", "volume_median"),
     "train.keep": ("best", "last"),
     "optimizer.name": ("adam", "adamw"),
@@ -188,7 +208,7 @@ def check_config(config: ConfigDict) -> None:
     faults = []
     for key, choices in _CHOICES.items():
         section, name = key.split(".")
-        if config[section][name] not in choices:
+        if config[section][name] not in choices and not _is_planned(config, key):
             faults.append(f"  {key}={config[section][name]!r}: give one of {', '.join(choices)}")
     if not 0.0 <= config.compilation_cache < math.inf:
         faults.append(f"  compilation_cache={config.compilation_cache}: give GiB, 0 to keep nothing")
@@ -197,11 +217,18 @@ def check_config(config: ConfigDict) -> None:
     for key, (least, greatest) in _RANGES.items():
         section, name = key.split(".")
         value = config[section][name]
+        if _is_planned(config, key):
+            continue
         if not (least <= value <= greatest and math.isfinite(value)):
             wanted = f"at least {least}" if greatest == math.inf else f"{least} to {greatest}"
             faults.append(f"  {key}={value}: give {wanted}")
     if faults:
         raise InputError("the config has values that cannot be used:\n" + "\n".join(faults))
+
+
+def _is_planned(config: ConfigDict, key: str) -> bool:
+    section, name = key.split(".")
+    return key in PLANNED and config[section][name] in (AUTO, "auto")
 
 
 _OVERLAP = ("dice", "dice_cross_entropy", "tversky", "focal_tversky")
@@ -269,6 +296,7 @@ _SCALES = {
         _SMALL,
         {
             "model": {"features": 16},
+            "plan": {"image_size": 128, "features": 16, "batch_size": 16},
             "data": {"image_size": 128},
             "split": {"val": 0.1, "test": 0.2},
             "optimizer": {"learning_rate": 2e-3, "ema_decay": 0.99, "warmup_epochs": 0.3},
@@ -279,6 +307,7 @@ _SCALES = {
         _SMALL,
         {
             "model": {"features": 8, "depth": 3},
+            "plan": {"image_size": 64, "features": 8, "batch_size": 16},
             "data": {"image_size": 64, "source": "phantom"},
             "split": {"val": 0.2, "test": 0.25},
             "optimizer": {"learning_rate": 3e-3},

@@ -2,7 +2,8 @@
 
 A run, or several side by side, on patients that it was not trained on:
 `python -m brainseg_jax.evaluate --run=runs/attn_dice --output=scores`. Any folder of masks against another:
-`python -m brainseg_jax.evaluate --predictions=FOLDER --truth=FOLDER --output=scores`.
+`python -m brainseg_jax.evaluate --predictions=FOLDER --truth=FOLDER --output=scores`. In label maps
+each label is a target, unless `--targets` or a `dataset.json` of nnU-Net in or beside the reference masks names them.
 """
 
 import math
@@ -12,18 +13,26 @@ from absl import flags
 from brainseg_jax import cli
 from brainseg_jax.compilation import keep_compiled
 from brainseg_jax.errors import InputError
+from brainseg_jax.evaluation.blocks import score_blocks
 from brainseg_jax.evaluation.folders import score_folders
-from brainseg_jax.evaluation.report import MAX_RUNS, Scored, write_report
-from brainseg_jax.evaluation.scores import SCORES, difference, summarize, summarize_groups, write_json, write_table
+from brainseg_jax.evaluation.report import MAX_RUNS, write_report
+from brainseg_jax.evaluation.scores import by_target, differences, summarize, write_json, write_table
+from brainseg_jax.evaluation.views import Scored
 from brainseg_jax.evaluation.volumes import TOLERANCE
 from brainseg_jax.files import explain, user_path
-from brainseg_jax.training.comparison import score_runs
-from brainseg_jax.training.run_folder import check_folder
+from brainseg_jax.runs.comparison import score_runs
+from brainseg_jax.runs.run_folder import check_folder
 
 RUN = flags.DEFINE_list("run", [], f"Run folders, up to {MAX_RUNS}, with a comma between; the first is compared with.")
 PART = flags.DEFINE_enum("part", "test", ["val", "test"], "Which patients of the runs.")
 PREDICTIONS = flags.DEFINE_string("predictions", None, "A folder of predicted masks.")
 TRUTH = flags.DEFINE_string("truth", None, "A folder of the true masks of the same cases.")
+TARGETS = flags.DEFINE_string(
+    "targets",
+    "",
+    "What the labels of --truth mean, as in 'whole tumor=1,2,3;enhancing tumor=3;ignore=255'; by default what a "
+    "dataset.json in or beside --truth says, else each label is a target.",
+)
 WITHIN = flags.DEFINE_float("tolerance", TOLERANCE, "Of surface Dice, in mm; in voxels where no spacing is known.")
 OUTPUT = flags.DEFINE_string("output", None, "Folder for scores.json, per_patient.csv and report.html.")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace results that are there.")
@@ -46,7 +55,7 @@ def main(_: list[str]) -> None:
         runs, cases = score_runs(folders, part=PART.value, tolerance=WITHIN.value)
     else:
         predictions, truth = (user_path(flag.value, f"--{flag.name}") for flag in (PREDICTIONS, TRUTH))
-        scored, cases = score_folders(predictions, truth, tolerance=WITHIN.value)
+        scored, cases = score_folders(predictions, truth, tolerance=WITHIN.value, targets=TARGETS.value)
         runs = [scored]
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -56,18 +65,30 @@ def main(_: list[str]) -> None:
     except OSError as error:
         raise InputError(f"--output={output} cannot be written to ({explain(error)})") from error
     for run in runs:
-        scores = summarize(run.rows)
-        print(
-            f"{run.name}, {scores['patients']} patients: 3-D Dice {scores['dice_mean']:.3f} mean, "
-            f"{scores['dice_median']:.3f} median; surface Dice {scores['surface_dice_mean']:.3f} mean"
-        )
+        _print_scores(run)
     print(f"Report: {output / 'report.html'}")
+
+
+def _print_scores(run: Scored) -> None:
+    """A line for the run; of several targets one for the mean and one for each."""
+    scores = by_target(run.rows, summarize)
+    lines = {run.name: scores.get("mean", scores)}
+    if "targets" in scores:
+        lines = {f"{run.name}, mean over the targets": scores["mean"]}
+        lines |= {f"{run.name}, {name}": block for name, block in scores["targets"].items()}
+    for words, block in lines.items():
+        print(
+            f"{words}, {block['patients']} patients: 3-D Dice {block['dice_mean']:.3f} mean, "
+            f"{block['dice_median']:.3f} median; surface Dice {block['surface_dice_mean']:.3f} mean"
+        )
 
 
 def _check_flags() -> None:
     folders = (PREDICTIONS.value, TRUTH.value)
     if bool(RUN.value) == any(folders) or any(folders) != all(folders):
         raise InputError("give --run=FOLDER, or --predictions=FOLDER and --truth=FOLDER")
+    if TARGETS.value and RUN.value:
+        raise InputError(f"--targets={TARGETS.value}: the targets of a run are those of its data; take it out")
     if len(RUN.value) > MAX_RUNS:
         raise InputError(f"--run={','.join(RUN.value)}: {len(RUN.value)} runs; give at most {MAX_RUNS}")
     if not (math.isfinite(WITHIN.value) and WITHIN.value >= 0.0):
@@ -91,16 +112,11 @@ def _scores(runs: list[Scored]) -> dict:
         "runs": {
             run.name: {
                 **run.facts,
-                "scores": summarize(run.rows),
-                "groups": summarize_groups(run.rows),
-                "calibration": run.calibration.summary() if run.calibration else None,
+                **score_blocks(run.rows, run.calibrations, target=run.description.names[0])._asdict(),
             }
             for run in runs
         },
-        "differences": {
-            f"{run.name} less {first.name}": {name: difference(first.rows, run.rows, name) for name in SCORES}
-            for run in others
-        },
+        "differences": {f"{run.name} less {first.name}": differences(first.rows, run.rows) for run in others},
     }
 
 

@@ -10,7 +10,12 @@ from brainseg_jax.sharing.share import FORMATS, share
 RUN = flags.DEFINE_string("run", None, "A run folder; the checkpoint that its train.keep names is taken.")
 OUTPUT = flags.DEFINE_string("output", None, "The file, or a folder for it; the model card lies beside it.")
 FORMAT = flags.DEFINE_enum("format", "onnx", list(FORMATS), "onnx, or stablehlo for jax.export.")
-SIZE = flags.DEFINE_integer("size", 256, "Height and width of the slices that the file is to take, in pixels.")
+SIZE = flags.DEFINE_integer(
+    "size",
+    None,
+    "Height and width of the slices that the file is to take, in pixels; by default 256 for a network of the LGG set, "
+    "else the size of its images. A network trained at a pixel spacing takes no other.",
+)
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace files that are there.")
 
 
@@ -27,7 +32,7 @@ def main(_: list[str]) -> None:
         overwrite=OVERWRITE.value,
     )
     print(
-        f"{made.path}: {made.path.stat().st_size / 1e6:.1f} MB. On a made-up scan its probabilities differ from this "
+        f"{made.path}: {made.path.stat().st_size / 1e6:.1f} MB. On a synthetic scan its probabilities differ from this "
         f"package's by at most {made.difference:.1e}"
     )
     print(f"Model card: {made.card}")

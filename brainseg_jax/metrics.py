@@ -1,4 +1,4 @@
-"""Scores by patient from additive sums: pure functions, jax and numpy and nothing else.
+"""Scores of volumes from additive counts: pure functions, jax and numpy and nothing else.
 
 A patient's 3-D score is made from the sums over all of that patient's slices, never from an average over slices or
 batches.
@@ -15,49 +15,42 @@ import numpy as np
 
 
 class PatientSums(NamedTuple):
-    """Counts by patient, each [P] int32 (exact to 32 000 slices a patient); two batches add up leaf by leaf."""
+    """Counts of one volume, or [P] of several patients; those of two volumes add up leaf by leaf."""
 
-    overlap: jax.Array  # voxels both true and predicted
-    predicted: jax.Array  # voxels predicted tumor
-    actual: jax.Array  # voxels truly tumor
-    slices: jax.Array
-    tumor_slices: jax.Array  # slices with any true tumor
-    found_slices: jax.Array  # of those, slices on which the prediction meets the tumor
-    false_positive_slices: jax.Array  # slices without tumor on which something is predicted
+    overlap: np.ndarray | int  # voxels both true and predicted
+    predicted: np.ndarray | int  # voxels predicted to belong to the target
+    actual: np.ndarray | int  # voxels that truly belong to it
+    slices: np.ndarray | int
+    tumor_slices: np.ndarray | int  # slices with any true voxel
+    found_slices: np.ndarray | int  # of those, slices on which the prediction meets the reference mask
+    false_positive_slices: np.ndarray | int  # slices without a true voxel on which something is predicted
 
 
-def patient_sums(
-    predicted: jax.Array, actual: jax.Array, patient_index: jax.Array, patients: int, valid: jax.Array
-) -> PatientSums:
-    """Counts one batch of slices by patient.
+def volume_sums(predicted: np.ndarray, actual: np.ndarray) -> PatientSums:
+    """Counts one volume.
 
     Args:
-      predicted: [B, H, W, 1] bool.
-      actual: [B, H, W, 1] bool.
-      patient_index: [B] int, in [0, patients).
-      patients: P, static.
-      valid: [B] bool; False marks padding, which counts nowhere.
-
-    Returns:
-      `PatientSums` of [P].
+      predicted: [S, H, W] bool.
+      actual: [S, H, W] bool.
     """
-
-    def voxels(x: jax.Array) -> jax.Array:
-        return jnp.sum(x, axis=(1, 2, 3), dtype=jnp.int32)
-
-    overlap, n_predicted, n_actual = voxels(predicted & actual), voxels(predicted), voxels(actual)
-    by_slice = PatientSums(
-        overlap=overlap,
-        predicted=n_predicted,
-        actual=n_actual,
-        slices=jnp.ones_like(overlap),
-        tumor_slices=n_actual > 0,
-        found_slices=overlap > 0,
-        false_positive_slices=(n_actual == 0) & (n_predicted > 0),
+    overlap, n_predicted, n_actual = (
+        masks.sum(axis=(1, 2), dtype=np.int64) for masks in (predicted & actual, predicted, actual)
     )
-    return jax.tree.map(
-        lambda x: jax.ops.segment_sum(x.astype(jnp.int32) * valid.astype(jnp.int32), patient_index, patients), by_slice
+    return PatientSums(
+        overlap=int(overlap.sum()),
+        predicted=int(n_predicted.sum()),
+        actual=int(n_actual.sum()),
+        slices=len(actual),
+        tumor_slices=int((n_actual > 0).sum()),
+        found_slices=int((overlap > 0).sum()),
+        false_positive_slices=int(((n_actual == 0) & (n_predicted > 0)).sum()),
     )
+
+
+def dice(predicted: np.ndarray, actual: np.ndarray) -> float:
+    """3-D Dice of two masks, bool of one shape; 1 where both are empty."""
+    total = int(predicted.sum()) + int(actual.sum())
+    return 2.0 * int((predicted & actual).sum()) / total if total else 1.0
 
 
 def patient_scores(sums: PatientSums) -> dict[str, np.ndarray]:

@@ -12,7 +12,10 @@ from brainseg_jax.scans.patterns import read_patterns
 
 RUN = flags.DEFINE_list("run", None, "A run folder; several, with a comma between, predict together.")
 INPUT = flags.DEFINE_string(
-    "input", None, "Scans: slices <case>_<n>.tif or .png, NIfTI volumes, DICOM series, or a folder of any."
+    "input",
+    None,
+    "Scans: slices <case>_<n>.tif or .png, NIfTI volumes, DICOM series, or a folder of any; for a network of other "
+    "channels than those of the LGG set, cases in any format that prepare reads.",
 )
 SEQUENCES = flags.DEFINE_string(
     "sequences",
@@ -22,9 +25,9 @@ SEQUENCES = flags.DEFINE_string(
 )
 OUTPUT = flags.DEFINE_string("output", None, "Folder for masks, predictions.csv and areas.csv.")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace results that are there.")
-PROBABILITIES = flags.DEFINE_bool("probabilities", False, "Write the probability of tumor too, as float32.")
+PROBABILITIES = flags.DEFINE_bool("probabilities", False, "Write the probability of each target too, as float32.")
 UNCERTAINTY = flags.DEFINE_bool("uncertainty", False, "Write the standard deviation over runs and mirror images too.")
-OVERLAYS = flags.DEFINE_bool("overlays", False, "Draw a PNG of each scan with the mask outlined too.")
+OVERLAYS = flags.DEFINE_bool("overlays", False, "Draw a PNG of each scan with the masks outlined too.")
 TTA = flags.DEFINE_bool("tta", None, "Average with left-right mirror images; by default as each run was scored.")
 
 

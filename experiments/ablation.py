@@ -17,10 +17,10 @@ from rich.live import Live
 from rich.table import Table
 
 from brainseg_jax import cli
-from brainseg_jax.data import lgg
+from brainseg_jax.data import prepare_source
 from brainseg_jax.data.cohort import load_cohort
 from brainseg_jax.errors import InputError
-from brainseg_jax.training.run_folder import check_folder
+from brainseg_jax.runs.run_folder import check_folder
 from experiments.panel import draw_study_panel
 from experiments.running import DONE, ELSEWHERE, FAILED, LEFT, RUNNING, Grid, report_failures, run_all, shard
 from experiments.splits import write_splits
@@ -74,7 +74,7 @@ def prepare(everything: list[Job], budget: Budget, output: Path, source: str | N
       InputError: the study holds runs of other data; nothing is written then.
     """
     config = config_of(everything[0], budget, source=source)
-    folder = lgg.prepare(config.data.source, config.data.dir or None)
+    folder = prepare_source.prepare(config.data.source, config.data.dir or None)
     cohort = load_cohort(folder, image_size=16, normalization="rescale")  # for who is in it alone
     kept = write_splits(everything, cohort, output, seed=config.split.seed)
     for job in everything:

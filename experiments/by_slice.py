@@ -5,6 +5,7 @@ three, one of the slices that train, one that validate and one that test; everyt
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -59,16 +60,31 @@ def split_by_slice(cases: tuple[str, ...]) -> Split:
 
 def torn(cohort: Cohort, *, fold: int) -> Cohort:
     """The cohort with each case taken for three; the slices stay as they are, and so do the constants of a case."""
-    parts = np.empty(len(cohort.patient_index), np.int32)
-    for place, case in enumerate(cohort.patients):
-        own = cohort.patient_index == place
-        parts[own] = deal(case, cohort.slice_numbers[own], fold=fold)
-    thirds = len(PARTS)
+    thirds, parts = len(PARTS), []
+    for case, numbers in zip(cohort.cases, cohort.numbers, strict=True):
+        parts += [deal(case, np.array(numbers), fold=fold)]
+    case_index = (thirds * cohort.case_index + np.concatenate(parts)).astype(np.int32)
+    order = np.argsort(case_index, kind="stable")  # the slices of each third follow one another
+
+    def divided(of_cases: Sequence[Sequence]) -> tuple[np.ndarray, ...]:
+        """What each slice of a case has, by third."""
+        pairs = zip(of_cases, parts, strict=True)
+        return tuple(np.asarray(of_case)[part == third] for of_case, part in pairs for third in range(thirds))
+
+    names = tuple(part_of(case, part) for case in cohort.cases for part in PARTS)
     return replace(
         cohort,
-        patient_index=(thirds * cohort.patient_index + parts).astype(np.int32),
-        patients=tuple(part_of(case, part) for case in cohort.patients for part in PARTS),
-        institutions=tuple(np.repeat(cohort.institutions, thirds).tolist()),
+        images=cohort.images[order],
+        target_bits=cohort.target_bits[order],
+        case_index=case_index[order],
+        cases=names,
+        patients=names,
+        groups=tuple(np.repeat(cohort.groups, thirds).tolist()),
         grades=tuple(np.repeat(cohort.grades, thirds).tolist()),
+        labels=divided(cohort.labels),
+        numbers=tuple(tuple(numbers.tolist()) for numbers in divided(cohort.numbers)),
+        records=divided(cohort.records),
+        spacings=tuple(spacing for spacing in cohort.spacings for _ in PARTS),
+        canvases=tuple(canvas for canvas in cohort.canvases for _ in PARTS),
         normalization=Normalization(*(np.repeat(values, thirds, axis=0) for values in cohort.normalization)),
     )

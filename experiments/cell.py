@@ -18,11 +18,11 @@ from brainseg_jax.compilation import use_plain_numbers
 from brainseg_jax.data.cohort import Cohort, load_cohort
 from brainseg_jax.errors import InputError
 from brainseg_jax.main import CONFIG, WORKDIR
-from brainseg_jax.training.experiment import build_experiment
+from brainseg_jax.runs.evaluation import build_evaluation
+from brainseg_jax.runs.results import write_results
+from brainseg_jax.runs.run_folder import claim_run_folder, flatten, own_run_folder
+from brainseg_jax.runs.trained import read_json, read_kept, read_results
 from brainseg_jax.training.loop import train
-from brainseg_jax.training.results import write_results
-from brainseg_jax.training.run_folder import claim_run_folder, flatten, own_run_folder
-from brainseg_jax.training.trained import read_best, read_json, read_results
 from experiments.by_slice import torn
 
 RESCORES = flags.DEFINE_string("rescores", None, "The run whose kept checkpoint is scored under this config.")
@@ -66,14 +66,15 @@ def rescore(config: ConfigDict, run: Path, workdir: Path) -> dict:
     before = read_results(run)
     if before is None:
         raise InputError(f"{run} has not ended (no results.json); run it to its end first")
-    experiment = build_experiment(config, run=run)
-    if experiment.cohort.fingerprint != trained["dataset"]["fingerprint"]:
+    evaluation = build_evaluation(config, run)
+    cohort = evaluation.cohort
+    if cohort.fingerprint != trained["dataset"]["fingerprint"]:
         raise InputError(f"{run} was trained on other data; prepare its data again")
     with own_run_folder(workdir):
-        claim_run_folder(workdir, config, experiment)
-        best = read_best(run, experiment.initial_state)
+        claim_run_folder(workdir, config, cohort, evaluation.split)
+        kept = read_kept(run, config, cohort.description)
         shutil.copyfile(run / "metrics.jsonl", workdir / "metrics.jsonl")
-        return write_results(workdir, experiment, best, epoch=before["epoch"], epochs=before["epochs"])
+        return write_results(workdir, evaluation, kept, epoch=before["epoch"], epochs=before["epochs"])
 
 
 def train_by_slice(config: ConfigDict, workdir: Path, *, fold: int) -> dict:

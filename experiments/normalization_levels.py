@@ -12,22 +12,22 @@ from pathlib import Path
 
 import numpy as np
 
-from brainseg_jax.data import lgg
 from brainseg_jax.data.cohort import load_cohort
 from brainseg_jax.data.normalization import normalize
+from brainseg_jax.data.prepare_source import prepare
 
 FLAIR = 1
 
 
 def medians(source: str, patients: list[str], method: str) -> tuple[np.ndarray, np.ndarray]:
     """Median level of the tumor and of the rest of the head of each patient."""
-    cohort = load_cohort(lgg.prepare(source, None), image_size=128, normalization=method)
+    cohort = load_cohort(prepare(source, None), image_size=128, normalization=method)
     tumor, rest = [], []
     for patient in patients:
         slices = cohort.slices_of([patient])
-        constants = type(cohort.normalization)(*(c[cohort.patients.index(patient)] for c in cohort.normalization))
+        constants = type(cohort.normalization)(*(c[cohort.cases.index(patient)] for c in cohort.normalization))
         levels = np.asarray(normalize(cohort.images[slices], constants))[..., FLAIR]
-        flair, mask = cohort.images[slices][..., FLAIR], cohort.masks[slices][..., 0] > 0
+        flair, mask = cohort.images[slices][..., FLAIR], cohort.target_bits[slices][..., 0] > 0
         tumor.append(np.median(levels[mask]))
         rest.append(np.median(levels[~mask & (flair > 0.2 * np.percentile(flair, 99))]))
     return np.array(tumor), np.array(rest)

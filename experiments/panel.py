@@ -3,14 +3,13 @@
 import numpy as np
 from absl import logging
 
-from brainseg_jax.data.cohort import native_images
 from brainseg_jax.errors import InputError, StorageError
-from brainseg_jax.evaluation.pictures import Slice, draw_grid
-from brainseg_jax.evaluation.postprocess import PostProcess
+from brainseg_jax.evaluation.pictures import PictureSlice, draw_grid
 from brainseg_jax.evaluation.scores import read_table
-from brainseg_jax.training.experiment import build_experiment
-from brainseg_jax.training.scoring import evaluate
-from brainseg_jax.training.trained import read_best, read_results
+from brainseg_jax.evaluation.volumes import TOLERANCE
+from brainseg_jax.inference.postprocess import posts_from_json
+from brainseg_jax.runs.evaluation import build_evaluation
+from brainseg_jax.runs.trained import read_kept, read_results
 from experiments.running import Grid
 from experiments.studies import Job, config_of
 
@@ -39,30 +38,30 @@ def draw_study_panel(grid: Grid) -> None:
         draw_grid(grid.output / "panel.png", rows)
 
 
-def slices_under(job: Job, grid: Grid, patients: list[str]) -> list[Slice]:
+def slices_under(job: Job, grid: Grid, patients: list[str]) -> list[PictureSlice]:
     """The slice of the largest true tumor of each patient, with what the job's network makes of it."""
     run = grid.run_of(job)
     config = config_of(job, grid.budget, source=grid.source)
     config.split.file = str(run / "split.json")
-    experiment = build_experiment(config, run=run, trains=False)
-    cohort = experiment.cohort
-    post = PostProcess(**read_results(run)["postprocess"])
-    best = read_best(grid.run_of(grid.base_of(job)), experiment.initial_state)
-    _, masks = evaluate(experiment, best.variables, tuple(patients), post)
+    evaluation = build_evaluation(config, run)
+    cohort = evaluation.cohort
+    posts = posts_from_json(read_results(run)["postprocess"], cohort.description)
+    kept = read_kept(grid.run_of(grid.base_of(job)), config, cohort.description)
+    network = evaluation.with_variables(kept.variables)
+    assessed = evaluation.assessor.assess(network, patients, posts, tolerance=TOLERANCE)
     scored = {row["patient"]: row["dice"] for row in read_table(run / "per_patient.csv")}
-    places = cohort.slices_of(patients)
-    chosen = []
+    slices = []
     for patient in patients:
-        own = cohort.slices_of((patient,))
-        chosen.append(own[int(np.argmax(cohort.native_masks[own].sum(axis=(1, 2, 3), dtype=np.int64)))])
-    scans = native_images(experiment.dataset_folder, np.array(chosen))
-    return [
-        Slice(
-            title=f"{patient}, slice {cohort.slice_numbers[index]}: 3-D Dice {scored[patient]:.3f}",
-            flair=scan[..., 1],
-            truth=cohort.native_masks[index, ..., 0] > 0,
-            prediction=masks[np.searchsorted(places, index), ..., 0],
-            attention=None,
+        (index,) = cohort.indices([patient])
+        truth = cohort.description.masks(cohort.labels[index])
+        largest = int(np.argmax(truth.sum(axis=(1, 2, 3))))
+        slices.append(
+            PictureSlice(
+                title=f"{patient}, slice {cohort.numbers[index][largest]}: 3-D Dice {scored[patient]:.3f}",
+                scan=cohort.read_voxels(patient)[largest, ..., cohort.description.shown],
+                truth=truth[largest],
+                prediction=assessed.masks[patient][largest],
+                attention=None,
+            )
         )
-        for patient, index, scan in zip(patients, chosen, scans, strict=True)
-    ]
+    return slices

@@ -18,9 +18,9 @@ from absl import logging
 from brainseg_jax.config import default_config
 from brainseg_jax.errors import TrainingStopped
 from brainseg_jax.evaluation.scores import write_json
-from brainseg_jax.training.journal import read_rows
-from brainseg_jax.training.run_folder import MAY_CHANGE, flatten
-from brainseg_jax.training.trained import read_json
+from brainseg_jax.runs.journal import read_rows
+from brainseg_jax.runs.run_folder import MAY_CHANGE, flatten
+from brainseg_jax.runs.trained import read_json
 from experiments.splits import path_of
 from experiments.studies import Budget, Job, Study, config_of, settings_of
 

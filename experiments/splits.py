@@ -7,7 +7,7 @@ from pathlib import Path
 from brainseg_jax.data.cohort import Cohort
 from brainseg_jax.data.splits import PARTS, Split, split_by_folds, write_split
 from brainseg_jax.errors import InputError
-from brainseg_jax.training.trained import read_json
+from brainseg_jax.runs.trained import read_json
 from experiments.by_slice import split_by_slice
 from experiments.studies import FOLDS, VALIDATION, Job
 
@@ -27,13 +27,12 @@ def split_of(job: Job, cohort: Cohort, *, seed: int) -> Split:
       InputError: the data have too few patients.
     """
     if job.cell.by_slice:
-        return split_by_slice(cohort.patients)
-    institution = dict(zip(cohort.patients, cohort.institutions, strict=True))
-    outer = split_by_folds(cohort.patients, cohort.institutions, folds=FOLDS, fold=job.fold, seed=seed)
+        return split_by_slice(cohort.cases)
+    known = dict(zip(cohort.cases, zip(cohort.patients, cohort.groups, strict=True), strict=True))
+    outer = split_by_folds(cohort.cases, cohort.patients, cohort.groups, folds=FOLDS, fold=job.fold, seed=seed)
     others = tuple(sorted(outer.train + outer.val))
-    inner = split_by_folds(
-        others, [institution[p] for p in others], folds=min(VALIDATION, len(others)), fold=0, seed=seed
-    )
+    patients, groups = zip(*(known[case] for case in others), strict=True)
+    inner = split_by_folds(others, patients, groups, folds=min(VALIDATION, len(others)), fold=0, seed=seed)
     train = tuple(sorted(inner.train + inner.val))
     if job.cell.patients:
         in_line = sorted(train, key=lambda patient: hashlib.sha256(f"{seed}:{patient}".encode()).hexdigest())

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from brainseg_jax.errors import InputError
-from brainseg_jax.training.run_folder import flatten
+from brainseg_jax.runs.run_folder import flatten
 from configs import best
 from configs.unet_dice import get_config
 

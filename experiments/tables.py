@@ -1,15 +1,29 @@
-"""From the run folders of a study to one tidy CSV, and from that to its tables in Markdown and LaTeX."""
+"""From the run folders of a study to one tidy CSV, and from that to its tables in Markdown and LaTeX.
+
+Where there are several targets, there is a table of the mean over them, then one of each target.
+"""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 from absl import logging
 
 from brainseg_jax.errors import InputError
-from brainseg_jax.evaluation.scores import difference, read_table, summarize, write_table
+from brainseg_jax.evaluation.scores import (
+    difference,
+    mean_over_targets,
+    read_table,
+    select_target,
+    summarize,
+    targets_of,
+    write_table,
+)
 from brainseg_jax.evaluation.statistics import compare_pairs, holm, median_interval
-from brainseg_jax.training.trained import read_results
+from brainseg_jax.evaluation.volumes import MILLIMETER
+from brainseg_jax.evaluation.wording import capital
+from brainseg_jax.runs.trained import read_results
 from experiments.by_slice import case_of
 from experiments.plots import draw_boxes, draw_differences
 from experiments.running import Grid
@@ -21,7 +35,7 @@ NUMBERS = ("dice", "iou", "precision", "recall", "surface_dice", "hd95", "assd")
 
 
 def collect(name: str, grid: Grid) -> None:
-    """Writes `scores.csv`, a row a test patient of each finished run, and `runs.csv`, a row a finished run.
+    """Writes `scores.csv`, a row a test case and target of each finished run, and `runs.csv`, a row a finished run.
 
     A split by slice tests each patient in every fold, on other slices. Dice and IoU of the whole volume are put
     together from the folds; what needs neighboring slices is left blank.
@@ -34,7 +48,7 @@ def collect(name: str, grid: Grid) -> None:
         results = read_results(run)
         seconds = json.loads((run / "time.json").read_text())["seconds"] if (run / "time.json").exists() else None
         facts = {key: results[key] for key in ("epoch", "epochs", "parameters")}
-        (soft,) = (value for key, value in results["test"].items() if key.startswith("soft_iou_per_batch_of_"))
+        soft = next((v for key, v in results["test"].items() if key.startswith("soft_iou_per_batch_of_")), None)
         runs.append({**where, **facts, "soft_batch_iou": soft, "seconds": seconds, **results["patients"]})
         rows = read_table(run / "per_patient.csv")
         if job.cell.by_slice:
@@ -63,18 +77,19 @@ def put_together(folds: list[list[dict]]) -> list[dict]:
       folds: rows of `per_patient.csv` of each.
 
     Returns:
-      a row a patient: patient, institution, grade, dice, iou, precision, recall and the true and predicted volumes.
+      a row a patient and target: patient, what is known of it, dice, iou, precision, recall and the true and predicted
+      volumes.
     """
-    cases: dict[str, list[dict]] = {}
+    cases: dict[tuple, list[dict]] = {}
     for row in (row for rows in folds for row in rows):
-        cases.setdefault(case_of(row["patient"]), []).append(row)
+        cases.setdefault((case_of(row["patient"]), row.get("target")), []).append(row)
     out = []
-    for case, rows in cases.items():
+    for (case, _), rows in cases.items():
         true, found = (sum(row[key] for row in rows) for key in ("volume_true", "volume_predicted"))
         overlap = sum(0.5 * row["dice"] * (row["volume_true"] + row["volume_predicted"]) for row in rows)
         union = true + found - overlap
         out.append(
-            {key: rows[0][key] for key in ("institution", "grade", "unit")}
+            {key: rows[0][key] for key in ("institution", "group", "grade", "target", "unit") if key in rows[0]}
             | {"patient": case, "volume_true": true, "volume_predicted": found}
             | {
                 "dice": overlap / (0.5 * (true + found)) if true + found else 1.0,
@@ -87,7 +102,7 @@ def put_together(folds: list[list[dict]]) -> list[dict]:
 
 
 def by_patient(rows: list[dict]) -> dict[str, dict]:
-    """The scores of each patient, the mean over seeds where there are several; undefined where it is for all."""
+    """The scores of each patient of one target, the mean over seeds and cases; undefined where it is for all."""
     groups: dict[str, list[dict]] = {}
     for row in rows:
         groups.setdefault(row["patient"], []).append(row)
@@ -103,27 +118,54 @@ def by_patient(rows: list[dict]) -> dict[str, dict]:
 def write_tables(study: Study, output: Path) -> None:
     """Writes `table.md`, `table.tex`, `boxes.png` and `differences.png` from the two CSV files, and prints the first.
 
+    Of several targets the pictures are of the mean over them; those of a target are `boxes_<target>.png` and
+    `differences_<target>.png`.
+
     Raises:
       InputError: a CSV file is missing or damaged.
     """
     scores = read_table(output / SCORES)
     runs = [{"epoch": run.get("best_epoch"), **run} for run in read_table(output / RUNS)]  # its name in older files
-    patients = {cell.name: by_patient([row for row in scores if row["cell"] == cell.name]) for cell in study.cells}
-    cells = [cell for cell in study.cells if patients[cell.name]]
-    if study.baseline not in cells:
+    if not any(row["cell"] == study.baseline.name for row in scores):
         raise InputError(
             f"{output / SCORES}: no row of the baseline {study.baseline.name!r}, so nothing to compare with"
         )
-    header, rows = table(study, cells, patients, runs)
-    notes = words(study, cells, patients, runs)
-    markdown = f"{study.question}\n\n{to_markdown(header, rows)}\n\n" + "\n".join(f"- {note}" for note in notes) + "\n"
-    (output / "table.md").write_text(markdown)
-    (output / "table.tex").write_text(to_latex(header, rows, notes))
-    print(markdown)
-    dice = {cell.words: {p: row["dice"] for p, row in patients[cell.name].items()} for cell in cells}
-    draw_boxes(output / "boxes.png", dice)
-    if len(dice) > 1:
-        draw_differences(output / "differences.png", dice)
+    targets = targets_of(scores)
+    parts = [("", scores)]
+    if len(targets) > 1:
+        parts = [("mean over the targets", _mean_over_targets(scores))]
+        parts += [(target, select_target(scores, target)) for target in targets]
+    markdown, latex_text, notes = [], [], []
+    for title, rows in parts:
+        patients = {cell.name: by_patient([row for row in rows if row["cell"] == cell.name]) for cell in study.cells}
+        cells = [cell for cell in study.cells if patients[cell.name]]
+        header, lines = table(study, cells, patients, runs)
+        notes = words(study, cells, patients, runs, unit=scores[0].get("unit"), targets=targets)
+        heading = f"### {capital(title)}\n\n" if title else ""
+        markdown.append(f"{heading}{to_markdown(header, lines)}\n\n")
+        latex_text.append((f"% {title}\n" if title else "") + to_latex(header, lines))
+        dice = {cell.words: {p: row["dice"] for p, row in patients[cell.name].items()} for cell in cells}
+        suffix = f"_{_file_name(title)}" if title != parts[0][0] else ""
+        draw_boxes(output / f"boxes{suffix}.png", dice)
+        if len(dice) > 1:
+            draw_differences(output / f"differences{suffix}.png", dice)
+    text = f"{study.question}\n\n{''.join(markdown)}" + "\n".join(f"- {note}" for note in notes) + "\n"
+    (output / "table.md").write_text(text)
+    (output / "table.tex").write_text("\n".join([*latex_text, *(f"% {note}" for note in notes)]) + "\n")
+    print(text)
+
+
+def _mean_over_targets(scores: list[dict]) -> list[dict]:
+    """`mean_over_targets` of each run: the same case is scored by many."""
+    runs: dict[tuple, list[dict]] = {}
+    for row in scores:
+        runs.setdefault(tuple(row[name] for name in WHERE), []).append(row)
+    return [row for rows in runs.values() for row in mean_over_targets(rows)]
+
+
+def _file_name(target: str) -> str:
+    """The target in letters that any file system takes."""
+    return re.sub(r"[^A-Za-z0-9-]+", "_", target)
 
 
 def table(study: Study, cells: list[Cell], patients: dict[str, dict], runs: list[dict]) -> tuple[list, list[list]]:
@@ -172,8 +214,17 @@ def summarize_scores(rows: list[dict]) -> dict:
     return out
 
 
-def words(study: Study, cells: list[Cell], patients: dict[str, dict], runs: list[dict]) -> list[str]:
-    """What a reader must know to read the table."""
+def words(
+    study: Study,
+    cells: list[Cell],
+    patients: dict[str, dict],
+    runs: list[dict],
+    *,
+    unit: str | None = None,
+    targets: tuple[str, ...] = (),
+) -> list[str]:
+    """What a reader must know to read the tables; `unit` is that of distances, `targets` are their names if several."""
+    several = len(targets) > 1
     sizes = sorted({(run["train"], run["val"], run["test"]) for run in runs if run["cell"] == study.baseline.name})
     seeds = len({run["seed"] for run in runs})
     out = [
@@ -185,12 +236,18 @@ def words(study: Study, cells: list[Cell], patients: dict[str, dict], runs: list
         + f" to train / validate / test; {seeds} seed{'s, averaged patient by patient' if seeds > 1 else ''}. "
         "In brackets 95 % bootstrap intervals over patients: BCa for means, percentile for medians.",
         f"Change: against {study.baseline.words}, patient by patient. p: two-sided Wilcoxon signed-rank test, adjusted "
-        f"by Holm's method for the {len(cells) - 1} comparisons of the table. Effect: matched-pairs rank-biserial "
-        "correlation, -1 (all patients worse) to 1 (all better).",
-        "HD95 in voxels, on the patients for whom it is defined: not where one of the two masks is empty. "
+        f"by Holm's method for the {len(cells) - 1} comparisons of {'each' if several else 'the'} table. Effect: "
+        "matched-pairs rank-biserial correlation, -1 (all patients worse) to 1 (all better).",
+        f"HD95 in {MILLIMETER if unit == MILLIMETER else 'voxels'}, on the patients for whom it is defined: not where "
+        "one of the two masks is empty. "
         "Best epoch and minutes: mean over runs; "
         "minutes are wall time on whatever machine ran them.",
     ]
+    if several:
+        out.append(
+            "Mean over the targets: of each patient the mean of the scores of all targets; HD95 counts only where it "
+            "is defined for all."
+        )
     if any(cell.by_slice for cell in cells):
         out.append("Split by slice: the slices of each patient stand in training, validation and test. Never do that.")
     if any(cell.rescores for cell in cells):
@@ -234,15 +291,14 @@ def to_markdown(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def to_latex(header: list[str], rows: list[list[str]], notes: list[str]) -> str:
-    """A table in LaTeX, for `booktabs`, with the notes below."""
+def to_latex(header: list[str], rows: list[list[str]]) -> str:
+    """A table in LaTeX, for `booktabs`."""
 
     def line(cells: list[str]) -> str:
         return " & ".join(latex(cell) for cell in cells) + r" \\"
 
     body = [r"\begin{tabular}{l" + "r" * (len(header) - 1) + "}", r"\toprule", line(header), r"\midrule"]
-    body += [*(line(row) for row in rows), r"\bottomrule", r"\end{tabular}", ""]
-    return "\n".join(body + [f"% {note}" for note in notes]) + "\n"
+    return "\n".join([*body, *(line(row) for row in rows), r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
 def latex(text: str) -> str:

@@ -39,6 +39,7 @@ from PIL import Image
 
 from brainseg_jax.data.validation import read_source
 from brainseg_jax.errors import InputError
+from brainseg_jax.scans.description import LGG
 from brainseg_jax.scans.find import find_scans
 from brainseg_jax.scans.masks import read_masks
 from brainseg_jax.scans.scan import MASK
@@ -151,9 +152,9 @@ def _predict(folder: Path) -> bool:
             continue
         read = True
         with tempfile.TemporaryDirectory() as output:
-            paths = [Path(output) / f"{place}_{path.name}" for place, path in enumerate(source.outputs(MASK))]
+            paths = [Path(output) / f"{place}_{path.name}" for place, path in enumerate(source.outputs(MASK, LGG))]
             try:
-                scan.write(MASK, np.zeros(scan.voxels.shape[:3], bool), paths)
+                scan.write(MASK, np.zeros((*scan.voxels.shape[:3], 1), bool), paths, LGG)
             except InputError as error:
                 raise Broken(f"lost mask: {error}") from error
     if not found:

@@ -11,9 +11,10 @@ import time
 from absl import flags
 
 from brainseg_jax import cli, main
-from brainseg_jax.training import loop, results
-from brainseg_jax.training.checkpoint import Checkpoints
-from brainseg_jax.training.journal import Journal
+from brainseg_jax.runs import results
+from brainseg_jax.runs.checkpoint import Checkpoints
+from brainseg_jax.runs.journal import Journal
+from brainseg_jax.training import loop
 
 # Name of the moment: whose function, at which of its calls in this process, at its start or at its end.
 MOMENTS = {

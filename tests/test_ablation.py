@@ -91,9 +91,9 @@ def test_splits_test_everybody_once_on_the_same_patients(cohort):
     study = STUDIES["scaling"]
     base, ten = study.cells[0], dataclasses.replace(study.cells[1], patients=2)
     splits = [split_of(Job(base, fold, 0), cohort, seed=0) for fold in range(FOLDS)]
-    assert Counter(p for split in splits for p in split.test) == Counter(cohort.patients)
+    assert Counter(p for split in splits for p in split.test) == Counter(cohort.cases)
     for fold, split in enumerate(splits):
-        assert sorted(split.train + split.val + split.test) == sorted(cohort.patients)
+        assert sorted(split.train + split.val + split.test) == sorted(cohort.cases)
         fewer = split_of(Job(ten, fold, 0), cohort, seed=0)
         one = split_of(Job(dataclasses.replace(ten, patients=1), fold, 0), cohort, seed=0)
         assert (fewer.val, fewer.test, len(fewer.train)) == (split.val, split.test, 2)
@@ -107,14 +107,23 @@ def test_a_split_by_slice_deals_each_slice_and_keeps_everything_else(cohort):
     np.testing.assert_array_equal(sum((part == 2).astype(int) for part in parts), 1)  # tested in one fold
     assert sorted(Counter(parts[1].tolist()).items()) == [(0, 9), (1, 2), (2, 5)]  # 5 of 16, then each sixth of 11
     twice = torn(cohort, fold=1)
-    assert len(twice.patients) == 3 * len(cohort.patients) and twice.images is cohort.images
-    split = split_by_slice(cohort.patients)
-    slices = [twice.slices_of(patients) for patients in (split.train, split.val, split.test)]
+    assert len(twice.cases) == len(twice.labels) == 3 * len(cohort.cases)
+    for index, case in enumerate(twice.cases):  # each third has its own slices, in their order
+        whole, numbers = cohort.cases.index(case_of(case)), np.array(twice.numbers[index]) - 1
+        own, of_whole = twice.slices_of([case]), cohort.slices_of([case_of(case)])
+        np.testing.assert_array_equal(twice.images[own], cohort.images[of_whole][numbers])
+        np.testing.assert_array_equal(twice.target_bits[own], cohort.target_bits[of_whole][numbers])
+        np.testing.assert_array_equal(twice.labels[index], cohort.labels[whole][numbers])
+        np.testing.assert_array_equal(
+            twice.read_voxels(case)[..., 0], cohort.read_voxels(case_of(case))[numbers][..., 0]
+        )
+    split = split_by_slice(cohort.cases)
+    slices = [twice.slices_of(cases) for cases in (split.train, split.val, split.test)]
     assert sorted(np.concatenate(slices).tolist()) == list(range(len(cohort.images)))
     for names in (split.train, split.val, split.test):
-        assert [case_of(name) for name in names] == list(cohort.patients)
+        assert [case_of(name) for name in names] == list(cohort.cases)
     for new, old in zip(twice.normalization, cohort.normalization, strict=True):
-        np.testing.assert_array_equal(new[twice.patient_index], old[cohort.patient_index])
+        np.testing.assert_array_equal(new, np.repeat(old, 3, axis=0))
     with pytest.raises(InputError, match="P has 2 slices"):
         deal("P", np.arange(2), fold=0)
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy import ndimage, stats
 
-from brainseg_jax.data.augment import perturb_intensity, stand_in, warp
-from brainseg_jax.training.batches import augmentation_keys
+from brainseg_jax.data.augment import perturb_intensity, replace_channels, warp
+from brainseg_jax.scans.description import LGG
+from brainseg_jax.training.step import augmentation_keys
 
 OFF = {"rotation": 0.0, "scale": 0.0, "shift": 0.0, "shear": 0.0, "flip": 0.0}
 QUIET = {"contrast": 0.0, "gamma": 0.0, "noise": 0.0}
@@ -208,7 +209,9 @@ def test_jit_and_vmap_do_what_eager_does_and_a_key_says_it_all(image, mask):
 
 def test_flair_stands_in_for_one_other_sequence_or_both():
     image = jnp.broadcast_to(jnp.array([10.0, 20.0, 30.0]), (4, 5, 3))
-    changed = jax.vmap(lambda key: stand_in(key, image, probability=0.6))(jax.random.split(jax.random.key(0), 3000))
+    changed = jax.vmap(lambda key: replace_channels(key, image, description=LGG, probability=0.6))(
+        jax.random.split(jax.random.key(0), 3000)
+    )
     assert (changed == changed[:, :1, :1]).all()  # whole channels
     kinds, counts = np.unique(np.asarray(changed[:, 0, 0]), axis=0, return_counts=True)
     assert kinds.tolist() == [[10, 20, 20], [10, 20, 30], [20, 20, 20], [20, 20, 30]]
@@ -217,7 +220,7 @@ def test_flair_stands_in_for_one_other_sequence_or_both():
 
 
 def test_flair_stand_in_can_be_off(image):
-    np.testing.assert_array_equal(stand_in(jax.random.key(0), image, probability=0.0), image)
+    np.testing.assert_array_equal(replace_channels(jax.random.key(0), image, description=LGG, probability=0.0), image)
 
 
 def test_no_two_draws_of_a_batch_depend_on_each_other(monkeypatch):
@@ -242,7 +245,7 @@ def test_no_two_draws_of_a_batch_depend_on_each_other(monkeypatch):
     def all_draws(for_warp, for_intensity, for_stand_in):
         drawn.clear()
         warp(for_warp, image, mask, **ALL_ON)
-        stand_in(for_stand_in, image, probability=0.5)
+        replace_channels(for_stand_in, image, description=LGG, probability=0.5)
         perturb_intensity(for_intensity, image, contrast=0.2, gamma=0.2, noise=0.1)
         return jnp.concatenate([jnp.ravel(value).astype(jnp.float32) for value in drawn])
 
@@ -253,3 +256,17 @@ def test_no_two_draws_of_a_batch_depend_on_each_other(monkeypatch):
     lagged = [draws[:-8], draws[1:-7], draws[8:]]  # the same example, the next one, the same place one step later
     correlations = np.corrcoef(np.concatenate(lagged, axis=1), rowvar=False)
     assert np.abs(correlations - np.eye(len(correlations))).max() < 5 / 64
+
+
+def test_a_channel_is_changed_alike_in_neighboring_slices(image):
+    """Contrast and replaced channels are drawn for a channel, not for each of its slices."""
+    stacked = jnp.concatenate([image, image], axis=-1)
+    changed = perturb_intensity(jax.random.key(3), stacked, contrast=0.5, gamma=0.3, noise=0.0, channels=3)
+    np.testing.assert_array_equal(changed[..., :3], changed[..., 3:])
+    assert np.abs(changed[..., :3] - image).max() > 0.01
+    other = stacked.at[..., 3:].multiply(2.0)
+    replaced = jax.vmap(lambda key: replace_channels(key, other, description=LGG, probability=1.0))(
+        jax.random.split(jax.random.key(0), 20)
+    )
+    np.testing.assert_allclose(replaced[..., 3:], 2.0 * replaced[..., :3], rtol=1e-6)
+    np.testing.assert_array_equal(replaced[..., 4], jnp.broadcast_to(other[..., 4], (20, *image.shape[:2])))

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from brainseg_jax.evaluation.calibration import BINS, THRESHOLDS, calibrate
+from brainseg_jax.evaluation.calibration import BINS, THRESHOLDS, calibrate, combine, summarize_targets
 
 
-def one_slice(probability, truth, flair):
-    arrays = (np.asarray(probability, np.float32), np.asarray(truth, bool), np.asarray(flair, np.uint8))
+def one_slice(probability, truth, shown):
+    arrays = (np.asarray(probability, np.float32), np.asarray(truth, bool), np.asarray(shown, np.uint8))
     return calibrate(*(array[None, None] for array in arrays))
 
 
@@ -46,3 +46,29 @@ def test_patients_add_up():
     both = a + b
     assert both.voxels.sum() == 3 and both.dice.shape == (2, len(THRESHOLDS))
     assert both.error == pytest.approx((0.2 + 0.1 + 0.7) / 3)
+
+
+def test_voxels_that_do_not_count():
+    arrays = [np.array([[values]]) for values in (np.float32([0.2, 0.9, 0.9]), np.array([False, True, False]))]
+    shown, counted = np.full((1, 1, 3), 9, np.uint8), np.array([[[True, True, False]]])
+    found = calibrate(*arrays, shown, counted=counted)
+    assert found.voxels.sum() == 2 and found.tumor.sum() == 1
+    assert found.dice[0, THRESHOLDS.tolist().index(0.5)] == 1.0  # 2 / 3 with the last voxel
+
+
+def test_dice_of_a_patient_is_the_mean_over_the_cases():
+    """At 0.5 the Dice of the cases is 1, 0 and 1; the last two are of one patient."""
+    cases = [one_slice([0.9], [1], [9]), one_slice([0.1, 0.9], [1, 0], [9, 9]), one_slice([0.8], [1], [9])]
+    found = combine(cases, ["b", "a", "a"])
+    at = THRESHOLDS.tolist().index(0.5)
+    assert found.dice[:, at].tolist() == [1.0, 0.5] and found.voxels.sum() == 4
+    assert found.summary()["dice_by_threshold"]["0.5"] == 0.75
+
+
+def test_targets_and_their_mean():
+    a, b = one_slice([0.2, 0.9], [0, 1], [9, 9]), one_slice([0.7], [0], [9])
+    both = summarize_targets({"a": a, "b": b})
+    assert both["targets"] == {"a": a.summary(), "b": b.summary()}
+    assert both["mean"]["expected_calibration_error"] == pytest.approx((0.15 + 0.7) / 2)
+    assert both["mean"]["dice_by_threshold"]["0.5"] == 0.5
+    assert summarize_targets({"a": a}) == a.summary()

@@ -16,7 +16,7 @@ from jax.sharding import AxisType
 
 from brainseg_jax import sharding
 from brainseg_jax.errors import InputError, StorageError
-from brainseg_jax.training.checkpoint import DAMAGED, Checkpoints
+from brainseg_jax.runs.checkpoint import DAMAGED, Checkpoints
 from brainseg_jax.training.loop_state import LoopState
 from brainseg_jax.training.state import TrainState
 

@@ -9,10 +9,10 @@ import pytest
 from published_weights import published_state_dict
 
 from brainseg_jax.errors import InputError
+from brainseg_jax.runs.comparison import score_runs
+from brainseg_jax.runs.trained import load_trained
 from brainseg_jax.sharing import published
-from brainseg_jax.training.comparison import score_runs
 from brainseg_jax.training.experiment import build_experiment
-from brainseg_jax.training.trained import load_trained
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 
@@ -44,10 +44,10 @@ def test_a_state_dict_of_data_parallel():
 
 def test_it_is_a_run(converted):
     trained = load_trained(converted)
-    assert (trained.normalization, trained.image_size, trained.step) == ("volume_zscore", 256, 0)
-    assert trained.fingerprint is None and trained.results is None and trained.postprocess == (0.5, True, 0)
+    assert (trained.network.normalization, trained.network.image_size, trained.step) == ("volume_zscore", 256, 0)
+    assert trained.fingerprint is None and trained.results is None and trained.posts == ((0.5, True, 0),)
     theirs = published_state_dict(2)["upconv2.weight"]
-    ours = trained.variables["params"]["up_1"]["kernel"]
+    ours = trained.network.variables["params"]["up_1"]["kernel"]
     np.testing.assert_array_equal(ours[1, 0], theirs[:, :, 0, 1])
 
 
@@ -93,7 +93,7 @@ def test_a_training_starts_from_a_run(trained_run, converted):
     config = config.copy_and_resolve_references()
     config.train.init_from = str(folder)
     state = build_experiment(config).first_state()
-    wanted = load_trained(folder).variables
+    wanted = load_trained(folder).network.variables
     for tree in (state.variables, {"params": state.params, "batch_stats": state.batch_stats}):
         jax.tree.map(np.testing.assert_array_equal, tree, wanted)
     assert int(state.step) == 0

@@ -16,7 +16,7 @@ from PIL import Image
 from brainseg_jax import evaluate
 from brainseg_jax.errors import InputError
 from brainseg_jax.evaluation.folders import score_folders
-from brainseg_jax.training.comparison import names_of, score_runs
+from brainseg_jax.runs.comparison import names_of, score_runs
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 
@@ -43,7 +43,7 @@ def box(rows, columns, slices=slice(1, 3)):
 def call(**values):
     if not flags.FLAGS.is_parsed():
         flags.FLAGS(["evaluate"])
-    names = ("run", "part", "predictions", "truth", "tolerance", "output")
+    names = ("run", "part", "predictions", "truth", "targets", "tolerance", "output")
     with flagsaver.flagsaver(**{name: values.get(name, flags.FLAGS[name].default) for name in names}):
         evaluate.main([])
 
@@ -85,7 +85,7 @@ def test_volumes_are_measured_in_mm(tmp_path):
     (row,) = scored.rows
     assert (row["unit"], row["hd95"], row["assd"], row["surface_dice"]) == ("mm", 2.0, 2.0, 0.0)
     assert row["volume_true"] == pytest.approx(8 * 24 / 1000)
-    assert case.flair is None and case.truth.areas == [0, 4, 4, 0] and "institution" not in row
+    assert case.scan is None and case.truth[0].areas == [0, 4, 4, 0] and "institution" not in row
 
 
 def test_a_case_without_spacing_makes_voxels_of_all(tmp_path, caplog):
@@ -144,7 +144,7 @@ def test_validation_patients_of_a_run(trained_run):
     workdir, _ = trained_run
     (scored,), cases = score_runs([workdir], part="val", tolerance=1.0)
     split = json.loads((workdir / "split.json").read_text())
-    assert [row["patient"] for row in scored.rows] == [case.patient for case in cases] == sorted(split["val"])
+    assert [row["patient"] for row in scored.rows] == [case.name for case in cases] == sorted(split["val"])
     assert "so these scores are too good" in scored.facts["Scored"]
     assert {row["grade"] for row in scored.rows} <= {-1, 1, 2}
 

@@ -1,5 +1,6 @@
 """What is shared does what the network does here: normalization, resizing, threshold; the file, its card, refusals."""
 
+import dataclasses
 import sys
 from types import SimpleNamespace
 
@@ -7,19 +8,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sharing_cases import KINDS, scans, small_trained
+from sharing_cases import EXCLUSIVE, KINDS, NESTED, POSTS, posts_for, scans, small_network
 
-from brainseg_jax.data.cohort import resize_images
+from brainseg_jax.data.canvas import resize_images
 from brainseg_jax.data.normalization import METHODS, fit
 from brainseg_jax.data.phantom import write_phantom
 from brainseg_jax.errors import InputError
-from brainseg_jax.evaluation.postprocess import PostProcess
-from brainseg_jax.prediction.canvas import Canvas
-from brainseg_jax.prediction.ensemble import Ensemble, combine
+from brainseg_jax.inference.ensemble import Ensemble, combine
+from brainseg_jax.inference.postprocess import PostProcess
+from brainseg_jax.runs.trained import load_trained
+from brainseg_jax.scans.description import LGG
 from brainseg_jax.scans.find import find_scans
+from brainseg_jax.scans.volume import Volume
+from brainseg_jax.sharing import share as share_module
 from brainseg_jax.sharing.share import load_stablehlo, share
 from brainseg_jax.sharing.whole import _fit, make_segmenter, resize_weights
-from brainseg_jax.training.trained import load_trained
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 
@@ -66,23 +69,25 @@ def test_a_percentile_by_hand():
 def test_it_predicts_as_predict_does(trained_run, tmp_path, mirror):
     """A made-up patient through `predict`'s own path (numpy, Pillow, batches) and through the one function."""
     trained = load_trained(trained_run[0])
-    object.__setattr__(trained, "mirror", mirror)
+    network = dataclasses.replace(trained.network, mirror=mirror)
     (source, *_) = find_scans(write_phantom(tmp_path, patients=1, seed=5))
     scan = source.read()
-    ensemble = Ensemble([trained], mirror=None)
-    maps = combine(ensemble.predict(ensemble.prepare(scan), lambda: None), Canvas.around((256, 256), None))
-    probability, mask = jax.jit(make_segmenter(trained, 256))(scan.voxels.astype(np.float32))
+    ensemble = Ensemble([network], trained.posts, mirror=None)
+    maps = combine(ensemble.predict(ensemble.prepare(scan)))
+    probability, mask = jax.jit(make_segmenter(network, trained.posts, 256))(scan.voxels.astype(np.float32))
     # From 256 to 32 pixels one value in 2000 is resized to the next level of gray, see the test above.
-    difference = np.abs(probability - maps.probability)
+    expected = maps.probability[..., 0]
+    difference = np.abs(probability - expected)
     assert np.median(difference) < 1e-6 and difference.mean() < 1e-4 and difference.max() < 0.02
-    assert (np.asarray(mask) != (maps.probability >= trained.postprocess.threshold)).mean() < 1e-3
+    assert (np.asarray(mask) != (expected >= trained.posts[0].threshold)).mean() < 1e-3
 
 
 def test_a_file_for_jax_and_its_card(trained_run, tmp_path):
     made = share(trained_run[0], tmp_path / "to" / "net.stablehlo", file_format="stablehlo", size=64, overwrite=False)
     assert made.difference <= 1e-4 and made.path.name == "net.stablehlo"
     segment = load_stablehlo(made.path.read_bytes())
-    expected = jax.jit(make_segmenter(load_trained(trained_run[0]), 64))
+    trained = load_trained(trained_run[0])
+    expected = jax.jit(make_segmenter(trained.network, trained.posts, 64))
     for _, scan in list(scans(64))[:2]:  # of 5 slices, and of 1
         for ours, theirs in zip(segment(scan.astype(np.float32)), expected(scan.astype(np.float32)), strict=True):
             np.testing.assert_allclose(ours, theirs, atol=1e-6)
@@ -101,10 +106,15 @@ def test_a_file_for_jax_and_its_card(trained_run, tmp_path):
 def test_what_the_file_does_not_hold_is_said():
     from brainseg_jax.sharing.card import _outside
 
-    post = SimpleNamespace(postprocess=PostProcess(largest_component=True, min_voxels=50))
-    assert "largest" in _outside(post, 256) and "fewer than 50 voxels (26 neighbors)" in _outside(post, 256)
-    assert "fewer than 200 voxels (50 on slices of 256 x 256" in _outside(post, 512)
-    assert _outside(SimpleNamespace(postprocess=PostProcess()), 256).startswith("nothing")
+    posts = (PostProcess(largest_component=True, min_voxels=50),)
+    assert "largest" in _outside(LGG, posts, 256) and "fewer than 50 voxels (26 neighbors)" in _outside(LGG, posts, 256)
+    assert "fewer than 200 voxels (50 on slices of 256 x 256" in _outside(LGG, posts, 512)
+    assert _outside(LGG, (PostProcess(),), 256).startswith("nothing")
+    of_one = _outside(NESTED, (PostProcess(), *posts, PostProcess()), 256)
+    assert (
+        "keep the largest connected 3-D component of tumor core alone, take out connected 3-D components of tu"
+        in of_one
+    )
 
 
 @pytest.mark.parametrize(
@@ -132,8 +142,98 @@ def test_missing_packages_are_named(trained_run, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("kind", KINDS, ids="-".join)
 def test_every_network_can_be_given_away(kind):
-    trained = small_trained(kind, normalization="volume_zscore")
+    network = small_network(kind, normalization="volume_zscore")
     (slices,) = jax.export.symbolic_shape("slices")
     shape = jax.ShapeDtypeStruct((slices, 64, 64, 3), jnp.float32)
-    exported = jax.export.export(jax.jit(make_segmenter(trained, 64)), platforms=("cpu", "cuda", "tpu"))(shape)
+    exported = jax.export.export(
+        jax.jit(make_segmenter(network, posts_for(network), 64)), platforms=("cpu", "cuda", "tpu")
+    )(shape)
     assert exported.platforms == ("cpu", "cuda", "tpu") and str(exported.out_avals[0].shape[0]) == "slices"
+
+
+@pytest.mark.parametrize("side", [32, 64])
+def test_nested_targets_are_painted_in_order(side):
+    """Whole tumor 2, then tumor core 1 over it, then enhancing tumor 3: worked out from the probabilities by numpy."""
+    network = small_network(side=side, description=NESTED)
+    probability, labels = make_segmenter(network, POSTS, 64)(next(scans(channels=4))[1].astype(np.float32))
+    p = np.asarray(probability)
+    assert p.shape == (5, 64, 64, 3) and labels.shape == (5, 64, 64) and labels.dtype == np.uint8
+    expected = np.where(p[..., 2] >= 0.6, 3, np.where(p[..., 1] >= 0.5, 1, np.where(p[..., 0] >= 0.4, 2, 0)))
+    np.testing.assert_array_equal(labels, expected)
+    assert set(np.unique(expected)) == {0, 1, 2, 3}
+
+
+def test_of_exclusive_targets_the_most_probable_one_stands():
+    """Of those that reach their threshold: 0.55 below its threshold of 0.6 does not beat 0.45 above its own of 0.4."""
+    network = small_network(description=EXCLUSIVE)
+    probability, labels = make_segmenter(network, POSTS, 64)(next(scans(channels=4))[1].astype(np.float32))
+    probability = np.asarray(probability)
+    expected, beaten = np.zeros(labels.shape, int), 0
+    for index in np.ndindex(labels.shape):
+        p = probability[index]
+        reached = [(p[k], value) for k, (value, least) in enumerate(((2, 0.4), (1, 0.5), (4, 0.6))) if p[k] >= least]
+        expected[index] = max(reached)[1] if reached else 0
+        beaten += bool(reached) and max(reached)[0] < p.max()
+    np.testing.assert_array_equal(labels, expected)
+    assert set(np.unique(expected)) == {0, 1, 2, 4} and beaten > 0
+
+
+def made_run(folder, network, posts, results=None):
+    """A run as `load_trained` gives it."""
+    model = {"name": "unet", "features": 2, "depth": 2, "norm": "block", "dtype": "float32"}
+    config = SimpleNamespace(model=SimpleNamespace(**model), data=SimpleNamespace(source="made"))
+    return SimpleNamespace(
+        folder=folder,
+        config=config,
+        network=network,
+        posts=posts,
+        step=7,
+        fingerprint=None,
+        results=results,
+        parameters=1959,
+    )
+
+
+def test_a_card_of_several_targets(tmp_path, monkeypatch):
+    """A network that was trained at 1.5 mm: its file takes slices of its own size alone."""
+    block = {"patients": 4, "dice_mean_ci95": (0.5, 0.9)}
+    of_targets = {name: block | {"dice_mean": 0.1 * k, "dice_median": 0.2} for k, name in enumerate(NESTED.names)}
+    results = {"test": {"mean": block | {"dice_mean": 0.7, "dice_median": 0.8}, "targets": of_targets}}
+    network = small_network(description=NESTED, pixel_spacing=1.5, context=1)
+    monkeypatch.setattr(share_module, "load_trained", lambda folder: made_run(folder, network, POSTS, results))
+    with pytest.raises(InputError, match=r"--size=64: this network takes slices of 32 x 32 pixels of 1.5 mm"):
+        share(tmp_path, tmp_path / "out", file_format="stablehlo", size=64, overwrite=False)
+    made = share(tmp_path, tmp_path / "net.stablehlo", file_format="stablehlo", size=None, overwrite=False)
+    card = " ".join(made.card.read_text().split())
+    for words in (
+        "Segments whole tumor, tumor core, enhancing tumor on images of t1n, t1c, t2w, t2f, slice by slice.",
+        "`[slices, 32, 32, 4]`, axial, pixels of 1.5 mm, channels t1n, t1c, t2w, t2f, values 0 to 255",
+        "`[slices, 32, 32, 3]`, along the last axis whole tumor, tumor core, enhancing tumor.",
+        "0 background, 2 whole tumor, 1 tumor core, 3 enhancing tumor. Targets are painted in this order",
+        "the thresholds 0.4 (whole tumor), 0.5 (tumor core), 0.6 (enhancing tumor), the label map.",
+        "| 3-D Dice | 0.700 | 0.800 | 0.000 | 0.200 | 0.100 | 0.200 | 0.200 | 0.200 |",
+        "4 test patients",
+        "all slices of one patient, one after the other as they lie in the head, `[slices",
+        "normalization (`rescale`), stacking with neighboring slices (1 on either side), the network",
+    ):
+        assert words in card, words
+    for words in ("glioma", "FLAIR", "CC BY", "resizing"):
+        assert words not in card, words
+    code = made.card.read_text().split("```python\n")[1].split("```")[0].replace("net.stablehlo", str(made.path))
+    names = {"scan": next(scans(32, channels=4))[1]}
+    exec(code, names)
+    assert names["labels"].shape == (5, 32, 32) and names["probability"].shape == (5, 32, 32, 3)
+
+
+@pytest.mark.parametrize(("description", "context"), [(NESTED, 2), (EXCLUSIVE, 0)], ids=["nested", "exclusive"])
+def test_label_maps_are_those_of_predict(description, context):
+    options = {"normalization": "volume_zscore", "side": 64, "mirror": True, "context": context}
+    network = small_network(description=description, **options)
+    voxels = next(scans(channels=4))[1]
+    ensemble = Ensemble([network], POSTS, mirror=None)
+    members = ensemble.predict(ensemble.prepare(Volume(voxels, None, tuple(range(5)))))
+    maps = combine(members)
+    expected = description.label_map(ensemble.masks(maps.probability, members[0].canvas))
+    probability, labels = jax.jit(make_segmenter(network, POSTS, 64))(voxels.astype(np.float32))
+    np.testing.assert_allclose(probability, maps.probability, atol=1e-5)
+    assert (np.asarray(labels) != expected).sum() <= 3 and set(np.unique(expected)) == {0, *description.painted}

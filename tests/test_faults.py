@@ -24,8 +24,8 @@ from conftest import fill, once, xla_flags
 
 from brainseg_jax.config import default_config
 from brainseg_jax.errors import TrainingStopped
+from brainseg_jax.runs.checkpoint import Checkpoints
 from brainseg_jax.training import loop as story
-from brainseg_jax.training.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 CONFIG = Path(__file__).parents[1] / "configs" / "unet_dice.py"

@@ -3,7 +3,7 @@
 import pytest
 
 from brainseg_jax.errors import StorageError
-from brainseg_jax.training.journal import Journal
+from brainseg_jax.runs.journal import Journal
 
 
 def test_a_tensorboard_folder_that_cannot_be_made(tmp_path):

@@ -70,11 +70,11 @@ def test_records_are_the_files(tree, folder):
 
 def test_metadata_and_citation_travel_with_the_set(tree, folder):
     summary = prepared.read_summary(folder)
-    assert (summary.patients, summary.slices, summary.tumor_slices) == (2, 13, 7)
-    assert summary.institutions == {"DU": 1, "HT": 1}
+    assert (summary.patients, summary.slices, summary.target_slices) == (2, 13, 7)
+    assert summary.groups == {"DU": 1, "HT": 1}
     assert summary.source == str(tree)
     masks = [np.asarray(Image.open(file)) for file in tree.rglob("*_mask.tif")]
-    assert summary.tumor_fraction == pytest.approx(np.mean([mask == 255 for mask in masks]))
+    assert summary.target_fraction == pytest.approx(np.mean([mask == 255 for mask in masks]))
     assert folder.parent.name == f"2_patients_{summary.fingerprint[:8]}"
     info = tfds.builder_from_directory(folder).info
     assert "10.1016/j.compbiomed.2019.05.002" in info.citation
@@ -147,7 +147,7 @@ def test_the_whole_published_set_is_the_one_meant(tree, tmp_path, monkeypatch):
 
 def test_made_up_patients_are_not_cited_as_scans(tmp_path):
     info = tfds.builder_from_directory(prepare("phantom:1:0", tmp_path)).info
-    assert "Made-up" in info.description and "TCGA-LGG" not in info.description
+    assert "Synthetic" in info.description and "TCGA-LGG" not in info.description
     assert "buda" not in info.citation.lower() and "CC BY" not in str(info.redistribution_info)
 
 
@@ -199,7 +199,7 @@ def test_a_killed_run_leaves_nothing_that_looks_finished(tree, tmp_path):
         process.send_signal(signal.SIGKILL)
     unfinished = leftovers(tmp_path)
     assert [path.name.split(".")[0] for path in unfinished] == ["incomplete"]
-    assert not prepared.list_prepared(tmp_path, "1.0.0")
+    assert not prepared.list_prepared(tmp_path)
     assert prepared.read_summary(prepare(tree, tmp_path)).slices == 13
     assert unfinished[0].exists(), "a young folder can be that of a process at work"
     os.utime(unfinished[0], times=(time.time() - prepared.STALE - 60,) * 2)

@@ -153,6 +153,7 @@ def test_each_name_of_the_config_is_its_loss():
         "focal_tversky_gamma": 2.0,
         "focal_gamma": 1.5,
         "focal_tumor_weight": 0.6,
+        "target_weights": (),
     }
     tversky = {"false_positive_weight": 0.1, "false_negative_weight": 0.9, "smooth": 0.3}
     expected = {
@@ -165,12 +166,14 @@ def test_each_name_of_the_config_is_its_loss():
         "weighted_cross_entropy": weighted_cross_entropy(logits, labels, tumor_weight=0.8, background_weight=0.2),
     }
     for name, value in expected.items():
-        loss = build_loss(name, tumor_fraction=0.2, **values)
+        loss = build_loss(name, target_fractions=(0.2,), **values)
         np.testing.assert_allclose(loss(logits, labels, mask=None), value, rtol=1e-6)
     with pytest.raises(InputError, match=r"loss\.name='hinge'.*dice, dice_cross_entropy.*weighted_cross_entropy"):
-        build_loss("hinge", tumor_fraction=0.2, **values)
+        build_loss("hinge", target_fractions=(0.2,), **values)
+    with pytest.raises(InputError, match=r"target_weights=\(1\.0, 2\.0\) are 2, and the data have 1 targets"):
+        build_loss("dice", target_fractions=(0.2,), **{**values, "target_weights": (1.0, 2.0)})
     with pytest.raises(InputError, match=r"tumor fraction.*split"):
-        build_loss("weighted_cross_entropy", tumor_fraction=0.0, **values)
+        build_loss("weighted_cross_entropy", target_fractions=(0.0,), **values)
 
 
 @settings(max_examples=30, deadline=None)
@@ -253,6 +256,32 @@ def test_class_weights():
     for fraction in (0.0, 1.0, -0.1, float("nan")):
         with pytest.raises(ValueError, match="tumor fraction"):
             class_weights(fraction)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_targets_are_problems_of_their_own(name):
+    """The loss of two targets is the mean of the losses of each alone; and a weighted one of weights 3 and 1."""
+    loss = LOSSES[name]
+    logits, labels = example(shape=(3, 4, 5, 2))
+    first, second = (loss(logits[..., k : k + 1], labels[..., k : k + 1]) for k in (0, 1))
+    np.testing.assert_allclose(loss(logits, labels), (first + second) / 2, rtol=1e-6)
+    weighted = loss(logits, labels, target_weights=(3.0, 1.0))
+    np.testing.assert_allclose(weighted, (3 * first + second) / 4, rtol=1e-6)
+    with pytest.raises(ValueError, match="2 targets"):
+        loss(logits, labels, target_weights=(1.0,))
+
+
+def test_class_weights_of_each_target():
+    """A weight for each target is that of the target alone."""
+    logits, labels = example(shape=(3, 4, 5, 2))
+    weights = {"tumor_weight": (0.9, 0.6), "background_weight": (0.1, 0.4)}
+    alone = [
+        weighted_cross_entropy(
+            logits[..., k : k + 1], labels[..., k : k + 1], **{name: values[k] for name, values in weights.items()}
+        )
+        for k in (0, 1)
+    ]
+    np.testing.assert_allclose(weighted_cross_entropy(logits, labels, **weights), sum(alone) / 2, rtol=1e-6)
 
 
 def test_shapes_must_agree():

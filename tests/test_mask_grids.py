@@ -52,7 +52,7 @@ def test_what_is_stored_another_way_is_turned(tmp_path, codes):
     nib.save(image.as_reoriented(turn), tmp_path / "predicted" / "a.nii.gz")
     row, case = score(tmp_path)
     assert row["dice"] == pytest.approx(2 * 24 / 72) and row["volume_predicted"] == pytest.approx(24 * 5 / 1000)
-    assert case.truth.areas == [0, 24, 24, 0, 0, 0]
+    assert case.truth[0].areas == [0, 24, 24, 0, 0, 0]
 
 
 def test_an_oblique_volume_between_two_directions_is_turned_by_its_affine(tmp_path):

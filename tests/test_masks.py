@@ -64,29 +64,30 @@ def test_all_faults_are_listed(tmp_path):
     write(tmp_path / "gap_4_mask.tif", numbered(1))
     write(tmp_path / "sizes_1_mask.tif", numbered(1))
     write(tmp_path / "sizes_2_mask.tif", numbered(1, (7, 7)))
-    write(tmp_path / "values_1_mask.tif", np.array([[0, 1, 2]], np.uint8))
-    write(tmp_path / "both_1_mask.tif", np.array([[0, 1, 255]], np.uint8))
     write(tmp_path / "twice_1_mask.tif", numbered(1))
     write(tmp_path / "twice_1_pred.png", numbered(1))
     write(tmp_path / "color_1_mask.png", np.zeros((4, 4, 3), np.uint8))
     write(tmp_path / "kinds_1_mask.tif", numbered(1))
     (tmp_path / "empty_1_mask.tif").touch()
-    for name, values in {"kinds": np.eye(3)[None], "flat": np.eye(3), "labels": 4 * np.eye(3)[None]}.items():
+    for name, values in {"kinds": np.eye(3)[None], "flat": np.eye(3), "labels": 400 * np.eye(3)[None]}.items():
         nib.save(nib.Nifti1Image(values.astype(np.float32), np.eye(4)), tmp_path / f"{name}.nii.gz")
+    for name, value in (("half", 2.5), ("negative", -1.0), ("not", np.nan)):
+        nib.save(nib.Nifti1Image(np.float32([[[0.0, 1.0, value]]]), np.eye(4)), tmp_path / f"{name}.nii")
     (tmp_path / "text.nii").write_text("no volume")
     with pytest.raises(InputError) as raised:
         read_masks(tmp_path)
     for words in (
         "gap: a gap in the numbers, which run from 1 to 4: no 2, 3",
         "sizes_2_mask.tif: 7 x 7 pixels, but sizes_1_mask.tif has 6 x 5",
-        "values_1_mask.tif: values 0, 1, 2; a mask holds",
-        "both_1_mask.tif: values 0, 1, 255",
+        "half.nii: values 0, 1, 2.5; a mask holds 0 and 1, or 0 and 255, or labels that are whole",
+        "negative.nii: values -1, 0, 1; a mask holds",
+        "not.nii: values 0, 1, nan; a mask holds",
         "twice_1_pred.png: a second file for slice 1 of twice",
         "color_1_mask.png: a color image",
         "kinds: more than one mask",
         "empty_1_mask.tif: not a TIFF or PNG",
         "flat.nii.gz: an array of shape (3, 3)",
-        "labels.nii.gz: values 0, 4",
+        "labels.nii.gz: values 0, 400",
         "text.nii: not a NIfTI file",
     ):
         assert words in str(raised.value)

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from brainseg_jax.evaluation.scores import add_up, padded_batches, summarize
-from brainseg_jax.metrics import PatientSums, patient_scores, patient_sums, soft_batch_iou
+from brainseg_jax.evaluation.scores import summarize
+from brainseg_jax.metrics import PatientSums, dice, patient_scores, soft_batch_iou, volume_sums
 
 
 def sums(**counts):
@@ -22,41 +22,27 @@ def test_scores_by_hand():
     np.testing.assert_allclose(scores["recall"], [6 / 12, 1, 0, 0])
 
 
-def test_batches_add_up_to_whole_volumes():
+def test_volumes_are_counted():
     rng = np.random.default_rng(0)
-    index = np.sort(rng.integers(0, 3, 21)).astype(np.int32)
-    truth, predicted = rng.random((21, 6, 5, 1)) < 0.15, rng.random((21, 6, 5, 1)) < 0.15
+    truth, predicted = rng.random((21, 6, 5)) < 0.15, rng.random((21, 6, 5)) < 0.15
     truth[:4] = False
-
-    def eval_batch(i, valid):
-        return patient_sums(jnp.array(predicted[i]), jnp.array(truth[i]), jnp.array(index[i]), 3, jnp.array(valid))
-
-    totals = add_up(eval_batch, np.arange(21), batch_size=8)  # the last batch holds three slices of padding
-    dice = patient_scores(totals)["dice"]
-    for patient in range(3):
-        t, p = truth[index == patient], predicted[index == patient]
-        assert dice[patient] == 2 * (t & p).sum() / (t.sum() + p.sum())
-        some_t, some_p = t.any(axis=(1, 2, 3)), p.any(axis=(1, 2, 3))
-        assert totals.slices[patient] == len(t)
-        assert totals.tumor_slices[patient] == some_t.sum()
-        assert totals.found_slices[patient] == (t & p).any(axis=(1, 2, 3)).sum()
-        assert totals.false_positive_slices[patient] == (some_p & ~some_t).sum()
+    counts = volume_sums(predicted, truth)
+    score = 2 * (truth & predicted).sum() / (truth.sum() + predicted.sum())
+    assert patient_scores(counts)["dice"] == dice(predicted, truth) == score
+    some_true, some_predicted = truth.any(axis=(1, 2)), predicted.any(axis=(1, 2))
+    assert (counts.slices, counts.tumor_slices) == (21, some_true.sum())
+    assert counts.found_slices == (truth & predicted).any(axis=(1, 2)).sum()
+    assert counts.false_positive_slices == (some_predicted & ~some_true).sum()
 
 
 def test_a_patient_is_not_an_average_of_slices():
     # Slice Dice 1 (one voxel) and 0 (nine voxels missed): the volume's Dice is 2 / 11, not 1/2.
-    truth = np.zeros((2, 3, 3, 1), bool)
+    truth = np.zeros((2, 3, 3), bool)
     truth[0, 0, 0], truth[1] = True, True
     predicted = truth.copy()
     predicted[1] = False
-    counts = patient_sums(jnp.array(predicted), jnp.array(truth), jnp.zeros(2, jnp.int32), 1, jnp.ones(2, bool))
-    np.testing.assert_allclose(patient_scores(counts)["dice"], [2 / 11])
-
-
-def test_padded_batches_hold_each_slice_once():
-    seen = [(i, v) for i, v in padded_batches(np.array([5, 6, 7, 8, 9]), 2)]
-    assert [i.tolist() for i, _ in seen] == [[5, 6], [7, 8], [9, 9]]
-    assert [v.tolist() for _, v in seen] == [[True, True], [True, True], [True, False]]
+    np.testing.assert_allclose(dice(predicted, truth), 2 / 11)
+    assert dice(truth & False, truth & False) == 1.0
 
 
 def test_soft_batch_iou_by_hand():

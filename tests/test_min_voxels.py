@@ -5,9 +5,9 @@ import pytest
 from PIL import Image
 
 from brainseg_jax import sharding
-from brainseg_jax.evaluation.pictures import Slice, draw_panel
-from brainseg_jax.evaluation.postprocess import CANDIDATES, PostProcess
-from brainseg_jax.prediction.canvas import Canvas
+from brainseg_jax.data.canvas import Canvas
+from brainseg_jax.evaluation.pictures import PictureSlice, draw_panel
+from brainseg_jax.inference.postprocess import CANDIDATES, PostProcess
 from brainseg_jax.training.loop_state import LoopState, lower_on_plateau
 from brainseg_jax.training.state import TrainState
 
@@ -23,7 +23,7 @@ from brainseg_jax.training.state import TrainState
     ],
 )
 def test_the_minimum_is_a_share_of_the_image_that_the_network_sees(size, spacing, least):
-    post = PostProcess(min_voxels=50).on_grid(Canvas.around(size, spacing).padded)
+    post = PostProcess(min_voxels=50).on_grid(Canvas.around((1, *size), spacing, image_size=128).padded)
     assert post == PostProcess(min_voxels=least)
     volume = np.zeros((2, 20, 20), bool)
     volume[1].flat[:least] = True  # whole rows and a piece of one: connected
@@ -51,8 +51,8 @@ def test_a_plateau_never_raises_the_rate(scale, expected):
 def test_one_bright_pixel_does_not_make_a_panel_black(tmp_path):
     flair = np.full((64, 64), 40, np.uint8)
     flair[0, 0] = 255
-    nothing = np.zeros((64, 64), bool)
-    draw_panel(tmp_path / "panel.png", [Slice("a slice", flair, nothing, nothing, None)])
+    nothing = np.zeros((64, 64, 1), bool)
+    draw_panel(tmp_path / "panel.png", [PictureSlice("a slice", flair, nothing, nothing, None)])
     with Image.open(tmp_path / "panel.png") as image:
         gray = np.asarray(image.convert("L"))
     first = gray[gray.shape[0] // 2, gray.shape[1] // 8]  # in the middle of the FLAIR

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from brainseg_jax.errors import InputError
+from brainseg_jax.scans.description import LGG
 from brainseg_jax.scans.find import find_scans
 from brainseg_jax.scans.masks import read_masks
 from brainseg_jax.scans.nifti_file import is_image_of_pair, is_nifti, open_nifti, stem
@@ -126,12 +127,12 @@ def test_units_are_honored_and_kept(tmp_path, unit, factor):
     assert scan.spacing == pytest.approx((5.0, 1.0, 1.0), rel=1e-6) and not any("mm long" in n for n in scan.notes)
     written = tmp_path / "masks" / "out.nii"
     written.parent.mkdir()
-    scan.write(MASK, np.ones(scan.voxels.shape[:3], bool), [written])
+    scan.write(MASK, np.ones((*scan.voxels.shape[:3], 1), bool), [written], LGG)
     header = nib.load(written).header
     assert header["xyzt_units"] == nib.load(path).header["xyzt_units"]
     np.testing.assert_allclose(nib.load(written).affine, affine, rtol=1e-6)
     assert read_masks(written.parent)["out"].spacing == pytest.approx((5.0, 1.0, 1.0), rel=1e-6)
-    assert source.outputs(MASK)[0].name == "a_pred.nii"
+    assert source.outputs(MASK, LGG)[0].name == "a_pred.nii"
 
 
 def test_a_size_that_no_head_has_is_told(tmp_path):
@@ -186,9 +187,9 @@ def test_a_pair_of_header_and_image_is_one_scan(tmp_path, kind):
     source, scan = read(tmp_path / "P1.hdr")
     assert scan.spacing == (5.0, 1.0, 1.0) and source.name == "P1"
     assert any("does not say how it lies" in note for note in scan.notes) == (kind == "analyze")
-    (path,) = source.outputs(MASK)
+    (path,) = source.outputs(MASK, LGG)
     assert path.name == "P1_pred.nii.gz"
-    scan.write(MASK, scan.voxels[..., 0] > 100, [tmp_path / path])
+    scan.write(MASK, scan.voxels[..., :1] > 100, [tmp_path / path], LGG)
     written = nib.load(tmp_path / path)
     np.testing.assert_array_equal(np.asarray(written.dataobj), VALUES > 100)
     np.testing.assert_allclose(written.affine, opened.grid.affine)
@@ -211,7 +212,7 @@ def test_more_axes_of_length_one_are_dropped(tmp_path, axes):
     _, scan = read(save(tmp_path / "a.nii", values))
     np.testing.assert_array_equal(scan.voxels[..., 1], scan.voxels[..., 0])
     assert any("stands in" in note for note in scan.notes) == (3 not in axes)
-    scan.write(MASK, scan.voxels[..., 0] > 9, [tmp_path / "out.nii"])
+    scan.write(MASK, scan.voxels[..., :1] > 9, [tmp_path / "out.nii"], LGG)
     written = nib.load(tmp_path / "out.nii")
     assert written.shape == VALUES.shape
     np.testing.assert_array_equal(np.asarray(written.dataobj), VALUES > 9)
@@ -224,9 +225,9 @@ def test_more_axes_of_length_one_are_dropped(tmp_path, axes):
 def test_a_suffix_in_capitals(tmp_path, name):
     save(tmp_path / name.lower()).rename(tmp_path / name)
     source, scan = read(tmp_path)
-    (path,) = source.outputs(MASK)
+    (path,) = source.outputs(MASK, LGG)
     assert path.name == name.lower().replace("p.", "P_pred.")
-    scan.write(MASK, scan.voxels[..., 0] > 9, [tmp_path / path])
+    scan.write(MASK, scan.voxels[..., :1] > 9, [tmp_path / path], LGG)
     assert nib.load(tmp_path / path).shape == VALUES.shape
 
 

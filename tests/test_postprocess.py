@@ -2,9 +2,17 @@
 
 import numpy as np
 
-from brainseg_jax.evaluation.postprocess import PostProcess, choose
+from brainseg_jax.data.canvas import Canvas
+from brainseg_jax.inference.postprocess import Chooser, PostProcess
 
 LARGEST = PostProcess(largest_component=True)
+
+
+def choose(volumes):
+    chooser = Chooser()
+    for probability, truth in volumes:
+        chooser.add(probability, truth, Canvas((20, 20), (256, 256), 128))
+    return chooser.best()
 
 
 def test_the_part_with_most_voxels_stays_and_corners_connect():

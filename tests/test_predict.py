@@ -12,14 +12,13 @@ import pytest
 from conftest import call_predict, once
 from PIL import Image
 
-from brainseg_jax.prediction.canvas import Canvas
-from brainseg_jax.prediction.ensemble import Ensemble, combine
+from brainseg_jax.data.canvas import Canvas
+from brainseg_jax.inference.ensemble import Ensemble, combine
 from brainseg_jax.prediction.results import Wanted
+from brainseg_jax.runs.evaluation import build_evaluation
+from brainseg_jax.runs.trained import load_trained
 from brainseg_jax.scans.masks import read_masks
 from brainseg_jax.scans.scan import Scan
-from brainseg_jax.training.experiment import build_experiment
-from brainseg_jax.training.scoring import evaluate
-from brainseg_jax.training.trained import load_trained
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 SPACING = (1.0, 1.0, 5.0)  # columns, rows, slices, in mm
@@ -56,15 +55,17 @@ def from_slices(case, trained_run, tmp_path_factory):
 
 def test_masks_are_those_that_the_run_scores(trained_run, phantom_folder, tmp_path):
     workdir, config = trained_run
-    trained, experiment = load_trained(workdir), build_experiment(config)
-    patients = tuple(sorted(experiment.split.test))
-    _, masks = evaluate(experiment, trained.variables, patients, trained.postprocess)
+    trained, evaluation = load_trained(workdir), build_evaluation(config, workdir)
+    patients = tuple(sorted(evaluation.split.test))
+    masks = evaluation.assessor.assess(trained.network, patients, trained.posts, tolerance=2.0).masks
     for patient in patients:
         shutil.copytree(phantom_folder / patient, tmp_path / "kaggle_3m" / patient)
     outcome = call_predict(workdir, tmp_path / "kaggle_3m", tmp_path / "out")
     found = read_masks(tmp_path / "out")
-    np.testing.assert_array_equal(np.concatenate([found[patient].voxels for patient in patients]), masks[..., 0])
-    assert 0 < masks.mean() < 0.5 and not outcome.faults
+    for patient in patients:
+        np.testing.assert_array_equal(found[patient].voxels, masks[patient][..., 0])
+        assert 0 < masks[patient].mean() < 0.5
+    assert not outcome.faults
     name = f"{patients[0]}_11"
     written = Image.open(tmp_path / "out" / patients[0] / f"{name}_pred.tif")
     assert written.size == (256, 256) and written.mode == "L" and set(np.unique(written)) <= {0, 255}
@@ -165,7 +166,7 @@ def test_maps_on_request(case, trained_run, from_slices, tmp_path):
         for kind in ("probability", "uncertainty")
     )
     assert probability.dtype == spread.dtype == np.float32 and probability.shape == (16, 256, 256)
-    np.testing.assert_array_equal(trained.postprocess(probability), read_masks(from_slices)[case.name].voxels)
+    np.testing.assert_array_equal(trained.posts[0](probability), read_masks(from_slices)[case.name].voxels)
     for name, slices in {"plain": read_case(case), "mirrored": read_case(case)[:, :, ::-1]}.items():
         (tmp_path / name).mkdir()
         for number, pixels in enumerate(slices, start=1):
@@ -214,35 +215,35 @@ def test_runs_predict_together_each_with_its_own_normalization_and_size(case, tr
 class MadeUp(Scan):
     """A scan of any size that goes nowhere."""
 
-    def write(self, kind, values, paths):
+    def write(self, kind, values, paths, description):
         """Nothing."""
 
 
 def test_one_compiled_shape_serves_all_sizes(trained_run):
-    ensemble = Ensemble([load_trained(trained_run[0])], mirror=False)
+    trained = load_trained(trained_run[0])
+    ensemble = Ensemble([trained.network], trained.posts, mirror=False)
     ensemble.compile()
-    compiled = ensemble.step._cache_size()  # with those of other tests, as jax keeps one cache for a function
+    compiled = ensemble._runner._step._cache_size()  # with those of other tests, as jax keeps one cache for a function
     for shape, spacing in (((1, 40, 50), None), ((23, 100, 80), (5.0, 1.0, 2.0)), ((16, 256, 256), None)):
         voxels = np.random.default_rng(0).integers(0, 255, (*shape, 3), np.uint8)
         scan = MadeUp(voxels, spacing, tuple(range(shape[0])), ())
         seen = []
-        members = ensemble.predict(ensemble.prepare(scan), lambda: seen.append(1))  # noqa: B023
-        maps = combine(members, Canvas.around(shape[1:], spacing))
-        assert maps.probability.shape == shape and len(seen) == shape[0] and not maps.uncertainty.any()
-    assert ensemble.step._cache_size() == compiled
+        maps = combine(ensemble.predict(ensemble.prepare(scan), seen.append))
+        assert maps.probability.shape == (*shape, 1) and sum(seen) == shape[0] and not maps.uncertainty.any()
+    assert ensemble._runner._step._cache_size() == compiled
 
 
 def test_a_canvas_keeps_proportions_and_gives_back_the_grid():
     """Pixels of 1 x 2 mm: 100 rows are 100 mm, 80 columns 160 mm, so 60 rows are added."""
-    canvas = Canvas.around((100, 80), (5.0, 1.0, 2.0))
+    canvas = Canvas.around((1, 100, 80), (5.0, 1.0, 2.0), image_size=160)
     assert canvas.padded == (160, 80)
     voxels = np.zeros((1, 100, 80, 3), np.uint8)
     voxels[0, :, 40:] = 200
-    seen = canvas.to_network(voxels, 160)[0, ..., 1]
+    seen = canvas.to_network(voxels)[0, ..., 1]
     assert seen[:30].max() == 0 and seen[130:].max() == 0 and (seen[32:128, 82:] == 200).all()
-    back = canvas.from_network(seen[None].astype(np.float32))
+    back = canvas.from_network(seen[None, ..., None].astype(np.float32))[..., 0]
     assert back.shape == (1, 100, 80) and (back[0, 2:98, 42:] == 200).all() and back[0, :, :38].max() == 0
-    assert Canvas.around((256, 256), None).padded == (256, 256)
+    assert Canvas.around((9, 256, 256), None, image_size=64).padded == (256, 256)
 
 
 def test_a_single_slice_is_warned_about(case, trained_run, tmp_path, capsys):

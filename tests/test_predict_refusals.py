@@ -109,7 +109,7 @@ def test_nothing_is_written_over_unless_it_is_asked(case, trained_run, tmp_path)
     with pytest.raises(
         InputError, match=r"predictions.csv and 2 more of the results: there already; give another --out"
     ):
-        call_predict(tmp_path / "no run is looked for", scan, tmp_path / "out")
+        call_predict(trained_run[0], scan, tmp_path / "out")
     assert all(path.read_text() == "mine" for path in (tmp_path / "out").iterdir())
     call_predict(trained_run[0], scan, tmp_path / "out", overwrite=True)
     assert list(read_masks(tmp_path / "out")) == [case.name]

@@ -10,11 +10,11 @@ from brainseg_jax import sharding
 from brainseg_jax.compilation import use_plain_numbers
 from brainseg_jax.config import default_config, idle_keys
 from brainseg_jax.errors import InputError, StorageError, TrainingStopped
-from brainseg_jax.training.checkpoint import Checkpoints
-from brainseg_jax.training.experiment import on_first_process
-from brainseg_jax.training.journal import Journal, Progressed, cut_rows, epoch_line
+from brainseg_jax.runs.checkpoint import Checkpoints
+from brainseg_jax.runs.journal import Journal, Progressed, cut_rows, epoch_line
+from brainseg_jax.runs.processes import on_first_process
+from brainseg_jax.runs.run_folder import own_run_folder
 from brainseg_jax.training.loop_state import LoopState
-from brainseg_jax.training.run_folder import own_run_folder
 from brainseg_jax.training.state import TrainState
 
 

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from made_report import HOSTILE, PATIENTS, make_report, square
+from made_report import BRATS, HOSTILE, PATIENTS, make_report, square
 from PIL import Image, ImageDraw
 
 from brainseg_jax.evaluation import wording
@@ -86,7 +86,7 @@ def test_it_says_what_it_is_and_what_its_figures_are(single):
 
 def test_a_hostile_name_is_only_a_name(single):
     _, page, _, _ = single
-    assert HOSTILE in page.scripts and page.scripts[HOSTILE]["patient"] == HOSTILE
+    assert HOSTILE in page.scripts and page.scripts[HOSTILE]["name"] == HOSTILE
     assert page.text.count(HOSTILE) >= 3
     assert not any(tag == "img" for tag, _, _ in page.attributes)
 
@@ -96,11 +96,11 @@ def test_worst_patients_come_first_and_each_slice_is_there(single):
     dice = {row["patient"]: row["dice"] for row in runs[0].rows}
     assert list(page.scripts) == sorted(PATIENTS, key=dice.get)
     for case in page.scripts.values():
-        assert len(case["numbers"]) == len(case["flair"]) == len(case["truth"]["paths"]) == 6
+        assert len(case["numbers"]) == len(case["scan"]) == len(case["truth"][0]["paths"]) == 6
         overlay = case["overlays"][0]
-        assert len(overlay["probability"]) == len(overlay["attention"]) == len(overlay["mask"]["paths"]) == 6
-        assert case["truth"]["areas"] == [0, 121, 100, 81, 64, 49] and case["first"] == 1
-        with Image.open(io.BytesIO(base64.b64decode(case["flair"][2]))) as image:
+        assert len(overlay["probability"][0]) == len(overlay["attention"]) == len(overlay["masks"][0]["paths"]) == 6
+        assert case["truth"][0]["areas"] == [0, 121, 100, 81, 64, 49] and case["first"] == 1
+        with Image.open(io.BytesIO(base64.b64decode(case["scan"][2]))) as image:
             assert image.size == (48, 48)
 
 
@@ -112,6 +112,37 @@ def test_runs_side_by_side(tmp_path):
     first, second = ([row["dice"] for row in run.rows] for run in runs)
     assert f"{np.mean(np.subtract(second, first)):+.3f}".replace("-", "−") in words
     assert all(len(case["overlays"]) == 2 for case in page.scripts.values())
+
+
+def test_several_targets_and_cases(tmp_path):
+    path = tmp_path / "report.html"
+    runs, cases = make_report(path, description=BRATS, cases_of_first=2)
+    page = Page(path.read_text())
+    words = " ".join(page.text.split())
+    assert len(page.ids) == len(set(page.ids)) and "choice" in page.ids
+    views = {value for _, name, value in page.attributes if name == "data-view"}
+    assert views == {"0", "1", "2", "3"}
+    assert "Segmentation of whole tumor, tumor core and enhancing tumor" in words and "4, with 5 cases" in words
+    core = [row["dice"] for row in runs[0].rows if row["target"] == "tumor core"]
+    of_patients = [np.mean([core[0], core[4]]), *core[1:4]]  # the first and the last case are of one patient
+    assert f"3-D Dice {np.mean(of_patients):.3f}" in words and f"tumor core4{np.mean(of_patients):.3f}" in words
+    means = np.reshape([row["dice"] for row in runs[0].rows], (5, 3)).mean(axis=1)
+    assert f"3-D Dice {np.mean([np.mean([means[0], means[4]]), *means[1:4]]):.3f}" in words
+    assert list(page.scripts) == [cases[i].name for i in np.argsort(means, kind="stable")]
+    for case in page.scripts.values():
+        assert [one["areas"][1] for one in case["truth"]] == [121, 64, 25]
+        assert len(case["overlays"][0]["probability"]) == len(case["overlays"][0]["masks"]) == 3
+    assert "Tumor core slices found" in words and "brighter on T2-FLAIR than" in words and "tumor's voxels" in words
+    make_report(tmp_path / "again.html", description=BRATS, cases_of_first=2)
+    assert (tmp_path / "again.html").read_bytes() == path.read_bytes()
+
+
+def test_nothing_of_it_is_shown_for_one_target(single):
+    path, page, _, _ = single
+    assert "choice" not in page.ids and "target" not in page.ids and "Mean over the targets" not in page.text
+    assert not any(name in ("data-view", "data-target") for _, name, _ in page.attributes)
+    assert ".target0" not in path.read_text() and "Brain tumor segmentation, scores by patient" in page.text
+    assert "Tumor slices found" in page.text and "brighter on FLAIR" in page.text
 
 
 @pytest.mark.parametrize("corner", [0, 4, 37])

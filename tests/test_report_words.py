@@ -10,10 +10,11 @@ from made_report import make_report
 
 from brainseg_jax.config import default_config
 from brainseg_jax.data.splits import Split
-from brainseg_jax.evaluation.postprocess import PostProcess
 from brainseg_jax.evaluation.report import write_report
-from brainseg_jax.training.assessment import facts
-from brainseg_jax.training.trained import read_results
+from brainseg_jax.inference.postprocess import PostProcess
+from brainseg_jax.runs.facts import facts
+from brainseg_jax.runs.trained import read_results
+from brainseg_jax.scans.description import LGG
 
 CHECKPOINT, POST = "the checkpoint", "the post-processing"
 TEST = "test patients: the run made no choice on them"
@@ -25,10 +26,16 @@ def facts_of(*, part, keep, chose, schedule="cosine", patience=0, folder):
     experiment = types.SimpleNamespace(
         split=Split(("a",), ("b",), ("c",)),
         kept=keep,
-        dataset_folder=folder / "lgg_mri" / "one" / "1.0.0",
-        cohort=types.SimpleNamespace(fingerprint="0123456789abcdef"),
+        cohort=types.SimpleNamespace(
+            fingerprint="0123456789abcdef",
+            folder=folder / "lgg_mri" / "one" / "1.0.0",
+            description=LGG,
+            patients_of=lambda cases: cases,
+            groups=("DU",) * 3,
+            grades=(1, 1, 1),
+        ),
     )
-    return facts(config, experiment, part=part, post=PostProcess(), chose_post=chose, parameters=7, step=30)
+    return facts(config, experiment, part=part, posts=(PostProcess(),), chose_posts=chose, parameters=7, step=30)
 
 
 @pytest.mark.parametrize(

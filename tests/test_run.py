@@ -20,11 +20,11 @@ from scipy import ndimage
 from brainseg_jax.config import default_config
 from brainseg_jax.data.splits import Split
 from brainseg_jax.errors import InputError, TrainingDiverged
-from brainseg_jax.evaluation.postprocess import PostProcess
+from brainseg_jax.inference.postprocess import PostProcess
+from brainseg_jax.runs.trained import read_kept
+from brainseg_jax.scans.description import LGG
 from brainseg_jax.training.experiment import build_experiment
 from brainseg_jax.training.loop import train
-from brainseg_jax.training.scoring import evaluate
-from brainseg_jax.training.trained import read_best
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 pytestmark = pytest.mark.usefixtures("optax_promotion")
@@ -145,22 +145,21 @@ def test_a_run_cut_in_two_is_the_same_run(dataset_folder, tmp_path, caplog):
 def test_the_largest_part_alone_is_scored(dataset_folder):
     config = tiny_config(dataset_folder, data__normalization="volume_zscore")
     experiment = build_experiment(config)
-    variables, patients = experiment.initial_state.variables, experiment.split.test
-    _, every_part = evaluate(experiment, variables, patients, PostProcess(0.6))
-    totals, masks = evaluate(experiment, variables, patients, PostProcess(0.6, largest_component=True))
-    cohort = experiment.cohort
-    slices = cohort.slices_of(patients)
-    truth = cohort.native_masks[slices, ..., 0] > 0
-    for patient in patients:
-        index = cohort.patients.index(patient)
-        volume = cohort.patient_index[slices] == index
-        parts, count = ndimage.label(every_part[volume, ..., 0], np.ones((3, 3, 3)))
+    evaluation = experiment.evaluation
+    network, cases = evaluation.with_variables(experiment.initial_state.variables), evaluation.split.test
+    every_part, assessed = (
+        evaluation.assessor.assess(network, cases, (PostProcess(0.6, largest),), tolerance=2.0)
+        for largest in (False, True)
+    )
+    for case, row in zip(cases, assessed.rows, strict=True):
+        truth = evaluation.cohort.labels[evaluation.cohort.indices([case])[0]] > 0
+        whole, mask = (of.masks[case][..., 0] for of in (every_part, assessed))
+        parts, count = ndimage.label(whole, np.ones((3, 3, 3)))
         assert count > 1  # or the test could not fail
         sizes = ndimage.sum_labels(np.ones_like(parts), parts, range(1, count + 1))
-        assert masks[volume].sum() == totals.sums.predicted[index] == sizes.max()
-        assert (every_part | ~masks)[volume].all()
-        assert totals.sums.overlap[index] == (masks[volume, ..., 0] & truth[volume]).sum()
-        assert totals.sums.actual[index] == truth[volume].sum()
+        assert mask.sum() == row["volume_predicted"] == sizes.max()
+        assert (whole | ~mask).all()
+        assert row["dice"] == pytest.approx(2 * (mask & truth).sum() / (mask.sum() + truth.sum()))
 
 
 def test_another_experiment_in_the_same_folder(finished, phantom_folder):
@@ -196,7 +195,7 @@ def test_the_last_epoch_can_be_kept_in_place_of_the_best(dataset_folder, tmp_pat
         results = train(tiny_config(dataset_folder, **options, train__keep=keep), tmp_path / keep)
         facts = (tmp_path / keep / "report.html").read_text()
         assert ("the best on the validation patients" in facts) == (keep == "best")
-        state = read_best(tmp_path / keep, build_experiment(tiny_config(dataset_folder, **options)).initial_state)
+        state = read_kept(tmp_path / keep, tiny_config(dataset_folder, **options), LGG)
         assert int(state.step) == results["step"]  # what `evaluate`, `predict` and `export` read
         kept[keep] = results["epoch"], results["step"]
     assert kept["best"][0] == 1 and kept["last"][0] == 3
@@ -272,12 +271,12 @@ def test_a_loss_that_is_not_a_number(dataset_folder, tmp_path):
     assert step in "45"
     experiment = build_experiment(config)
     cohort, batch = experiment.cohort, experiment.sampler(int(step) - 1)
-    assert set(patients.split(", ")) == {p for p in cohort.patients if set(cohort.slices_of([p])) & set(batch)}
+    assert set(patients.split(", ")) == {c for c in cohort.cases if set(cohort.slices_of([c])) & set(batch)}
     assert [row["epoch"] for row in rows_of(tmp_path)] == [1]
 
 
 def test_a_given_split(dataset_folder, cohort, tmp_path):
-    a, b, *others = cohort.patients
+    a, b, *others = cohort.cases
     path = tmp_path / "split.json"
     path.write_text(json.dumps({"train": others, "val": [a], "test": [b]}))
     config = tiny_config(dataset_folder, split__file=str(path), train__epochs=1)
@@ -286,7 +285,7 @@ def test_a_given_split(dataset_folder, cohort, tmp_path):
     config.model.dtype, config.model.norm = "bfloat16", "none"
     results = train(config, tmp_path / "run")
     assert results["train_tumor_fraction"] == pytest.approx(
-        np.mean([cohort.native_masks[cohort.slices_of([p])].mean() for p in others])  # all have 16 slices
+        np.mean([cohort.labels[i].mean() for i in cohort.indices(others)])  # all have 16 slices
     )
     assert results["patients"] == {"train": 6, "val": 1, "test": 1}
     written = json.loads((tmp_path / "run" / "split.json").read_text())

@@ -19,11 +19,12 @@ from brainseg_jax.config import default_config
 from brainseg_jax.data.lgg import prepare
 from brainseg_jax.data.splits import Split
 from brainseg_jax.errors import InputError, TrainingStopped
-from brainseg_jax.training import results as writing
-from brainseg_jax.training.comparison import score_runs
-from brainseg_jax.training.experiment import _prepare, recorded
+from brainseg_jax.evaluation.assessment import Assessor
+from brainseg_jax.runs.comparison import score_runs
+from brainseg_jax.runs.data import find_data
+from brainseg_jax.runs.run_folder import claim_run_folder
+from brainseg_jax.scans.description import LGG
 from brainseg_jax.training.loop import train
-from brainseg_jax.training.run_folder import claim_run_folder
 
 
 @pytest.fixture
@@ -48,14 +49,16 @@ def test_data_are_found_by_their_fingerprint_where_the_source_is_gone(
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "empty"))
     monkeypatch.setattr(tfds.core.constants, "get_default_data_dir", lambda: str(tmp_path / "empty"))
     for source_first in (True, False):  # to go on, and to score
-        assert _prepare(data_config("nowhere"), recorded(run), source_first=source_first) == dataset_folder
+        assert find_data(data_config("nowhere"), run, source_first=source_first) == dataset_folder
     words = "source 'nowhere': no such file or folder; "
     assert caplog.messages == [f"{words}the run's own data, which lie prepared in {dataset_folder}, are used"]
     with pytest.raises(InputError, match=f"^{words[:-2]}"):
-        _prepare(data_config("nowhere"), {}, source_first=True)
+        find_data(data_config("nowhere"), None, source_first=True)
     lost = {"dataset": {"fingerprint": "0123456789abcdef"}, "data": {"source": "nowhere", "dir": str(tmp_path)}}
+    (tmp_path / "lost").mkdir()
+    (tmp_path / "lost" / "config.json").write_text(json.dumps(lost))
     with pytest.raises(InputError) as raised:
-        _prepare(data_config("nowhere"), lost, source_first=False)
+        find_data(data_config("nowhere"), tmp_path / "lost", source_first=False)
     assert str(raised.value).startswith(
         f"{words}nor do the data of the run, fingerprint 0123456789ab, lie prepared in "
     )
@@ -65,8 +68,8 @@ def test_data_are_found_by_their_fingerprint_where_the_source_is_gone(
 def test_a_source_of_other_data_is_not_passed_over_to_go_on_but_is_to_score(run, dataset_folder, tmp_path):
     other = prepare("phantom:3:5", tmp_path / "other", progress=False)
     data = data_config("phantom:3:5", tmp_path / "other")
-    assert _prepare(data, recorded(run), source_first=True) == other  # which claim_run_folder refuses
-    assert _prepare(data, recorded(run), source_first=False) == dataset_folder
+    assert find_data(data, run, source_first=True) == other  # which claim_run_folder refuses
+    assert find_data(data, run, source_first=False) == dataset_folder
 
 
 def test_data_are_prepared_again_from_the_source_that_the_run_had(run, phantom_folder, tmp_path, monkeypatch):
@@ -74,7 +77,7 @@ def test_data_are_prepared_again_from_the_source_that_the_run_had(run, phantom_f
     content = json.loads((run / "config.json").read_text())
     content["data"] = {"source": str(phantom_folder), "dir": str(tmp_path / "new")}
     (run / "config.json").write_text(json.dumps(content))
-    found = _prepare(data_config("kaggle_3m"), recorded(run), source_first=True)  # a relative path, from elsewhere
+    found = find_data(data_config("kaggle_3m"), run, source_first=True)  # a relative path, from elsewhere
     fingerprint = content["dataset"]["fingerprint"]
     assert found == tmp_path / "new" / "lgg_mri" / f"8_patients_{fingerprint[:8]}" / "1.0.0"
 
@@ -87,20 +90,17 @@ def test_places_are_recorded_whole_and_not_shown(trained_run, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     config = config.copy_and_resolve_references()
     config.data.source, config.data.dir = "kaggle_3m", "data"
-    experiment = SimpleNamespace(
-        cohort=SimpleNamespace(fingerprint="0123", patients=("a", "b", "c")),
-        split=Split(("a",), ("b",), ("c",)),
-        dataset_folder=Path("data/lgg_mri/three/1.0.0"),
-    )
+    names, folder = ("a", "b", "c"), Path("data/lgg_mri/three/1.0.0")
+    cohort = SimpleNamespace(fingerprint="0123", cases=names, patients=names, folder=folder, description=LGG)
     for _ in range(2):
-        claim_run_folder(tmp_path / "run", config, experiment)
+        claim_run_folder(tmp_path / "run", config, cohort, Split(("a",), ("b",), ("c",)))
         written = json.loads((tmp_path / "run" / "config.json").read_text())
         assert written["data"]["source"] == str(tmp_path / "kaggle_3m") and written["data"]["dir"] == str(
             tmp_path / "data"
         )
         monkeypatch.chdir(Path.home())  # and from elsewhere it is the same run
         config.data.source = str(tmp_path / "kaggle_3m")
-        experiment.dataset_folder = tmp_path / "data/lgg_mri/three/1.0.0"
+        cohort.folder = tmp_path / "data/lgg_mri/three/1.0.0"
     assert trained_run[1].data.dir not in (workdir / "report.html").read_text()
 
 
@@ -128,10 +128,10 @@ def test_it_is_scored_and_goes_on_and_a_signal_ends_its_scoring(trained_run, tmp
         time.sleep(0.2)  # the signal is heard by another thread
         return assess(*arguments, **options)
 
-    assess = writing.assess
+    assess = Assessor.assess
     (folder / "results.json").unlink()
     with monkeypatch.context() as patch:
-        patch.setattr(writing, "assess", interrupted)
+        patch.setattr(Assessor, "assess", interrupted)
         with pytest.raises(TrainingStopped, match="SIGTERM while patients were scored; the training is finished and"):
             train(config, folder)
     assert "SIGTERM: the training is finished; ending before the next slices are scored" in caplog.text

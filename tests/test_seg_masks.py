@@ -62,7 +62,19 @@ def write_seg(path, slices, mask, *, segments=1, kind="BINARY", **options):
         for number in range(segments)
     ]
     seg = hd.seg.Segmentation(
-        slices, mask.astype(np.uint8), kind, described, hd.UID(), 100, hd.UID(), 1, "m", "m", "1", "0", **options
+        slices,
+        mask if mask.dtype == np.float32 else mask.astype(np.uint8),
+        kind,
+        described,
+        hd.UID(),
+        100,
+        hd.UID(),
+        1,
+        "m",
+        "m",
+        "1",
+        "0",
+        **options,
     )
     seg.save_as(path)
 
@@ -100,7 +112,7 @@ def test_against_a_volume_by_its_affine(tmp_path, kind):
     write_volume(tmp_path / "truth" / "a_mask.nii.gz", truth())
     row, case = score(tmp_path)
     assert row["dice"] == pytest.approx(EXPECTED) and row["volume_predicted"] == pytest.approx(26 * 5 / 1000)
-    assert case.truth.areas == [0, 0, 24, 24, 0, 0, 2, 0]
+    assert case.truth[0].areas == [0, 0, 24, 24, 0, 0, 2, 0]
 
 
 @pytest.mark.parametrize("changed", [{}, {"spacing": False}, {"tilt": 1.0}, {"orientation": SAGITTAL}])
@@ -151,10 +163,37 @@ def test_elsewhere(tmp_path):
         score(tmp_path)
 
 
+def test_segments_are_labels(tmp_path):
+    """Two segments, with and without frames of their own, against a label map of the same values in NIfTI."""
+    first, second = truth(), np.zeros_like(truth())
+    first[3] = 0
+    second[3, 3:9, 2:6] = 1
+    second[4, 0, 0] = 1  # segment 1 has no voxel in this slice
+    labels = first + 2 * second
+    write_volume(tmp_path / "truth" / "a.nii.gz", labels)
+    write_seg(tmp_path / "predicted" / "a_seg.dcm", series(), np.stack([first, second], axis=-1), segments=2)
+    (mask,) = read_masks(tmp_path / "predicted").values()
+    assert mask.values == (1, 2) and np.bincount(mask.labels.ravel())[1:].tolist() == [26, 25]
+    scored, _ = score_folders(tmp_path / "predicted", tmp_path / "truth", tolerance=0.0)
+    assert [(row["target"], row["dice"]) for row in scored.rows] == [("label 1", 1.0), ("label 2", 1.0)]
+
+
+def test_two_frames_of_one_segment_on_a_slice(tmp_path):
+    both = np.stack([truth(), np.zeros_like(truth())], axis=-1)
+    both[2:4, 0, 0, 1] = 1
+    path = tmp_path / "predicted" / "a_seg.dcm"
+    write_seg(path, series(), both, segments=2)
+    seg = pydicom.dcmread(path)
+    seg.PerFrameFunctionalGroupsSequence[-1].SegmentIdentificationSequence[0].ReferencedSegmentNumber = 1
+    seg.save_as(path)
+    with pytest.raises(InputError, match=r"a_seg\.dcm: two frames of one segment lie on one slice"):
+        read_masks(path.parent)
+
+
 def test_what_is_no_mask(tmp_path):
-    two = np.stack([half(), half()], axis=-1)
-    two[:, :, 2:4, 1] = 0
-    write_seg(tmp_path / "two_pred.dcm", series(), two, segments=2)
+    write_seg(tmp_path / "two_pred.dcm", series(), np.stack([half(), truth()], axis=-1), segments=2)
+    fractions = half() * np.float32(0.4)
+    write_seg(tmp_path / "fractions_pred.dcm", series(), fractions, kind="FRACTIONAL")
     series()[0].save_as(tmp_path / "scan_pred.dcm", enforce_file_format=True)
     (tmp_path / "text_pred.dcm").write_text("no DICOM")
     write_seg(tmp_path / "large_pred.dcm", series(), half())
@@ -164,7 +203,8 @@ def test_what_is_no_mask(tmp_path):
     with pytest.raises(InputError) as raised:
         read_masks(tmp_path)
     for words in (
-        "two_pred.dcm: 2 segments; give a segmentation of one",
+        "two_pred.dcm: segment 2 overlaps another one, and a voxel has one label; give a label map as NIfTI",
+        "fractions_pred.dcm: fractional values, which are no mask; give a binary segmentation",
         "scan_pred.dcm: modality MR, and a mask is a segmentation (SEG)",
         "text_pred.dcm: not a DICOM segmentation, or a damaged one",
         "large_pred.dcm: its header declares 3 frames of 60000 x 60000 voxels, which are not read",

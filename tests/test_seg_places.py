@@ -9,6 +9,7 @@ from dicom_series import read_series, source_of, write_series
 from brainseg_jax.errors import InputError
 from brainseg_jax.evaluation.folders import score_folders
 from brainseg_jax.prediction.results import Wanted, check_free
+from brainseg_jax.scans.description import LGG
 from brainseg_jax.scans.masks import read_masks
 from brainseg_jax.scans.scan import MASK
 from brainseg_jax.scans.seg_file import _indices
@@ -23,7 +24,7 @@ def predicted(folder, change, slices):
     mask[slices, 2:5, 2:6] = True
     for name in ("predicted", "true"):
         (folder / name).mkdir()
-    assert scan.write(MASK, mask, [folder / "predicted" / "P1_pred.dcm"]) is None
+    assert scan.write(MASK, mask[..., None], [folder / "predicted" / "P1_pred.dcm"], LGG) is None
     volume = scan.grid.from_slices(mask).astype(np.uint8)
     nib.save(nib.Nifti1Image(volume, scan.grid.affine), folder / "true" / "P1.nii.gz")
     return pydicom.dcmread(folder / "predicted" / "P1_pred.dcm")
@@ -79,17 +80,21 @@ def test_a_segmentation_takes_the_place_of_an_earlier_fallback(tmp_path):
     out.mkdir()
     mask = np.ones(X.shape, bool)
     without = write_series(tmp_path / "a", X, change=lambda one, number: delattr(one, "SOPInstanceUID"))
-    assert read_series(without).write(MASK, mask, [out / "C_pred.dcm"]).startswith("the mask is NIfTI (C_pred.nii.gz)")
+    assert (
+        read_series(without)
+        .write(MASK, mask[..., None], [out / "C_pred.dcm"], LGG)
+        .startswith("the mask is NIfTI (C_pred.nii.gz)")
+    )
     assert [path.name for path in out.iterdir()] == ["C_pred.nii.gz"]
-    assert read_series(write_series(tmp_path / "b", X)).write(MASK, mask, [out / "C_pred.dcm"]) is None
+    assert read_series(write_series(tmp_path / "b", X)).write(MASK, mask[..., None], [out / "C_pred.dcm"], LGG) is None
     assert [path.name for path in out.iterdir()] == ["C_pred.dcm"]
     assert list(read_masks(out)) == ["C"]
 
 
 def test_a_nifti_mask_in_the_place_of_a_fallback_is_not_lost_without_a_word(tmp_path):
     source = source_of(write_series(tmp_path / "in", X), "P1")
-    check_free([source], tmp_path / "out", Wanted())
+    check_free([source], LGG, tmp_path / "out", Wanted())
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "P1_pred.nii.gz").write_text("a mask")
     with pytest.raises(InputError, match=r"P1_pred.nii.gz: there already"):
-        check_free([source], tmp_path / "out", Wanted())
+        check_free([source], LGG, tmp_path / "out", Wanted())

@@ -7,6 +7,7 @@ import pytest
 from dicom_series import FRAME, STUDY, notes_of, raw_tag, read_segmentation, read_series, write_enhanced, write_series
 
 from brainseg_jax.scans import segmentation
+from brainseg_jax.scans.description import LGG
 from brainseg_jax.scans.scan import MASK
 
 X = np.random.default_rng(0).integers(1, 1000, (6, 16, 12))
@@ -16,7 +17,7 @@ FULL = np.random.default_rng(1).random((6, 16, 12)) > 0.5  # no image without a 
 def write_mask(folder, path):
     """Writes FULL as the mask of the series; the note of the writing, and the scan."""
     scan = read_series(folder)
-    return scan.write(MASK, FULL, [path]), scan
+    return scan.write(MASK, FULL[..., None], [path], LGG), scan
 
 
 def series(folder, **texts):

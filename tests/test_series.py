@@ -15,6 +15,7 @@ from test_predict import dice, from_slices, read_case  # noqa: F401
 
 from brainseg_jax.errors import InputError, PartlyDone
 from brainseg_jax.prediction.results import Wanted
+from brainseg_jax.scans.description import LGG
 from brainseg_jax.scans.find import find_scans
 from brainseg_jax.scans.masks import read_masks
 from brainseg_jax.scans.scan import MASK, STAND_IN
@@ -73,7 +74,7 @@ def test_a_series_that_is_stored_another_way_is_the_same_scan(tmp_path, how):
         np.testing.assert_array_equal(scan.voxels[..., channel], flair)
     assert scan.notes == (STAND_IN,) and scan.spacing == (5.0, 1.0, 1.0)
     assert scan.numbers == {"sagittal": (5, 4, 3, 2, 1, 0), "rescaled": (1, 2, 3, 4, 5, 6)}.get(how, (6, 5, 4, 3, 2, 1))
-    scan.write(MASK, flair > 100, [tmp_path / "mask.dcm"])
+    scan.write(MASK, flair[..., None] > 100, [tmp_path / "mask.dcm"], LGG)
     seg, order = hd.seg.segread(tmp_path / "mask.dcm"), in_order(tmp_path / "in")
     mask = seg.get_pixels_by_source_instance(order, combine_segments=True, assert_missing_frames_are_empty=True) > 0
     np.testing.assert_array_equal(plain_again(mask), flair > 100)
@@ -81,7 +82,7 @@ def test_a_series_that_is_stored_another_way_is_the_same_scan(tmp_path, how):
 
 def test_a_head_without_tumor_has_an_empty_segmentation(tmp_path):
     write_series(tmp_path / "in", np.arange(4 * 32 * 32).reshape(4, 32, 32) % 97)
-    read_series(tmp_path / "in").write(MASK, np.zeros((4, 32, 32), bool), [tmp_path / "empty.dcm"])
+    read_series(tmp_path / "in").write(MASK, np.zeros((4, 32, 32, 1), bool), [tmp_path / "empty.dcm"], LGG)
     seg = hd.seg.segread(tmp_path / "empty.dcm")
     assert not seg.pixel_array.any() and seg.SegmentSequence[0].SegmentNumber == 1
 

@@ -22,10 +22,9 @@ from brainseg_jax.data.cohort import load_cohort
 from brainseg_jax.errors import InputError
 from brainseg_jax.losses import dice_loss
 from brainseg_jax.models import build_model
-from brainseg_jax.training.batches import make_batches, put_cohort
 from brainseg_jax.training.optimizer import build_optimizer
 from brainseg_jax.training.state import create_state
-from brainseg_jax.training.steps import make_update
+from brainseg_jax.training.step import make_batches, make_update, put_cohort
 
 
 def mesh_of(devices):
@@ -78,18 +77,19 @@ def test_devices_talk_once_a_norm_and_pass_and_once_for_the_gradients(cohort, no
     model = build_model("attention_unet", features=4, depth=2, norm=norm, formulation="lax")  # as on GPUs
     optimizer = build_optimizer("adamw", lambda step: 1e-3, b2=0.99, weight_decay=1e-4, clip_norm=1.0)
     batch = make_batches(
+        description=cohort.description,
         mesh=mesh,
         seed=0,
         geometry={"rotation": 15.0, "scale": 0.1, "shift": 0.05, "shear": 5.0, "flip": 0.5},
         intensity={"contrast": 0.1, "gamma": 0.2, "noise": 0.1},
-        flair_stand_in=0.2,
+        replaced_channels=0.2,
     )
     loss = partial(dice_loss, smooth=0.1, batch_wide=True)
     update = make_update(model, optimizer, loss, mesh=mesh, ema_decay=0.9)
-    state = create_state(model, optimizer, image_size=cohort.images.shape[1], seed=0, ema=True, mesh=mesh)
+    state = create_state(model, optimizer, image_shape=cohort.images.shape[1:], seed=0, ema=True, mesh=mesh)
     drawn = (state.step, put_cohort(cohort, mesh), np.zeros(16, np.int32))
     assert not collectives(jax.jit(batch), *drawn)
-    found = collectives(update, state, *jax.eval_shape(batch, *drawn))
+    found = collectives(update, state, jax.eval_shape(batch, *drawn))
     assert {kind for _, kind in found} == {"all-reduce"}
     assert len(found) == 2 * norms + 2
     shapes = [shape for of, _ in found for shape in re.findall(r"f32\[(.*?)\]", of)]

@@ -1,5 +1,6 @@
-"""The two jitted steps against the same work done by hand: numpy and scipy around the bare network."""
+"""The training step against the same work done by hand: numpy around the bare network."""
 
+import dataclasses
 from functools import partial
 
 import chex
@@ -7,17 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import ndimage
 
 from brainseg_jax import sharding
+from brainseg_jax.data.canvas import with_neighbors
+from brainseg_jax.data.normalization import Normalization, normalize
+from brainseg_jax.inference.network import Runner
 from brainseg_jax.losses import dice_loss
-from brainseg_jax.metrics import patient_scores
 from brainseg_jax.models import build_model
-from brainseg_jax.training.batches import put_cohort
-from brainseg_jax.training.deep_supervision import deep_loss
+from brainseg_jax.scans.description import LGG, Description, Target
 from brainseg_jax.training.optimizer import build_optimizer
 from brainseg_jax.training.state import create_state
-from brainseg_jax.training.steps import make_eval_step, make_predict_step, make_train_step
+from brainseg_jax.training.step import Batch, deep_loss, make_batches, make_train_step, put_cohort
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 STILL = {"rotation": 0.0, "scale": 0.0, "shift": 0.0, "shear": 0.0, "flip": 0.0}
@@ -31,26 +32,25 @@ def parts(cohort):
     model = build_model("attention_unet", features=2, depth=2)
     optimizer = build_optimizer("adam", lambda step: RATE, b2=0.99, weight_decay=0.0, clip_norm=0.0)
     mesh = sharding.data_mesh()
-    make_state = partial(create_state, model, optimizer, image_size=64, seed=0, ema=True, mesh=mesh)
-    train_step = partial(make_train_step, model, optimizer, LOSS, mesh=mesh, seed=0, ema_decay=0.5)
+    make_state = partial(create_state, model, optimizer, image_shape=(64, 64, 3), seed=0, ema=True, mesh=mesh)
+    train_step = partial(make_train_step, model, optimizer, LOSS, description=LGG, mesh=mesh, seed=0, ema_decay=0.5)
     return model, mesh, make_state, train_step, put_cohort(cohort, mesh)
 
 
 def normalized_by_hand(cohort, indices):
-    constants = [np.asarray(c, np.float64)[cohort.patient_index[indices]][:, None, None] for c in cohort.normalization]
+    constants = [np.asarray(c, np.float64)[cohort.case_index[indices]][:, None, None] for c in cohort.normalization]
     lower, upper, mean, inverse_std = constants
     images = (np.clip(cohort.images[indices].astype(np.float64), lower, upper) - mean) * inverse_std
     return images.astype(np.float32)
 
 
 def test_each_step_is_compiled_with_the_options_of_its_backend(parts, monkeypatch):
-    model, mesh, _, train_step, _ = parts
+    _, mesh, _, train_step, _ = parts
     asked = []
     monkeypatch.setattr("brainseg_jax.ops.compiler_options", lambda **given: asked.append(given))
     train_step(geometry=STILL, intensity=PLAIN, deterministic=True)
-    make_eval_step(model, LOSS, mesh=mesh, patients=1)
-    make_predict_step(model, mesh=mesh)
-    assert asked == [{"deterministic": True, "network": False}, {"deterministic": True}, {}, {}]
+    Runner(mesh, 8)
+    assert asked == [{"deterministic": True, "network": False}, {"deterministic": True}, {}]
 
 
 def test_train_step(parts, cohort):
@@ -62,7 +62,7 @@ def test_train_step(parts, cohort):
         variables = {"params": params, "batch_stats": before.batch_stats}
         images = normalized_by_hand(cohort, indices)
         logits, _ = model.apply(variables, images, train=True, mutable="batch_stats")
-        return LOSS(logits, cohort.masks[indices]).mean()
+        return LOSS(logits, cohort.target_bits[indices]).mean()
 
     loss, gradient = jax.jit(jax.value_and_grad(loss_by_hand))(before.params)
     step = train_step(geometry=STILL, intensity=PLAIN)
@@ -127,7 +127,16 @@ def test_an_update_that_is_not_finite_is_reported_and_can_be_left_out(parts, whe
 
     optimizer = build_optimizer("adam", lambda step: RATE, b2=0.99, weight_decay=0.0, clip_norm=0.0)
     make = partial(
-        make_train_step, model, optimizer, poisoned, mesh=mesh, seed=0, ema_decay=0.5, geometry=STILL, intensity=PLAIN
+        make_train_step,
+        model,
+        optimizer,
+        poisoned,
+        description=LGG,
+        mesh=mesh,
+        seed=0,
+        ema_decay=0.5,
+        geometry=STILL,
+        intensity=PLAIN,
     )
     indices = sharding.put(np.arange(8, dtype=np.int32), sharding.over_batch(mesh))
     before = jax.tree.map(np.asarray, make_state())
@@ -139,76 +148,66 @@ def test_an_update_that_is_not_finite_is_reported_and_can_be_left_out(parts, whe
     assert not report.finite and not all(np.isfinite(p).all() for p in jax.tree.leaves(state.params))
 
 
-def test_eval_step_scores_patients_on_the_native_grid(parts, cohort):
-    model, mesh, make_state, _, on_devices = parts
-    variables = jax.tree.map(np.asarray, make_state().variables)
-    rng = np.random.default_rng(0)  # random weights that predict something, about as often as not
-    variables["params"] = jax.tree.map(
-        lambda x: x + 0.3 * rng.normal(size=x.shape).astype(x.dtype), variables["params"]
+def several(cohort, ignore):
+    """The cohort, with a second target in the left half of the first, and labels to ignore in the lower half."""
+    description = Description(
+        LGG.channels,
+        (Target("tumor", (1, 2)), Target("left part", (2,))),
+        stand_in="FLAIR",
+        ignore=3 if ignore else None,
     )
-    indices = cohort.slices_of(cohort.patients[:2])
-    assert len(indices) == 32
-    threshold = 0.5
-    padded = np.concatenate([indices, np.zeros(8, np.int32)])
-    valid = np.arange(40) < 32
-    step = make_eval_step(model, LOSS, mesh=mesh, patients=len(cohort.patients))
-    divided = sharding.over_batch(mesh)
-    batch = (sharding.put(padded, divided), sharding.put(valid, divided))
-    totals, masks = step(variables, on_devices, *batch, np.float32(threshold))
-
-    logits = jax.jit(partial(model.apply, train=False))(variables, normalized_by_hand(cohort, indices))
-    probability = 1 / (1 + np.exp(-np.asarray(logits, np.float64)))
-    native = ndimage.zoom(probability, (1, 4, 4, 1), order=1, grid_mode=True, mode="nearest")
-    predicted, truth = native >= threshold, cohort.native_masks[indices] > 0
-    assert 0.01 < predicted.mean() < 0.99
-    assert (np.asarray(masks)[:32] == predicted).mean() > 0.9999  # but for rounding at the threshold
-    for patient in range(2):
-        of_patient = cohort.patient_index[indices] == patient
-        p, t = predicted[of_patient], truth[of_patient]
-        expected = 2 * (p & t).sum() / (p.sum() + t.sum())
-        np.testing.assert_allclose(patient_scores(totals.sums)["dice"][patient], expected, rtol=1e-3)
-    np.testing.assert_array_equal(totals.sums.slices, [16, 16] + [0] * 6)
-    np.testing.assert_allclose(totals.loss, LOSS(logits, cohort.masks[indices]).sum(), rtol=1e-4)
-    p, y = probability.sum(), cohort.masks[indices].sum(dtype=np.float64)
-    overlap = (probability * cohort.masks[indices]).sum()
-    np.testing.assert_allclose(totals.soft_batch_iou, (overlap + 0.1) / (p + y - overlap + 0.1), rtol=1e-4)
-
-    prediction = make_predict_step(model, mesh=mesh)(
-        variables, on_devices, sharding.put(indices[:3], sharding.replicated(mesh))
-    )
-    np.testing.assert_allclose(prediction.probability, native[:3], atol=1e-4)
-    assert prediction.attention.shape == (3, 256, 256, 1)
-    assert prediction.attention.min() >= 0 and prediction.attention.max() <= 1
+    bits = cohort.target_bits.copy()
+    bits[:, :, :32] |= bits[:, :, :32] << 1
+    if ignore:
+        bits[:, 32:] = 4
+    return dataclasses.replace(cohort, description=description, target_bits=bits)
 
 
-def test_mirror_images_are_averaged_in_scoring_and_in_prediction(parts, cohort):
-    model, mesh, make_state, _, on_devices = parts
-    variables = jax.tree.map(np.asarray, make_state().variables)
-    rng = np.random.default_rng(1)
-    variables["params"] = jax.tree.map(
-        lambda x: x + 0.3 * rng.normal(size=x.shape).astype(x.dtype), variables["params"]
-    )
-    indices = cohort.slices_of(cohort.patients[:1])[:8]
-    images = normalized_by_hand(cohort, indices)
+@pytest.mark.parametrize("ignore", [False, True])
+def test_a_batch_holds_every_target_and_what_counts(cohort, ignore):
+    changed, mesh = several(cohort, ignore), sharding.data_mesh()
+    batch = make_batches(description=changed.description, mesh=mesh, seed=0, geometry=STILL, intensity=PLAIN)
+    indices = np.flatnonzero(cohort.target_bits[:, :, :32].any(axis=(1, 2, 3)))[:8].astype(np.int32)
+    drawn = batch(jnp.int32(0), put_cohort(changed, mesh), sharding.put(indices, sharding.over_batch(mesh)))
+    whole = cohort.target_bits[indices, ..., 0].astype(np.float32)
+    if ignore:
+        whole[:, 32:] = 0
+        np.testing.assert_array_equal(drawn.counted[..., 0], np.broadcast_to(np.arange(64)[:, None] < 32, (8, 64, 64)))
+    else:
+        assert drawn.counted is None
+    left = whole * (np.arange(64) < 32)
+    assert left.any()
+    np.testing.assert_array_equal(drawn.targets, np.stack([whole, left], axis=-1))
+    np.testing.assert_allclose(drawn.images, normalized_by_hand(cohort, indices), atol=1e-5)
 
-    def probability(images):
-        logits = jax.jit(partial(model.apply, train=False))(variables, np.ascontiguousarray(images))
-        return 1 / (1 + np.exp(-np.asarray(logits, np.float64)))
 
-    plain, mirrored = probability(images), probability(images[:, :, ::-1])[:, :, ::-1]
-    assert np.abs(plain - mirrored).max() > 0.05  # the network tells left from right
-    native = ndimage.zoom((plain + mirrored) / 2, (1, 4, 4, 1), order=1, grid_mode=True, mode="nearest")
-    everywhere, divided = sharding.replicated(mesh), sharding.over_batch(mesh)
-    predict = make_predict_step(model, mesh=mesh, mirror=True)
-    np.testing.assert_allclose(
-        predict(variables, on_devices, sharding.put(indices, everywhere)).probability, native, atol=1e-4
-    )
-    evaluate = make_eval_step(model, LOSS, mesh=mesh, patients=len(cohort.patients), mirror=True)
-    batch = (sharding.put(indices, divided), sharding.put(np.ones(8, bool), divided))
-    totals, masks = evaluate(variables, on_devices, *batch, np.float32(0.5))
-    assert (np.asarray(masks) == (native >= 0.5)).mean() > 0.9999
-    logits = model.apply(variables, images, train=False)
-    np.testing.assert_allclose(totals.loss, LOSS(logits, cohort.masks[indices]).sum(), rtol=1e-4)
+def test_an_ignored_pixel_changes_no_update(parts, cohort):
+    """Logits and so gradients of ignored pixels do not count: other labels there give the same update."""
+    _, mesh, _, _, _ = parts
+    model = build_model("unet", features=2, depth=2, targets=2)
+    optimizer = build_optimizer("adam", lambda step: RATE, b2=0.99, weight_decay=0.0, clip_norm=0.0)
+    losses = []
+    for extra in (0, 3):
+        changed = several(cohort, True)
+        bits = changed.target_bits | np.where(changed.target_bits == 4, extra, 0).astype(np.uint8)
+        changed = dataclasses.replace(changed, target_bits=bits)
+        state = create_state(model, optimizer, image_shape=(64, 64, 3), seed=0, ema=False, mesh=mesh)
+        step = make_train_step(
+            model,
+            optimizer,
+            LOSS,
+            description=changed.description,
+            mesh=mesh,
+            seed=0,
+            ema_decay=0.0,
+            geometry=STILL,
+            intensity=PLAIN,
+        )
+        indices = sharding.put(np.arange(4, 12, dtype=np.int32), sharding.over_batch(mesh))
+        state, report = step(state, put_cohort(changed, mesh), indices)
+        losses.append((float(report.loss), jax.tree.map(np.asarray, state.params)))
+    assert losses[0][0] == losses[1][0]
+    chex.assert_trees_all_equal(losses[0][1], losses[1][1])
 
 
 def test_deep_supervision_by_hand():
@@ -218,15 +217,15 @@ def test_deep_supervision_by_hand():
     fine, half = jnp.zeros((2, 4, 4, 1)), jnp.zeros((2, 2, 2, 1))
     # Fine: 4 and 1 of 16 pixels, mean 5 / 32. At 2x2: one pixel of 1 and one of 1/4, mean (1 + 1/16) / 8.
     expected = (5 / 32 + 0.5 * 17 / 128) / 1.5
-    np.testing.assert_allclose(deep_loss(square, fine, [half], masks), expected, rtol=1e-6)
-    np.testing.assert_allclose(deep_loss(square, fine, [], masks), 5 / 32, rtol=1e-6)
+    np.testing.assert_allclose(deep_loss(square, fine, [half], Batch(masks, masks)), expected, rtol=1e-6)
+    np.testing.assert_allclose(deep_loss(square, fine, [], Batch(masks, masks)), 5 / 32, rtol=1e-6)
 
 
 def test_side_heads_learn_and_are_only_in_training(parts, cohort):
     _, mesh, _, _, on_devices = parts
     plain, deep = (build_model("unet", features=2, depth=3, deep_supervision=on) for on in (False, True))
     optimizer = build_optimizer("adam", lambda step: RATE, b2=0.99, weight_decay=0.0, clip_norm=0.0)
-    states = [create_state(m, optimizer, image_size=64, seed=0, ema=False, mesh=mesh) for m in (plain, deep)]
+    states = [create_state(m, optimizer, image_shape=(64, 64, 3), seed=0, ema=False, mesh=mesh) for m in (plain, deep)]
     added = states[1].params.keys() - states[0].params.keys()
     assert added == {"side_head_1", "side_head_2"}
     shared = {name: states[1].params[name] for name in states[0].params}
@@ -237,8 +236,24 @@ def test_side_heads_learn_and_are_only_in_training(parts, cohort):
         jax.jit(partial(m.apply, train=False))(s.variables, images) for m, s in zip((plain, deep), states, strict=True)
     ]
     np.testing.assert_array_equal(*logits)
-    step = make_train_step(deep, optimizer, LOSS, mesh=mesh, seed=0, ema_decay=0.0, geometry=STILL, intensity=PLAIN)
+    step = make_train_step(
+        deep, optimizer, LOSS, description=LGG, mesh=mesh, seed=0, ema_decay=0.0, geometry=STILL, intensity=PLAIN
+    )
     indices = sharding.put(np.arange(8, dtype=np.int32), sharding.over_batch(mesh))
     after, _ = step(states[1], on_devices, indices)
     for name in added:
         assert (np.asarray(after.params[name]["kernel"]) != before[name]["kernel"]).all()
+
+
+def test_neighboring_slices_are_the_same_in_training_and_in_inference(cohort):
+    """Gathered on the devices and stacked on the host; a case ends where the next one begins."""
+    mesh = sharding.data_mesh()
+    batch = make_batches(description=LGG, mesh=mesh, seed=0, geometry=STILL, intensity=PLAIN)
+    indices = np.array([0, 1, 7, 14, 15, 16, 17, 127], np.int32)  # of cases of 16 slices
+    drawn = batch(jnp.int32(0), put_cohort(cohort, mesh, context=2), sharding.put(indices, sharding.over_batch(mesh)))
+    stacked = np.concatenate([with_neighbors(cohort.images[16 * case : 16 * case + 16], 2) for case in range(8)])
+    constants = Normalization(*(np.tile(c, (1, 5))[cohort.case_index[indices]] for c in cohort.normalization))
+    expected = jax.vmap(normalize)(stacked[indices], constants)
+    assert drawn.images.shape == (8, 64, 64, 15)
+    np.testing.assert_allclose(drawn.images, expected, atol=1e-5)
+    np.testing.assert_array_equal(drawn.targets, cohort.target_bits[indices])

@@ -13,10 +13,13 @@ import pytest
 from PIL import Image
 
 from brainseg_jax import files
+from brainseg_jax.data.canvas import Canvas
 from brainseg_jax.errors import InputError
+from brainseg_jax.inference.ensemble import Member
 from brainseg_jax.prediction import job
 from brainseg_jax.prediction.results import Wanted
 from brainseg_jax.prediction.stream import Outcome, predict_scans
+from brainseg_jax.scans.description import LGG
 from brainseg_jax.scans.scan import Scan, Source
 
 
@@ -24,7 +27,7 @@ from brainseg_jax.scans.scan import Scan, Source
 class FakeScan(Scan):
     fails: Exception | None
 
-    def write(self, kind, values, paths):
+    def write(self, kind, values, paths, description):
         paths[0].write_text(f"{values.sum()}")
         if self.fails:
             raise self.fails
@@ -44,7 +47,7 @@ class FakeSource(Source):
         voxels = np.full((2, 8, 8, 3), 7, np.uint8)
         return FakeScan(voxels, (1.0, 1.0, 1.0), (1, 2), (f"note of {self.name}",), writes)
 
-    def outputs(self, kind):
+    def outputs(self, kind, description):
         return [Path(f"{self.name}_{kind}.txt")]
 
 
@@ -52,7 +55,7 @@ class FakeEnsemble:
     """Finds tumor in every pixel, and raises what a source asks for."""
 
     def __init__(self, sources):
-        self.seconds, self.sources = 0.0, iter(sources)
+        self.seconds, self.sources, self.description = 0.0, iter(sources), LGG
 
     def prepare(self, scan):
         source = next(self.sources)
@@ -62,20 +65,14 @@ class FakeEnsemble:
             raise source.fails
         return source
 
-    def predict(self, inputs, on_slice):
+    def predict(self, inputs, on_slices):
         if inputs.at == "predict":
             raise inputs.fails
-        return [np.ones((2, 8, 8), np.float32)]
+        return [Member(np.ones((2, 8, 8, 1), np.float32), Canvas((8, 8), (8, 8), 8))]
 
-    class postprocess:
+    def masks(self, probability, canvas):
         """Masks at one half, on every grid."""
-
-        def __new__(cls, probability):
-            return probability > 0.5
-
-        @classmethod
-        def on_grid(cls, _):
-            return cls
+        return probability > 0.5
 
 
 def sources(*faults):
@@ -174,8 +171,9 @@ def test_the_tables_are_written_whatever_ends_the_rest(tmp_path, monkeypatch, er
 
     monkeypatch.setattr(job, "predict_scans", stop)
     monkeypatch.setattr(job, "names_of", lambda runs: None)
-    monkeypatch.setattr(job, "load_trained", lambda folder: None)
-    monkeypatch.setattr(job, "Ensemble", lambda runs, mirror: SimpleNamespace(members=1, compile=lambda: None))
+    run = SimpleNamespace(folder=Path("run"), network=SimpleNamespace(description=LGG), posts=())
+    monkeypatch.setattr(job, "load_trained", lambda folder: run)
+    monkeypatch.setattr(job, "Ensemble", lambda *_, mirror: SimpleNamespace(members=1, compile=lambda: None))
     with pytest.raises(type(error)):
         job.predict([Path("run")], tmp_path / "in", tmp_path / "out", wanted=Wanted(), mirror=None, overwrite=False)
     with (tmp_path / "out" / "predictions.csv").open() as table, (tmp_path / "out" / "areas.csv").open() as areas:

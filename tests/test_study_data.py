@@ -13,8 +13,9 @@ from experiments.studies import Cell, Job
 CELLS = (Cell("base", "the baseline"), Cell("torn", "by slice", by_slice=True))
 JOBS = [Job(cell, fold, 0) for cell in CELLS for fold in (0, 1)]
 COHORT = SimpleNamespace(
-    patients=tuple(f"TCGA_{site}_{i:04d}_19990101" for i, site in enumerate(["DU", "HT"] * 6)),
-    institutions=("DU", "HT") * 6,
+    cases=tuple(f"TCGA_{site}_{i:04d}_19990101" for i, site in enumerate(["DU", "HT"] * 6)),
+    patients=tuple(f"TCGA_{site}_{i:04d}" for i, site in enumerate(["DU", "HT"] * 6)),
+    groups=("DU", "HT") * 6,
     fingerprint="abcdef0123456789",
 )
 

@@ -68,6 +68,31 @@ def test_the_table_says_what_scipy_says(tmp_path, capsys):
         write_tables(STUDY, tmp_path)
 
 
+def test_a_table_a_target(tmp_path, capsys):
+    """Dice of `a` as given, of `b` half of it: the mean is three quarters of it."""
+    base, new = np.random.default_rng(1).uniform(0.2, 0.9, (2, 8))
+    rows = []
+    for cell, dice in (("base", base), ("new", new)):
+        of_targets = [[row | {"target": t} for row in make_rows(cell, f * dice)] for t, f in (("a", 1.0), ("b/c", 0.5))]
+        rows += [row for pair in zip(*of_targets, strict=True) for row in pair]
+    run = {"fold": 0, "seed": 0, "epoch": 3, "parameters": 10, "seconds": 9.0, "soft_batch_iou": None}
+    run |= {"train": 20, "val": 4, "test": 8}
+    write_table(tmp_path / "scores.csv", rows)
+    write_table(tmp_path / "runs.csv", [{"cell": name, **run} for name in ("base", "new")])
+    write_tables(STUDY, tmp_path)
+    capsys.readouterr()
+    _, *parts = (tmp_path / "table.md").read_text().split("### ")
+    for part, title, factor in zip(parts, ("Mean over the targets", "A", "B/c"), (0.75, 1.0, 0.5), strict=True):
+        assert part.startswith(f"{title}\n")
+        cells = {line.split("|")[1].strip(): line.split("|") for line in part.splitlines() if line.count("|") > 5}
+        assert cells["the baseline"][3].strip().startswith(f"{factor * base.mean():.3f} [")
+        assert cells["the new one"][8].strip().startswith(f"{factor * (new - base).mean():+.3f} [")
+        assert cells["the new one"][2].strip() == "8"
+    assert (tmp_path / "table.tex").read_text().count(r"\begin{tabular}") == 3
+    pictures = {path.name for path in tmp_path.glob("*.png")}
+    assert pictures == {f"{kind}{of}.png" for kind in ("boxes", "differences") for of in ("", "_a", "_b_c")}
+
+
 def test_seeds_are_averaged_patient_by_patient():
     rows = make_rows("base", [0.2, 0.4]) + make_rows("base", [0.6, 0.8], seed=1)
     rows[0]["hd95"] = 3.0

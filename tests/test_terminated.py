@@ -15,6 +15,7 @@ from PIL import Image
 from brainseg_jax import cli
 from brainseg_jax.prediction import job, stream
 from brainseg_jax.prediction.results import Wanted
+from brainseg_jax.scans.description import LGG
 
 COMMAND = """
 import os, signal
@@ -37,9 +38,10 @@ def test_the_tables_are_written(tmp_path, monkeypatch):
 
     monkeypatch.setattr(stream, "_predict_all", terminated)
     monkeypatch.setattr(job, "names_of", lambda runs: None)
-    monkeypatch.setattr(job, "load_trained", lambda folder: None)
+    run = SimpleNamespace(folder=Path("run"), network=SimpleNamespace(description=LGG), posts=())
+    monkeypatch.setattr(job, "load_trained", lambda folder: run)
     ensemble = SimpleNamespace(members=1, seconds=0.0, compile=lambda: None)
-    monkeypatch.setattr(job, "Ensemble", lambda runs, mirror: ensemble)
+    monkeypatch.setattr(job, "Ensemble", lambda *_, mirror: ensemble)
     before = signal.getsignal(signal.SIGTERM)
     out = tmp_path / "out"
     words = f"^interrupted; 1 of 1 scans are done and stand in the tables of {out}$"

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from brainseg_jax.errors import InputError, StorageError
-from brainseg_jax.evaluation.scores import patient_table, summarize
-from brainseg_jax.training.experiment import build_experiment
-from brainseg_jax.training.scoring import evaluate
-from brainseg_jax.training.trained import load_trained
+from brainseg_jax.evaluation.scores import summarize
+from brainseg_jax.evaluation.volumes import TOLERANCE
+from brainseg_jax.runs.evaluation import build_evaluation
+from brainseg_jax.runs.trained import load_trained
 
 pytestmark = [
     pytest.mark.usefixtures("optax_promotion"),
@@ -30,10 +30,10 @@ def test_it_scores_as_the_run_did_and_leaves_it_alone(trained_run):
     trained = load_trained(workdir)
     assert everything(workdir) == before
     results = json.loads((workdir / "results.json").read_text())
-    assert trained.postprocess._asdict() == results["postprocess"] and trained.step == results["step"]
-    experiment = build_experiment(config)
-    totals, _ = evaluate(experiment, trained.variables, experiment.split.test, trained.postprocess)
-    scores = summarize(patient_table(experiment.cohort, totals.sums, experiment.split.test))
+    assert trained.posts[0]._asdict() == results["postprocess"] and trained.step == results["step"]
+    evaluation = build_evaluation(config, workdir)
+    assessed = evaluation.assessor.assess(trained.network, evaluation.split.test, trained.posts, tolerance=TOLERANCE)
+    scores = summarize(assessed.rows)
     assert scores["dice_mean"] == results["test"]["dice_mean"]
     assert scores["false_positive_slices"] == results["test"]["false_positive_slices"]
 
@@ -78,9 +78,9 @@ def test_a_run_that_goes_on_is_read_with_the_post_processing_of_its_config(train
     shutil.copytree(trained_run[0], folder)
     (folder / "results.json").unlink()
     trained = load_trained(folder)
-    assert trained.postprocess == (0.5, False, 0) and trained.results is None
+    assert trained.posts == ((0.5, False, 0),) and trained.results is None
     assert "has not ended" in caplog.text
-    assert jax.tree.all(jax.tree.map(lambda x: bool(np.isfinite(x).all()), trained.variables))
+    assert jax.tree.all(jax.tree.map(lambda x: bool(np.isfinite(x).all()), trained.network.variables))
 
 
 def test_a_checkpoint_is_read_without_initial_weights(trained_run, monkeypatch):

@@ -10,11 +10,14 @@ from brainseg_jax.config import default_config
 from brainseg_jax.data.lgg import prepare
 from brainseg_jax.data.splits import Split, write_split
 from brainseg_jax.errors import InputError
-from brainseg_jax.training import experiment
-from brainseg_jax.training.run_folder import claim_run_folder
+from brainseg_jax.runs import data
+from brainseg_jax.runs.run_folder import claim_run_folder
+from brainseg_jax.scans.description import LGG
 
 SPLIT = Split(("a",), ("b",), ("c",))
-COHORT = SimpleNamespace(patients=("a", "b", "c"), fingerprint="0123")
+COHORT = SimpleNamespace(
+    cases=("a", "b", "c"), patients=("a", "b", "c"), groups=("", "", ""), fingerprint="0123", description=LGG
+)
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +34,7 @@ def homeless(monkeypatch):
 def test_folders_of_data_below_it_are_left_out(tmp_path):
     config = default_config().data
     config.dir = str(tmp_path)
-    assert experiment._data_folders({"data": {"dir": "~/other"}}, config) == [tmp_path]
+    assert data._data_folders({"data": {"dir": "~/other"}}, config) == [tmp_path]
 
 
 def test_the_default_folder_of_data_is_asked_for_by_its_flags(tmp_path):
@@ -45,9 +48,9 @@ def test_a_split_below_it_is_that_of_the_run(tmp_path, caplog):
     config = default_config().split
     config.file = "~/split.json"
     with pytest.raises(InputError, match=r"^--config.split.file=~/split.json: the home folder"):
-        experiment._choose_split(config, COHORT, tmp_path)
+        data.choose_split(config, COHORT, tmp_path)
     write_split(tmp_path / "split.json", SPLIT)
-    assert experiment._choose_split(config, COHORT, tmp_path) == SPLIT
+    assert data.choose_split(config, COHORT, tmp_path) == SPLIT
     assert "split.json is used" in caplog.text
 
 
@@ -55,5 +58,5 @@ def test_a_source_below_it_is_recorded_as_it_is(tmp_path):
     config = default_config()
     config.data.source = "~/kaggle_3m"
     folder = tmp_path / "lgg_mri" / "three" / "1.0.0"
-    claim_run_folder(tmp_path / "run", config, SimpleNamespace(cohort=COHORT, split=SPLIT, dataset_folder=folder))
-    assert experiment.recorded(tmp_path / "run")["data"]["source"] == "~/kaggle_3m"
+    claim_run_folder(tmp_path / "run", config, SimpleNamespace(**vars(COHORT), folder=folder), SPLIT)
+    assert data.recorded(tmp_path / "run")["data"]["source"] == "~/kaggle_3m"

@@ -11,9 +11,9 @@ from PIL import Image
 
 from brainseg_jax.data.lgg import prepare
 from brainseg_jax.data.source import list_cases
-from brainseg_jax.data.untrusted import read_bounded
 from brainseg_jax.data.validation import read_source
 from brainseg_jax.errors import InputError
+from brainseg_jax.scans.untrusted import read_bounded
 
 CASE = "TCGA_DU_0001_19990101"
 IMAGE = f"kaggle_3m/{CASE}/{CASE}_1.tif"

@@ -16,10 +16,9 @@ from brainseg_jax.data.cohort import Cohort, load_cohort
 from brainseg_jax.data.sampling import BatchSampler
 from brainseg_jax.losses import dice_loss
 from brainseg_jax.models import build_model
-from brainseg_jax.training.batches import put_cohort
 from brainseg_jax.training.optimizer import build_optimizer, build_schedule
 from brainseg_jax.training.state import create_state
-from brainseg_jax.training.steps import make_train_step
+from brainseg_jax.training.step import make_train_step, put_cohort
 
 
 def twenty_losses(cohort: Cohort, mesh: jax.sharding.Mesh) -> list[float]:
@@ -31,16 +30,17 @@ def twenty_losses(cohort: Cohort, mesh: jax.sharding.Mesh) -> list[float]:
         model,
         optimizer,
         partial(dice_loss, smooth=0.1, batch_wide=True),
+        description=cohort.description,
         mesh=mesh,
         seed=0,
         ema_decay=0.9,
         geometry={"rotation": 15.0, "scale": 0.1, "shift": 0.05, "shear": 5.0, "flip": 0.5},
         intensity={"contrast": 0.1, "gamma": 0.2, "noise": 0.1},
     )
-    state = create_state(model, optimizer, image_size=cohort.images.shape[1], seed=0, ema=True, mesh=mesh)
+    state = create_state(model, optimizer, image_shape=cohort.images.shape[1:], seed=0, ema=True, mesh=mesh)
     on_devices = put_cohort(cohort, mesh)
     slices = np.arange(len(cohort.images))
-    sampler = BatchSampler(slices, cohort.tumor_slices, batch_size=8, tumor_share=0.5)
+    sampler = BatchSampler(slices, cohort.has_target, batch_size=8, tumor_share=0.5)
     losses = []
     for i in range(20):
         state, report = step(state, on_devices, sharding.put(sampler(i), sharding.over_batch(mesh)))

@@ -4,12 +4,15 @@ Every amount is a plain Python float that is fixed when the step is traced: 0 sw
 nothing, and with all amounts 0 the output is the input, bit for bit.
 """
 
+import itertools
 import math
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.scipy.ndimage import map_coordinates
+
+from brainseg_jax.scans.description import Description
 
 
 def warp(
@@ -23,15 +26,15 @@ def warp(
     shear: float,
     flip: float,
 ) -> tuple[jax.Array, jax.Array]:
-    """Moves image and mask by the same random affine map about the center of the image.
+    """Moves image and target bits by the same random affine map about the center of the image.
 
-    There is one resampling, so detail is lost once: bilinear for the image, nearest for the mask, zero outside. Zero is
+    There is one resampling, so detail is lost once: bilinear for the image, nearest for the bits, zero outside. Zero is
     air before normalization but not after it, so warp first and normalize then.
 
     Args:
       key: PRNG key of this example.
       image: [H, W, C] float32.
-      mask: [H, W, 1] float32 in {0, 1}.
+      mask: [H, W, 1] float32, whole numbers: a mask or `Cohort.target_bits`.
       rotation: Up to this many degrees either way.
       scale: Enlarges or shrinks by a factor in 1 ± `scale`; below 1.
       shift: Moves along each axis by up to this fraction of the width either way.
@@ -39,7 +42,7 @@ def warp(
       flip: Probability of mirroring left and right, 0 to 1.
 
     Returns:
-      Image and mask of the same shapes and dtypes; the mask stays in {0, 1}.
+      Image and mask of the same shapes and dtypes; the mask has no other values than before, and 0.
     """
     if not any((rotation, scale, shift, shear, flip)):
         return image, mask
@@ -55,7 +58,9 @@ def warp(
     return image, map_coordinates(mask[..., 0], source, order=0)[..., None]
 
 
-def perturb_intensity(key: jax.Array, image: jax.Array, *, contrast: float, gamma: float, noise: float) -> jax.Array:
+def perturb_intensity(
+    key: jax.Array, image: jax.Array, *, contrast: float, gamma: float, noise: float, channels: int | None = None
+) -> jax.Array:
     """Changes the brightness curve of each channel at random, as another scanner might; then adds noise.
 
     Args:
@@ -65,17 +70,24 @@ def perturb_intensity(key: jax.Array, image: jax.Array, *, contrast: float, gamm
       gamma: Raises the channel, on the scale where its darkest and brightest pixels are 0 and 1, to the power exp(g)
         with g in ± `gamma`. Its darkest and brightest values stay.
       noise: Adds Gaussian noise; its standard deviation is up to this fraction of the image's own.
+      channels: C of a slice, where the image holds neighboring slices as further channels: a channel is changed alike
+        in all of them. None: all are channels of one slice.
 
     Returns:
       [H, W, C] float32; a constant channel stays finite.
     """
     for_contrast, for_gamma, for_level, for_noise = jax.random.split(key, 4)
-    one_a_channel = (1, 1, image.shape[-1])
+    channels = channels or image.shape[-1]
+    slices = image.shape[-1] // channels
+
+    def one_a_channel(key: jax.Array, amount: float) -> jax.Array:
+        return jnp.tile(_between(key, amount, (1, 1, channels)), (1, 1, slices))
+
     if contrast:
         mean = image.mean(axis=(0, 1), keepdims=True)
-        image = mean + (image - mean) * (1 + _between(for_contrast, contrast, one_a_channel))
+        image = mean + (image - mean) * (1 + one_a_channel(for_contrast, contrast))
     if gamma:
-        power = jnp.exp(_between(for_gamma, gamma, one_a_channel))
+        power = jnp.exp(one_a_channel(for_gamma, gamma))
         low = image.min(axis=(0, 1), keepdims=True)
         height = image.max(axis=(0, 1), keepdims=True) - low
         # Fused with what comes before, the darkest pixel can round to just below its own minimum: the logarithm is NaN.
@@ -87,27 +99,35 @@ def perturb_intensity(key: jax.Array, image: jax.Array, *, contrast: float, gamm
     return image
 
 
-def stand_in(key: jax.Array, image: jax.Array, *, probability: float) -> jax.Array:
-    """Puts FLAIR in the place of pre-contrast, of post-contrast or of both, as the dataset does where one is missing.
+def replace_channels(key: jax.Array, image: jax.Array, *, description: Description, probability: float) -> jax.Array:
+    """Puts the channel that stands in for missing ones in the place of others, as a cohort does where one is missing.
 
-    Of the 110 patients 6 have no pre-contrast and 9 no post-contrast sequence, and FLAIR stands in (the dataset's
-    README): too few to learn it from.
+    Of the 110 LGG patients 6 have no pre-contrast and 9 no post-contrast sequence, and FLAIR replaces them (the
+    dataset's README): too few to learn it from.
 
     Args:
       key: PRNG key of this example.
-      image: [H, W, 3] float32, normalized; channels pre-contrast, FLAIR, post-contrast.
-      probability: Of a change, 0 to 1; the three are equally likely.
+      image: [H, W, C] float32, normalized, or with neighboring slices as further channels.
+      description: says which channel stands in for the others; without one nothing changes.
+      probability: of a change, 0 to 1; each choice of one or more of the other channels is equally likely.
 
     Returns:
-      [H, W, 3] float32.
+      [H, W, C] float32.
     """
-    if not probability:
+    others = [i for i, name in enumerate(description.channels) if name != description.stand_in]
+    if not probability or not description.stand_in or not others:
         return image
     for_change, for_which = jax.random.split(key)
-    which = jax.random.randint(for_which, (), 0, 3)  # 0: pre-contrast, 1: post-contrast, 2: both
-    replaced = jnp.stack([which != 1, jnp.array(False), which != 0])
-    replaced = replaced & jax.random.bernoulli(for_change, probability)
-    return jnp.where(replaced[None, None, :], image[..., 1:2], image)
+    # All choices of one or more, the single ones first: of two others the first, the second, both.
+    choices = [set(c) for size in range(1, len(others) + 1) for c in itertools.combinations(others, size)]
+    channels = len(description.channels)
+    slices = image.shape[-1] // channels  # of which neighboring ones are further channels
+    table = jnp.array([[channel in choice for channel in range(channels)] for choice in choices])
+    which = jax.random.randint(for_which, (), 0, len(choices))
+    replaced = table[which] & jax.random.bernoulli(for_change, probability)
+    blocks = image.reshape(*image.shape[:2], slices, channels)
+    shown = blocks[..., description.shown : description.shown + 1]
+    return jnp.where(replaced[None, None, None, :], shown, blocks).reshape(image.shape)
 
 
 def _between(key: jax.Array, amount: float, shape: tuple[int, ...] = ()) -> jax.Array:

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from absl import logging
 
-from brainseg_jax.data.untrusted import read_bounded
 from brainseg_jax.errors import InputError
+from brainseg_jax.scans.untrusted import read_bounded
 
 MISSING = -1
 LARGEST = 2**31 - 1  # the fields are stored as int32

@@ -1,164 +1,232 @@
-"""The prepared dataset in memory: uint8 arrays, who each slice belongs to, and the normalization constants."""
+"""A prepared cohort in memory: what a network trains on, and what each case needs for its scores."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
-from scipy.sparse import csr_array
 
 from brainseg_jax.data import normalization as norm
+from brainseg_jax.data.canvas import Canvas
 from brainseg_jax.data.prepared import quiet_tfds, read_summary
+from brainseg_jax.data.prepared_cases import read_cases
 from brainseg_jax.errors import InputError
-
-NATIVE_SIZE = 256  # pixels, of every slice in the dataset
+from brainseg_jax.scans.description import Description
 
 
 @dataclass(frozen=True, eq=False)
 class Cohort:
-    """All slices of all patients, in order of patient and slice number.
+    """All cases, in the order in which they are stored; N slices of P cases, K targets.
+
+    A case is one scan. A patient can have several, as of several time points.
 
     Attributes:
-      images: [N, S, S, 3] uint8, channels pre-contrast, FLAIR, post-contrast, at the size asked for.
-      masks: [N, S, S, 1] uint8 in {0, 1}, 1 is tumor, at the size asked for.
-      native_masks: [N, 256, 256, 1] uint8 in {0, 1}; `masks` itself where that is the size asked for.
-      slice_numbers: [N] int32, the number in the file name, from 1.
-      patient_index: [N] int32, place of the slice's patient in `patients`.
-      patients: Case ids, P of them.
-      institutions: Institution of each patient.
-      grades: Code of data.csv of each patient, -1 where it is missing.
-      normalization: Constants, each float32 [P, 3], fitted on the native volumes.
-      fingerprint: Of the prepared dataset, so that a run can name its data.
+      description: channels and targets.
+      images: [N, side, side, C] uint8, the slices as the network sees them.
+      target_bits: [N, side, side, 1] unsigned, of the same pixels: bit k is set where a pixel belongs to target k, bit
+        K where its label is to be ignored. See `unpack_targets`.
+      case_index: [N] int32, index of the slice's case in `cases`.
+      cases: P names.
+      patients: of each case, whose scan it is.
+      groups: of each case, such as its institution; "" where none is known.
+      grades: of each case, the code of the LGG set's data.csv, -1 where it is missing; None for another cohort.
+      labels: of each case, [S, H, W] uint8 label map on its own grid.
+      spacings: of each case, see `Volume.spacing`.
+      numbers: of each case, see `Volume.numbers`.
+      canvases: of each case.
+      records: of each case, indices of its axial slices in the prepared data, int [S].
+      normalization: constants, each float32 [P, C], fitted to the volumes on their own grid.
+      fingerprint: of the prepared data, so that a run can name them.
+      folder: of the prepared data.
     """
 
+    description: Description
     images: np.ndarray
-    masks: np.ndarray
-    native_masks: np.ndarray
-    slice_numbers: np.ndarray
-    patient_index: np.ndarray
+    target_bits: np.ndarray
+    case_index: np.ndarray
+    cases: tuple[str, ...]
     patients: tuple[str, ...]
-    institutions: tuple[str, ...]
-    grades: tuple[int, ...]
+    groups: tuple[str, ...]
+    grades: tuple[int, ...] | None
+    labels: tuple[np.ndarray, ...]
+    spacings: tuple[tuple[float, float, float] | None, ...]
+    numbers: tuple[tuple[int, ...], ...]
+    canvases: tuple[Canvas, ...]
+    records: tuple[np.ndarray, ...]
     normalization: norm.Normalization
     fingerprint: str
+    folder: Path
+
+    def neighbors(self, context: int) -> np.ndarray:
+        """Indices of the slices around each, from `context` before to `context` after it, [N, 2 * context + 1] int32.
+
+        Beyond the ends of a case its first or last slice is repeated, as in `canvas.with_neighbors`.
+        """
+        first, last = (np.searchsorted(self.case_index, self.case_index, side=side) for side in ("left", "right"))
+        around = np.arange(len(self.images))[:, None] + np.arange(-context, context + 1)
+        return around.clip(first[:, None], last[:, None] - 1).astype(np.int32)
 
     @cached_property
-    def tumor_slices(self) -> np.ndarray:
-        """Which slices hold tumor at native size, [N] bool."""
-        return self.native_masks.any(axis=(1, 2, 3))
+    def has_target(self) -> np.ndarray:
+        """Which slices hold a pixel of any target, [N] bool."""
+        return self.target_area > 0
 
-    def slices_of(self, patients: Iterable[str]) -> np.ndarray:
-        """Indices of all slices of these patients, ascending, int32 [n].
+    @cached_property
+    def target_area(self) -> np.ndarray:
+        """Pixels of each slice that belong to any target, on the case's own grid, [N] int64."""
+        return np.concatenate([masks.any(axis=-1).sum(axis=(1, 2)) for masks, _ in self._slices_on_own_grids()])
+
+    @cached_property
+    def target_fractions(self) -> np.ndarray:
+        """Share of each slice's pixels that belongs to each target, of those whose label counts, [N, K] float64.
+
+        Class weights are made from it. It is counted on the cases' own grids.
+        """
+        fractions = []
+        for masks, counted in self._slices_on_own_grids():
+            pixels = np.prod(masks.shape[1:3]) if counted is None else np.maximum(counted.sum(axis=(1, 2)), 1)[:, None]
+            fractions.append(masks.sum(axis=(1, 2), dtype=np.float64) / pixels)
+        return np.concatenate(fractions)
+
+    def _slices_on_own_grids(self) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+        """Of each case the masks of its slices, [n, h, w, K] bool, and which pixels count, [n, h, w] bool or None."""
+        for labels, canvas in zip(self.labels, self.canvases, strict=True):
+            slices = np.moveaxis(labels, canvas.axis, 0)
+            yield self.description.masks(slices), self.description.counted(slices)
+
+    def indices(self, cases: Iterable[str]) -> np.ndarray:
+        """Indices of these cases, in the order given, int [n].
 
         Raises:
-          InputError: A patient is not in the cohort.
+          InputError: a case is not in the cohort.
         """
-        wanted = set(patients)
-        unknown = sorted(wanted.difference(self.patients))
-        if unknown:
+        cases = list(cases)
+        index = {name: i for i, name in enumerate(self.cases)}
+        if unknown := sorted(set(cases) - index.keys()):
             raise InputError(f"not in the data: {', '.join(unknown)}; prepare the data anew or correct the split")
-        places = [place for place, patient in enumerate(self.patients) if patient in wanted]
-        return np.flatnonzero(np.isin(self.patient_index, places)).astype(np.int32)
+        return np.array([index[name] for name in cases], np.int64)
 
-    def tumor_fraction(self, patients: Iterable[str]) -> float:
-        """Fraction of these patients' native pixels that are tumor; class weights are made from it.
+    def patients_of(self, cases: Iterable[str]) -> tuple[str, ...]:
+        """Whose scans these cases are, each patient once, in order of the name. Raises InputError as `indices` does."""
+        return tuple(sorted({self.patients[index] for index in self.indices(cases)}))
 
-        Raises:
-          InputError: A patient is not in the cohort.
-        """
-        return float(self.native_masks[self.slices_of(patients)].mean(dtype=np.float64))
+    def slices_of(self, cases: Iterable[str]) -> np.ndarray:
+        """Indices of all slices of these cases, ascending, int32 [n]. Raises InputError as `indices` does."""
+        return np.flatnonzero(np.isin(self.case_index, self.indices(cases))).astype(np.int32)
+
+    def read_voxels(self, case: str) -> np.ndarray:
+        """The scan of a case on its own grid, [S, H, W, C] uint8, read from the prepared data."""
+        (index,) = self.indices([case])
+        with quiet_tfds():
+            (source,) = tfds.builder_from_directory(self.folder).as_data_source().values()
+        return np.stack([source[int(record)]["image"] for record in self.records[index]])
 
 
-def load_cohort(dataset_folder: Path, *, image_size: int, normalization: str) -> Cohort:
-    """Reads a dataset that `brainseg_jax.data.lgg.prepare` made.
+def load_cohort(
+    dataset_folder: Path,
+    *,
+    image_size: int,
+    normalization: str,
+    pixel_spacing: float = 0.0,
+    view: str = "axial",
+) -> Cohort:
+    """Reads a prepared dataset.
 
     Args:
-      dataset_folder: The folder that `prepare` returned.
-      image_size: Height and width of the slices in memory, 16 to 256 pixels.
-      normalization: A name in `normalization.METHODS`.
+      dataset_folder: the folder that `prepare` returned.
+      image_size: height and width of the network's images, in pixels.
+      normalization: a name in `normalization.METHODS`.
+      pixel_spacing: millimeters of a pixel of the network; 0: each slice is fitted to the image.
+      view: a key of `canvas.VIEWS`.
 
     Raises:
-      InputError: An argument is out of range, the folder holds no dataset, or a mask has values other than 0 and 1.
+      InputError: an argument is out of range, a slice does not fit the image, or the folder holds no whole dataset.
     """
-    if not 16 <= image_size <= NATIVE_SIZE:
-        raise InputError(f"data.image_size={image_size}: give 16 to {NATIVE_SIZE} pixels")
-    fingerprint = read_summary(dataset_folder).fingerprint
-    with quiet_tfds():
-        (source,) = tfds.builder_from_directory(dataset_folder).as_data_source().values()
-    native_masks = np.empty((len(source), NATIVE_SIZE, NATIVE_SIZE, 1), np.uint8)
-    images = np.empty((len(source), image_size, image_size, 3), np.uint8)
-    masks = native_masks if image_size == NATIVE_SIZE else np.empty((len(source), image_size, image_size, 1), np.uint8)
-    slice_numbers, patient_index, institutions, grades, constants = [], [], {}, [], []
-    for patient, group in groupby(_records(source, dataset_folder), key=lambda record: _text(record["patient"])):
-        records = list(group)
-        volume, volume_masks = (np.stack([record[name] for record in records]) for name in ("image", "mask"))
-        if volume_masks.max() > 1:
-            raise InputError(f"{dataset_folder}: a mask of {patient} has values other than 0 and 1; prepare it again")
-        part = slice(len(slice_numbers), len(slice_numbers) + len(records))
-        native_masks[part] = volume_masks
-        images[part] = resize_images(volume, image_size)
-        if masks is not native_masks:
-            masks[part] = resize_masks(volume_masks, image_size)
-        slice_numbers += [int(record["slice"]) for record in records]
-        patient_index += [len(institutions)] * len(records)
-        institutions[patient] = _text(records[0]["institution"])
-        grades.append(int(records[0]["grade"]))
-        constants.append(norm.fit(volume, normalization))
+    summary = read_summary(dataset_folder)
+    description = summary.description
+    images, bits, case_index, cases, constants, canvases, too_large = [], [], [], [], [], [], []
+    for index, case in enumerate(read_cases(dataset_folder)):
+        volume = case.volume
+        canvas = Canvas.around(
+            volume.labels.shape, volume.spacing, image_size=image_size, pixel_spacing=pixel_spacing, view=view
+        )
+        if canvas.side > image_size:
+            too_large.append(f"{case.name} ({canvas.side})")
+            continue
+        images.append(canvas.to_network(volume.voxels))
+        bits.append(_pack(canvas, description, volume.labels))
+        case_index += [index] * len(images[-1])
+        constants.append(norm.fit(volume.voxels, normalization))
+        canvases.append(canvas)
+        cases.append((case.name, case.patient, case.group, case.grade, volume.labels, volume.spacing, volume.numbers))
+    if too_large:
+        more = f" and {len(too_large) - 5} more" if len(too_large) > 5 else ""
+        raise InputError(
+            f"slices of {', '.join(too_large[:5])}{more} have more pixels of {pixel_spacing:g} mm a side than "
+            f"data.image_size={image_size}; raise it, or data.pixel_spacing"
+        )
+    names, patients, groups, grades, labels, spacings, numbers = zip(*cases, strict=True)
+    ends = np.cumsum([len(of_case) for of_case in labels])
     return Cohort(
-        images=images,
-        masks=masks,
-        native_masks=native_masks,
-        slice_numbers=np.array(slice_numbers, np.int32),
-        patient_index=np.array(patient_index, np.int32),
-        patients=tuple(institutions),
-        institutions=tuple(institutions.values()),
-        grades=tuple(grades),
+        description=description,
+        images=_joined(images),
+        target_bits=_joined(bits),
+        case_index=np.array(case_index, np.int32),
+        cases=names,
+        patients=patients,
+        groups=groups,
+        grades=None if None in grades else grades,
+        labels=labels,
+        spacings=spacings,
+        numbers=numbers,
+        canvases=tuple(canvases),
+        records=tuple(np.arange(end - len(of_case), end) for of_case, end in zip(labels, ends, strict=True)),
         normalization=norm.Normalization(*(np.stack(values) for values in zip(*constants, strict=True))),
-        fingerprint=fingerprint,
+        fingerprint=summary.fingerprint,
+        folder=dataset_folder,
     )
 
 
-def _records(source: Sequence[dict], dataset_folder: Path) -> Iterator[dict]:
-    """The records of a set; the many errors that its readers raise on a damaged file become one in words."""
-    try:
-        yield from source
-    except Exception as error:
-        raise InputError(f"{dataset_folder}: damaged ({error}). Delete this folder and prepare again.") from error
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    """`np.concatenate` that lets go of each part once it is copied, so that memory does not hold everything twice."""
+    whole = np.empty((sum(map(len, parts)), *parts[0].shape[1:]), parts[0].dtype)
+    end = len(whole)
+    while parts:
+        part = parts.pop()
+        whole[end - len(part) : end] = part
+        end -= len(part)
+    return whole
 
 
-def native_images(dataset_folder: Path, indices: np.ndarray) -> np.ndarray:
-    """The scans of a few slices as they were given, [n, 256, 256, 3] uint8; `indices` [n] as in the cohort."""
-    with quiet_tfds():
-        (source,) = tfds.builder_from_directory(dataset_folder).as_data_source().values()
-    return np.stack([source[int(index)]["image"] for index in indices])
+def unpack_targets(bits: jax.Array, description: Description) -> tuple[jax.Array, jax.Array | None]:
+    """What `Cohort.target_bits` hold.
+
+    Args:
+      bits: [..., 1], of any dtype of whole numbers or floats.
+      description: of the cohort.
+
+    Returns:
+      targets [..., K] float32 in {0, 1}; and where a pixel counts, [..., 1] float32 in {0, 1}, None where all do.
+    """
+    bits = bits.astype(jnp.int32)
+    targets = [(bits >> k) & 1 for k in range(len(description.targets))]
+    counted = None if description.ignore is None else 1.0 - ((bits >> len(targets)) & 1).astype(jnp.float32)
+    return jnp.concatenate(targets, axis=-1).astype(jnp.float32), counted
 
 
-def resize_images(images: np.ndarray, size: int) -> np.ndarray:
-    """Anti-aliased: a triangle as wide as two output pixels, centers of pixels at half; [n, H, W, 3] uint8."""
-    if images.shape[1:3] == (size, size):
-        return images
-    resized = [Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR) for image in images]
-    return np.stack([np.asarray(image) for image in resized])
-
-
-def resize_masks(masks: np.ndarray, size: int) -> np.ndarray:
-    """An output pixel is tumor where at least half of its area is; [n, H, H, 1] uint8 in {0, 1}."""
-    native = masks.shape[1]
-    edges = np.arange(size + 1) * (native / size)
-    pixels = np.arange(native)
-    overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
-    weights = csr_array(overlap.clip(0) * (size / native))  # [size, native], share of each input row
-    resized = np.zeros((len(masks), size, size, 1), np.uint8)
-    for index in np.flatnonzero(masks.any(axis=(1, 2, 3))):
-        rows = weights @ masks[index, :, :, 0]
-        covered = (weights @ rows.T).T
-        resized[index, :, :, 0] = covered >= 0.5 - 1e-9  # exactly half counts as tumor, whatever the rounding
-    return resized
-
-
-def _text(value: bytes | str) -> str:
-    return value.decode() if isinstance(value, bytes) else value
+def _pack(canvas: Canvas, description: Description, labels: np.ndarray) -> np.ndarray:
+    """Labels [S, H, W] of a volume as `Cohort.target_bits` of its slices, [n, side, side, 1]."""
+    masks = description.masks(labels)
+    if description.ignore is not None:
+        masks = np.concatenate([masks, (labels == description.ignore)[..., None]], axis=-1)
+    masks = canvas.masks_to_network(masks)
+    count = masks.shape[-1]
+    dtype = np.uint8 if count <= 8 else np.uint16 if count <= 16 else np.uint32
+    bits = np.zeros((*masks.shape[:-1], 1), dtype)
+    for k in range(count):
+        bits[..., 0] |= masks[..., k].astype(dtype) << dtype(k)
+    return bits

@@ -7,6 +7,7 @@ read back without this project's code or with it, and without TensorFlow:
     tfds.data_source("lgg_mri/70_patients_4102a302", split="slices", data_dir=...)
 """
 
+import contextlib
 import dataclasses
 import re
 import tempfile
@@ -20,17 +21,18 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
-from brainseg_jax.data import prepared
+from brainseg_jax.data import prepared, source_index
 from brainseg_jax.data.download import HANDLE, PAGE, download
 from brainseg_jax.data.phantom import write_phantom
 from brainseg_jax.data.progress import slice_progress
-from brainseg_jax.data.source import Case
-from brainseg_jax.data.validation import SIZE, Source, read_slice, read_source
+from brainseg_jax.data.source import KaggleCase
+from brainseg_jax.data.validation import SIZE, KaggleSource, read_slice, read_source
 from brainseg_jax.errors import InputError
 from brainseg_jax.files import explain, user_path
 
 SPLIT = "slices"
 PATIENTS_A_SHARD = 16
+KAGGLE = "kaggle"
 PHANTOM_SOURCE = re.compile(r"phantom(?::([1-9][0-9]*):([0-9]+))?")
 DEFAULT_PHANTOM = (20, 0)  # patients, seed
 
@@ -41,8 +43,8 @@ FLAIR and post-contrast, where FLAIR stands in for a missing sequence. The slice
 in order. Missing clinical fields are -1.
 """
 _PHANTOM_DESCRIPTION = """\
-Made-up, brain-like patients with made-up tumors, drawn by `brainseg_jax.data.phantom` in the layout of `lgg_mri`. No
-scan of a person is in it.
+Synthetic, brain-like patients with synthetic tumors, drawn by `brainseg_jax.data.phantom` in the layout of `lgg_mri`.
+No scan of a person is in it.
 """
 _CITATION = """\
 @article{buda2019association,
@@ -63,7 +65,7 @@ _LICENSE = "CC BY-NC-SA 4.0, as stated on the Kaggle page"
 class LggMriConfig(tfds.core.BuilderConfig):
     """A set to be written: its name, its cases, what is recorded beside it."""
 
-    cases: tuple[Case, ...] = dataclasses.field(default=(), repr=False)
+    cases: tuple[KaggleCase, ...] = dataclasses.field(default=(), repr=False)
     summary: prepared.Summary | None = dataclasses.field(default=None, repr=False)
     on_slice: Callable[[], None] = dataclasses.field(default=lambda: None, repr=False)
 
@@ -75,18 +77,18 @@ class LggMri(tfds.core.ShardBasedBuilder):
     slices of one patient leaks. Splits by patient are made by who reads the records (`brainseg_jax.data.splits`).
     """
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version(prepared.VERSIONS[prepared.DATASET])
     RELEASE_NOTES = {"1.0.0": "First release: the slices of Kaggle's version 2 and four clinical fields."}  # noqa: RUF012
 
     def _info(self) -> tfds.core.DatasetInfo:
         summary = getattr(self.builder_config, "summary", None)
-        made_up = summary is not None and summary.source.startswith("phantom:")
+        synthetic = summary is not None and summary.source.startswith("phantom:")
         number = tfds.features.Scalar(np.int32)
         # encoding='bytes': the default one reads 2 to 10 times slower.
         pixels = partial(tfds.features.Tensor, dtype=np.uint8, encoding="bytes")
         return tfds.core.DatasetInfo(
             builder=self,
-            description=_PHANTOM_DESCRIPTION if made_up else _DESCRIPTION,
+            description=_PHANTOM_DESCRIPTION if synthetic else _DESCRIPTION,
             features=tfds.features.FeaturesDict(
                 {
                     "image": pixels(shape=(SIZE, SIZE, 3), doc="pre-contrast, FLAIR, post-contrast"),
@@ -101,11 +103,11 @@ class LggMri(tfds.core.ShardBasedBuilder):
                 }
             ),
             supervised_keys=("image", "mask"),
-            homepage=None if made_up else PAGE,
-            citation=None if made_up else _CITATION,
-            license=None if made_up else _LICENSE,
+            homepage=None if synthetic else PAGE,
+            citation=None if synthetic else _CITATION,
+            license=None if synthetic else _LICENSE,
             disable_shuffling=True,
-            metadata=tfds.core.MetadataDict(dataclasses.asdict(summary)) if summary else None,
+            metadata=tfds.core.MetadataDict(summary.to_metadata()) if summary else None,
         )
 
     def _shard_iterators_per_split(self, dl_manager: Any) -> dict[str, list[Callable[[], Iterator[tuple[str, dict]]]]]:
@@ -119,7 +121,7 @@ class LggMri(tfds.core.ShardBasedBuilder):
         shards = [cases[first : first + PATIENTS_A_SHARD] for first in range(0, len(cases), PATIENTS_A_SHARD)]
         return {SPLIT: [partial(self._records, shard) for shard in shards]}
 
-    def _records(self, cases: tuple[Case, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _records(self, cases: tuple[KaggleCase, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
         for case in cases:
             for item in case.slices:
                 image, mask = read_slice(item)
@@ -143,7 +145,7 @@ def prepare(source: str, data_dir: str | Path | None, *, progress: bool = True) 
 
     Args:
       source: a path (`kaggle_3m/`, a folder that holds it, Kaggle's zip), `kaggle` (the real set prepared before,
-          else a download), `phantom` or `phantom:PATIENTS:SEED` (made-up patients, 20 and seed 0 by default).
+          else a download), `phantom` or `phantom:PATIENTS:SEED` (synthetic patients, 20 and seed 0 by default).
       data_dir: the folder of TFDS datasets; None is TFDS's own: `TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
       progress: whether to show a progress bar.
 
@@ -154,45 +156,54 @@ def prepare(source: str, data_dir: str | Path | None, *, progress: bool = True) 
       InputError: an unknown source, bad data (all faults are listed), no network, or a data folder that cannot be
           written to.
     """
-    root = _data_folder(data_dir)
-    prepared.remove_stale(root)
-    try:
-        tempfile.gettempdir()  # TFDS and the phantom need it
-    except OSError as error:
-        raise InputError(f"{error.strerror}; set TMPDIR to a folder that can be written to") from error
+    root = prepared.open_data_folder(data_dir)
     if match := PHANTOM_SOURCE.fullmatch(source):
-        patients, seed = (int(match[1]), int(match[2])) if match[1] else DEFAULT_PHANTOM
-        return _prepare_phantom(root, patients, seed, progress)
-    if source == "kaggle":
+        return _prepare_phantom(root, *_numbers(match), progress)
+    if source == KAGGLE:
         return _find_kaggle(root) or _prepare_path(download(), root, HANDLE, progress)
-    path = user_path(source, "source")
-    if not source or not path.exists():
-        raise InputError(
-            f"source {source!r}: no such file or folder. A source is the path of kaggle_3m/, of a folder that holds it "
-            "or of Kaggle's zip; or kaggle (downloads the real set); or phantom or phantom:PATIENTS:SEED (made-up "
-            "patients)."
-        )
+    path = _existing(source)
     return _prepare_path(path, root, str(path.absolute()), progress)
 
 
-def _data_folder(given: str | Path | None) -> Path:
-    if given:
-        return user_path(str(given), "data_dir").absolute()
-    default = tfds.core.constants.get_default_data_dir()
-    try:
-        return user_path(str(default), "TFDS_DATA_DIR").absolute()
-    except InputError as error:
-        raise InputError(
-            f"the folder of prepared data is by default {default}, which cannot be used ({error}); name a folder with "
-            "--data_dir (in main: --config.data.dir) or in the environment variable TFDS_DATA_DIR"
-        ) from error
+def check(source: str, *, progress: bool = True) -> prepared.Summary:
+    """Reads and checks a source as `prepare` does, and writes nothing; `kaggle` is downloaded.
+
+    Raises:
+      InputError: as `prepare` raises it.
+    """
+    with contextlib.ExitStack() as stack:
+        if match := PHANTOM_SOURCE.fullmatch(source):
+            path, given = stack.enter_context(_drawn(*_numbers(match))), source
+        elif source == KAGGLE:
+            path, given = download(), HANDLE
+        else:
+            path = _existing(source)
+            given = str(path.absolute())
+        bar = stack.enter_context(slice_progress(shown=progress))
+        return _summary(read_source(path, on_start=partial(bar.start, "checking"), on_slice=bar.advance), given)
+
+
+def _existing(source: str) -> Path:
+    path = user_path(source, "source")
+    if source and path.exists():
+        return path
+    raise InputError(
+        f"source {source!r}: no such file or folder. A source is the path of kaggle_3m/, of a folder that holds it "
+        "or of Kaggle's zip; a folder of labelled scans (nnU-Net, MSD, BraTS, BIDS, pairs of image and mask); or "
+        "kaggle (downloads the real set); or phantom or phantom:PATIENTS:SEED (synthetic patients)."
+    )
+
+
+def _numbers(match: re.Match[str]) -> tuple[int, int]:
+    """Patients and seed of a phantom."""
+    return (int(match[1]), int(match[2])) if match[1] else DEFAULT_PHANTOM
 
 
 def _find_kaggle(root: Path) -> Path | None:
     """The real set that lies prepared in `root`, or None: the whole one, else the one subset; several are an error."""
     found = {
         folder: summary
-        for folder, summary in prepared.list_prepared(root, str(LggMri.VERSION)).items()
+        for folder, summary in prepared.list_prepared(root, prepared.DATASET).items()
         if summary.is_published
     }
     whole = {folder: summary for folder, summary in found.items() if summary.is_whole}
@@ -216,22 +227,34 @@ def _prepare_phantom(root: Path, patients: int, seed: int, progress: bool) -> Pa
     folder = _folder(root, name)
     if prepared.is_prepared(folder):
         return folder
-    logging.info("Drawing %d made-up patients ...", patients)
+    logging.info("Drawing %d synthetic patients ...", patients)
+    with _drawn(patients, seed) as path:
+        return _prepare_path(path, root, f"phantom:{patients}:{seed}", progress, name=name)
+
+
+@contextlib.contextmanager
+def _drawn(patients: int, seed: int) -> Iterator[Path]:
+    """A phantom in a folder for temporary files."""
     with tempfile.TemporaryDirectory(prefix="phantom_") as drawn:
         try:
             path = write_phantom(Path(drawn), patients=patients, seed=seed)
         except OSError as error:
             raise InputError(f"{drawn} cannot be written to ({explain(error, 'another TMPDIR')})") from error
-        return _prepare_path(path, root, f"phantom:{patients}:{seed}", progress, name=name)
+        yield path
 
 
 def _prepare_path(path: Path, root: Path, given: str, progress: bool, *, name: str | None = None) -> Path:
+    signature = None if name else source_index.signature_of(path)
+    if folder := source_index.find(root, path, signature):
+        logging.info("%s: unchanged since it was prepared in %s", path, folder)
+        return folder
     with slice_progress(shown=progress) as bar:
         source = read_source(path, on_start=partial(bar.start, "checking"), on_slice=bar.advance)
         folder = _folder(root, name or f"{len(source.cases)}_patients_{source.fingerprint[:8]}")
         if not prepared.is_prepared(folder):
             bar.start("writing ", source.slices)
             _write(source, root, folder, given, bar.advance)
+    source_index.remember(root, path, signature, folder)
     return folder
 
 
@@ -239,16 +262,21 @@ def _folder(root: Path, name: str) -> Path:
     return root / prepared.DATASET / name / str(LggMri.VERSION)
 
 
-def _write(source: Source, root: Path, folder: Path, given: str, on_slice: Callable[[], None]) -> None:
-    summary = prepared.Summary(
+def _summary(source: KaggleSource, given: str) -> prepared.Summary:
+    return prepared.Summary(
         fingerprint=source.fingerprint,
         source=given,
         patients=len(source.cases),
         slices=source.slices,
-        tumor_slices=source.tumor_slices,
-        tumor_fraction=source.tumor_pixels / (source.slices * SIZE * SIZE),
-        institutions=dict(sorted(Counter(case.institution for case in source.cases).items())),
+        target_slices=source.tumor_slices,
+        target_fraction=source.tumor_pixels / (source.slices * SIZE * SIZE),
+        groups=dict(sorted(Counter(case.institution for case in source.cases).items())),
+        cases=len(source.cases),
     )
+
+
+def _write(source: KaggleSource, root: Path, folder: Path, given: str, on_slice: Callable[[], None]) -> None:
+    summary = _summary(source, given)
     config = LggMriConfig(
         name=folder.parent.name,
         description=f"{summary.patients} patients, prepared from {given}",
@@ -256,12 +284,4 @@ def _write(source: Source, root: Path, folder: Path, given: str, on_slice: Calla
         summary=summary,
         on_slice=on_slice,
     )
-    try:
-        with prepared.quiet_tfds():
-            LggMri(data_dir=root, config=config).download_and_prepare(file_format="array_record")
-    except (OSError, RuntimeError) as error:  # array_record reports what the disk does as a RuntimeError
-        if prepared.is_prepared(folder):
-            return  # another process finished the same content first
-        raise InputError(f"{root}: cannot be written to ({explain(error, 'another data_dir')})") from error
-    if not prepared.is_prepared(folder):
-        raise InputError(f"{folder}: lies there but is not whole. Delete this folder and prepare again.")
+    prepared.write(LggMri, config, root, folder)

@@ -92,6 +92,14 @@ def fit(volume: np.ndarray, method: str) -> Normalization:
     return Normalization(*np.array(channels, np.float32).T)
 
 
+def repeated(constants: Normalization, context: int) -> Normalization:
+    """Constants [..., C] for images with neighboring slices as further channels, [..., (2 * context + 1) * C]."""
+    if not context:
+        return constants
+    join = jnp.concatenate if isinstance(constants.lower, jax.Array) else np.concatenate
+    return Normalization(*(join([value] * (2 * context + 1), axis=-1) for value in constants))
+
+
 def normalize(images: jax.Array, constants: Normalization) -> jax.Array:
     """Clips and standardizes: (clip(x, lower, upper) - mean) * inverse_std. A constant channel becomes zeros.
 

@@ -1,7 +1,10 @@
 """Prepares the data: `python -m brainseg_jax.data.prepare --source=PATH --data_dir=DIR`.
 
-Checks everything first, writes a TFDS dataset, and ends with a table of what is in it beside the published counts.
+Checks everything first, writes a TFDS dataset, and ends with a table of what is in it. With `--check` nothing is
+written.
 """
+
+from collections.abc import Sequence
 
 from absl import flags
 from rich.console import Console
@@ -9,40 +12,98 @@ from rich.table import Table
 
 from brainseg_jax import cli
 from brainseg_jax.data import prepared
-from brainseg_jax.data.lgg import prepare
+from brainseg_jax.data.prepare_source import check, prepare
 
 SOURCE = flags.DEFINE_string(
     "source",
     "kaggle",
-    "What to prepare: kaggle_3m/, a folder that holds it, Kaggle's zip; kaggle (the set prepared before, else a "
-    "download); phantom or phantom:PATIENTS:SEED (made-up patients).",
+    "What to prepare: a folder of labelled scans (nnU-Net, MSD, BraTS, BIDS, pairs of image and mask); kaggle_3m/, a "
+    "folder that holds it, Kaggle's zip; kaggle (the set prepared before, else a download); phantom or "
+    "phantom:PATIENTS:SEED (synthetic patients).",
 )
 DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Folder of TFDS datasets. Default: TFDS_DATA_DIR, else ~/tensorflow_datasets."
 )
+CHECK = flags.DEFINE_bool("check", False, "Only check: read every file, list all faults, write nothing.")
 
 
 def describe(summary: prepared.Summary) -> Table:
-    """The table of a prepared set; beside a real one stand the published counts."""
+    """The table of a prepared set of the LGG data; beside a real one stand the published counts."""
     table = Table(title="Prepared data", title_justify="left")
     table.add_column("")
     table.add_column("here", justify="right", overflow="fold")
     rows = {
         "patients": (f"{summary.patients}", f"{prepared.PUBLISHED_PATIENTS}"),
         "slices": (f"{summary.slices}", f"{prepared.PUBLISHED_SLICES}"),
-        "tumor slices": (f"{summary.tumor_slices}", f"{prepared.PUBLISHED_TUMOR_SLICES}"),
-        "tumor pixels": (f"{summary.tumor_fraction:.3%}", f"{prepared.PUBLISHED_TUMOR_FRACTION:.2%}"),
+        "tumor slices": (f"{summary.target_slices}", f"{prepared.PUBLISHED_TUMOR_SLICES}"),
+        "tumor pixels": (f"{summary.target_fraction:.3%}", f"{prepared.PUBLISHED_TUMOR_FRACTION:.2%}"),
     }
-    codes = prepared.PUBLISHED_INSTITUTIONS if summary.is_published else summary.institutions
+    codes = prepared.PUBLISHED_INSTITUTIONS if summary.is_published else summary.groups
     for code in codes:
         published = prepared.PUBLISHED_INSTITUTIONS.get(code, 0)
-        rows[f"patients of {code}"] = (f"{summary.institutions.get(code, 0)}", f"{published}")
+        rows[f"patients of {code}"] = (f"{summary.groups.get(code, 0)}", f"{published}")
     rows["fingerprint"] = (summary.fingerprint[:16], "")
     if summary.is_published:
         table.add_column("published", justify="right")
     for name, (here, published) in rows.items():
         table.add_row(name, here, *([published] if summary.is_published else []))
     return table
+
+
+def describe_cohort(summary: prepared.Summary) -> list[Table]:
+    """Tables of any other cohort: what it is, its channels, its targets."""
+    contents, description = summary.contents, summary.description
+    cohort = _table(f"Cohort: {contents.kind}", "", "")
+    groups = {group or "not known": count for group, count in summary.groups.items()}
+    ignored = "none" if description.ignore is None else str(description.ignore)
+    rows = {
+        "patients": str(summary.patients),
+        "cases": str(summary.cases),
+        "slices": f"{summary.slices}, {summary.target_slices} with a target",
+        "groups (patients)": ", ".join(f"{group} ({count})" for group, count in groups.items()),
+        "slices, rows, columns": " x ".join(_spread(values) for values in contents.sizes),
+        "spacing in mm": " x ".join(_spread(values) for values in contents.spacings) or "not known",
+        "cases without spacing": str(contents.without_spacing),
+        "ignored label": ignored,
+        "fingerprint": summary.fingerprint[:16],
+    }
+    for name, value in rows.items():
+        if name != "cases without spacing" or (contents.without_spacing and contents.spacings):
+            cohort.add_row(name, value)
+    channels = _table("Channels", "channel", "minimum in files", "maximum in files", "cases replaced")
+    for name in description.channels:
+        low, high = contents.ranges.get(name, (None, None))
+        count = contents.replaced.get(name, 0)
+        replaced = f"{count} by {description.stand_in}" if count else "0"
+        channels.add_row(name, _number(low), _number(high), replaced)
+    targets = _table("Targets", "target", "labels", "cases", "voxels", "mL", "mL a case (median)")
+    for target in contents.targets:
+        targets.add_row(
+            target.name,
+            ", ".join(map(str, sorted(target.labels))),
+            str(target.cases),
+            str(target.voxels),
+            _number(target.milliliters),
+            _number(target.median_milliliters),
+        )
+    return [cohort, channels, targets]
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index else "left", overflow="fold")
+    return table
+
+
+def _spread(values: Sequence[float]) -> str:
+    """Minimum, median and maximum; one number where they are the same."""
+    shown = [f"{value:.4g}" for value in values]
+    return shown[0] if len(set(shown)) == 1 else f"{shown[0]}-{shown[1]}-{shown[2]}"
+
+
+def _number(value: float | None) -> str:
+    return "not known" if value is None else f"{value:.6g}"
 
 
 def verdict(summary: prepared.Summary) -> str:
@@ -56,14 +117,30 @@ def verdict(summary: prepared.Summary) -> str:
     return "The counts differ from the published ones: this is another version of the set, or it was changed."
 
 
+def print_summary(summary: prepared.Summary, console: Console) -> None:
+    """Prints the tables of a set, and what a user must know of it."""
+    if summary.contents is None:
+        console.print(describe(summary))
+        console.print(verdict(summary))
+    else:
+        for table in describe_cohort(summary):
+            console.print(table)
+        console.print("Sizes and spacings: one value, or minimum-median-maximum.")
+        for note in summary.contents.notes:
+            console.print(f"Note: {note}", soft_wrap=True, markup=False)
+    console.print(f"Source: {summary.source}\nFingerprint: {summary.fingerprint}", soft_wrap=True, markup=False)
+
+
 def main(_: list[str]) -> None:
-    """Prepares what the flags name and prints what there is."""
-    folder = prepare(SOURCE.value, DATA_DIR.value)
-    summary = prepared.read_summary(folder)
+    """Prepares or checks what the flags name and prints what there is."""
     console = Console()
-    console.print(describe(summary))
-    console.print(verdict(summary))
-    console.print(f"Source: {summary.source}\nFingerprint: {summary.fingerprint}\nFolder: {folder}", soft_wrap=True)
+    if CHECK.value:
+        print_summary(check(SOURCE.value), console)
+        console.print("No fault. Only checked, nothing written.")
+        return
+    folder = prepare(SOURCE.value, DATA_DIR.value)
+    print_summary(prepared.read_summary(folder), console)
+    console.print(f"Folder: {folder}", soft_wrap=True, markup=False)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The one progress bar of reading and writing slices."""
+"""The one progress bar of reading and writing data."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,22 +16,22 @@ class SliceProgress:
         self._task = bar.add_task("", total=None)
 
     def start(self, stage: str, total: int) -> None:
-        """Begins a stage, such as `checking`, of `total` slices."""
+        """Begins a stage, such as `checking`, of `total` slices or cases."""
         self._bar.reset(self._task, description=stage, total=total)
 
     def advance(self) -> None:
-        """Counts one slice."""
+        """Counts one slice or case."""
         self._bar.advance(self._task)
 
 
 @contextmanager
-def slice_progress(*, shown: bool) -> Iterator[SliceProgress]:
-    """Shows slices done, slices a second and the time left, on stderr."""
+def slice_progress(*, shown: bool, unit: str = "slices") -> Iterator[SliceProgress]:
+    """Shows slices, or what `unit` says, done and a second, and the time left, on stderr."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("slices"),
+        TextColumn(unit),
         _RateColumn(),
         TimeRemainingColumn(),
     )

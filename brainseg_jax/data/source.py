@@ -4,6 +4,7 @@ A folder is walked with `pathlib.Path` and a zip with `zipfile.Path`, which offe
 both, and nothing is extracted. Faults are collected as sentences, so that a user sees all of them at once.
 """
 
+import contextlib
 import re
 import zipfile
 from collections import defaultdict
@@ -15,8 +16,9 @@ from pathlib import Path
 from absl import logging
 
 from brainseg_jax.data.clinical import UNKNOWN, Clinical, read_clinical
-from brainseg_jax.data.untrusted import open_zip
 from brainseg_jax.errors import InputError
+from brainseg_jax.scans.untrusted import open_zip
+from brainseg_jax.scans.walk import IGNORED_NAMES
 
 TreePath = Path | zipfile.Path
 
@@ -25,11 +27,10 @@ SLICE_NAME = re.compile(r"(?P<case>.+)_(?P<number>[1-9][0-9]{0,18})(?P<mask>_mas
 # Where the tree can lie below the path that was given. Kaggle's zip holds it twice, and the first one found is used.
 TREE_FOLDERS = ("kaggle_3m", "lgg-mri-segmentation/kaggle_3m")
 _KNOWN_NAMES = ("data.csv", "README.md")  # beside the case folders, in Kaggle's set
-IGNORED_NAMES = ("Thumbs.db", "desktop.ini", "__MACOSX")  # and whatever begins with a dot
 
 
 @dataclass(frozen=True)
-class Slice:
+class KaggleSlice:
     """One slice of a case: its number (from 1) and its two files."""
 
     number: int
@@ -38,11 +39,11 @@ class Slice:
 
 
 @dataclass(frozen=True)
-class Case:
+class KaggleCase:
     """One patient's scan: the slices in the order of their numbers, which count from 1 without a gap."""
 
     name: str
-    slices: tuple[Slice, ...]
+    slices: tuple[KaggleSlice, ...]
     clinical: Clinical
 
     @property
@@ -51,7 +52,7 @@ class Case:
         return self.name.split("_")[1]
 
 
-def list_cases(path: str | Path) -> tuple[list[Case], list[str]]:
+def list_cases(path: str | Path) -> tuple[list[KaggleCase], list[str]]:
     """Lists the cases below `path`, sorted by name, without opening an image.
 
     Args:
@@ -81,7 +82,7 @@ def list_cases(path: str | Path) -> tuple[list[Case], list[str]]:
         elif match := CASE_NAME.fullmatch(entry.name):
             slices, case_faults = _list_slices(entry)
             faults += case_faults
-            cases.append(Case(entry.name, tuple(slices), table.get(match["patient"], UNKNOWN)))
+            cases.append(KaggleCase(entry.name, tuple(slices), table.get(match["patient"], UNKNOWN)))
             scans[match["patient"]].append(entry.name)
         else:
             faults.append(f"{where}: a folder that is no case; a case is named like TCGA_DU_5849_19950405")
@@ -98,6 +99,17 @@ def list_cases(path: str | Path) -> tuple[list[Case], list[str]]:
     return cases, faults
 
 
+def is_kaggle(path: Path) -> bool:
+    """Whether a folder is that of the LGG data: it has a case folder in the right place, with a slice in it."""
+    with contextlib.suppress(OSError):
+        for tree in (path, *(path / folder for folder in TREE_FOLDERS)):
+            if tree.is_dir():
+                cases = (entry for entry in tree.iterdir() if CASE_NAME.fullmatch(entry.name) and entry.is_dir())
+                if any(SLICE_NAME.fullmatch(file.name) for case in cases for file in case.iterdir()):
+                    return True
+    return False
+
+
 def _find_tree(path: Path) -> TreePath:
     """The folder that holds the case folders."""
     root = _open(path)
@@ -107,7 +119,7 @@ def _find_tree(path: Path) -> TreePath:
     found = ", ".join(entry.name for entry in list(_visible(root))[:5]) or "nothing"
     raise InputError(
         f"{path}: no case in it (found: {found}). Give kaggle_3m/, a folder that holds it, or Kaggle's zip; "
-        "a case is a folder named like TCGA_DU_5849_19950405."
+        "a case is a folder named like TCGA_DU_5849_19950405. Unpack a zip of any other cohort, and give its folder."
     )
 
 
@@ -127,7 +139,7 @@ def _visible(folder: TreePath) -> Iterator[TreePath]:
     return iter(sorted(entries, key=lambda entry: entry.name))
 
 
-def _list_slices(folder: TreePath) -> tuple[list[Slice], list[str]]:
+def _list_slices(folder: TreePath) -> tuple[list[KaggleSlice], list[str]]:
     """The slices of one case in the order of their numbers, and the faults of its files."""
     images, masks, faults = {}, {}, []
     for entry in _visible(folder):
@@ -149,7 +161,7 @@ def _list_slices(folder: TreePath) -> tuple[list[Slice], list[str]]:
     faults += [f"{folder.name}/{images[n].name}: an image without a mask" for n in sorted(images.keys() - masks.keys())]
     faults += [f"{folder.name}/{masks[n].name}: a mask without an image" for n in sorted(masks.keys() - images.keys())]
     both = sorted(images.keys() & masks.keys())
-    return [Slice(number, images[number], masks[number]) for number in both], faults
+    return [KaggleSlice(number, images[number], masks[number]) for number in both], faults
 
 
 def _gaps(numbers: Set[int]) -> Iterator[int]:

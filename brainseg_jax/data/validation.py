@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from brainseg_jax.data.source import Case, Slice, TreePath, list_cases
-from brainseg_jax.data.untrusted import read_bounded
+from brainseg_jax.data.source import KaggleCase, KaggleSlice, TreePath, list_cases
 from brainseg_jax.errors import InputError
+from brainseg_jax.scans.untrusted import read_bounded
 
 SIZE = 256  # pixels, height and width
 TIFF_MARKS = (b"II*\0", b"MM\0*")  # how a TIFF file begins, by byte order
@@ -21,10 +21,10 @@ READERS = 2  # threads; decoding and hashing release the interpreter lock
 
 
 @dataclass(frozen=True)
-class Source:
+class KaggleSource:
     """Cases whose every slice was read and found whole."""
 
-    cases: tuple[Case, ...]
+    cases: tuple[KaggleCase, ...]
     fingerprint: str  # see `read_source`
     tumor_slices: int
     tumor_pixels: int
@@ -46,7 +46,7 @@ class _Reading:
     tumor_pixels: int = 0
 
 
-def read_source(path: str | Path, *, on_start: Callable[[int], None], on_slice: Callable[[], None]) -> Source:
+def read_source(path: str | Path, *, on_start: Callable[[int], None], on_slice: Callable[[], None]) -> KaggleSource:
     """Reads and checks all that lies in `path`, and writes nothing.
 
     The fingerprint is the hexadecimal SHA-256 of the sorted cases, their clinical codes, slice numbers and pixels. It
@@ -75,8 +75,8 @@ def read_source(path: str | Path, *, on_start: Callable[[int], None], on_slice: 
     faults += [fault for reading in readings for fault in reading.faults]
     faults += _shared_images(slices, readings)
     if faults:
-        raise InputError(_list_faults(path, faults))
-    return Source(
+        raise InputError(list_faults(path, faults))
+    return KaggleSource(
         cases=tuple(cases),
         fingerprint=_fingerprint(slices, readings),
         tumor_slices=sum(reading.tumor_pixels > 0 for reading in readings),
@@ -84,7 +84,7 @@ def read_source(path: str | Path, *, on_start: Callable[[int], None], on_slice: 
     )
 
 
-def read_slice(item: Slice) -> tuple[np.ndarray, np.ndarray]:
+def read_slice(item: KaggleSlice) -> tuple[np.ndarray, np.ndarray]:
     """Decodes one slice.
 
     Returns:
@@ -136,7 +136,7 @@ def _decode(path: TreePath, *, mode: str) -> np.ndarray:
         raise InputError(f"{_short(path)}: damaged or truncated ({error})") from error
 
 
-def _read(item: Slice) -> _Reading:
+def _read(item: KaggleSlice) -> _Reading:
     """Reads both files of a slice, so that the faults of both are told."""
     arrays, faults = [], []
     for read, path in ((_read_image, item.image), (_read_mask, item.mask)):
@@ -156,9 +156,9 @@ def _read(item: Slice) -> _Reading:
     )
 
 
-def _shared_images(slices: Sequence[tuple[Case, Slice]], readings: Sequence[_Reading]) -> list[str]:
+def _shared_images(slices: Sequence[tuple[KaggleCase, KaggleSlice]], readings: Sequence[_Reading]) -> list[str]:
     """One fault for each pair of patients that share an image. A constant image carries no identity."""
-    owners: dict[str, tuple[Case, Slice]] = {}
+    owners: dict[str, tuple[KaggleCase, KaggleSlice]] = {}
     shared: dict[tuple[str, str], list[str]] = {}
     for (case, item), reading in zip(slices, readings, strict=True):
         if reading.faults or reading.constant:
@@ -173,7 +173,7 @@ def _shared_images(slices: Sequence[tuple[Case, Slice]], readings: Sequence[_Rea
     ]
 
 
-def _fingerprint(slices: Sequence[tuple[Case, Slice]], readings: Sequence[_Reading]) -> str:
+def _fingerprint(slices: Sequence[tuple[KaggleCase, KaggleSlice]], readings: Sequence[_Reading]) -> str:
     digest = hashlib.sha256()
     for (case, item), reading in zip(slices, readings, strict=True):
         words = (case.name, *case.clinical, item.number, reading.image_digest, reading.mask_digest)
@@ -181,7 +181,8 @@ def _fingerprint(slices: Sequence[tuple[Case, Slice]], readings: Sequence[_Readi
     return digest.hexdigest()
 
 
-def _list_faults(path: str | Path, faults: Sequence[str]) -> str:
+def list_faults(path: str | Path, faults: Sequence[str]) -> str:
+    """The message that refuses a source: a line for each fault."""
     count = f"{len(faults)} faults" if len(faults) > 1 else "1 fault"
     lines = [f"{path}: {count} in the data, so nothing was written. Repair or remove what is named, or get a new copy:"]
     lines += [f"  {fault}" for fault in faults]

@@ -3,7 +3,8 @@
 Counts are additive over patients, so a cohort is never held in memory as a whole.
 """
 
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -13,13 +14,15 @@ BINS = 15  # of equal width, as in Guo et al. 2017
 THRESHOLDS = np.round(np.arange(0.05, 1.0, 0.05), 2)
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Calibration:
     """Counts of the voxels in the head, by bin of the predicted probability, and Dice of each patient by threshold.
 
+    It is of one target.
+
     Attributes:
       voxels: [BINS] int64; bin b holds probabilities from b / BINS up to but not (b + 1) / BINS, the last one 1 too.
-      tumor: [BINS] int64, those of them that are tumor.
+      tumor: [BINS] int64, those of them that belong to the target.
       probability: [BINS] float64, the sum of their probabilities.
       dice: [P, len(THRESHOLDS)] float64, 3-D Dice of each patient where no part is taken out after the threshold.
     """
@@ -41,8 +44,8 @@ class Calibration:
     def error(self) -> float:
         """Expected calibration error: mean over voxels of |mean probability - share of tumor| of the voxel's bin.
 
-        Guo et al. 2017 (arxiv.org/abs/1706.04599), equation 3, for the probability of tumor. Most voxels are surely
-        healthy, so it is small in any segmentation of a small tumor: the diagram tells more.
+        Guo et al. 2017 (arxiv.org/abs/1706.04599), equation 3, for the probability of the target. Most voxels are
+        surely healthy, so it is small in any segmentation of a small target: the diagram tells more.
         """
         return float(np.abs(self.probability - self.tumor).sum() / max(1, self.voxels.sum()))
 
@@ -62,23 +65,62 @@ class Calibration:
         }
 
 
-def calibrate(probability: np.ndarray, truth: np.ndarray, flair: np.ndarray) -> Calibration:
-    """Counts one patient.
+def combine(calibrations: Sequence[Calibration], patients: Sequence[str]) -> Calibration:
+    """Adds up cases: counts are added, and Dice is the mean over the cases of each patient.
 
     Args:
-      probability: of tumor, [S, H, W] in [0, 1].
+      calibrations: of one case each, one or more.
+      patients: whose case it is, in the same order.
+    """
+    total = sum(calibrations[1:], start=calibrations[0])
+    own = [[i for i, one in enumerate(patients) if one == patient] for patient in dict.fromkeys(patients)]
+    return dataclasses.replace(total, dice=np.stack([total.dice[cases].mean(axis=0) for cases in own]))
+
+
+def summarize_targets(calibrations: Mapping[str, Calibration]) -> dict:
+    """What `results.json` and `scores.json` hold of the calibration of all targets.
+
+    Args:
+      calibrations: by target, one or more, of the same patients.
+
+    Returns:
+      the `summary` where there is one target; else "targets", the summary of each, and "mean": over the targets, the
+      expected calibration error and Dice by threshold.
+    """
+    summaries = {name: calibration.summary() for name, calibration in calibrations.items()}
+    if len(summaries) == 1:
+        return next(iter(summaries.values()))
+    dice = np.mean([list(one["dice_by_threshold"].values()) for one in summaries.values()], axis=0)
+    mean = {
+        "expected_calibration_error": float(np.mean([one.error for one in calibrations.values()])),
+        "dice_by_threshold": {str(t): float(d) for t, d in zip(THRESHOLDS.tolist(), dice, strict=True)},
+    }
+    return {"targets": summaries, "mean": mean}
+
+
+def calibrate(
+    probability: np.ndarray, truth: np.ndarray, shown: np.ndarray, *, counted: np.ndarray | None = None
+) -> Calibration:
+    """Counts one case of one target.
+
+    Args:
+      probability: of the target, [S, H, W] in [0, 1].
       truth: [S, H, W] bool.
-      flair: [S, H, W] uint8; a voxel brighter than `normalization.head_level` is in the head.
+      shown: [S, H, W] uint8, the channel that pictures show (`Description.shown`); a voxel brighter than
+        `normalization.head_level` is in the head.
+      counted: [S, H, W] bool, False for voxels of an `ignore` label, which are left out; None where all count.
 
     Returns:
       of P = 1. Dice counts all voxels, in the head or not.
     """
-    head = flair > head_level(np.bincount(flair.ravel(), minlength=256))
-    p, y = probability[head].astype(np.float64), truth[head]
+    head = shown > head_level(np.bincount(shown.ravel(), minlength=256))
+    if counted is None:
+        counted = np.ones(truth.shape, bool)
+    p, y = probability[head & counted].astype(np.float64), truth[head & counted]
     place = np.minimum((p * BINS).astype(np.int64), BINS - 1)
     # How many thresholds a voxel reaches; those it does not reach are the higher ones.
-    reached = np.searchsorted(THRESHOLDS.astype(probability.dtype), probability.ravel(), side="right")
-    true = truth.ravel()
+    reached = np.searchsorted(THRESHOLDS.astype(probability.dtype), probability[counted], side="right")
+    true = truth[counted]
     counts = [np.bincount(of, minlength=len(THRESHOLDS) + 1) for of in (reached, reached[true])]
     predicted, overlap = (n[::-1].cumsum()[::-1][1:] for n in counts)
     total = predicted + true.sum()

@@ -1,4 +1,4 @@
-"""A patient's slices in a form small enough for a page: WebP pictures in base64, outlines of masks as SVG paths."""
+"""The slices of a case in a form small enough for a page: WebP pictures in base64, outlines of masks as SVG paths."""
 
 import base64
 import io
@@ -9,8 +9,33 @@ import numpy as np
 from contourpy import contour_generator
 from PIL import Image
 
+# Colors of Okabe and Ito (jfly.uni-koeln.de/color), which color-blind readers can tell apart; those that show best on
+# black come first, and their black is left out.
+_COLORS = ("#56b4e9", "#e69f00", "#cc79a7", "#f0e442", "#009e73", "#d55e00", "#0072b2")
+_WIDTHS, _DASHES = (2.4, 1.6), ((7, 3), (2, 3), (10, 3, 2, 3), (4, 2), (1, 3))
+MOST_SLICES = 4000  # in a report: a page of more is too large for a browser
 MAX_SIDE = 256  # pixels; larger pictures are made smaller, outlines keep their own grid
 FAINTEST = 0.02  # a probability below is not drawn
+
+
+@dataclass(frozen=True)
+class TargetStyle:
+    """How the outlines of one of several targets are drawn: the reference solid, the prediction dashed.
+
+    Attributes:
+      color: hexadecimal.
+      width: of the line, in pixels.
+      dashes: of the prediction: lengths of line and gap in turn, in pixels.
+    """
+
+    color: str
+    width: float
+    dashes: tuple[int, ...]
+
+
+def target_style(k: int) -> TargetStyle:
+    """Of the k-th target: no two of the first 35 look alike."""
+    return TargetStyle(_COLORS[k % len(_COLORS)], _WIDTHS[k % len(_WIDTHS)], _DASHES[k % len(_DASHES)])
 
 
 @dataclass(frozen=True)
@@ -28,32 +53,50 @@ class Outlines:
 
 @dataclass(frozen=True)
 class Overlay:
-    """What one network, or one folder of masks, says of a patient; pictures in base64, a slice each, or None."""
+    """What one network, or one folder of masks, says of a case.
 
-    mask: Outlines
-    probability: list[str] | None = None
+    Attributes:
+      masks: of each target.
+      probability: pictures in base64 by target and slice, or None.
+      attention: pictures in base64, a slice each, or None.
+    """
+
+    masks: list[Outlines]
+    probability: list[list[str]] | None = None
     attention: list[str] | None = None
 
 
 @dataclass(frozen=True)
-class Case:
-    """A patient to look at.
+class CasePictures:
+    """A case to look at.
 
     Attributes:
-      patient: id.
+      name: of the case; the patient's id where each patient has one case.
       size: height and width of the slices, in pixels.
       numbers: of the slices.
-      flair: pictures in base64, a slice each; None where there is no scan.
-      truth: the true mask.
+      scan: pictures of the channel shown in base64, a slice each; None where there is no scan.
+      truth: the reference mask of each target.
       overlays: one for each of the runs in the report.
+      step: every how many slices of the case are here, see `slice_step`.
     """
 
-    patient: str
+    name: str
     size: tuple[int, int]
     numbers: list[int]
-    flair: list[str] | None
-    truth: Outlines
+    scan: list[str] | None
+    truth: list[Outlines]
     overlays: list[Overlay]
+    step: int = 1
+
+
+def slice_step(total: int) -> int:
+    """Every how many slices a report shows, of cases with `total` slices together; 1 up to `MOST_SLICES`."""
+    return max(1, -(-total // MOST_SLICES))
+
+
+def outlines(masks: np.ndarray) -> list[Outlines]:
+    """`outline` of each target, of masks [S, H, W, K] bool."""
+    return [outline(masks[..., k]) for k in range(masks.shape[-1])]
 
 
 def outline(volume: np.ndarray) -> Outlines:

@@ -8,13 +8,16 @@ from absl import logging
 
 from brainseg_jax.data.source import CASE_NAME
 from brainseg_jax.errors import InputError
-from brainseg_jax.evaluation.case_pictures import Case, Overlay, outline
-from brainseg_jax.evaluation.report import Scored
-from brainseg_jax.evaluation.volumes import score_volume
+from brainseg_jax.evaluation.case_pictures import CasePictures, Overlay, outlines, slice_step
+from brainseg_jax.evaluation.targets import describe_masks, find_naming
+from brainseg_jax.evaluation.views import Scored
+from brainseg_jax.evaluation.volumes import score_targets
 from brainseg_jax.scans.masks import Mask, read_masks
 
 
-def score_folders(predictions: Path, truth: Path, *, tolerance: float) -> tuple[Scored, list[Case]]:
+def score_folders(
+    predictions: Path, truth: Path, *, tolerance: float, targets: str = ""
+) -> tuple[Scored, list[CasePictures]]:
     """Scores every case of two folders that hold the same cases.
 
     Distances are in mm where the spacing of every case is known, else in voxels for all, as one mean is made of them.
@@ -23,24 +26,80 @@ def score_folders(predictions: Path, truth: Path, *, tolerance: float) -> tuple[
       predictions: see `read_masks`.
       truth: see `read_masks`.
       tolerance: of surface Dice, in mm or in voxels.
+      targets: names and labels, see `targets.parse_targets`; "": those of a `dataset.json` or of the values.
 
     Returns:
       what a report needs, and the cases with outlines but no scan.
 
     Raises:
-      InputError: a folder cannot be used; or cases are missing in one, or differ in shape, slices or spacing: all are
-        listed.
+      InputError: a folder or the targets cannot be used; or cases are missing in one, hold labels that are not known,
+        or differ in shape, slices or spacing: all are listed.
     """
+    naming = find_naming(truth, targets)
     predicted, true = read_masks(predictions), read_masks(truth)
+    _report_notes([*predicted.values(), *true.values()])
+    description, unknown = describe_masks(true, predicted, naming)
+    faults = [f"  {case}: in {truth} only" for case in sorted(true.keys() - predicted.keys())]
+    faults += [f"  {case}: in {predictions} only" for case in sorted(predicted.keys() - true.keys())]
+    faults += _bring_together(predicted, true) + [f"  {fault}" for fault in unknown]
+    if faults:
+        labels = " or with the same labels" if unknown else ""
+        raise InputError(
+            f"--predictions={predictions} and --truth={truth} do not hold masks of the same cases on the same grid"
+            f"{labels}; correct or take away:\n" + "\n".join(faults)
+        )
+    without = [case for case, mask in true.items() if mask.spacing is None]
+    if without and len(without) < len(true):
+        logging.warning("no spacing is known of %s, so distances are in voxels for all cases", ", ".join(without))
+    rows, cases = [], []
+    step = slice_step(sum(len(mask.labels) for mask in true.values()))
+    named = all(CASE_NAME.fullmatch(case) for case in true)
+    for case, mask in true.items():
+        known = {"patient": case} | ({"institution": case.split("_")[1]} if named else {})
+        ours, theirs = description.masks(predicted[case].labels), description.masks(mask.labels)
+        counted = description.counted(mask.labels)
+        scores = score_targets(
+            ours,
+            theirs,
+            description.names,
+            spacing=None if without else mask.spacing,
+            tolerance=tolerance,
+            counted=counted,
+        )
+        rows += [known | row for row in scores]
+        cases.append(
+            CasePictures(
+                name=case,
+                size=mask.labels.shape[1:],
+                numbers=list(mask.numbers or range(1, len(mask.labels) + 1))[::step],
+                scan=None,
+                truth=outlines(theirs[::step]),
+                overlays=[Overlay(outlines((ours if counted is None else ours & counted[..., None])[::step]))],
+                step=step,
+            )
+        )
+    facts = {"Predicted masks": str(predictions), "True masks": str(truth)}
+    if naming:
+        facts["Targets named by"] = naming.source
+    if description.ignore is not None:
+        facts["Not scored"] = f"voxels of label {description.ignore}"
+    return Scored(predictions.absolute().name, rows, facts, description=description), cases
+
+
+def _report_notes(masks: list[Mask]) -> None:
+    """Logs what a user must know of the files, once for all files with the same note."""
     noted: dict[str, list[str]] = defaultdict(list)
-    for mask in [*predicted.values(), *true.values()]:
+    for mask in masks:
         for note in mask.notes:
             noted[note].append(str(mask.sources[0]))
     for note, files in noted.items():
         more = f" and {len(files) - 1} more" if len(files) > 1 else ""
         logging.warning("%s%s: %s", files[0], more, note)
-    faults = [f"  {case}: in {truth} only" for case in sorted(true.keys() - predicted.keys())]
-    faults += [f"  {case}: in {predictions} only" for case in sorted(predicted.keys() - true.keys())]
+
+
+def _bring_together(predicted: dict[str, Mask], true: dict[str, Mask]) -> list[str]:
+    """Brings the masks of each case onto one grid, in place; returns what keeps them apart, a line each."""
+    faults = []
     for case in sorted(true.keys() & predicted.keys()):
         if predicted[case].grid and true[case].grid:
             grids = predicted[case].grid, true[case].grid
@@ -49,34 +108,7 @@ def score_folders(predictions: Path, truth: Path, *, tolerance: float) -> tuple[
             faults += [f"  {case}: {difference}" for difference in words]
         elif true[case].grid:
             predicted[case] = predicted[case].on(true[case].grid)
-    if faults:
-        raise InputError(
-            f"--predictions={predictions} and --truth={truth} do not hold masks of the same cases on the same grid; "
-            "correct or take away:\n" + "\n".join(faults)
-        )
-    without = [case for case, mask in true.items() if mask.spacing is None]
-    if without and len(without) < len(true):
-        logging.warning("no spacing is known of %s, so distances are in voxels for all cases", ", ".join(without))
-    rows, cases = [], []
-    named = [CASE_NAME.fullmatch(case) for case in true]
-    for case, mask in true.items():
-        row: dict = {"patient": case}
-        if all(named):
-            row["institution"] = case.split("_")[1]
-        spacing = None if without else mask.spacing
-        rows.append(row | score_volume(predicted[case].voxels, mask.voxels, spacing=spacing, tolerance=tolerance))
-        cases.append(
-            Case(
-                patient=case,
-                size=mask.voxels.shape[1:],
-                numbers=list(mask.numbers or range(1, len(mask.voxels) + 1)),
-                flair=None,
-                truth=outline(mask.voxels),
-                overlays=[Overlay(outline(predicted[case].voxels))],
-            )
-        )
-    told = {"Predicted masks": str(predictions), "True masks": str(truth)}
-    return Scored(predictions.absolute().name, rows, told), cases
+    return faults
 
 
 def _differences(predicted: Mask, true: Mask) -> list[str]:

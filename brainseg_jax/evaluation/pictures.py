@@ -2,78 +2,100 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.lines import Line2D
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from brainseg_jax.evaluation.case_pictures import stretched
+from brainseg_jax.evaluation.case_pictures import stretched, target_style
+from brainseg_jax.scans.description import LGG, Description
 
 matplotlib.use("Agg", force=False)
 
-TRUTH_COLOR, PREDICTION_COLOR = "#00c853", "#ff3d00"
+TRUTH_COLOR, PREDICTION_COLOR = "#00c853", "#ff3d00"  # of the only target
 
 
 @dataclasses.dataclass(frozen=True)
-class Slice:
+class PictureSlice:
     """One slice to draw, on the native grid.
 
     Attributes:
       title: patient, slice and score, in words.
-      flair: [H, W] uint8; it is drawn as the report draws it, see `stretched`.
-      truth: [H, W] bool.
-      prediction: [H, W] bool.
+      scan: [H, W] uint8, the channel that is shown; it is drawn as the report draws it, see `stretched`.
+      truth: [H, W, K] bool.
+      prediction: [H, W, K] bool.
       attention: [H, W] in [0, 1], the finest attention map, or None for a network without gates.
     """
 
     title: str
-    flair: np.ndarray
+    scan: np.ndarray
     truth: np.ndarray
     prediction: np.ndarray
     attention: np.ndarray | None
 
 
-def draw_panel(path: Path, slices: list[Slice]) -> None:
-    """Writes a PNG, a row a slice: FLAIR, true mask, prediction, outlines of both on the scan, attention map if any."""
+def draw_panel(path: Path, slices: list[PictureSlice], *, description: Description = LGG) -> None:
+    """Writes a PNG, a row a slice: scan, reference, prediction, outlines of both on the scan, attention map if any.
+
+    Several targets are drawn in the colors of `target_style`, the reference solid and the prediction dashed, with a
+    legend.
+
+    Args:
+      path: of the PNG.
+      slices: one or more.
+      description: has the names of the K targets and of the channel.
+    """
     columns = 4 + (slices[0].attention is not None)
-    figure = Figure(figsize=(2.6 * columns, 2.95 * len(slices)), layout="constrained")
-    rows = figure.subfigures(len(slices), 1, squeeze=False)[:, 0]
-    for row, picture in zip(rows, slices, strict=True):
+    several = len(description.names) > 1
+    figure = Figure(figsize=(2.6 * columns, 2.95 * len(slices) + 0.5 * several), layout="constrained")
+    # A legend has a row of its own: a figure does not leave room for one beside its parts.
+    heights = [2.95] * len(slices) + [0.5] * several
+    rows = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for row, picture in zip(rows, slices, strict=False):
         row.suptitle(picture.title, fontsize=10)
         axes = row.subplots(1, columns)
-        flair = stretched(picture.flair)
-        _show(axes[0], flair, "FLAIR")
-        _show(axes[1], picture.truth, "true mask")
-        _show(axes[2], picture.prediction, "prediction")
-        _show(axes[3], flair, "true (green), predicted (red)")
-        _outline(axes[3], picture.truth, TRUTH_COLOR)
-        _outline(axes[3], picture.prediction, PREDICTION_COLOR)
+        scan = stretched(picture.scan)
+        _show(axes[0], scan, description.channels[description.shown])
+        _show(axes[1], _filled(picture.truth), "true mask")
+        _show(axes[2], _filled(picture.prediction), "prediction")
+        _show(axes[3], scan, "true (solid), predicted (dashed)" if several else "true (green), predicted (red)")
+        _outlines(axes[3], picture)
         if picture.attention is not None:
-            _show(axes[4], flair, "attention, finest gate")
+            _show(axes[4], scan, "attention, finest gate")
             shown = axes[4].imshow(picture.attention, cmap="magma", alpha=0.7, vmin=0.0, vmax=1.0)
             row.colorbar(shown, ax=axes[4], fraction=0.046, pad=0.02)
+    if several:
+        _legend(rows[-1], description.names)
     figure.savefig(path, dpi=110)
 
 
-def draw_grid(path: Path, rows: dict[str, list[Slice]]) -> None:
+def draw_grid(path: Path, rows: dict[str, list[PictureSlice]], *, description: Description = LGG) -> None:
     """Writes a PNG, a row for each network, a column a slice: outlines of truth and prediction on the scan.
 
     Args:
       path: of the PNG.
       rows: by the network's name, the same slices in the same order.
+      description: has the names of the K targets.
     """
     columns = max(len(slices) for slices in rows.values())
-    figure = Figure(figsize=(2.6 * columns, 2.95 * len(rows)), layout="constrained")
-    for part, (name, slices) in zip(figure.subfigures(len(rows), 1, squeeze=False)[:, 0], rows.items(), strict=True):
-        part.suptitle(f"{name}: true (green), predicted (red)", fontsize=9, x=0.01, horizontalalignment="left")
+    several = len(description.names) > 1
+    figure = Figure(figsize=(2.6 * columns, 2.95 * len(rows) + 0.5 * several), layout="constrained")
+    heights = [2.95] * len(rows) + [0.5] * several
+    parts = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for part, (name, slices) in zip(parts, rows.items(), strict=False):
+        colors = "true (solid), predicted (dashed)" if several else "true (green), predicted (red)"
+        part.suptitle(f"{name}: {colors}", fontsize=9, x=0.01, horizontalalignment="left")
         for axes, picture in zip(part.subplots(1, columns, squeeze=False)[0], slices, strict=True):
-            _show(axes, stretched(picture.flair), picture.title.replace(": ", "\n"))
-            _outline(axes, picture.truth, TRUTH_COLOR)
-            _outline(axes, picture.prediction, PREDICTION_COLOR)
+            _show(axes, stretched(picture.scan), picture.title.replace(": ", "\n"))
+            _outlines(axes, picture)
+    if several:
+        _legend(parts[-1], description.names)
     figure.savefig(path, dpi=110)
 
 
@@ -106,27 +128,65 @@ def draw_curves(path: Path, epochs: list[dict]) -> None:
     figure.savefig(path, dpi=110)
 
 
-def draw_overlay(path: Path, *, flair: np.ndarray, mask: np.ndarray, numbers: tuple[int, ...]) -> None:
-    """Writes a PNG of all slices of a scan side by side, about a square, the mask outlined in red.
+def draw_overlay(
+    path: Path, *, scan: np.ndarray, masks: np.ndarray, numbers: tuple[int, ...], targets: Sequence[str] = ("",)
+) -> None:
+    """Writes a PNG of all slices of a scan side by side, about a square, with the outlines of the masks.
+
+    The outline of one target is red. Several have the colors of `target_style`, a later one over an earlier one, and a
+    legend below.
 
     Args:
       path: of the PNG.
-      flair: [S, H, W] uint8.
-      mask: [S, H, W] bool.
+      scan: [S, H, W] uint8, the channel that is shown.
+      masks: [S, H, W, K] bool.
       numbers: of the slices, written into each.
+      targets: names of the K targets.
     """
-    count, height, width = flair.shape
+    count, height, width = scan.shape
     columns = math.ceil(math.sqrt(count * height / width))
     rows = -(-count // columns)
-    colors = np.repeat(stretched(flair)[..., None], 3, axis=-1)
-    inner = np.stack([ndimage.binary_erosion(one) for one in mask])
-    colors[mask & ~inner] = tuple(bytes.fromhex(PREDICTION_COLOR[1:]))
+    pixels = np.repeat(stretched(scan)[..., None], 3, axis=-1)
+    colors = [PREDICTION_COLOR] if len(targets) == 1 else [target_style(k).color for k in range(len(targets))]
+    for k, color in enumerate(colors):
+        mask = masks[..., k]
+        inner = np.stack([ndimage.binary_erosion(one) for one in mask])
+        pixels[mask & ~inner] = _rgb(color)
     sheet = Image.new("RGB", (columns * width, rows * height))
-    for place, (tile, number) in enumerate(zip(colors, numbers, strict=True)):
-        corner = (place % columns * width, place // columns * height)
+    for index, (tile, number) in enumerate(zip(pixels, numbers, strict=True)):
+        corner = (index % columns * width, index // columns * height)
         sheet.paste(Image.fromarray(tile), corner)
         ImageDraw.Draw(sheet).text((corner[0] + 3, corner[1] + 2), str(number), fill="white")
+    if len(targets) > 1:
+        sheet = _with_legend(sheet, dict(zip(targets, colors, strict=True)))
     sheet.save(path, "PNG")
+
+
+def _with_legend(sheet: Image.Image, colors: dict[str, str]) -> Image.Image:
+    """The sheet with a line below it for each target: a bar of its color, and its name."""
+    line = 16
+    larger = Image.new("RGB", (max(sheet.width, 160), sheet.height + line * len(colors) + 4))
+    larger.paste(sheet)
+    draw = ImageDraw.Draw(larger)
+    for index, (name, color) in enumerate(colors.items()):
+        top = sheet.height + 4 + line * index
+        draw.rectangle((4, top + 4, 28, top + 7), fill=color)
+        draw.text((34, top), name, fill="white")
+    return larger
+
+
+def _rgb(color: str) -> tuple[int, ...]:
+    return tuple(bytes.fromhex(color[1:]))
+
+
+def _filled(masks: np.ndarray) -> np.ndarray:
+    """Masks [H, W, K] as a picture: [H, W] bool of one target; of several [H, W, 3], later ones over earlier ones."""
+    if masks.shape[-1] == 1:
+        return masks[..., 0]
+    picture = np.zeros((*masks.shape[:2], 3), np.uint8)
+    for k in range(masks.shape[-1]):
+        picture[masks[..., k]] = _rgb(target_style(k).color)
+    return picture
 
 
 def _show(axes: Axes, image: np.ndarray, title: str) -> None:
@@ -136,6 +196,35 @@ def _show(axes: Axes, image: np.ndarray, title: str) -> None:
     axes.set_axis_off()
 
 
-def _outline(axes: Axes, mask: np.ndarray, color: str) -> None:
+def _outlines(axes: Axes, picture: PictureSlice) -> None:
+    """Of one target in green and red; of several in their colors, the prediction dashed."""
+    count = picture.truth.shape[-1]
+    for k in range(count):
+        style = target_style(k)
+        colors = (TRUTH_COLOR, PREDICTION_COLOR) if count == 1 else (style.color, style.color)
+        _outline(axes, picture.truth[..., k], colors[0], "solid", 1.0)
+        _outline(axes, picture.prediction[..., k], colors[1], "solid" if count == 1 else (0, style.dashes), 1.0)
+
+
+def _outline(axes: Axes, mask: np.ndarray, color: str, dashes: str | tuple, width: float) -> None:
     if mask.any():  # a contour of nothing is a warning
-        axes.contour(mask, levels=[0.5], colors=[color], linewidths=1.0)
+        axes.contour(mask, levels=[0.5], colors=[color], linewidths=width, linestyles=[dashes])
+
+
+def _legend(part: SubFigure, names: Sequence[str]) -> None:
+    """The color of each target with its dashes, on black as on the scan."""
+    lines = [
+        Line2D([], [], color=target_style(k).color, linestyle=(0, target_style(k).dashes)) for k in range(len(names))
+    ]
+    legend = part.legend(
+        lines,
+        names,
+        loc="center",
+        ncols=min(4, len(names)),
+        fontsize=8,
+        handlelength=4,
+        facecolor="black",
+        framealpha=1,
+    )
+    for text in legend.get_texts():
+        text.set_color("white")

@@ -90,6 +90,37 @@ def dice_distribution(dice: dict[str, dict[str, float]], intervals: dict[str, li
         return _svg(figure, "dice")
 
 
+def dice_by_target(
+    dice: dict[str, dict[str, dict[str, float]]], intervals: dict[str, dict[str, list[float] | None]]
+) -> str:
+    """A line for each target: each patient's Dice a dot, the mean with its interval a diamond above; by run.
+
+    Args:
+      dice: by run and target, of each patient.
+      intervals: by run and target, of the mean, or None.
+    """
+    targets = list(next(iter(dice.values())))
+    step = 0.7 / len(dice)
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(_SIZE[0], max(_SIZE[1], 0.9 + 0.45 * len(targets) * len(dice))), layout="constrained")
+        axes = figure.subplots()
+        for r, (color, (name, of_target)) in enumerate(zip(RUNS, dice.items(), strict=False)):
+            for t, (target, values) in enumerate(of_target.items()):
+                y = -t + 0.35 - step * (r + 0.5)
+                for patient, value in values.items():
+                    _mark(axes, value, y, color, patient, f"{patient}, {target}: {value:.3f}")
+                above = y + 0.3 * step
+                axes.plot(np.mean(list(values.values())), above, "D", color=color, markersize=5)
+                if intervals[name][target]:
+                    axes.plot(intervals[name][target], [above] * 2, color=color, linewidth=2)
+            axes.plot([], [], "o", color=color, label=name, markersize=5)
+        axes.set_yticks([-t for t in range(len(targets))], targets)
+        axes.set(xlabel="3-D Dice", xlim=(-0.02, 1.02), ylim=(-len(targets) + 0.4, 0.6))
+        if len(dice) > 1:
+            axes.legend()
+        return _svg(figure, "targets")
+
+
 def paired(first: tuple[str, dict[str, float]], others: dict[str, dict[str, float]], label: str) -> str:
     """Each patient's score in other runs against that in the first, on the diagonal where they are alike."""
     name, reference = first
@@ -131,8 +162,8 @@ def volumes(pairs: dict[str, dict[str, tuple[float, float]]], unit: str) -> str:
         return _svg(figure, "volumes")
 
 
-def reliability(calibrations: dict[str, Calibration]) -> str:
-    """Share of tumor by predicted probability, and how many voxels each bin holds."""
+def reliability(calibrations: dict[str, Calibration], target: str) -> str:
+    """Share of a target by predicted probability, for each run, and how many voxels each bin holds."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=_SIZE, layout="constrained")
         axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
@@ -143,7 +174,7 @@ def reliability(calibrations: dict[str, Calibration]) -> str:
             axes.plot(x, y, "o-", color=color, markersize=4, label=name)
             edges = np.linspace(0, 1, len(some) + 1)
             below.stairs(np.maximum(counts.voxels, 0.5), edges, color=color, baseline=0.5)
-        axes.set(ylabel="share of tumor", ylim=(-0.03, 1.03))
+        axes.set(ylabel=f"share of {target}", ylim=(-0.03, 1.03))
         below.set(xlabel="predicted probability", ylabel="voxels", yscale="log", xlim=(-0.02, 1.02))
         below.yaxis.set_major_locator(matplotlib.ticker.LogLocator(numticks=4))
         below.minorticks_off()
@@ -163,6 +194,11 @@ def thresholds(calibrations: dict[str, Calibration], used: dict[str, float]) -> 
         if len(calibrations) > 1:
             axes.legend()
         return _svg(figure, "thresholds")
+
+
+def prefixed(svg: str, prefix: str) -> str:
+    """The SVG with a prefix before all names within it, so that a page can hold the plot of several targets."""
+    return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}", svg)
 
 
 def _figure() -> tuple[Figure, Axes]:
@@ -192,4 +228,4 @@ def _svg(figure: Figure, name: str) -> str:
         return f'<g class="mark" data-patient="{patient}"><title>{words}</title>'
 
     text = re.sub(r'<g id="mark\|([^"|]*)\|([^"]*)">', mark, text)
-    return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
+    return prefixed(text, f"{name}-")

@@ -1,5 +1,7 @@
 """A report for people: one HTML file that fetches nothing, of one run or of several side by side.
 
+Where there are several targets, one control switches the page between the mean over them and each of them (`views`).
+
 The same input gives the same bytes: no date, no path, no random name is in it.
 """
 
@@ -14,51 +16,35 @@ import numpy as np
 
 import brainseg_jax
 from brainseg_jax.evaluation import plots, wording
-from brainseg_jax.evaluation.calibration import Calibration
-from brainseg_jax.evaluation.case_pictures import Case
-from brainseg_jax.evaluation.scores import summarize, summarize_groups
+from brainseg_jax.evaluation.case_pictures import CasePictures, target_style
+from brainseg_jax.evaluation.scores import case_name
+from brainseg_jax.evaluation.views import Plot, Scored, one_view
 from brainseg_jax.files import write_whole
+from brainseg_jax.scans.description import Description
 
 MAX_RUNS = len(plots.RUNS)
 
 
-@dataclasses.dataclass(frozen=True)
-class Scored:
-    """What is reported of one run, or of one folder of masks.
-
-    Attributes:
-      name: by which it is told from the others in a report.
-      rows: of `volumes.score_volume`, with "patient" and, where known, "institution" and "grade"; one or more.
-      facts: what it is made from, label -> words; the labels of all in a report are alike.
-      epochs: rows of `metrics.jsonl`; empty where there was no training.
-      calibration: None where there are no probabilities.
-      threshold: of the probability; None where there are none.
-      config: every setting of the run, or None.
-      kept: which checkpoint is scored, best or last (`train.keep`).
-    """
-
-    name: str
-    rows: list[dict]
-    facts: dict[str, str]
-    epochs: list[dict] = dataclasses.field(default_factory=list)
-    calibration: Calibration | None = None
-    threshold: float | None = None
-    config: dict | None = None
-    kept: str = "best"
-
-
-def write_report(path: Path, runs: list[Scored], cases: list[Case], *, tolerance: float) -> None:
+def write_report(path: Path, runs: list[Scored], cases: list[CasePictures], *, tolerance: float) -> None:
     """Writes the report, all or nothing.
 
     Args:
       path: of the HTML file.
-      runs: one to `MAX_RUNS`, of the same patients in the same order.
-      cases: pictures of these patients, with one overlay for each of the runs.
+      runs: one to `MAX_RUNS`, of the same targets and of the same cases in the same order.
+      cases: their pictures in this order, with one overlay for each of the runs.
       tolerance: of surface Dice, in the rows' unit.
     """
-    worst_first = sorted(range(len(cases)), key=lambda i: (np.mean([run.rows[i]["dice"] for run in runs]), i))
-    unit = runs[0].rows[0]["unit"]
-    summaries = [summarize(run.rows) for run in runs]
+    description = runs[0].description
+    views = [one_view(runs, target, description.names, tolerance) for target in _selectable(description)]
+    order = sorted(range(len(cases)), key=lambda i: (np.mean([dice[i] for dice in views[0].dice]), i))
+    for view in views:
+        view.rows[:] = [view.rows[i] for i in order]
+    training = _training_plots(runs)
+    if len(views) == 1:
+        views[0].plots.extend(training)
+        training = []
+    names, channel = list(description.names), description.channels[description.shown]
+    rows = runs[0].rows
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("brainseg_jax.evaluation"),
         autoescape=True,
@@ -68,25 +54,44 @@ def write_report(path: Path, runs: list[Scored], cases: list[Case], *, tolerance
     )
     page = environment.get_template("report.html").render(
         names=[run.name for run in runs],
-        patients=len(cases),
+        targets=names,
+        word=wording.capital(names[0]),
+        styles=[target_style(k) for k in range(len(names))] if len(names) > 1 else [],
+        subject=wording.subject(names),
+        channel=channel,
+        patients=len({row["patient"] for row in rows}),
+        several_cases="case" in rows[0],
+        searched=" or ".join(["part of a name", *(k for k in ("institution", "group") if k in rows[0])]),
         facts=[(label, [run.facts[label] for run in runs]) for label in runs[0].facts],
-        headlines=wording.headlines(summaries, [run.calibration for run in runs], unit, tolerance),
-        plots=_plots(runs, summaries, unit),
-        scores=wording.score_table([run.rows for run in runs], summaries, unit, tolerance),
-        groups=wording.group_table([summarize_groups(run.rows) for run in runs]),
-        rules=wording.rules(unit, calibrated=any(run.calibration for run in runs)),
-        columns=wording.patient_columns([run.name for run in runs], runs[0].rows[0], unit),
-        rows=[wording.patient_row([run.rows[i] for run in runs]) for i in worst_first],
-        cases=[(cases[i], [run.rows[i]["dice"] for run in runs], _first_shown(cases[i])) for i in worst_first],
-        data=[_data(cases[i]) for i in worst_first],
+        views=views,
+        training=training,
+        rules=wording.rules(
+            rows[0]["unit"],
+            targets=names,
+            channel=channel,
+            calibrated=any(run.calibrations for run in runs),
+            several_cases="case" in rows[0],
+        ),
+        cases=[(cases[i], [[dice[i] for dice in view.dice] for view in views], _first_shown(cases[i])) for i in order],
+        data=[(cases[i].name, _patient_of(rows, cases[i].name), _data(cases[i])) for i in order],
         maps=[
             name for name in ("probability", "attention") if any(getattr(o, name) for c in cases for o in c.overlays)
         ],
-        has_scan=any(case.flair for case in cases),
+        step=max(case.step for case in cases),
+        has_scan=any(case.scan for case in cases),
         configs=[(run.name, json.dumps(_without_places(run.config), indent=2)) for run in runs if run.config],
         code=code_version(),
     )
     write_whole(path, lambda part: part.write_text(page, encoding="utf-8"))
+
+
+def _selectable(description: Description) -> list[str | None]:
+    """What the page can show: the only target, or the mean over the targets (None) and each of them."""
+    return [description.names[0]] if len(description.names) == 1 else [None, *description.names]
+
+
+def _patient_of(rows: list[dict], name: str) -> str:
+    return next(row["patient"] for row in rows if case_name(row) == name)
 
 
 def code_version() -> str:
@@ -107,10 +112,11 @@ def code_version() -> str:
         return "unknown"
 
 
-def _first_shown(case: Case) -> int:
-    """The slice with the most tumor; where there is none, with the most that is predicted."""
-    areas = np.array([case.truth.areas, *(overlay.mask.areas for overlay in case.overlays)])
-    return int(np.argmax(areas[0] if areas[0].any() else areas.sum(axis=0)))
+def _first_shown(case: CasePictures) -> int:
+    """The slice with the most of the targets; where there is none, with the most that is predicted."""
+    true = np.sum([outlines.areas for outlines in case.truth], axis=0)
+    predicted = np.sum([outlines.areas for overlay in case.overlays for outlines in overlay.masks], axis=0)
+    return int(np.argmax(true if true.any() else predicted))
 
 
 def _without_places(config: dict) -> dict:
@@ -120,38 +126,19 @@ def _without_places(config: dict) -> dict:
     return {**config, "data": data | named} if named else config
 
 
-def _data(case: Case) -> dict:
+def _data(case: CasePictures) -> dict:
     return dataclasses.asdict(case) | {"first": _first_shown(case)}
 
 
-def _plots(runs: list[Scored], summaries: list[dict], unit: str) -> list[tuple[str, str, str]]:
-    """Title, explanation and SVG of each plot that the runs have something for."""
-    dice = {run.name: {row["patient"]: row["dice"] for row in run.rows} for run in runs}
-    intervals = {run.name: summary["dice_mean_ci95"] for run, summary in zip(runs, summaries, strict=True)}
-    pairs = {
-        run.name: {row["patient"]: (row["volume_true"], row["volume_predicted"]) for row in run.rows} for run in runs
-    }
-    drawn = [("Dice of the patients", wording.PLOTS["dice"], plots.dice_distribution(dice, intervals))]
-    if len(runs) > 1:
-        first, *others = dice
-        svg = plots.paired((first, dice[first]), {name: dice[name] for name in others}, "3-D Dice")
-        drawn.append(("Dice, patient by patient", wording.PLOTS["paired"], svg))
-    volume_unit = wording.volume_unit(unit)
-    drawn.append(("Volume of the tumor", wording.PLOTS["volumes"], plots.volumes(pairs, volume_unit)))
-    calibrations = {run.name: run.calibration for run in runs if run.calibration}
-    if calibrations:
-        used = {run.name: run.threshold for run in runs}
-        drawn.append(
-            ("Can the probabilities be believed?", wording.PLOTS["calibration"], plots.reliability(calibrations))
-        )
-        drawn.append(("Dice against the threshold", wording.PLOTS["thresholds"], plots.thresholds(calibrations, used)))
+def _training_plots(runs: list[Scored]) -> list[Plot]:
+    """Curves of the runs that were trained."""
     epochs = {run.name: run.epochs for run in runs if run.epochs}
-    if epochs:
-        loss = plots.curves(epochs, {"train_loss": ("training", "-"), "val_loss": ("validation", "--")}, "loss")
-        drawn.append(("Training: loss", wording.PLOTS["loss"], loss))
-        val = plots.curves(
-            epochs, {"val_dice_mean": ("mean", "-"), "val_dice_median": ("median", "--")}, "validation Dice"
-        )
-        kept = wording.validation([run.kept for run in runs if run.epochs])
-        drawn.append(("Training: Dice of the validation patients", kept, val))
-    return drawn
+    if not epochs:
+        return []
+    loss = plots.curves(epochs, {"train_loss": ("training", "-"), "val_loss": ("validation", "--")}, "loss")
+    keys = {"val_dice_mean": ("mean", "-"), "val_dice_median": ("median", "--")}
+    kept = wording.validation([run.kept for run in runs if run.epochs])
+    return [
+        Plot("Training: loss", wording.LOSS, loss),
+        Plot("Training: Dice of the validation patients", kept, plots.curves(epochs, keys, "validation Dice")),
+    ]

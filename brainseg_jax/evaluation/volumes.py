@@ -1,20 +1,51 @@
-"""Everything that is scored on one patient: predicted against true mask of a volume, on the host."""
+"""Everything that is scored on one case: predicted against reference mask of a volume, on the host."""
+
+from collections.abc import Sequence
 
 import numpy as np
 from scipy import ndimage
 
-from brainseg_jax.evaluation.postprocess import NEIGHBORS
 from brainseg_jax.evaluation.surface import surface_scores
-from brainseg_jax.metrics import PatientSums, patient_scores
+from brainseg_jax.inference.postprocess import NEIGHBORS
+from brainseg_jax.metrics import patient_scores, volume_sums
 
 TOLERANCE = 2.0  # of surface Dice where none is given: mm, or voxels where the spacing is not known
 VOXEL, MILLIMETER = "voxel", "mm"  # the column `unit`; volumes are in voxels and in mL then
 
 
+def score_targets(
+    predicted: np.ndarray,
+    truth: np.ndarray,
+    names: Sequence[str],
+    *,
+    spacing: tuple[float, float, float] | None,
+    tolerance: float,
+    counted: np.ndarray | None = None,
+) -> list[dict]:
+    """The scores of one case, a row a target with the column "target" in front; of one target a row without it.
+
+    Args:
+      predicted: [S, H, W, K] bool.
+      truth: [S, H, W, K] bool.
+      names: of the K targets.
+      spacing: see `score_volume`.
+      tolerance: see `score_volume`.
+      counted: see `score_volume`.
+    """
+    options = {"spacing": spacing, "tolerance": tolerance, "counted": counted}
+    rows = [score_volume(predicted[..., k], truth[..., k], **options) for k in range(len(names))]
+    return rows if len(names) == 1 else [{"target": name} | row for name, row in zip(names, rows, strict=True)]
+
+
 def score_volume(
-    predicted: np.ndarray, truth: np.ndarray, *, spacing: tuple[float, float, float] | None, tolerance: float
+    predicted: np.ndarray,
+    truth: np.ndarray,
+    *,
+    spacing: tuple[float, float, float] | None,
+    tolerance: float,
+    counted: np.ndarray | None = None,
 ) -> dict[str, float | int | str | None]:
-    """The scores of one patient, in the order of the columns of `per_patient.csv`.
+    """The scores of one case and one target, in the order of the columns of `per_patient.csv`.
 
     Args:
       predicted: [S, H, W] bool.
@@ -22,6 +53,8 @@ def score_volume(
       spacing: of slices, rows and columns in mm; None where it is not known: then a step along each axis counts 1,
         also from slice to slice, where it is longer in truth.
       tolerance: of surface Dice, in mm, or in voxels where there is no spacing.
+      counted: [S, H, W] bool, False for voxels of an `ignore` label, which are taken out of both masks and so count in
+        no score; None where all count.
 
     Returns:
       dice, iou, precision, recall: 3-D, see `metrics` for empty masks.
@@ -36,13 +69,15 @@ def score_volume(
     Raises:
       InputError: see `surface_scores`.
     """
-    sums = _sums(predicted, truth)
-    row: dict = {name: float(values[0]) for name, values in patient_scores(sums).items()}
-    row |= {name: int(getattr(sums, name)[0]) for name in ("slices", "tumor_slices")}
-    row |= {name: int(getattr(sums, name)[0]) for name in ("found_slices", "false_positive_slices")}
+    if counted is not None:
+        predicted, truth = predicted & counted, truth & counted
+    sums = volume_sums(predicted, truth)
+    row: dict = {name: float(value) for name, value in patient_scores(sums).items()}
+    row |= {name: getattr(sums, name) for name in ("slices", "tumor_slices")}
+    row |= {name: getattr(sums, name) for name in ("found_slices", "false_positive_slices")}
     row |= surface_scores(predicted, truth, spacing=spacing or (1.0, 1.0, 1.0), tolerance=tolerance)
     voxel = float(np.prod(spacing)) / 1000.0 if spacing else 1.0  # mm³ to mL
-    true, found = float(sums.actual[0] * voxel), float(sums.predicted[0] * voxel)
+    true, found = float(sums.actual * voxel), float(sums.predicted * voxel)
     row |= {"volume_true": true, "volume_predicted": found}
     row |= {"volume_error": found - true, "volume_error_absolute": abs(found - true)}
     row["volume_error_relative"] = (found - true) / true if true else None
@@ -69,18 +104,3 @@ def lesion_counts(predicted: np.ndarray, truth: np.ndarray) -> dict[str, int]:
         "missed_lesions": lesions - found,
         "false_lesions": parts - len(np.unique(predicted_parts[met])),
     }
-
-
-def _sums(predicted: np.ndarray, truth: np.ndarray) -> PatientSums:
-    """As `metrics.patient_sums`, of one volume of any shape without compiling; arrays of [1]."""
-    overlap, n_predicted, n_actual = (x.sum(axis=(1, 2), dtype=np.int64) for x in (predicted & truth, predicted, truth))
-    by_slice = PatientSums(
-        overlap=overlap,
-        predicted=n_predicted,
-        actual=n_actual,
-        slices=np.ones_like(overlap),
-        tumor_slices=n_actual > 0,
-        found_slices=overlap > 0,
-        false_positive_slices=(n_actual == 0) & (n_predicted > 0),
-    )
-    return PatientSums(*(values.sum(keepdims=True, dtype=np.int64) for values in by_slice))

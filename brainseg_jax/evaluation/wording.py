@@ -1,20 +1,45 @@
 """The words and figures of a report: what each score means, and how its values are written."""
 
-from brainseg_jax.evaluation.calibration import BINS, Calibration
+from collections.abc import Sequence
+
+from brainseg_jax.evaluation.calibration import BINS
 from brainseg_jax.evaluation.scores import difference
 from brainseg_jax.evaluation.volumes import MILLIMETER
 
-PLOTS = {
-    "dice": "How many patients reached which Dice. Each dot below is a patient; the diamond is the mean with its 95 % "
-    "interval.",
-    "paired": "Each dot is a patient. Above the diagonal the run is better than the first one.",
-    "volumes": "Each dot is a patient; on the diagonal the predicted volume is the true one.",
-    "calibration": "Of all voxels of the head with a predicted probability near x, the share that is tumor. On the "
-    "diagonal a probability means what it says. Below: how many voxels there are, on a logarithmic scale.",
-    "thresholds": "Mean Dice if voxels counted as tumor from another probability on, no part taken out. Dotted: the "
-    "threshold used.",
-    "loss": "What the training makes small, of the training and of the validation patients.",
-}
+CHANGE_OF_RUN = "Each dot is a patient. Above the diagonal the run is better than the first one."
+BY_TARGET = "Each dot is a patient; the diamonds are the means with their 95 % intervals."
+LOSS = "What the training makes small, of the training and of the validation patients."
+
+
+def plot_words(target: str) -> dict[str, str]:
+    """What the plots of a target show."""
+    return {
+        "dice": "How many patients reached which Dice. Each dot below is a patient; the diamond is the mean with its "
+        "95 % interval.",
+        "volumes": "Each dot is a patient; on the diagonal the predicted volume is the true one.",
+        "calibration": f"Of all voxels of the head with a predicted probability near x, the share that is {target}. On "
+        "the diagonal a probability means what it says. Below: how many voxels there are, on a logarithmic scale.",
+        "thresholds": f"Mean Dice if voxels counted as {target} from another probability on, no part taken out. "
+        "Dotted: the threshold used.",
+    }
+
+
+def subject(targets: Sequence[str]) -> str:
+    """What a report is about, for its first line."""
+    if list(targets) == ["tumor"]:
+        return "Brain tumor segmentation"
+    return (
+        f"Segmentation of {', '.join(targets[:-1])} and {targets[-1]}"
+        if targets[1:]
+        else f"{capital(targets[0])} segmentation"
+    )
+
+
+def capital(text: str) -> str:
+    """The text with a capital letter in front; the other letters stay, as in "GD-enhancing"."""
+    return text[:1].upper() + text[1:]
+
+
 _KEPT = {"best": "of the highest mean", "last": "of the last epoch, whatever its Dice,"}
 
 
@@ -30,15 +55,15 @@ def volume_unit(unit: str) -> str:
     return "mL" if unit == MILLIMETER else "voxels"
 
 
-def score_words(unit: str, tolerance: float) -> dict[str, tuple[str, str]]:
-    """Label and meaning, one line, of each score of `scores.SCORES`."""
+def score_words(unit: str, tolerance: float, target: str = "tumor") -> dict[str, tuple[str, str]]:
+    """Label and meaning, one line, of each score of `scores.SCORES`, for a target."""
     length = unit if unit == MILLIMETER else "voxels"
     volume = volume_unit(unit)
     return {
-        "dice": ("3-D Dice", "overlap of predicted and true tumor over the whole volume: 0 none, 1 the same"),
+        "dice": ("3-D Dice", f"overlap of predicted and true {target} over the whole volume: 0 none, 1 the same"),
         "iou": ("IoU", "intersection over union; the same overlap on a stricter scale"),
-        "precision": ("Precision", "share of the predicted voxels that are tumor"),
-        "recall": ("Recall", "share of the tumor's voxels that are predicted"),
+        "precision": ("Precision", f"share of the predicted voxels that are {target}"),
+        "recall": ("Recall", f"share of the {target}'s voxels that are predicted"),
         "surface_dice": (
             f"Surface Dice at {tolerance:g} {length}",
             f"share of both surfaces that lies within {tolerance:g} {length} of the other",
@@ -51,15 +76,25 @@ def score_words(unit: str, tolerance: float) -> dict[str, tuple[str, str]]:
     }
 
 
-def rules(unit: str, *, calibrated: bool) -> list[str]:
-    """What else must be known to read the figures."""
+def rules(unit: str, *, targets: Sequence[str], channel: str, calibrated: bool, several_cases: bool) -> list[str]:
+    """What else must be known to read the figures.
+
+    Args:
+      unit: of the rows.
+      targets: their names.
+      channel: the one that is shown.
+      calibrated: whether there are probabilities.
+      several_cases: whether patients have several cases.
+    """
+    target = targets[0] if len(targets) == 1 else "target"
     lines = [
         "All scores are of whole volumes, patient by patient, then averaged; never of slices or of all voxels as one.",
         "95 % interval: of the mean, by bootstrap over the patients (BCa, 10 000 resamples); with few patients it is "
         "wide, and it does not cover other hospitals or scanners.",
         "Where true and predicted mask are both empty, a score is that of perfect agreement. Where only one is, "
         "overlap and surface Dice are 0, and a distance is undefined: it is left out of mean and median, and the "
-        "column Patients says how many are left. A relative volume error is undefined where there is no tumor.",
+        "column Patients says how many are left. A relative volume error is undefined where there is no "
+        f"{target}.",
         "A surface is the voxels of a mask with a face towards the outside. Parts of a mask are connected through "
         "faces, edges or corners.",
         "Distances are in mm and volumes in mL, from the spacing of the voxels."
@@ -67,20 +102,39 @@ def rules(unit: str, *, calibrated: bool) -> list[str]:
         else "The spacing of the voxels is not known: distances count voxels, and a step from slice to slice counts as "
         "one, though slices lie further apart than pixels in most scans. Do not read them as mm.",
     ]
+    if len(targets) > 1:
+        lines.append(
+            "Mean over the targets: of each patient the mean of the scores of all targets; a distance that is "
+            "undefined for one target is undefined in the mean too. Intervals are over patients."
+        )
+    if several_cases:
+        lines.append(
+            "Where a patient has several cases, the patient's score is the mean over them, so that each patient counts "
+            "once in means, medians and intervals."
+        )
     if calibrated:
         lines.append(
             f"Expected calibration error: mean over the voxels of the head of the distance between predicted "
-            f"probability and share of tumor, in {BINS} bins of equal width. Head: brighter on FLAIR than a fifth of "
-            "the volume's 99th percentile. Most of its voxels are surely healthy, so the error is small in any case."
+            f"probability and share of {target}, in {BINS} bins of equal width. Head: brighter on {channel} than a "
+            "fifth of the volume's 99th percentile. Most of its voxels are surely healthy, so the error is small in "
+            "any case."
         )
     return lines
 
 
 def headlines(
-    summaries: list[dict], calibrations: list[Calibration | None], unit: str, tolerance: float
+    summaries: list[dict], errors: list[float | None], unit: str, tolerance: float, target: str
 ) -> list[dict[str, object]]:
-    """The cards on top: label, meaning and, for each run, a large value and what is said below it."""
-    words = score_words(unit, tolerance)
+    """The cards on top: label, meaning and, for each run, a large value and what is said below it.
+
+    Args:
+      summaries: of each run; of means over targets they hold no counts.
+      errors: the calibration error of each run, None where there are no probabilities.
+      unit: of the rows.
+      tolerance: of surface Dice.
+      target: in words.
+    """
+    words = score_words(unit, tolerance, target)
     cards = [
         {
             "label": words[name][0],
@@ -89,36 +143,48 @@ def headlines(
         }
         for name in ("dice", "surface_dice", "hd95", "volume_error_relative")
     ]
-
-    def counted(label: str, name: str, of: str, meaning: str) -> dict[str, object]:
-        return {"label": label, "meaning": meaning, "values": [(f"{s[name]:,} of {s[of]:,}", "") for s in summaries]}
-
-    cards += [
-        counted("Tumor slices found", "found_slices", "tumor_slices", "where the prediction meets the tumor"),
-        counted(
-            "False alarms", "false_positive_slices", "empty_slices", "slices without tumor, and something is predicted"
-        ),
-        {
-            "label": "Lesions found",
-            "meaning": "connected parts of the true mask that the prediction meets; false ones meet no tumor",
-            "values": [
-                (
-                    f"{s['found_lesions']:,} of {s['found_lesions'] + s['missed_lesions']:,}",
-                    f"{s['false_lesions']:,} false",
-                )
-                for s in summaries
-            ],
-        },
-    ]
-    if any(calibrations):
+    if "slices" in summaries[0]:
+        cards += _counted(summaries, target)
+    if any(error is not None for error in errors):
         cards.append(
             {
                 "label": "Calibration error",
                 "meaning": "how far predicted probabilities are from what is true, in the head",
-                "values": [(f"{c.error:.4f}" if c else "–", "") for c in calibrations],
+                "values": [("–" if error is None else f"{error:.4f}", "") for error in errors],
             }
         )
     return cards
+
+
+def _counted(summaries: list[dict], target: str) -> list[dict[str, object]]:
+    """The cards of slices and lesions."""
+
+    def counted(label: str, name: str, of: str, meaning: str) -> dict[str, object]:
+        return {"label": label, "meaning": meaning, "values": [(f"{s[name]:,} of {s[of]:,}", "") for s in summaries]}
+
+    lesions = [
+        (f"{s['found_lesions']:,} of {s['found_lesions'] + s['missed_lesions']:,}", f"{s['false_lesions']:,} false")
+        for s in summaries
+    ]
+    return [
+        counted(
+            f"{capital(target)} slices found",
+            "found_slices",
+            "tumor_slices",
+            f"where the prediction meets the {target}",
+        ),
+        counted(
+            "False alarms",
+            "false_positive_slices",
+            "empty_slices",
+            f"slices without {target}, and something is predicted",
+        ),
+        {
+            "label": "Lesions found",
+            "meaning": f"connected parts of the true mask that the prediction meets; false ones meet no {target}",
+            "values": lesions,
+        },
+    ]
 
 
 def _headline(name: str, summary: dict) -> tuple[str, str]:
@@ -131,7 +197,7 @@ def _headline(name: str, summary: dict) -> tuple[str, str]:
     return write(name, summary[f"{name}_mean"]), below
 
 
-def score_table(rows: list[list[dict]], summaries: list[dict], unit: str, tolerance: float) -> list[dict]:
+def score_table(rows: list[list[dict]], summaries: list[dict], unit: str, tolerance: float, target: str) -> list[dict]:
     """Every score: label, meaning and cells; five cells of one run, or one of each run and its difference to the first.
 
     Args:
@@ -139,9 +205,10 @@ def score_table(rows: list[list[dict]], summaries: list[dict], unit: str, tolera
       summaries: of each run.
       unit: of the rows.
       tolerance: of surface Dice.
+      target: in words.
     """
     table = []
-    for name, (label, meaning) in score_words(unit, tolerance).items():
+    for name, (label, meaning) in score_words(unit, tolerance, target).items():
         cells = []
         for k, summary in enumerate(summaries):
             mean = write(name, summary[f"{name}_mean"])
@@ -179,6 +246,8 @@ def group_table(groups: list[dict[str, dict[str, dict]]]) -> list[tuple[str, str
 
 
 _COLUMNS = {
+    "case": "Case",
+    "patient": "Patient",
     "dice": "Dice",
     "surface_dice": "Surface Dice",
     "hd95": "HD95",
@@ -194,33 +263,59 @@ _COLUMNS = {
     "found_slices": "Tumor slices found",
     "false_positive_slices": "Empty slices with false alarm",
     "institution": "Institution",
+    "group": "Group",
     "grade": "Grade code",
 }
 _OF_SEVERAL = ("dice", "surface_dice", "volume_predicted")  # columns of each run, where there are several
-_OF_PATIENT = ("volume_true", "institution", "grade")  # one column each then
+_OF_MEAN = ("dice", "surface_dice", "hd95", "assd")  # columns of means over targets
+_OF_PATIENT = ("volume_true", "institution", "group", "grade")  # one column each then
+Cell = tuple[str, str | float]  # as written and as sorted by; "" is undefined and comes last
 
 
-def patient_columns(names: list[str], row: dict, unit: str) -> list[str]:
-    """Heads of the table of patients, for rows like `row`; of several runs a few scores of each."""
-    labels = {name: label for name, label in _COLUMNS.items() if name in row}
-    labels |= {name: f"{labels[name]}, {volume_unit(unit)}" for name in ("volume_true", "volume_predicted")}
-    if len(names) == 1:
-        return ["Patient", *labels.values()]
-    heads = [f"{labels[score]}, {name}" for score in _OF_SEVERAL for name in names]
-    return ["Patient", *heads, *(labels[name] for name in _OF_PATIENT if name in labels)]
+def patient_table(
+    names: list[str], rows: list[list[dict]], of_targets: dict[str, list[list[dict]]], unit: str, target: str
+) -> tuple[list[str], list[list[Cell]]]:
+    """Heads and rows of the table of cases; of several runs a few scores of each.
+
+    Args:
+      names: of the runs.
+      rows: of each run, of one target or means over targets.
+      of_targets: in a table of means, the rows of each target, by run, whose Dice gets a column; else empty.
+      unit: of the rows.
+      target: in words.
+    """
+    known = [name for name in ("case", "patient") if name in rows[0][0]]
+    # Of one run all scores, of several a few of each; then what is the same for all runs.
+    last = [name for name in _OF_PATIENT if name in rows[0][0] and not (of_targets and name == "volume_true")]
+    if of_targets:
+        scores = list(_OF_MEAN) if len(names) == 1 else ["dice", "surface_dice"]
+    elif len(names) == 1:
+        scores, last = [name for name in _COLUMNS if name in rows[0][0] and name not in known], []
+    else:
+        scores = list(_OF_SEVERAL)
+    # Column, head and rows of each column.
+    columns = [(name, _head(name, unit, target), rows[0]) for name in known]
+    for name in scores:
+        for run, own in zip(names, rows, strict=True):
+            head = _head(name, unit, target) + (f", {run}" if len(names) > 1 else "")
+            columns.append((name, head, own))
+        if name == "dice":
+            for other, by_run in of_targets.items():
+                columns += [
+                    (name, f"Dice of {other}" + (f", {run}" if len(names) > 1 else ""), own)
+                    for run, own in zip(names, by_run, strict=True)
+                ]
+    columns += [(name, _head(name, unit, target), rows[0]) for name in last]
+    cells = [[_cell(name, own[i][name]) for name, _, own in columns] for i in range(len(rows[0]))]
+    return [head for _, head, _ in columns], cells
 
 
-def patient_row(rows: list[dict]) -> list[tuple[str, str | float]]:
-    """Cells of one patient in all runs, as written and as sorted by; "" is undefined and comes last."""
-    first = rows[0]
-    cells = [(first["patient"], first["patient"])]
-    if len(rows) == 1:
-        return cells + [_cell(name, first[name]) for name in _COLUMNS if name in first]
-    cells += [_cell(name, row[name]) for name in _OF_SEVERAL for row in rows]
-    return cells + [_cell(name, first[name]) for name in _OF_PATIENT if name in first]
+def _head(name: str, unit: str, target: str) -> str:
+    head = _COLUMNS[name].replace("Tumor", capital(target))
+    return f"{head}, {volume_unit(unit)}" if name.startswith("volume") else head
 
 
-def _cell(name: str, value: str | float | None) -> tuple[str, str | float]:
+def _cell(name: str, value: str | float | None) -> Cell:
     if name == "grade" and value < 0:
         return "–", ""
     return write(name, value), "" if value is None else value

@@ -1,4 +1,6 @@
-"""What every loss does with its arguments first."""
+"""What every loss does with its arguments first, and with its targets last."""
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ def aligned(logits: jax.Array, labels: jax.Array, mask: jax.Array | None) -> tup
     """Float32 copies (a sum over a slice in bfloat16 loses whole tumors) and a mask of the same rank.
 
     Args:
-      logits: [B, ..., 1].
+      logits: [B, ..., K].
       labels: same shape as `logits`.
       mask: None, or [B], or same rank as `logits`.
 
@@ -17,7 +19,7 @@ def aligned(logits: jax.Array, labels: jax.Array, mask: jax.Array | None) -> tup
     """
     logits, labels = jnp.asarray(logits), jnp.asarray(labels)
     if logits.shape != labels.shape or logits.ndim < 2:
-        raise ValueError(f"logits {logits.shape} and labels {labels.shape} must be of one shape [B, ..., 1]")
+        raise ValueError(f"logits {logits.shape} and labels {labels.shape} must be of one shape [B, ..., K]")
     mask = jnp.ones(logits.shape[:1]) if mask is None else jnp.asarray(mask)
     if mask.ndim == 1:
         mask = mask.reshape(mask.shape + (1,) * (logits.ndim - 1))
@@ -25,3 +27,33 @@ def aligned(logits: jax.Array, labels: jax.Array, mask: jax.Array | None) -> tup
     if not fits or mask.shape[0] != logits.shape[0]:
         raise ValueError(f"mask {mask.shape} must be [B] or broadcast to the logits {logits.shape}")
     return logits.astype(jnp.float32), labels.astype(jnp.float32), mask.astype(jnp.float32)
+
+
+def of_targets(values: float | Sequence[float], ndim: int) -> jax.Array | float:
+    """One value for all targets as it is; a value for each, [K], with axes of length 1 before it, of rank `ndim`."""
+    array = jnp.asarray(values, jnp.float32)
+    return values if array.ndim == 0 else array.reshape((1,) * (ndim - 1) + array.shape)
+
+
+def over_targets(losses: jax.Array, weights: Sequence[float] | None, examples: int) -> jax.Array:
+    """The weighted mean over the targets.
+
+    Args:
+      losses: [B, K], or [K] where they are of the whole batch.
+      weights: of the targets, K numbers from 0, not all 0; None: all alike.
+      examples: B.
+
+    Returns:
+      [B].
+
+    Raises:
+      ValueError: where there are not K weights.
+    """
+    if weights is None:
+        mean = jnp.mean(losses, axis=-1)
+    else:
+        weights = jnp.asarray(weights, jnp.float32)
+        if weights.shape != losses.shape[-1:]:
+            raise ValueError(f"target_weights has shape {weights.shape}, and there are {losses.shape[-1]} targets")
+        mean = jnp.sum(losses * of_targets(weights, losses.ndim), axis=-1) / jnp.sum(weights)
+    return jnp.broadcast_to(mean, (examples,))

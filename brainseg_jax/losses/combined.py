@@ -1,5 +1,7 @@
 """Sums of losses. See the package for what all losses share."""
 
+from collections.abc import Sequence
+
 import jax
 
 from brainseg_jax.losses.overlap import dice_loss
@@ -13,6 +15,7 @@ def dice_cross_entropy(
     cross_entropy_weight: float = 1.0,
     smooth: float = 1.0,
     batch_wide: bool = False,
+    target_weights: Sequence[float] | None = None,
     mask: jax.Array | None = None,
 ) -> jax.Array:
     """Dice loss + λ cross-entropy, both as `dice_loss` and `weighted_cross_entropy` (of equal weights) define them.
@@ -20,11 +23,12 @@ def dice_cross_entropy(
     The sum with λ = 1 is what nnU-Net trains on (Isensee et al. 2021, doi.org/10.1038/s41592-020-01008-z, methods).
 
     Args:
-      logits: [B, ..., 1].
+      logits: [B, ..., K].
       labels: same shape as `logits`, in [0, 1].
       cross_entropy_weight: λ >= 0.
       smooth: of the Dice loss.
       batch_wide: of the Dice loss; the cross-entropy stays that of the example.
+      target_weights: see `dice_loss`.
       mask: see `dice_loss`.
 
     Returns:
@@ -33,5 +37,6 @@ def dice_cross_entropy(
     Raises:
       ValueError: where the shapes differ.
     """
-    overlap = dice_loss(logits, labels, smooth=smooth, batch_wide=batch_wide, mask=mask)
-    return overlap + cross_entropy_weight * weighted_cross_entropy(logits, labels, mask=mask)
+    shared = {"target_weights": target_weights, "mask": mask}
+    overlap = dice_loss(logits, labels, smooth=smooth, batch_wide=batch_wide, **shared)
+    return overlap + cross_entropy_weight * weighted_cross_entropy(logits, labels, **shared)

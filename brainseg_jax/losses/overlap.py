@@ -3,16 +3,17 @@
 See the package for the arguments that all losses share.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from brainseg_jax.losses.arguments import aligned
+from brainseg_jax.losses.arguments import aligned, over_targets
 
 
 class SoftCounts(NamedTuple):
-    """Pixels counted by their probabilities, each [B], or a scalar where they are of the whole batch."""
+    """Pixels counted by their probabilities, each [B, K], or [K] where they are of the whole batch."""
 
     true_positive: jax.Array  # Σ p y
     false_positive: jax.Array  # Σ p (1 - y)
@@ -26,6 +27,7 @@ def dice_loss(
     *,
     smooth: float = 1.0,
     batch_wide: bool = False,
+    target_weights: Sequence[float] | None = None,
     mask: jax.Array | None = None,
 ) -> jax.Array:
     """1 - (2 Σ p y + s) / (Σ p + Σ y + s).
@@ -33,11 +35,12 @@ def dice_loss(
     The soft Dice loss of Milletari et al. 2016 (V-Net, section 3), without squares in the denominator.
 
     Args:
-      logits: [B, ..., 1].
+      logits: [B, ..., K].
       labels: same shape as `logits`, in [0, 1].
       smooth: s >= 0. An empty mask predicted empty costs 0; with s = 0 that case is defined as 0, not 0 / 0.
       batch_wide: sums run over the whole batch at once, as the Keras project does (there with `smooth=0.1`), and each
         example gets that one value, so that the mean over the batch is the batch-wide loss.
+      target_weights: K numbers from 0, the weights of the targets in their mean; None: all alike.
       mask: None, or [B] (whole examples) or same rank as `logits`: 1 counts, 0 is padding.
 
     Returns:
@@ -54,6 +57,7 @@ def dice_loss(
         false_negative_weight=0.5,
         smooth=0.5 * smooth,
         batch_wide=batch_wide,
+        target_weights=target_weights,
         mask=mask,
     )
 
@@ -66,6 +70,7 @@ def tversky_loss(
     false_negative_weight: float = 0.7,
     smooth: float = 1.0,
     batch_wide: bool = False,
+    target_weights: Sequence[float] | None = None,
     mask: jax.Array | None = None,
 ) -> jax.Array:
     """1 - (Σ p y + s) / (Σ p y + α Σ p (1 - y) + β Σ (1 - p) y + s).
@@ -75,12 +80,13 @@ def tversky_loss(
     twice the smoothing.
 
     Args:
-      logits: [B, ..., 1].
+      logits: [B, ..., K].
       labels: same shape as `logits`, in [0, 1].
       false_positive_weight: α >= 0.
       false_negative_weight: β >= 0.
       smooth: s >= 0; an empty mask predicted empty costs 0 with any.
       batch_wide: see `dice_loss`.
+      target_weights: see `dice_loss`.
       mask: see `dice_loss`.
 
     Returns:
@@ -89,9 +95,8 @@ def tversky_loss(
     Raises:
       ValueError: where the shapes differ.
     """
-    counts = _soft_counts(logits, labels, mask, batch_wide)
-    wrong = false_positive_weight * counts.false_positive + false_negative_weight * counts.false_negative
-    return jnp.broadcast_to(_ratio(wrong, counts.true_positive + wrong + smooth), logits.shape[:1])
+    losses = _tversky(logits, labels, mask, (false_positive_weight, false_negative_weight), smooth, batch_wide)
+    return over_targets(losses, target_weights, len(logits))
 
 
 def focal_tversky_loss(
@@ -103,6 +108,7 @@ def focal_tversky_loss(
     false_negative_weight: float = 0.7,
     smooth: float = 1.0,
     batch_wide: bool = False,
+    target_weights: Sequence[float] | None = None,
     mask: jax.Array | None = None,
 ) -> jax.Array:
     """(Tversky loss) ** (1 / γ).
@@ -111,13 +117,14 @@ def focal_tversky_loss(
     with γ in [1, 3] and best at 4 / 3: the smaller an error already is, the steeper it falls.
 
     Args:
-      logits: [B, ..., 1].
+      logits: [B, ..., K].
       labels: same shape as `logits`, in [0, 1].
       gamma: γ > 0.
       false_positive_weight: see `tversky_loss`.
       false_negative_weight: see `tversky_loss`.
       smooth: see `tversky_loss`.
       batch_wide: see `dice_loss`; the power is taken of the batch's value.
+      target_weights: see `dice_loss`.
       mask: see `dice_loss`.
 
     Returns:
@@ -126,21 +133,19 @@ def focal_tversky_loss(
     Raises:
       ValueError: where the shapes differ.
     """
-    loss = tversky_loss(
-        logits,
-        labels,
-        false_positive_weight=false_positive_weight,
-        false_negative_weight=false_negative_weight,
-        smooth=smooth,
-        batch_wide=batch_wide,
-        mask=mask,
-    )
-    wrong = loss > 0.0
-    return jnp.where(wrong, jnp.where(wrong, loss, 1.0) ** (1.0 / gamma), 0.0)
+    losses = _tversky(logits, labels, mask, (false_positive_weight, false_negative_weight), smooth, batch_wide)
+    wrong = losses > 0.0
+    losses = jnp.where(wrong, jnp.where(wrong, losses, 1.0) ** (1.0 / gamma), 0.0)
+    return over_targets(losses, target_weights, len(logits))
 
 
 def generalized_dice_loss(
-    logits: jax.Array, labels: jax.Array, *, batch_wide: bool = False, mask: jax.Array | None = None
+    logits: jax.Array,
+    labels: jax.Array,
+    *,
+    batch_wide: bool = False,
+    target_weights: Sequence[float] | None = None,
+    mask: jax.Array | None = None,
 ) -> jax.Array:
     """1 - 2 (w₁ Σ p y + w₀ Σ (1 - p) (1 - y)) / (w₁ Σ (p + y) + w₀ Σ (2 - p - y)).
 
@@ -150,9 +155,10 @@ def generalized_dice_loss(
     of the other, so that an empty mask costs the mean of p.
 
     Args:
-      logits: [B, ..., 1].
+      logits: [B, ..., K].
       labels: same shape as `logits`, in [0, 1].
       batch_wide: see `dice_loss`.
+      target_weights: see `dice_loss`.
       mask: see `dice_loss`.
 
     Returns:
@@ -172,12 +178,26 @@ def generalized_dice_loss(
     both = tumor_weight * (2.0 * counts.true_positive + wrong) + background_weight * (
         2.0 * counts.true_negative + wrong
     )
-    return jnp.broadcast_to(_ratio((tumor_weight + background_weight) * wrong, both), logits.shape[:1])
+    return over_targets(_ratio((tumor_weight + background_weight) * wrong, both), target_weights, len(logits))
+
+
+def _tversky(
+    logits: jax.Array,
+    labels: jax.Array,
+    mask: jax.Array | None,
+    weights: tuple[float, float],
+    smooth: float,
+    batch_wide: bool,
+) -> jax.Array:
+    """The Tversky loss of each target, [B, K] or [K]; `weights` of false positives and false negatives."""
+    counts = _soft_counts(logits, labels, mask, batch_wide)
+    wrong = weights[0] * counts.false_positive + weights[1] * counts.false_negative
+    return _ratio(wrong, counts.true_positive + wrong + smooth)
 
 
 def _soft_counts(logits: jax.Array, labels: jax.Array, mask: jax.Array | None, batch_wide: bool) -> SoftCounts:
     logits, labels, weight = aligned(logits, labels, mask)
-    axes = None if batch_wide else tuple(range(1, logits.ndim))
+    axes = tuple(range(0 if batch_wide else 1, logits.ndim - 1))
     tumor, background = jax.nn.sigmoid(logits), jax.nn.sigmoid(-logits)
     actual, not_actual = labels * weight, (1.0 - labels) * weight
     return SoftCounts(

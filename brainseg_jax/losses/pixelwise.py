@@ -1,11 +1,12 @@
 """Losses that are a mean over pixels: cross-entropy and focal loss. See the package for what all losses share."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from brainseg_jax.losses.arguments import aligned
+from brainseg_jax.losses.arguments import aligned, of_targets, over_targets
 
 
 class ClassWeights(NamedTuple):
@@ -36,8 +37,9 @@ def weighted_cross_entropy(
     logits: jax.Array,
     labels: jax.Array,
     *,
-    tumor_weight: float = 1.0,
-    background_weight: float = 1.0,
+    tumor_weight: float | Sequence[float] = 1.0,
+    background_weight: float | Sequence[float] = 1.0,
+    target_weights: Sequence[float] | None = None,
     mask: jax.Array | None = None,
 ) -> jax.Array:
     """Mean over pixels of -(w₁ y log p + w₀ (1 - y) log(1 - p)).
@@ -45,10 +47,11 @@ def weighted_cross_entropy(
     Ronneberger et al. 2015 (U-Net, equation 1), with the weight of a pixel given by its class.
 
     Args:
-      logits: [B, ..., 1].
+      logits: [B, ..., K].
       labels: same shape as `logits`, in [0, 1].
-      tumor_weight: w₁, see `class_weights`.
-      background_weight: w₀.
+      tumor_weight: w₁ of what belongs to the target, for all targets or K numbers; see `class_weights`.
+      background_weight: w₀ of what does not.
+      target_weights: K numbers from 0, the weights of the targets in their mean; None: all alike.
       mask: None, or [B] (whole examples) or same rank as `logits`: 1 counts, 0 is padding.
 
     Returns:
@@ -58,7 +61,13 @@ def weighted_cross_entropy(
       ValueError: where the shapes differ.
     """
     return focal_loss(
-        logits, labels, gamma=0.0, tumor_weight=tumor_weight, background_weight=background_weight, mask=mask
+        logits,
+        labels,
+        gamma=0.0,
+        tumor_weight=tumor_weight,
+        background_weight=background_weight,
+        target_weights=target_weights,
+        mask=mask,
     )
 
 
@@ -67,8 +76,9 @@ def focal_loss(
     labels: jax.Array,
     *,
     gamma: float = 2.0,
-    tumor_weight: float = 0.25,
-    background_weight: float = 0.75,
+    tumor_weight: float | Sequence[float] = 0.25,
+    background_weight: float | Sequence[float] = 0.75,
+    target_weights: Sequence[float] | None = None,
     mask: jax.Array | None = None,
 ) -> jax.Array:
     """Mean over pixels of -(w₁ y (1 - p)^γ log p + w₀ (1 - y) p^γ log(1 - p)).
@@ -77,11 +87,12 @@ def focal_loss(
     that is classified well already weighs little. γ = 0 is `weighted_cross_entropy`.
 
     Args:
-      logits: [B, ..., 1].
+      logits: [B, ..., K].
       labels: same shape as `logits`, in [0, 1].
       gamma: γ >= 0.
-      tumor_weight: w₁.
-      background_weight: w₀.
+      tumor_weight: w₁, for all targets or K numbers.
+      background_weight: w₀, likewise.
+      target_weights: see `weighted_cross_entropy`.
       mask: see `weighted_cross_entropy`.
 
     Returns:
@@ -93,8 +104,10 @@ def focal_loss(
     logits, labels, weight = aligned(logits, labels, mask)
     # log p and log(1 - p) as log-sigmoids, and powers by them: exact and finite where p rounds to 0 or 1.
     log_tumor, log_background = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
+    tumor_weight, background_weight = (of_targets(w, logits.ndim) for w in (tumor_weight, background_weight))
     tumor = tumor_weight * labels * jnp.exp(gamma * log_background) * log_tumor
     background = background_weight * (1.0 - labels) * jnp.exp(gamma * log_tumor) * log_background
-    axes = tuple(range(1, logits.ndim))
+    axes = tuple(range(1, logits.ndim - 1))
     pixels = jnp.sum(jnp.broadcast_to(weight, logits.shape), axis=axes)
-    return -jnp.sum((tumor + background) * weight, axis=axes) / jnp.maximum(pixels, 1.0)
+    losses = -jnp.sum((tumor + background) * weight, axis=axes) / jnp.maximum(pixels, 1.0)
+    return over_targets(losses, target_weights, len(logits))

@@ -20,7 +20,8 @@ def build_model(name: str, *, dtype: str = "float32", gate_upsampling: str = "ne
       name: a key of `MODELS`.
       dtype: compute dtype, a key of `DTYPES`.
       gate_upsampling: of the attention gates, where the network has them.
-      **fields: other fields of the network: features, depth, norm, norm_momentum, deep_supervision, formulation.
+      **fields: other fields of the network: features, depth, targets, norm, norm_momentum, deep_supervision,
+        formulation.
 
     Returns:
       the module, not yet initialized.

@@ -18,6 +18,7 @@ class UNet(nn.Module):
     Attributes:
       features: channels of the first level; they double at each level down.
       depth: number of 2x2 poolings.
+      targets: K, outputs of the network, each a binary problem of its own.
       norm: placement of batch normalization, see `ConvBlock`.
       norm_momentum: share of the running statistics kept at each step.
       dtype: compute dtype, e.g. bfloat16; parameters and logits are float32.
@@ -28,6 +29,7 @@ class UNet(nn.Module):
 
     features: int = 64
     depth: int = 4
+    targets: int = 1
     norm: NormPlacement = "block"
     norm_momentum: float = 0.99
     dtype: jnp.dtype = jnp.float32
@@ -42,7 +44,7 @@ class UNet(nn.Module):
           train: normalize with the batch's statistics (and update the collection "batch_stats").
 
         Returns:
-          [B, H, W, 1] float32 logits of tumor.
+          [B, H, W, K] float32 logits of the targets.
 
         Raises:
           InputError: where the depth does not divide H or W, or the images have not four axes.
@@ -79,9 +81,9 @@ class UNet(nn.Module):
             x = UpConv(self.features * 2**level, self.dtype, self.formulation, name=f"up_{level}")(x)
             x = block(self.features * 2**level, f"decoder_{level}")(jnp.concatenate([x, skip], axis=-1), train=train)
             if self.deep_supervision and level and (train or self.is_initializing()):
-                side = nn.Conv(1, (1, 1), dtype=jnp.float32, name=f"side_head_{level}")(x)
+                side = nn.Conv(self.targets, (1, 1), dtype=jnp.float32, name=f"side_head_{level}")(x)
                 self.sow("side_logits", f"level_{level}", side)
-        return nn.Conv(1, (1, 1), dtype=jnp.float32, name="head")(x)
+        return nn.Conv(self.targets, (1, 1), dtype=jnp.float32, name="head")(x)
 
     def filter_skip(self, skip: jax.Array, gating: jax.Array, *, level: int, train: bool) -> jax.Array:
         """What the decoder of `level` is given of the encoder's skip connection; here all of it.

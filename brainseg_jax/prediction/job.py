@@ -3,18 +3,22 @@
 import time
 from pathlib import Path
 
+from absl import logging
+
 from brainseg_jax.errors import InputError, PartlyDone
-from brainseg_jax.prediction.ensemble import Ensemble
+from brainseg_jax.inference.ensemble import Ensemble
+from brainseg_jax.inference.postprocess import PostProcess
+from brainseg_jax.prediction.cases import find_cases, has_lgg_channels
 from brainseg_jax.prediction.results import Wanted, check_free, write_tables
 from brainseg_jax.prediction.stream import Outcome, predict_scans
-from brainseg_jax.scans.find import Found, find_scans
+from brainseg_jax.runs.comparison import names_of
+from brainseg_jax.runs.run_folder import check_folder
+from brainseg_jax.runs.trained import Trained, load_trained
+from brainseg_jax.scans.description import LGG, Description
+from brainseg_jax.scans.find import Found
 from brainseg_jax.scans.patterns import Patterns
 from brainseg_jax.scans.scan import Refused
-from brainseg_jax.scans.sequences import CHANNELS
 from brainseg_jax.scans.walk import list_passed_over
-from brainseg_jax.training.comparison import names_of
-from brainseg_jax.training.run_folder import check_folder
-from brainseg_jax.training.trained import load_trained
 
 _MOST_ROWS = 20  # of the table of cases
 
@@ -32,8 +36,8 @@ def predict(
     """Predicts scans, and writes masks and tables.
 
     Args:
-      runs: folders, one or more.
-      scans: see `find_scans`.
+      runs: folders, one or more, of networks with the same channels and targets.
+      scans: see `find_cases`.
       output: folder for results.
       wanted: what is written beside the masks.
       mirror: see `Ensemble`.
@@ -46,21 +50,25 @@ def predict(
       StorageError: a checkpoint is damaged.
     """
     check_folder(output, "--output")
-    found = find_scans(scans, sequences)
+    names_of(runs)  # raises where one is given twice
+    start = time.perf_counter()
+    trained = [load_trained(folder) for folder in runs]
+    description = _same_description({run.folder: run.network.description for run in trained})
+    loaded = time.perf_counter() - start
+    found, notes = find_cases(scans, description, sequences)
     sources = found.sources
-    print("\n".join(table(found, scans)), flush=True)
+    print("\n".join([*(f"note: {note}" for note in notes), *table(found, scans, description)]), flush=True)
     refused = [source.fault for source in sources if isinstance(source, Refused)]
     if len(refused) == len(sources):
         raise InputError("no scan could be predicted, so nothing was written:\n" + "\n".join(refused))
     if not overwrite:
-        check_free(sources, output, wanted)
+        check_free(sources, description, output, wanted)
     start = time.perf_counter()
-    names_of(runs)  # raises where one is given twice
-    ensemble = Ensemble([load_trained(folder) for folder in runs], mirror=mirror)
+    ensemble = Ensemble([run.network for run in trained], _posts_of_first(trained), mirror=mirror)
     if wanted.uncertainty and ensemble.members == 1:
         raise InputError("--uncertainty is the spread of several predictions: add --tta, or give several runs")
     ensemble.compile()
-    ready = time.perf_counter() - start
+    ready = loaded + time.perf_counter() - start
     outcome = Outcome()
     try:
         predict_scans(sources, ensemble, output, wanted, outcome)
@@ -70,15 +78,52 @@ def predict(
     return outcome
 
 
-def table(found: Found, scans: Path) -> list[str]:
+def _posts_of_first(trained: list[Trained]) -> tuple[PostProcess, ...]:
+    """What makes the masks: as the first run does; the log tells where another run chose otherwise."""
+    first, *others = trained
+    if different := [run.folder.name for run in others if run.posts != first.posts]:
+        names = first.network.description.names
+        posts = [", ".join(f"{name} {value}" for name, value in post._asdict().items()) for post in first.posts]
+        of_targets = [f"{name}: {post}" for name, post in zip(names, posts, strict=True)] if len(posts) > 1 else posts
+        logging.warning(
+            "masks are made as run %s makes them (%s); %s chose otherwise",
+            first.folder.name,
+            "; ".join(of_targets),
+            ", ".join(different),
+        )
+    return first.posts
+
+
+def _same_description(descriptions: dict[Path, Description]) -> Description:
+    """The description of all runs; raises InputError where they differ."""
+    (first, description), *others = descriptions.items()
+    different = [folder for folder, other in others if other != description]
+    if different:
+        listed = "".join(f"\n  {folder}: {_in_words(descriptions[folder])}" for folder in (first, *different))
+        raise InputError(
+            "--run: runs that predict together have the same channels and targets, and these differ; predict with each "
+            f"of them alone:{listed}"
+        )
+    return description
+
+
+def _in_words(description: Description) -> str:
+    stand_in = f" ({description.stand_in} replaces a missing one)" if description.stand_in else ""
+    targets = ", ".join(f"{target.name} {list(target.labels)}" for target in description.targets)
+    ignored = "" if description.ignore is None else f", label {description.ignore} ignored"
+    painted = f", written as {list(description.painted)}"
+    return f"channels {', '.join(description.channels)}{stand_in}; targets {targets}{painted}{ignored}"
+
+
+def table(found: Found, scans: Path, description: Description = LGG) -> list[str]:
     """What was found for which channel, and what is passed over, in lines for a user to see before anything runs."""
-    shown = found.sources[:_MOST_ROWS]
-    rows = [("case", *CHANNELS)]
+    shown, channels = found.sources[:_MOST_ROWS], description.channels
+    rows = [("case", *channels)]
     for source in shown:
+        cells = [source.channels.get(channel, "-") for channel in channels]
         if isinstance(source, Refused):
-            rows.append((source.name, "", "refused, see the end", ""))
-        else:
-            rows.append((source.name, *(source.channels.get(channel, "-") for channel in CHANNELS)))
+            cells = ["refused, see the end" if k == description.shown else "" for k in range(len(channels))]
+        rows.append((source.name, *cells))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     more = len(found.sources) - len(shown)
@@ -86,9 +131,10 @@ def table(found: Found, scans: Path) -> list[str]:
         lines.append(f"and {more} more case{'s' * (more > 1)}")
     legend = []
     if any("-" in row[1:] for row in rows):
-        legend.append("-: FLAIR stands in for it")
-    if any(row[2].endswith(" *") for row in rows):
-        legend.append("*: FLAIR, or all three as colors or along a fourth axis")
+        legend.append(f"-: {description.stand_in} stands in for it")
+    if any(row[1 + description.shown].endswith(" *") for row in rows):
+        alone = "FLAIR, or all three as colors or along a fourth axis"
+        legend.append(f"*: {alone if has_lgg_channels(description) else 'all channels in one file'}")
     lines += [f"({'; '.join(legend)})"] if legend else []
     root = scans if scans.is_dir() else scans.parent
     if passed_over := list_passed_over(found.passed_over, root):
@@ -100,7 +146,7 @@ def _tell(outcome: Outcome, output: Path, ready: float) -> None:
     for note, cases in outcome.notes.items():
         more = f" and {len(cases) - 3} more" if len(cases) > 3 else ""
         print(f"note: {', '.join(cases[:3])}{more}: {note}")
-    faults, done, slices = "\n".join(outcome.faults), len(outcome.scans), len(outcome.slices)
+    faults, done, slices = "\n".join(outcome.faults), outcome.scans_done, outcome.slices_done
     if not done:
         raise InputError(f"no scan could be predicted, so nothing was written:\n{faults}")
     print(

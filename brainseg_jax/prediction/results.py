@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,7 +12,8 @@ from brainseg_jax.errors import InputError
 from brainseg_jax.evaluation.pictures import draw_overlay
 from brainseg_jax.evaluation.scores import write_table
 from brainseg_jax.files import explain, write_whole
-from brainseg_jax.prediction.ensemble import Maps
+from brainseg_jax.inference.ensemble import Maps
+from brainseg_jax.scans.description import Description
 from brainseg_jax.scans.scan import MASK, PROBABILITY, UNCERTAINTY, Scan, Source
 
 SCANS_TABLE, SLICES_TABLE = "predictions.csv", "areas.csv"
@@ -32,11 +34,25 @@ class Wanted:
         return (*(kind for kind, wanted in maps.items() if wanted), MASK)
 
 
-def check_free(sources: list[Source], output: Path, wanted: Wanted) -> None:
+class Written(NamedTuple):
+    """What was written of one scan.
+
+    Attributes:
+      scans: its rows of `predictions.csv`, one a target; with several targets the column "target" names it.
+      slices: its rows of `areas.csv`, likewise.
+      notes: all that a user must know of it.
+    """
+
+    scans: list[dict]
+    slices: list[dict]
+    notes: tuple[str, ...]
+
+
+def check_free(sources: list[Source], description: Description, output: Path, wanted: Wanted) -> None:
     """Raises InputError where a file that is to be written is there already; makes nothing."""
     paths = [output / SCANS_TABLE, output / SLICES_TABLE]
     for source in sources:
-        own = _outputs(source, output, wanted)
+        own = _outputs(source, description, output, wanted)
         paths += own + [path.with_suffix(".nii.gz") for path in own if path.suffix == ".dcm"]  # see SeriesScan.write
     if there := [path for path in paths if os.path.exists(path)]:  # also of names that are too long
         more = f" and {len(there) - 1} more of the results" if len(there) > 1 else ""
@@ -55,55 +71,68 @@ def write_tables(scans: list[dict], slices: list[dict], output: Path) -> None:
 
 
 def write_results(
-    source: Source, scan: Scan, maps: Maps, mask: np.ndarray, output: Path, wanted: Wanted
-) -> tuple[dict, list[dict], tuple[str, ...]]:
+    source: Source,
+    scan: Scan,
+    maps: Maps,
+    masks: np.ndarray,
+    description: Description,
+    output: Path,
+    wanted: Wanted,
+) -> Written:
     """Writes the files of one scan.
 
     Args:
       source: names the files.
       scan: gives grid and kind.
       maps: its probabilities.
-      mask: its mask, [S, H, W] bool.
+      masks: of the targets, [S, H, W, K] bool.
+      description: of the network.
       output: folder for results; folders below it are made.
       wanted: which files.
-
-    Returns:
-      the scan's row of `predictions.csv`, those of its slices in `areas.csv`, and all that a user must know of it.
 
     Raises:
       OSError: a file cannot be written; then none of the scan is left, but for those that were there before.
     """
-    values = {MASK: mask, PROBABILITY: maps.probability, UNCERTAINTY: maps.uncertainty}
+    values = {MASK: masks, PROBABILITY: maps.probability, UNCERTAINTY: maps.uncertainty}
     (output / source.place).mkdir(parents=True, exist_ok=True)
-    paths = _outputs(source, output, wanted)
-    new = [path for path in paths if not _is_there(path)]
+    new = [path for path in _outputs(source, description, output, wanted) if not _is_there(path)]
     try:
         if wanted.overlays:
-            write_whole(
-                output / _overlay(source),
-                partial(draw_overlay, flair=scan.voxels[..., 1], mask=mask, numbers=scan.numbers),
+            draw = partial(
+                draw_overlay,
+                scan=scan.voxels[..., description.shown],
+                masks=masks,
+                numbers=scan.numbers,
+                targets=description.names,
             )
-        told = [
-            scan.write(kind, values[kind], [output / path for path in source.outputs(kind)]) for kind in wanted.kinds
+            write_whole(output / _overlay(source), draw)
+        of_writing = [
+            scan.write(kind, values[kind], [output / path for path in source.outputs(kind, description)], description)
+            for kind in wanted.kinds
         ]
     except BaseException:
         for path in new:  # no results of half a scan; on a full disk this makes room for the tables too
             path.unlink(missing_ok=True)
         raise
-    notes = (*scan.notes, *filter(None, told))
-    return *_measure(source.name, scan, mask, notes), notes
+    notes = (*scan.notes, *filter(None, of_writing))
+    written = Written([], [], notes)
+    for index, name in enumerate(description.names):
+        case = {"case": source.name} | ({"target": name} if len(description.names) > 1 else {})
+        row, areas = _measure(case, scan, masks[..., index], notes)
+        written.scans.append(row)
+        written.slices.extend(areas)
+    return written
 
 
-def _measure(case: str, scan: Scan, mask: np.ndarray, notes: tuple[str, ...]) -> tuple[dict, list[dict]]:
-    """Volume in mL and areas in mm² where the spacing is known, else in voxels and pixels."""
+def _measure(case: dict, scan: Scan, mask: np.ndarray, notes: tuple[str, ...]) -> tuple[dict, list[dict]]:
+    """Volume in mL and areas in mm² where the spacing is known, else in voxels and pixels, of a mask [S, H, W]."""
     slice_gap, row, column = scan.spacing or (1.0, 1.0, 1.0)
     units = ("mL", "mm2") if scan.spacing else ("voxels", "pixels")
     pixels = mask.sum(axis=(1, 2), dtype=np.int64)
     areas = [float(count * row * column) if scan.spacing else int(count) for count in pixels]
     largest = int(np.argmax(pixels))
     total = int(pixels.sum())
-    summary = {
-        "case": case,
+    summary = case | {
         "slices": len(mask),
         "tumor_slices": int((pixels > 0).sum()),
         "volume": total * slice_gap * row * column / 1000.0 if scan.spacing else total,
@@ -114,14 +143,14 @@ def _measure(case: str, scan: Scan, mask: np.ndarray, notes: tuple[str, ...]) ->
         "notes": "; ".join(notes),
     }
     by_slice = [
-        {"case": case, "slice": number, "area": area, "unit": units[1]}
+        case | {"slice": number, "area": area, "unit": units[1]}
         for number, area in zip(scan.numbers, areas, strict=True)
     ]
     return summary, by_slice
 
 
-def _outputs(source: Source, output: Path, wanted: Wanted) -> list[Path]:
-    paths = [output / path for kind in wanted.kinds for path in source.outputs(kind)]
+def _outputs(source: Source, description: Description, output: Path, wanted: Wanted) -> list[Path]:
+    paths = [output / path for kind in wanted.kinds for path in source.outputs(kind, description)]
     return [*paths, output / _overlay(source)] if wanted.overlays else paths
 
 

@@ -4,17 +4,19 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-import numpy as np
-
-from brainseg_jax.data.progress import slice_progress
+from brainseg_jax.data.canvas import Canvas
+from brainseg_jax.data.progress import SliceProgress, slice_progress
 from brainseg_jax.errors import InputError
 from brainseg_jax.files import describe_unforeseen, explain, is_full
-from brainseg_jax.prediction.canvas import Canvas
-from brainseg_jax.prediction.ensemble import Ensemble, Inputs, combine
-from brainseg_jax.prediction.results import Wanted, write_results
+from brainseg_jax.inference.ensemble import Ensemble, Member, combine
+from brainseg_jax.inference.network import Inputs
+from brainseg_jax.prediction.results import Wanted, Written, write_results
 from brainseg_jax.scans.scan import Scan, Source
+
+Prepared = list[tuple[Inputs, Canvas]]  # of `Ensemble.prepare`
 
 
 @dataclass
@@ -22,8 +24,8 @@ class Outcome:
     """What came of the scans.
 
     Attributes:
-      scans: rows of `predictions.csv`.
-      slices: rows of `areas.csv`.
+      scans: rows of `predictions.csv`, one a scan and target.
+      slices: rows of `areas.csv`, one a slice and target.
       notes: names of the cases by what must be known of them.
       faults: of scans that could not be read, predicted or written, each with its file or case.
       seconds: from the first file read to the last one written.
@@ -37,6 +39,16 @@ class Outcome:
     seconds: float = 0.0
     model_seconds: float = 0.0
 
+    @property
+    def scans_done(self) -> int:
+        """How many scans are written."""
+        return len({row["case"] for row in self.scans})
+
+    @property
+    def slices_done(self) -> int:
+        """How many slices these have."""
+        return len({(row["case"], row["slice"]) for row in self.slices})
+
 
 def predict_scans(sources: list[Source], ensemble: Ensemble, output: Path, wanted: Wanted, outcome: Outcome) -> None:
     """Predicts all scans and writes their files.
@@ -44,7 +56,7 @@ def predict_scans(sources: list[Source], ensemble: Ensemble, output: Path, wante
     Whatever one scan raises while it is read, predicted or written is a fault of that scan, and stops no other.
 
     Args:
-      sources: of `find_scans`.
+      sources: one or more, each of another name.
       ensemble: compiled.
       output: folder for results.
       wanted: which files.
@@ -59,7 +71,7 @@ def predict_scans(sources: list[Source], ensemble: Ensemble, output: Path, wante
         _predict_all(sources, ensemble, output, wanted, outcome)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
-            f"interrupted; {len(outcome.scans)} of {len(sources)} scans are done and stand in the tables of {output}"
+            f"interrupted; {outcome.scans_done} of {len(sources)} scans are done and stand in the tables of {output}"
         ) from None
     finally:
         outcome.seconds, outcome.model_seconds = time.perf_counter() - start, ensemble.seconds - before
@@ -71,9 +83,9 @@ def _predict_all(sources: list[Source], ensemble: Ensemble, output: Path, wanted
         try:
             for place, (source, load) in enumerate(_read_ahead(reader, sources, ensemble), start=1):
                 try:
-                    scan, inputs = load()
+                    scan, prepared = load()
                     bar.start(f"{source.name} ({place} of {len(sources)})", len(scan.voxels))
-                    members = ensemble.predict(inputs, bar.advance)
+                    members = ensemble.predict(prepared, partial(_advance, bar))
                 except Exception as error:  # of any kind: it is this scan's
                     outcome.faults.append(_fault(source, error))
                     continue
@@ -86,10 +98,10 @@ def _predict_all(sources: list[Source], ensemble: Ensemble, output: Path, wanted
 
 def _read_ahead(
     reader: ThreadPoolExecutor, sources: list[Source], ensemble: Ensemble
-) -> Iterator[tuple[Source, Callable[[], tuple[Scan, list[Inputs]]]]]:
+) -> Iterator[tuple[Source, Callable[[], tuple[Scan, Prepared]]]]:
     """Each source with a call that waits for its scan; the one after it is being read by then."""
 
-    def load(source: Source) -> tuple[Scan, list[Inputs]]:
+    def load(source: Source) -> tuple[Scan, Prepared]:
         scan = source.read()
         return scan, ensemble.prepare(scan)
 
@@ -102,12 +114,16 @@ def _read_ahead(
 
 
 def _finish(
-    source: Source, scan: Scan, members: list[np.ndarray], ensemble: Ensemble, output: Path, wanted: Wanted
-) -> tuple[dict, list[dict], tuple[str, ...]]:
-    canvas = Canvas.around(scan.voxels.shape[1:3], scan.spacing)
-    maps = combine(members, canvas)
-    mask = ensemble.postprocess.on_grid(canvas.padded)(maps.probability)
-    return write_results(source, scan, maps, mask, output, wanted)
+    source: Source, scan: Scan, members: list[Member], ensemble: Ensemble, output: Path, wanted: Wanted
+) -> Written:
+    maps = combine(members)
+    masks = ensemble.masks(maps.probability, members[0].canvas)
+    return write_results(source, scan, maps, masks, ensemble.description, output, wanted)
+
+
+def _advance(bar: SliceProgress, count: int) -> None:
+    for _ in range(count):
+        bar.advance()
 
 
 _Writing = tuple[Source, Future]
@@ -119,7 +135,7 @@ def _collect(writing: _Writing | None, outcome: Outcome, output: Path) -> None:
         return
     source, result = writing
     try:
-        row, areas, notes = result.result()
+        written: Written = result.result()
     except OSError as error:
         if is_full(error):
             raise InputError(f"--output={output} cannot be written to ({explain(error)})") from error
@@ -127,9 +143,9 @@ def _collect(writing: _Writing | None, outcome: Outcome, output: Path) -> None:
     except Exception as error:  # of any kind: it is this scan's
         outcome.faults.append(_fault(source, error))
     else:
-        outcome.scans.append(row)
-        outcome.slices += areas
-        for note in notes:
+        outcome.scans += written.scans
+        outcome.slices += written.slices
+        for note in written.notes:
             outcome.notes.setdefault(note, []).append(source.name)
 
 

@@ -47,9 +47,9 @@ class Grid:
         return np.moveaxis(turned, (2, 1, 0), (0, 1, 2))
 
     def from_slices(self, slices: np.ndarray) -> np.ndarray:
-        """The inverse of `to_slices`: [S, H, W] to [I, J, K]."""
+        """The inverse of `to_slices`: [S, H, W, ...] to [I, J, K, ...]."""
         back = nib.orientations.ornt_transform(_SLICES, nib.orientations.io_orientation(self.affine))
-        return nib.orientations.apply_orientation(slices.transpose(2, 1, 0), back)
+        return nib.orientations.apply_orientation(np.moveaxis(slices, (0, 1, 2), (2, 1, 0)), back)
 
     @property
     def spacing(self) -> tuple[float, float, float]:

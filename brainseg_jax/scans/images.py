@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from brainseg_jax.data.untrusted import read_bounded
 from brainseg_jax.errors import InputError
+from brainseg_jax.scans.untrusted import read_bounded
 
 SUFFIXES = (".tif", ".tiff", ".png")
 MOST_PIXELS = 2**24  # of one slice, 4096 x 4096; MRI has 1024 x 1024 at the most

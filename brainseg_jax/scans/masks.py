@@ -1,4 +1,4 @@
-"""Reads a folder of masks, predicted or true, ours or others', whatever files hold them."""
+"""Reads a folder of masks or label maps, predicted or true, ours or others', whatever files hold them."""
 
 import re
 from collections import defaultdict
@@ -23,25 +23,27 @@ _NEAR = 1e-3  # of the mask's value: what is so close to it, or to 0, is that va
 # What `predict` puts beside its masks.
 _MAP = re.compile(r".+_(?:probability|uncertainty)(?:\.nii(?:\.gz)?|\.hdr|\.img|(?:_[0-9]+)?\.tiff?)")
 _BESIDE = re.compile(r".+_overlay\.png|predictions\.csv|areas\.csv")
+# What nnU-Net puts beside its label maps.
+_OF_NNUNET = re.compile(r"(?:dataset|plans|predict_from_raw_data_args|summary)\.json")
 
 
 @dataclass(frozen=True, eq=False)
 class Mask:
-    """The mask of one case.
+    """The mask or label map of one case.
 
     Attributes:
-      voxels: [S, H, W] bool, axial slices from foot to crown, turned as `Grid.to_slices` does; those of single files
-        as they are.
+      labels: [S, H, W] uint8, the values of the file: 0 and 1, or 0 and 255, or labels. Axial slices from foot to
+        crown, turned as `Grid.to_slices` does; those of single files as they are.
       spacing: millimeters between voxels (slice, row, column); None for single slices, whose files do not say.
       numbers: of the slices, as in the names of their files; None for a volume.
-      sources: the files.
+      sources: the files, one a slice or one of all.
       grid: of a volume, as it lies in the file; None for single slices.
       open_ended: whether slices without a voxel of the mask may be missing, before, after and between, as in a DICOM
         segmentation.
       notes: what a user must know of how it was read.
     """
 
-    voxels: np.ndarray
+    labels: np.ndarray
     spacing: tuple[float, float, float] | None
     numbers: tuple[int, ...] | None
     sources: tuple[Path, ...]
@@ -50,9 +52,25 @@ class Mask:
     notes: tuple[str, ...] = ()
 
     @property
+    def voxels(self) -> np.ndarray:
+        """What has any label, [S, H, W] bool."""
+        return self.labels > 0
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        """The labels that there are, without 0."""
+        return tuple(int(value) for value in np.unique(self.labels) if value)
+
+    def source_of(self, value: int) -> Path:
+        """The first file that holds a label."""
+        if len(self.sources) == 1:
+            return self.sources[0]
+        return self.sources[int((self.labels == value).any(axis=(1, 2)).argmax())]
+
+    @property
     def volume(self) -> np.ndarray:
-        """The voxels on `grid`, [I, J, K] bool."""
-        return self.grid.from_slices(self.voxels)
+        """The labels on `grid`, [I, J, K] uint8."""
+        return self.grid.from_slices(self.labels)
 
     def on(self, grid: Grid) -> "Mask":
         """The same mask on another grid of the same voxels, see `Grid.turned_onto`."""
@@ -70,7 +88,7 @@ class Mask:
 def _of_volume(
     volume: np.ndarray, grid: Grid, sources: tuple[Path, ...], notes: tuple[str, ...], *, open_ended: bool = False
 ) -> Mask:
-    """A mask of voxels [I, J, K] bool on their grid."""
+    """A mask of labels [I, J, K] uint8 on their grid."""
     return Mask(grid.to_slices(volume), grid.spacing, None, sources, grid, open_ended, notes)
 
 
@@ -79,10 +97,10 @@ def read_masks(folder: Path) -> dict[str, Mask]:
 
     Slices are `<case>_<n>_mask` or `<case>_<n>_pred`, `.tif` or `.png`, nested as in the Kaggle set or flat; their
     numbers run without a gap. A name without a number is a case of one slice. Volumes are `<case>`, `<case>_mask` or
-    `<case>_pred`, `.nii`, `.nii.gz` or a pair `.hdr` and `.img`; DICOM segmentations of one segment are
-    `<case>_pred.dcm`, `<case>_mask.dcm` or `<case>_seg.dcm`. Values are 0 and 1, or 0 and 255, within one in a
-    thousand. Links are followed. All else is passed over, and listed in a warning with the reasons; but not what
-    `predict` writes beside its masks.
+    `<case>_pred`, `.nii`, `.nii.gz` or a pair `.hdr` and `.img`; DICOM segmentations are
+    `<case>_pred.dcm`, `<case>_mask.dcm` or `<case>_seg.dcm`, and segment n has label n. Values are 0 and 1, 0 and 255,
+    or labels from 0 to 255, within one in a thousand. Links are followed. All else is passed over, and listed in a
+    warning with the reasons; but not what `predict` and nnU-Net write beside their masks.
 
     Returns:
       the masks by name of the case, in order of the name.
@@ -96,7 +114,8 @@ def read_masks(folder: Path) -> dict[str, Mask]:
     volumes: dict[str, list[Path]] = defaultdict(list)
     passed_over = new()
     for path in walk(folder, passed_over):
-        if _MAP.fullmatch(path.name) or _BESIDE.fullmatch(path.name) or is_image_of_pair(path):
+        beside = any(pattern.fullmatch(path.name) for pattern in (_MAP, _BESIDE, _OF_NNUNET))
+        if beside or is_image_of_pair(path):
             continue
         if is_nifti(path):
             volumes[_OF_A_MASK.sub("", stem(path))].append(path)
@@ -141,11 +160,11 @@ def _below(listed: list[str]) -> str:
 def _read_volume(path: Path) -> Mask:
     if _SEG.fullmatch(path.name):
         values, grid, notes = read_seg(path)
-        return _of_volume(_as_bool(values, path), grid, (path,), notes, open_ended=True)
+        return _of_volume(_as_labels(values, path), grid, (path,), notes, open_ended=True)
     nifti = open_nifti(path)
     if nifti.values.ndim != 3:
         raise InputError(f"{path}: an array of shape {nifti.values.shape}; a mask has three axes")
-    return _of_volume(_as_bool(nifti.values, path), nifti.grid, (path,), nifti.notes)
+    return _of_volume(_as_labels(nifti.values, path), nifti.grid, (path,), nifti.notes)
 
 
 def _read_slices(case: str, found: list[tuple[int, Path]]) -> Mask:
@@ -157,14 +176,22 @@ def _read_slice(path: Path) -> np.ndarray:
     values = read_image(path)
     if values.ndim != 2:
         raise InputError(f"{path}: a color image; a mask has one channel")
-    return _as_bool(values, path)
+    return _as_labels(values, path)
 
 
-def _as_bool(values: np.ndarray, path: Path) -> np.ndarray:
+def _as_labels(values: np.ndarray, path: Path) -> np.ndarray:
+    """Values as uint8; what is near 0 and near 1, or near 0 and near 255, is a mask, whatever its rounding."""
     found = np.unique(values)
     for one in (1, 255):
         distances = np.minimum(np.abs(found - float(one)), np.abs(found - 0.0))
         if (distances <= _NEAR * one).all():
-            return values > one / 2
+            return np.where(values > one / 2, np.uint8(one), np.uint8(0))
+    with np.errstate(invalid="ignore"):
+        labels = np.round(found.astype(np.float64))
+        near = np.abs(found - labels) <= _NEAR * np.maximum(1.0, labels)
+    if (near & (labels >= 0) & (labels <= 255)).all():
+        return np.round(values).astype(np.uint8)
     listed = ", ".join(f"{value:.9g}" for value in found[:8]) + (", ..." if len(found) > 8 else "")
-    raise InputError(f"{path}: values {listed}; a mask holds 0 and 1, or 0 and 255")
+    raise InputError(
+        f"{path}: values {listed}; a mask holds 0 and 1, or 0 and 255, or labels that are whole numbers from 0 to 255"
+    )

@@ -2,12 +2,15 @@
 
 import abc
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from brainseg_jax.errors import InputError
+from brainseg_jax.scans.description import Description
+from brainseg_jax.scans.volume import Volume
 
 MASK, PROBABILITY, UNCERTAINTY = "pred", "probability", "uncertainty"  # ends of the names of what is written
 STAND_IN = "taken as FLAIR, which stands in for pre- and post-contrast"
@@ -15,29 +18,26 @@ ONE_SLICE = "a single slice: its normalization rests on this slice alone, a whol
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Scan(abc.ABC):
-    """A scan of one head, as the networks take it.
+class Scan(Volume, abc.ABC):
+    """A volume that was read from files of a user, and can be answered in files of the same kind.
 
     Attributes:
-      voxels: [S, H, W, 3] uint8, axial slices from foot to crown, channels pre-contrast, FLAIR, post-contrast.
-      spacing: millimeters between voxels (slice, row, column); None where the files do not say.
-      numbers: of the slices, as the input counts them.
       notes: what a user must know of how the files were read.
     """
 
-    voxels: np.ndarray
-    spacing: tuple[float, float, float] | None
-    numbers: tuple[int, ...]
     notes: tuple[str, ...]
 
     @abc.abstractmethod
-    def write(self, kind: str, values: np.ndarray, paths: list[Path]) -> str | None:
-        """Writes a result on the input's own grid, in a file of the input's kind.
+    def write(self, kind: str, values: np.ndarray, paths: list[Path], description: Description) -> str | None:
+        """Writes a result on the input's own grid, in files of the input's kind.
+
+        Masks of one target are written as a mask, those of several as a label map or as segments.
 
         Args:
           kind: `MASK`, `PROBABILITY` or `UNCERTAINTY`.
-          values: [S, H, W], bool for a mask, else float32.
+          values: [S, H, W, K], a target along the last axis; bool for masks, else float32.
           paths: as many as `Source.outputs` names, in the same order.
+          description: of the network, whose targets these are.
 
         Returns:
           None, or a note where it had to be written as another file.
@@ -77,8 +77,13 @@ class Source(abc.ABC):
         """
 
     @abc.abstractmethod
-    def outputs(self, kind: str) -> list[Path]:
-        """The files that a result of this kind goes to, below the folder for results."""
+    def outputs(self, kind: str, description: Description) -> list[Path]:
+        """The files that a result of this kind goes to, below the folder for results.
+
+        Args:
+          kind: `MASK`, `PROBABILITY` or `UNCERTAINTY`.
+          description: of the network.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +100,14 @@ class Refused(Source):
         """Raises InputError."""
         raise InputError(self.fault)
 
-    def outputs(self, kind: str) -> list[Path]:
+    def outputs(self, kind: str, description: Description) -> list[Path]:
         """None."""
         return []
+
+
+def file_words(description: Description) -> tuple[str, ...]:
+    """A word for each target that can stand in the name of a file; no two are alike, also where case does not count."""
+    words = tuple(re.sub(r"[^\w-]+", "_", name).strip("_") or "target" for name in description.names)
+    if len({word.casefold() for word in words}) < len(words):
+        words = tuple(f"{number}_{word}" for number, word in enumerate(words, start=1))
+    return words

@@ -1,4 +1,4 @@
-"""Reads a mask from a DICOM segmentation (SEG)."""
+"""Reads a mask or label map from a DICOM segmentation (SEG)."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ _DEFLATED = "1.2.840.10008.1.2.1.99"
 
 
 def read_seg(path: Path) -> tuple[np.ndarray, Grid, tuple[str, ...]]:
-    """Reads a segmentation of one segment, as `predict` writes them.
+    """Reads a segmentation as a label map: segment n has label n, and the only segment of a file has label 1.
 
     Frames without a voxel of the mask are often left out in such a file, so they are at the ends of the volume too.
 
@@ -27,8 +27,8 @@ def read_seg(path: Path) -> tuple[np.ndarray, Grid, tuple[str, ...]]:
       grid of these; and a note where their distance is not in the file.
 
     Raises:
-      InputError: it is no such segmentation, damaged or too large, or pydicom is not installed; the message names the
-        file.
+      InputError: it is no segmentation, its segments overlap or are fractional, it is damaged or too large, or pydicom
+        is not installed; the message names the file.
     """
     try:
         import pydicom
@@ -50,8 +50,6 @@ def read_seg(path: Path) -> tuple[np.ndarray, Grid, tuple[str, ...]]:
 def _read(one: "Dataset") -> tuple[np.ndarray, Grid, tuple[str, ...]]:
     if one.get("Modality") != "SEG":
         raise InputError(f"modality {one.get('Modality')}, and a mask is a segmentation (SEG)")
-    if (segments := len(one.SegmentSequence)) != 1:
-        raise InputError(f"{segments} segments; give a segmentation of one")
     count, rows, columns = int(one.NumberOfFrames), int(one.Rows), int(one.Columns)
     if min(count, rows, columns) < 1 or count * rows * columns > MOST_VOXELS:
         raise InputError(f"its header declares {count} frames of {columns} x {rows} voxels, which are not read")
@@ -62,17 +60,48 @@ def _read(one: "Dataset") -> tuple[np.ndarray, Grid, tuple[str, ...]]:
     across = np.cross(*first.directions)
     depths = np.array([across @ frame.position for frame in frames])
     step, notes = _step(first, np.unique(depths.round(3)))
-    indices = _indices(depths, step)
+    labels = _labels(one)
+    distinct, which = np.unique(depths.round(3), return_inverse=True) if len(set(labels)) > 1 else (depths, slice(None))
+    indices = _indices(distinct, step)
+    indices = None if indices is None else indices[which]
     if indices is None or indices.max() >= _MOST_SLICES:
         raise InputError(f"its frames do not lie at even distances of {step:g} mm; give a segmentation of one volume")
+    if len(set(zip(labels, indices.tolist(), strict=True))) < count and 0 not in labels:
+        raise InputError("two frames of one segment lie on one slice; give a segmentation of one volume")
     values = np.zeros((indices.max() + 1, rows, columns), np.uint8)
-    values[indices] = one.pixel_array.reshape(count, rows, columns)
+    for index, label, mask in zip(indices, labels, one.pixel_array.reshape(count, rows, columns), strict=True):
+        if (values[index][mask > 0] > 0).any():
+            raise InputError(
+                f"segment {label} overlaps another one, and a voxel has one label; give a label map as NIfTI"
+            )
+        values[index][mask > 0] = label or mask[mask > 0]
     along, start = _line(np.stack([frame.position for frame in frames]), indices, across, step)
     affine = np.eye(4)
     axes = [first.directions[0] * first.gaps[1], first.directions[1] * first.gaps[0], along, start]
     affine[:3] = np.stack(axes, axis=1)
     affine[:2] *= -1.0  # DICOM's axes run to the left and to the back
     return values.transpose(2, 1, 0), Grid(affine, (columns, rows, len(values))), notes
+
+
+def _labels(one: "Dataset") -> list[int]:
+    """The label of each frame: the number of its segment, or 0 where its values are the labels (LABELMAP).
+
+    Raises:
+      InputError: the values are fractional, or a number is no label.
+    """
+    kind, frames = one.get("SegmentationType", "BINARY"), one.PerFrameFunctionalGroupsSequence
+    if kind == "LABELMAP":
+        return [0] * len(frames)
+    if kind == "FRACTIONAL" and not np.isin(one.pixel_array, (0, one.MaximumFractionalValue)).all():
+        raise InputError("fractional values, which are no mask; give a binary segmentation")
+    if len(one.SegmentSequence) == 1:
+        return [1] * len(frames)
+    shared = one.SharedFunctionalGroupsSequence[0]
+    name = "SegmentIdentificationSequence"
+    labels = [int((frame if name in frame else shared)[name].value[0].ReferencedSegmentNumber) for frame in frames]
+    if min(labels) < 1 or max(labels) > 255:
+        raise InputError(f"segments numbered from {min(labels)} to {max(labels)}; numbers from 1 to 255 are read")
+    return labels
 
 
 class _Frame:

@@ -1,4 +1,4 @@
-"""A mask as a DICOM segmentation (SEG) that refers to the series it was predicted on.
+"""Masks as a DICOM segmentation (SEG) that refers to the series they were predicted on.
 
 highdicom copies from the series' headers, and is stricter than what archives hold. So it is given new headers, with the
 few tags that a SEG needs: the place of each image as it was read, and what is known of patient and study, cleaned.
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from brainseg_jax.scans.description import LGG, Description
 from brainseg_jax.scans.dicom_file import quieten, text
 from brainseg_jax.scans.dicom_frames import Frame
 
@@ -25,12 +26,13 @@ class NoSegmentation(Exception):
     """No SEG can be made of a series; the message says why."""
 
 
-def make_segmentation(frames: list[Frame], mask: np.ndarray) -> "Dataset":
-    """A SEG of one segment.
+def make_segmentation(frames: list[Frame], masks: np.ndarray, description: Description) -> "Dataset":
+    """A SEG with a segment for each target; they may overlap.
 
     Args:
       frames: of the series, in order along it.
-      mask: [frames, rows, columns] bool.
+      masks: [frames, rows, columns, K] bool.
+      description: of the K targets, whose names label the segments.
 
     Raises:
       NoSegmentation: their headers do not allow one.
@@ -41,7 +43,7 @@ def make_segmentation(frames: list[Frame], mask: np.ndarray) -> "Dataset":
         order = np.arange(len(frames))
         if len(sources) < len(frames):  # one file of all: highdicom takes them in the file's order
             order = np.argsort([frame.index for frame in frames])
-        made = _segmentation(sources, mask[order])
+        made = _segmentation(sources, masks[order], description)
         _check_written(made)
         return made
     except NoSegmentation:
@@ -188,26 +190,36 @@ def _check_written(made: "Dataset") -> None:
     made.save_as(BytesIO())
 
 
-def _segmentation(sources: "list[Dataset]", mask: np.ndarray) -> "Dataset":
+def _segmentation(sources: "list[Dataset]", masks: np.ndarray, description: Description) -> "Dataset":
     import highdicom as hd
     from pydicom.sr.codedict import codes
 
-    segment = hd.seg.SegmentDescription(
-        segment_number=1,
-        segment_label="FLAIR abnormality",
-        segmented_property_category=codes.SCT.MorphologicallyAbnormalStructure,
-        segmented_property_type=codes.SCT.Neoplasm,
-        algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
-        algorithm_identification=hd.AlgorithmIdentificationSequence(
-            name="brainseg_jax", family=codes.DCM.ArtificialIntelligence, version="1"
-        ),
-    )
+    # What the LGG set marks is known. Of other targets only the name is, so the code says no more than tissue.
+    if description == LGG:
+        labels = ["FLAIR abnormality"]
+        category, kind = codes.SCT.MorphologicallyAbnormalStructure, codes.SCT.Neoplasm
+    else:
+        labels = [_line(64)(name) for name in description.names]
+        category = kind = codes.SCT.Tissue
+    segments = [
+        hd.seg.SegmentDescription(
+            segment_number=number,
+            segment_label=label,
+            segmented_property_category=category,
+            segmented_property_type=kind,
+            algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+            algorithm_identification=hd.AlgorithmIdentificationSequence(
+                name="brainseg_jax", family=codes.DCM.ArtificialIntelligence, version="1"
+            ),
+        )
+        for number, label in enumerate(labels, start=1)
+    ]
     return hd.seg.Segmentation(
         source_images=sources,
-        pixel_array=mask.astype(np.uint8),
+        pixel_array=masks.astype(np.uint8),
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=[segment],
-        omit_empty_frames=bool(mask.any()),
+        segment_descriptions=segments,
+        omit_empty_frames=bool(masks.any()),
         series_instance_uid=hd.UID(),
         series_number=100,
         sop_instance_uid=hd.UID(),

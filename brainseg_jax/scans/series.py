@@ -10,10 +10,12 @@ import numpy as np
 
 from brainseg_jax.errors import InputError
 from brainseg_jax.files import write_whole
+from brainseg_jax.scans.description import Description
 from brainseg_jax.scans.dicom_file import text
 from brainseg_jax.scans.dicom_frames import Frame, decode_frames, read_frames
 from brainseg_jax.scans.dicom_pixels import INSTALL
 from brainseg_jax.scans.grid import Grid
+from brainseg_jax.scans.nifti_result import result_image
 from brainseg_jax.scans.scan import MASK, ONE_SLICE, Scan, Source
 from brainseg_jax.scans.segmentation import NoSegmentation, header_notes, make_segmentation
 from brainseg_jax.scans.sequences import ALL, CHANNELS, FLAIR, to_channels
@@ -33,29 +35,27 @@ class SeriesScan(Scan):
     frames: list[Frame]
     grid: Grid
 
-    def write(self, kind: str, values: np.ndarray, paths: list[Path]) -> str | None:
-        """See `Scan.write`: a mask is a binary SEG that refers to the slices, other maps are NIfTI.
+    def write(self, kind: str, values: np.ndarray, paths: list[Path], description: Description) -> str | None:
+        """See `Scan.write`: masks are a binary SEG with a segment a target, other maps are NIfTI.
 
         Returns:
           None; where the series' header allows no SEG, a note that says so: the mask is NIfTI then.
         """
         (path,) = paths
-        volume = self.grid.from_slices(values)
+        image = result_image(kind, values, description, self.grid)
         if kind != MASK:
-            self._write_nifti(path, volume.astype(np.float32))
+            write_whole(path, partial(nib.save, image))
             return None
         instead = path.with_suffix(".nii.gz")
         try:
-            write_whole(path, make_segmentation(self.frames, volume.transpose(2, 1, 0)).save_as)
+            masks = np.moveaxis(self.grid.from_slices(values), (0, 1, 2), (2, 1, 0))
+            write_whole(path, make_segmentation(self.frames, masks, description).save_as)
             instead.unlink(missing_ok=True)  # of an earlier run whose header allowed no SEG
             return None
         except NoSegmentation as error:
-            self._write_nifti(instead, volume.astype(np.uint8))
+            write_whole(instead, partial(nib.save, image))
             path.unlink(missing_ok=True)  # of an earlier run: its mask would be taken for this one
             return f"the mask is NIfTI ({instead.name}), as no DICOM SEG can be made of the series' header: {error}"
-
-    def _write_nifti(self, path: Path, volume: np.ndarray) -> None:
-        write_whole(path, partial(nib.save, nib.Nifti1Image(volume, self.grid.affine)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +95,7 @@ class SeriesSource(Source):
             numbers = tuple(of_frames[place] for place in numbers)
         return SeriesScan(voxels, grid.spacing, numbers, (*notes, *of_values), frames, grid)
 
-    def outputs(self, kind: str) -> list[Path]:
+    def outputs(self, kind: str, description: Description) -> list[Path]:
         """See `Source.outputs`: one file."""
         return [self.place / f"{self.stem}_{kind}{'.dcm' if kind == MASK else '.nii.gz'}"]
 

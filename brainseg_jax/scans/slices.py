@@ -1,7 +1,7 @@
 """Scans and masks that lie in a folder as single images, a TIFF or PNG file a slice."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
@@ -11,21 +11,30 @@ from PIL import Image
 
 from brainseg_jax.errors import InputError
 from brainseg_jax.files import write_whole
+from brainseg_jax.scans.description import Description
 from brainseg_jax.scans.images import read_image
 from brainseg_jax.scans.intensity import MOST_LABELS, refuse_labels
-from brainseg_jax.scans.scan import MASK, ONE_SLICE, STAND_IN, Scan, Source
+from brainseg_jax.scans.scan import MASK, ONE_SLICE, STAND_IN, Scan, Source, file_words
 
 MOST_SLICES = 9999  # a larger number is a date or a time, and no slice
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SliceScan(Scan):
-    """A scan read from images; results are TIFF files, masks of 0 and 255, other maps of float32."""
+    """A scan read from images.
 
-    def write(self, kind: str, values: np.ndarray, paths: list[Path]) -> None:
+    Results are TIFF files: masks of 0 and 255; label maps, whose gray values are the labels; other maps of float32, a
+    file for each target.
+    """
+
+    def write(self, kind: str, values: np.ndarray, paths: list[Path], description: Description) -> None:
         """See `Scan.write`."""
-        pixels = values * np.uint8(255) if kind == MASK else values.astype(np.float32)
-        for image, path in zip(pixels, paths, strict=True):
+        if kind == MASK:
+            single = len(description.targets) == 1
+            images = values[..., 0] * np.uint8(255) if single else description.label_map(values)
+        else:
+            images = np.moveaxis(values, -1, 1).reshape(-1, *values.shape[1:3]).astype(np.float32)
+        for image, path in zip(images, paths, strict=True):
             write_whole(path, partial(Image.fromarray(image).save, format="TIFF"))
 
 
@@ -52,9 +61,26 @@ class SliceSource(Source):
             pixels, notes = np.stack([pixels] * 3, axis=-1), (*notes, STAND_IN)
         return SliceScan(pixels, None, numbers, (*self.notes, *notes))
 
-    def outputs(self, kind: str) -> list[Path]:
-        """See `Source.outputs`: one file a slice."""
-        return [self.place / f"{path.stem}_{kind}.tif" for _, path in self.found]
+    def outputs(self, kind: str, description: Description) -> list[Path]:
+        """See `Source.outputs`."""
+        return slice_outputs(self.place, [path.stem for _, path in self.found], kind, description)
+
+
+def slice_outputs(place: Path, names: Sequence[str], kind: str, description: Description) -> list[Path]:
+    """The files of a `SliceScan`: one a slice, and one a slice and target for maps of several targets.
+
+    The target stands before the kind, as in `P1_7_tumor_core_probability.tif`: names of results end with their kind.
+
+    Args:
+      place: folder, below that for results.
+      names: of the slices.
+      kind: see `Source.outputs`.
+      description: of the network.
+    """
+    of_targets = [""]
+    if kind != MASK and len(description.targets) > 1:
+        of_targets = [f"_{word}" for word in file_words(description)]
+    return [place / f"{name}{target}_{kind}.tif" for name in names for target in of_targets]
 
 
 def stack_slices(

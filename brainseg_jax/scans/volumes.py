@@ -10,9 +10,11 @@ import numpy as np
 
 from brainseg_jax.errors import InputError
 from brainseg_jax.files import write_whole
+from brainseg_jax.scans.description import Description
 from brainseg_jax.scans.grid import Grid
 from brainseg_jax.scans.nifti_file import SINGLE, Nifti, open_nifti
-from brainseg_jax.scans.scan import MASK, Scan, Source
+from brainseg_jax.scans.nifti_result import result_image
+from brainseg_jax.scans.scan import Scan, Source
 from brainseg_jax.scans.sequences import ALL, CHANNELS, FLAIR, to_channels
 
 
@@ -21,23 +23,17 @@ class VolumeScan(Scan):
     """A scan read from NIfTI.
 
     Attributes:
-      header: of the file with FLAIR.
+      header: of the file on whose grid the channels lie: that with FLAIR.
       grid: of that file.
     """
 
     header: nib.Nifti1Header
     grid: Grid
 
-    def write(self, kind: str, values: np.ndarray, paths: list[Path]) -> None:
-        """See `Scan.write`: header, and so affine and unit, are the input's; a mask holds 0 and 1."""
+    def write(self, kind: str, values: np.ndarray, paths: list[Path], description: Description) -> None:
+        """See `Scan.write`: header, and so affine and unit, are the input's; see `result_image`."""
         (path,) = paths
-        header = self.header.copy()
-        header["cal_min"] = header["cal_max"] = 0  # the range in which to show the scan, not its mask
-        header.set_intent("none")
-        header.set_data_dtype(np.uint8 if kind == MASK else np.float32)
-        volume = self.grid.from_slices(values).astype(header.get_data_dtype())
-        image_class = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
-        write_whole(path, partial(nib.save, image_class(volume, header.get_best_affine(), header)))
+        write_whole(path, partial(nib.save, result_image(kind, values, description, self.grid, self.header)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,10 +72,14 @@ class VolumeSource(Source):
         notes += [*nifti.notes, *of_values]
         return VolumeScan(voxels, nifti.grid.spacing, nifti.grid.slice_numbers, tuple(notes), nifti.header, nifti.grid)
 
-    def outputs(self, kind: str) -> list[Path]:
+    def outputs(self, kind: str, description: Description) -> list[Path]:
         """See `Source.outputs`: one volume."""
-        suffix = self.suffix.lower()  # nibabel knows no other
-        return [self.place / f"{self.stem}_{kind}{suffix if suffix in SINGLE else '.nii.gz'}"]
+        return [self.place / f"{self.stem}_{kind}{result_suffix(self.suffix)}"]
+
+
+def result_suffix(suffix: str) -> str:
+    """The suffix of a result by that of its scan: lower case, as nibabel knows no other; `.nii.gz` for a pair."""
+    return suffix.lower() if suffix.lower() in SINGLE else ".nii.gz"
 
 
 def _by_sequence(path: Path, values: np.ndarray) -> dict[str, np.ndarray]:

@@ -5,8 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from brainseg_jax.data.source import IGNORED_NAMES
-
+IGNORED_NAMES = ("Thumbs.db", "desktop.ini", "__MACOSX")  # and whatever begins with a dot
 PassedOver = dict[str, list[Path]]  # files and folders by the reason why they are not used
 # Endings of images and archives that are not read.
 UNREAD = {".mha", ".mhd", ".nrrd", ".nhdr", ".mgz", ".mgh", ".mnc", ".hdr", ".img", ".par", ".rec", ".npy", ".npz"}

@@ -1,10 +1,13 @@
 """The model card beside a shared file (Mitchell et al. 2019, "Model cards for model reporting"), in markdown."""
 
-import jax
+import textwrap
 
 from brainseg_jax.data.splits import PARTS
 from brainseg_jax.errors import InputError
-from brainseg_jax.training.trained import Trained, read_json
+from brainseg_jax.inference.network import Network
+from brainseg_jax.inference.postprocess import PostProcess
+from brainseg_jax.runs.trained import Trained, read_json
+from brainseg_jax.scans.description import LGG, Description
 
 STABLEHLO = """import jax
 import numpy as np
@@ -12,12 +15,12 @@ from jax import export
 
 with open("{name}", "rb") as file:
     segment = export.deserialize(bytearray(file.read())).call
-probability, mask = segment(scan.astype(np.float32))"""
+probability, {map_name} = segment(scan.astype(np.float32))"""
 ONNX = """import numpy as np
 import onnxruntime
 
 session = onnxruntime.InferenceSession("{name}")
-probability, mask = session.run(["probability", "mask"], {{"scan": scan.astype(np.float32)}})"""
+probability, {map_name} = session.run(["probability", "{map_name}"], {{"scan": scan.astype(np.float32)}})"""
 SCORES = {
     "dice": "3-D Dice",
     "iou": "3-D IoU",
@@ -37,26 +40,27 @@ def describe(trained: Trained, name: str, size: int, difference: float) -> str:
       size: height and width of its slices.
       difference: of its probabilities from those of this package, the largest found.
     """
-    code = (ONNX if name.endswith(".onnx") else STABLEHLO).format(name=name)
+    network, posts = trained.network, trained.posts
+    description = network.description
+    map_name = "mask" if len(posts) == 1 else "labels"
+    code = (ONNX if name.endswith(".onnx") else STABLEHLO).format(name=name, map_name=map_name)
     return f"""# {name}
 
-Segments tumor (FLAIR abnormality of lower-grade glioma) on brain MRI, slice by slice. **Research code, not a medical
+{_purpose(description)} **Research code, not a medical
 device:** no clinical use, and no decision about a patient may rest on it.
 
 ## How to use it
 
-`scan` is all slices of one patient, `[slices, {size}, {size}, 3]`, axial, channels pre-contrast, FLAIR, post-contrast
-(FLAIR in place of one that is missing), values 0 to 255 as in 8-bit images. Any number of slices, but all at
-once: their brightness is normalized together.
+{_input(network, size)}
 
 ```python
 {code}
 ```
 
-`probability` is float32 and `mask` uint8 (1 is tumor), both `[slices, {size}, {size}]`.
+{_output(description, size)}
 
-- In the file: {_inside(trained, size)}
-- Not in the file: {_outside(trained, size)}
+- In the file: {_inside(network, posts, size)}
+- Not in the file: {_outside(description, posts, size)}
 
 ## The network
 
@@ -68,36 +72,74 @@ once: their brightness is normalized together.
 
 ## Scores
 
-{_scores(trained)}
+{_scores(trained, description)}
 
 ## Limits
 
-- Trained for one disease, with masks of FLAIR abnormality. Other tumors, other sequences, scans with the skull removed,
-  and scanners or protocols unlike the training data were not scored.
-- Slices of another size, another orientation or pixels that are no squares must be brought to {size} x {size} first.
-- A tumor can be missed whole, and healthy tissue can be marked. The probabilities are not calibrated for other data.
-- Scans of the LGG set are under CC BY-NC-SA 4.0; whether that binds weights trained on them is for the user to judge.
+{_limits(network, size)}
 """
 
 
-def _inside(trained: Trained, size: int) -> str:
-    side = trained.image_size
-    resizing = f"resizing to {side} x {side} and back, " if side != size else ""
-    mirror = ", averaging with the left-right mirror image" if trained.mirror else ""
-    return (
-        f"{resizing}normalization (`{trained.normalization}`), the network{mirror}, the threshold "
-        f"{trained.postprocess.threshold:g}."
+def _purpose(description: Description) -> str:
+    if description == LGG:
+        return "Segments tumor (FLAIR abnormality of lower-grade glioma) on brain MRI, slice by slice."
+    return f"Segments {', '.join(description.names)} on images of {', '.join(description.channels)}, slice by slice."
+
+
+def _input(network: Network, size: int) -> str:
+    description = network.description
+    stand_in = f" ({description.stand_in} in place of one that is missing)" if description.stand_in else ""
+    in_order = ", one after the other as they lie in the head" if network.context else ""
+    pixels = f"pixels of {network.pixel_spacing:g} mm, " if network.pixel_spacing else ""
+    return _wrapped(
+        f"`scan` is all slices of one patient{in_order}, `[slices, {size}, {size}, {len(description.channels)}]`, "
+        f"{network.view}, {pixels}channels {', '.join(description.channels)}{stand_in}, values 0 to 255 as in 8-bit "
+        "images. Any number of slices, but all at once: their brightness is normalized together."
     )
 
 
-def _outside(trained: Trained, size: int) -> str:
-    post, steps = trained.postprocess.on_grid((size, size)), []
-    if post.largest_component:
-        steps.append("keep the largest connected 3-D component alone")
-    if post.min_voxels > 1:
-        chosen = trained.postprocess.min_voxels
-        grid = "" if post.min_voxels == chosen else f" ({chosen} on slices of 256 x 256: the same share of the image)"
-        steps.append(f"take out connected 3-D components of fewer than {post.min_voxels} voxels{grid}")
+def _output(description: Description, size: int) -> str:
+    grid = f"slices, {size}, {size}"
+    if len(description.targets) == 1:
+        return f"`probability` is float32 and `mask` uint8 (1 is {description.names[0]}), both `[{grid}]`."
+    names = ", ".join(description.names)
+    values = ", ".join(f"{value} {name}" for value, name in zip(description.painted, description.names, strict=True))
+    rule = (
+        "A voxel belongs to the target of the highest probability, of those that reach their threshold."
+        if description.exclusive
+        else "Targets are painted in this order, a later one over an earlier one."
+    )
+    return _wrapped(
+        f"`probability` is float32, `[{grid}, {len(description.targets)}]`, along the last axis {names}. `labels` is "
+        f"uint8, `[{grid}]`: 0 background, {values}. {rule}"
+    )
+
+
+def _inside(network: Network, posts: tuple[PostProcess, ...], size: int) -> str:
+    side, description = network.image_size, network.description
+    neighbors = f"stacking with neighboring slices ({network.context} on either side), " if network.context else ""
+    resizing = f"resizing to {side} x {side} and back, " if side != size else ""
+    mirror = ", averaging with the left-right mirror image" if network.mirror else ""
+    if len(posts) == 1:
+        thresholds = f"the threshold {posts[0].threshold:g}"
+    else:
+        listed = (f"{post.threshold:g} ({name})" for name, post in zip(description.names, posts, strict=True))
+        thresholds = f"the thresholds {', '.join(listed)}, the label map"
+    return f"{resizing}normalization (`{network.normalization}`), {neighbors}the network{mirror}, {thresholds}."
+
+
+def _outside(description: Description, posts: tuple[PostProcess, ...], size: int) -> str:
+    steps = []
+    for name, chosen in zip(description.names, posts, strict=True):
+        post = chosen.on_grid((size, size))
+        of_target = f" of {name}" if len(posts) > 1 else ""
+        if post.largest_component:
+            steps.append(f"keep the largest connected 3-D component{of_target} alone")
+        if post.min_voxels > 1:
+            grid = ""
+            if post.min_voxels != chosen.min_voxels:
+                grid = f" ({chosen.min_voxels} on slices of 256 x 256: the same share of the image)"
+            steps.append(f"take out connected 3-D components{of_target} of fewer than {post.min_voxels} voxels{grid}")
     if not steps:
         return "nothing; this package makes the same mask."
     return f"what this package does with the mask besides: {', '.join(steps)} (26 neighbors). The scores are with it."
@@ -105,13 +147,41 @@ def _outside(trained: Trained, size: int) -> str:
 
 def _network(trained: Trained, difference: float) -> str:
     model = trained.config.model
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(trained.variables["params"]))
     rounded = "" if model.dtype == "float32" else f" Trained in {model.dtype}; the file computes in float32."
+    run = trained.folder.absolute().name
     return (
-        f"{model.name}, {model.features} features, depth {model.depth}, norm {model.norm}, {parameters:,} parameters, "
-        f"step {trained.step:,} of run `{trained.folder.absolute().name}`.{rounded} On a made-up scan the "
-        f"probabilities of the file and of this package differ by at most {difference:.1e}."
+        f"{model.name}, {model.features} features, depth {model.depth}, norm {model.norm}, {trained.parameters:,} "
+        f"parameters, step {trained.step:,} of run `{run}`.{rounded} On a synthetic scan the probabilities of the file "
+        f"and of this package differ by at most {difference:.1e}."
     )
+
+
+def _limits(network: Network, size: int) -> str:
+    lgg, spacing = network.description == LGG, network.pixel_spacing
+    lines = [
+        "Trained for one disease, with masks of FLAIR abnormality. Other tumors, other sequences, scans with the skull "
+        "removed, and scanners or protocols unlike the training data were not scored."
+        if lgg
+        else "Trained on one cohort. Diseases, sequences, scanners and protocols unlike those of the training data "
+        "were not scored.",
+        f"This package resamples slices to pixels of {spacing:g} mm, and the file does not: give it slices of such "
+        f"pixels, of the same orientation, cut or padded to {size} x {size}."
+        if spacing
+        else "Slices of another size, another orientation or pixels that are no squares must be brought to "
+        f"{size} x {size} first.",
+        f"A {'tumor' if lgg else 'target'} can be missed whole, and healthy tissue can be marked. The probabilities "
+        "are not calibrated for other data.",
+    ]
+    if lgg:
+        lines.append(
+            "Scans of the LGG set are under CC BY-NC-SA 4.0; whether that binds weights trained on them is for the "
+            "user to judge."
+        )
+    return "\n".join(_wrapped(f"- {line}", indent="  ") for line in lines)
+
+
+def _wrapped(text: str, indent: str = "") -> str:
+    return textwrap.fill(text, 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def _data(trained: Trained) -> str:
@@ -132,24 +202,30 @@ def _data(trained: Trained) -> str:
     return "\n".join(lines)
 
 
-def _scores(trained: Trained) -> str:
+def _scores(trained: Trained, description: Description) -> str:
     if not trained.results:
         return "None: " + ("the run has not ended." if trained.fingerprint else "not scored here.")
     test = trained.results["test"]
-    interval = test["dice_mean_ci95"]
+    blocks = {"": test} if "targets" not in test else {"mean over targets": test["mean"], **test["targets"]}
+    first = next(iter(blocks.values()))
+    unit = "in voxels" if description == LGG else "in mm where the voxel size is known, else in voxels"
+    interval = first["dice_mean_ci95"]
     known = f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else "none of so few patients"
-    rows = [
-        f"| {words} | {test[f'{key}_mean']:.3f} | {test[f'{key}_median']:.3f} |"
-        for key, words in SCORES.items()
-        if test.get(f"{key}_mean") is not None
-    ]
+    of_targets = ", of the mean over targets" if len(blocks) > 1 else ""
+    columns = [" ".join(filter(None, (name, kind))) for name in blocks for kind in ("mean", "median")]
+    rows = []
+    for key, words in SCORES.items():
+        cells = [block.get(f"{key}_{kind}") for block in blocks.values() for kind in ("mean", "median")]
+        if any(cell is not None for cell in cells):
+            listed = " | ".join("-" if cell is None else f"{cell:.3f}" for cell in cells)
+            rows.append(f"| {words} | {listed} |")
     return "\n".join(
         [
-            f"{test['patients']} test patients, on the native grid, by patient; distances in voxels. 95 % bootstrap "
-            f"interval of the mean of 3-D Dice: {known}.",
+            f"{first['patients']} test patients, on the native grid, by patient; distances {unit}. 95 % bootstrap "
+            f"interval of the mean of 3-D Dice{of_targets}: {known}.",
             "",
-            "| score | mean | median |",
-            "| --- | --- | --- |",
+            f"| score | {' | '.join(columns)} |",
+            f"| --- |{' --- |' * len(columns)}",
             *rows,
         ]
     )

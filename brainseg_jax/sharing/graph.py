@@ -46,7 +46,7 @@ class Graph:
         return model
 
 
-class Network:
+class NetworkNodes:
     """A network of `models` as ONNX nodes on [B, C, H, W]; one made of its variables serves several inputs."""
 
     def __init__(self, graph: Graph, model: Any, variables: dict) -> None:
@@ -63,7 +63,7 @@ class Network:
         self._arrays: dict[tuple, np.ndarray] = {}
 
     def logits(self, x: str) -> str:
-        """[B, 3, H, W] to [B, 1, H, W], see `UNet.__call__`."""
+        """[B, C, H, W] to [B, K, H, W], see `UNet.__call__`."""
         skips = []
         for level in range(self.model.depth):
             skips.append(self._block(x, f"encoder_{level}"))

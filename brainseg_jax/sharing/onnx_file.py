@@ -1,53 +1,92 @@
 """The segmenter of `whole` as one ONNX file: the same steps, node by node."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from onnx import TensorProto, helper
 
-from brainseg_jax.sharing.graph import Graph, Network
+from brainseg_jax.inference.network import Network
+from brainseg_jax.inference.postprocess import PostProcess
+from brainseg_jax.scans.description import Description
+from brainseg_jax.sharing.graph import Graph, NetworkNodes
 from brainseg_jax.sharing.whole import HALF, resize_weights
-from brainseg_jax.training.trained import Trained
-
-CHANNELS = 3
 
 
-def to_onnx(trained: Trained, size: int) -> bytes:
-    """The file's content: input `scan` and outputs `probability` and `mask`, see `whole.make_segmenter`."""
+def to_onnx(network: Network, posts: Sequence[PostProcess], size: int) -> bytes:
+    """The file's content, see `whole.make_segmenter` for the arguments.
+
+    The input is `scan`; the outputs are `probability`, and `mask` of one target or `labels` of several.
+    """
     graph = Graph()
-    add = graph.add
+    add, description = graph.add, network.description
+    channels = len(description.channels)
     scan = add("Clip", add("Floor", add("Add", "scan", _scalar(0.5))), _scalar(0.0), _scalar(255.0))
-    constants = _fit(graph, scan, trained.normalization)
+    constants = _fit(graph, scan, network.normalization, channels)
     x = add("Transpose", scan, perm=[0, 3, 1, 2])
-    down, up = resize_weights(size, trained.image_size), resize_weights(trained.image_size, size)
+    down, up = resize_weights(size, network.image_size), resize_weights(network.image_size, size)
     if down is not None:
         x = add("Floor", add("Add", add("MatMul", x, np.ascontiguousarray(down.T)), HALF))
         x = add("Floor", add("Add", add("MatMul", down, x), HALF))
     lower, upper, mean, inverse_std = (
-        add("Reshape", value, np.array([1, CHANNELS, 1, 1], np.int64)) for value in constants
+        add("Reshape", value, np.array([1, channels, 1, 1], np.int64)) for value in constants
     )
     x = add("Mul", add("Sub", add("Min", add("Max", x, lower), upper), mean), inverse_std)
-    probability = _probability(graph, trained, x)
+    probability = _probability(graph, network, _with_neighbors(graph, x, network.context))
     if up is not None:
         probability = add("MatMul", up, add("MatMul", probability, np.ascontiguousarray(up.T)))
-    probability = add("Squeeze", probability, np.array([1], np.int64), name="probability")
-    over = add("GreaterOrEqual", probability, _scalar(trained.postprocess.threshold))
-    add("Cast", over, to=TensorProto.UINT8, name="mask")
     grid = ["slices", size, size]
+    if len(posts) == 1:
+        probability = add("Squeeze", probability, np.array([1], np.int64), name="probability")
+        over = add("GreaterOrEqual", probability, _scalar(posts[0].threshold))
+        map_name, shape = add("Cast", over, to=TensorProto.UINT8, name="mask"), grid
+    else:
+        probability = add("Transpose", probability, perm=[0, 2, 3, 1], name="probability")
+        map_name, shape = _labels(graph, probability, posts, description), [*grid, len(posts)]
     model = graph.model(
-        [helper.make_tensor_value_info("scan", TensorProto.FLOAT, [*grid, CHANNELS])],
+        [helper.make_tensor_value_info("scan", TensorProto.FLOAT, [*grid, channels])],
         [
-            helper.make_tensor_value_info("probability", TensorProto.FLOAT, grid),
-            helper.make_tensor_value_info("mask", TensorProto.UINT8, grid),
+            helper.make_tensor_value_info("probability", TensorProto.FLOAT, shape),
+            helper.make_tensor_value_info(map_name, TensorProto.UINT8, grid),
         ],
     )
     return model.SerializeToString()
 
 
-def _probability(graph: Graph, trained: Trained, x: str) -> str:
-    add, network = graph.add, Network(graph, trained.model, trained.variables)
-    probability = add("Sigmoid", network.logits(x))
-    if not trained.mirror:
+def _with_neighbors(graph: Graph, x: str, context: int) -> str:
+    """See `canvas.with_neighbors`; [S, C, H, W] to [S, (2 * context + 1) * C, H, W]."""
+    if not context:
+        return x
+    add, zero, one = graph.add, np.array(0, np.int64), np.array(1, np.int64)
+    count = add("Gather", add("Shape", x), zero)
+    indices, last = add("Range", zero, count, one), add("Sub", count, one)
+    around = [
+        add("Gather", x, add("Min", add("Max", add("Add", indices, np.array(offset, np.int64)), zero), last), axis=0)
+        for offset in range(-context, context + 1)
+    ]
+    return add("Concat", *around, axis=1)
+
+
+def _labels(graph: Graph, probability: str, posts: Sequence[PostProcess], description: Description) -> str:
+    """See `whole._label_map`; probability [S, H, W, K]."""
+    add = graph.add
+    thresholds = np.array([post.threshold for post in posts], np.float32)
+    reached = add("GreaterOrEqual", probability, thresholds)
+    if description.exclusive:
+        highest = add("ArgMax", add("Where", reached, probability, _scalar(-1.0)), axis=3, keepdims=1)
+        reached = add("And", reached, add("Equal", np.arange(len(posts)), highest))
+    labels: str | np.ndarray = np.array(0, np.int64)
+    for index, value in enumerate(description.painted):
+        one = add("Gather", reached, np.array(index, np.int64), axis=3)
+        labels = add("Where", one, np.array(value, np.int64), labels)
+    return add("Cast", labels, to=TensorProto.UINT8, name="labels")
+
+
+def _probability(graph: Graph, network: Network, x: str) -> str:
+    add, nodes = graph.add, NetworkNodes(graph, network.model, network.variables)
+    probability = add("Sigmoid", nodes.logits(x))
+    if not network.mirror:
         return probability
-    mirrored = _mirrored(graph, add("Sigmoid", network.logits(_mirrored(graph, x))))
+    mirrored = _mirrored(graph, add("Sigmoid", nodes.logits(_mirrored(graph, x))))
     return add("Mul", add("Add", probability, mirrored), _scalar(0.5))
 
 
@@ -56,13 +95,13 @@ def _mirrored(graph: Graph, x: str) -> str:
     return graph.add("Slice", x, start, end, axis, step)
 
 
-def _fit(graph: Graph, scan: str, method: str) -> tuple[str | np.ndarray, ...]:
-    """See `whole._fit`; lower, upper, mean and inverse standard deviation, each [3]."""
+def _fit(graph: Graph, scan: str, method: str, channels: int) -> tuple[str | np.ndarray, ...]:
+    """See `whole._fit`; lower, upper, mean and inverse standard deviation, each [C]."""
     add = graph.add
-    zeros = np.zeros(CHANNELS, np.float32)
+    zeros = np.zeros(channels, np.float32)
     if method == "rescale":
         return zeros, zeros + 255, zeros, zeros + np.float32(1 / 255)
-    counts = _histogram(graph, scan)
+    counts = _histogram(graph, scan, channels)
     upper = _percentile(graph, counts, 99)
     levels = np.arange(256, dtype=np.float32)[None]
     column, one, none = np.array([1], np.int64), _scalar(1.0), _scalar(0.0)
@@ -85,11 +124,11 @@ def _fit(graph: Graph, scan: str, method: str) -> tuple[str | np.ndarray, ...]:
     return lower, upper, mean, add("Where", varies, inverse, none)
 
 
-def _histogram(graph: Graph, scan: str) -> str:
-    """Counts of the 256 levels in each channel, [3, 256] int64."""
+def _histogram(graph: Graph, scan: str, channels: int) -> str:
+    """Counts of the 256 levels in each channel, [C, 256] int64."""
     add = graph.add
     rows = []
-    for channel in range(CHANNELS):
+    for channel in range(channels):
         picked = add("Gather", scan, np.array([channel], np.int64), axis=3)
         pixels = add("Cast", add("Reshape", picked, np.array([-1], np.int64)), to=TensorProto.INT64)
         ones = add("Expand", np.array([1], np.int64), add("Shape", pixels))
@@ -98,7 +137,7 @@ def _histogram(graph: Graph, scan: str) -> str:
 
 
 def _percentile(graph: Graph, counts: str, percent: int) -> str:
-    """See `whole._percentile`; [3] float32. ONNX has integers of 64 bits, so no product overflows."""
+    """See `whole._percentile`; [C] float32. ONNX has integers of 64 bits, so no product overflows."""
     add = graph.add
     cumulative = add("CumSum", counts, np.array(1, np.int64))
     last = add("Gather", cumulative, np.array(255, np.int64), axis=1)

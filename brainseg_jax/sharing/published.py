@@ -14,12 +14,13 @@ from brainseg_jax.config import default_config
 from brainseg_jax.errors import InputError
 from brainseg_jax.evaluation.scores import write_json
 from brainseg_jax.models import build_model
-from brainseg_jax.training.checkpoint import Checkpoints
+from brainseg_jax.runs.checkpoint import Checkpoints
+from brainseg_jax.runs.run_folder import check_folder
+from brainseg_jax.runs.trained import different_shapes
+from brainseg_jax.scans.description import LGG
 from brainseg_jax.training.loop_state import LoopState
 from brainseg_jax.training.optimizer import build_optimizer, build_schedule
-from brainseg_jax.training.run_folder import check_folder
 from brainseg_jax.training.state import create_state
-from brainseg_jax.training.trained import different_shapes
 
 DEPTH = 4
 EPSILON = 1e-5  # of torch's batch normalization; ours has 1e-3
@@ -57,7 +58,7 @@ def convert(weights: Path, output: Path) -> int:
     state = create_state(
         model,
         build_optimizer(opt.name, schedule, b2=opt.b2, weight_decay=opt.weight_decay, clip_norm=opt.clip_norm),
-        image_size=config.data.image_size,
+        image_shape=(config.data.image_size,) * 2 + (len(LGG.channels),),
         seed=config.seed,
         ema=False,
         mesh=sharding.data_mesh(),

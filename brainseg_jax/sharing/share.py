@@ -11,14 +11,19 @@ from jax import export
 
 from brainseg_jax.errors import InputError
 from brainseg_jax.files import write_whole
+from brainseg_jax.inference.network import Network
+from brainseg_jax.inference.postprocess import PostProcess
+from brainseg_jax.runs.trained import load_trained
+from brainseg_jax.scans.description import LGG
 from brainseg_jax.sharing.card import describe
 from brainseg_jax.sharing.whole import make_segmenter
-from brainseg_jax.training.trained import Trained, load_trained
 
 FORMATS = {"onnx": ".onnx", "stablehlo": ".stablehlo"}
 TOLERANCE = 1e-4  # of probabilities, between the file and this package
 PLATFORMS = ("cpu", "cuda", "tpu")
+LGG_SIZE = 256  # pixels, of the LGG set's slices
 Segmenter = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+Posts = tuple[PostProcess, ...]
 
 
 class Shared(NamedTuple):
@@ -27,7 +32,7 @@ class Shared(NamedTuple):
     Attributes:
       path: the file.
       card: its model card.
-      difference: of probabilities between the file and this package on a made-up scan, the largest.
+      difference: of probabilities between the file and this package on a synthetic scan, the largest.
     """
 
     path: Path
@@ -35,14 +40,14 @@ class Shared(NamedTuple):
     difference: float
 
 
-def share(run: Path, output: Path, *, file_format: str, size: int, overwrite: bool) -> Shared:
+def share(run: Path, output: Path, *, file_format: str, size: int | None, overwrite: bool) -> Shared:
     """Writes the best network of a run with all that stands around it as one file.
 
     Args:
       run: the run folder; nothing in it changes.
       output: the file, if it ends as those of the format do, else a folder for it.
       file_format: a key of `FORMATS`.
-      size: height and width of the slices.
+      size: height and width of the slices; None: 256 for the LGG set, else the network's image size.
       overwrite: whether files that are there are replaced.
 
     Raises:
@@ -50,7 +55,7 @@ def share(run: Path, output: Path, *, file_format: str, size: int, overwrite: bo
       StorageError: a checkpoint is damaged.
     """
     ending = FORMATS[file_format]
-    if not 16 <= size <= 4096:
+    if size is not None and not 16 <= size <= 4096:
         raise InputError(f"--size={size}: give 16 to 4096 pixels")
     if output.suffix in FORMATS.values() and output.suffix != ending:
         raise InputError(f"--output={output} does not end with {ending}, as a file of --format={file_format} does")
@@ -62,8 +67,10 @@ def share(run: Path, output: Path, *, file_format: str, size: int, overwrite: bo
     if file_format == "onnx":
         _require_onnx()
     trained = load_trained(run)
-    content, load = (_to_onnx if file_format == "onnx" else _to_stablehlo)(trained, size)
-    difference = _check(load(content), trained, size)
+    network, posts = trained.network, trained.posts
+    size = _fitting_size(network, size)
+    content, load = (_to_onnx if file_format == "onnx" else _to_stablehlo)(network, posts, size)
+    difference = _check(load(content), trained.folder, network, posts, size)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, lambda part: part.write_bytes(content))
@@ -73,6 +80,19 @@ def share(run: Path, output: Path, *, file_format: str, size: int, overwrite: bo
     except OSError as error:
         raise InputError(f"--output={output} cannot be written to ({error}); give another place") from error
     return Shared(path, card, difference)
+
+
+def _fitting_size(network: Network, size: int | None) -> int:
+    """The size of slices that is asked for, or the default; a network with a pixel spacing resizes nothing."""
+    if not network.pixel_spacing:
+        default = LGG_SIZE if network.description == LGG else network.image_size
+        return default if size is None else size
+    if size not in (None, network.image_size):
+        raise InputError(
+            f"--size={size}: this network takes slices of {network.image_size} x {network.image_size} pixels of "
+            f"{network.pixel_spacing:g} mm, which its file does not resize; leave --size out"
+        )
+    return network.image_size
 
 
 def load_stablehlo(content: bytes) -> Segmenter:
@@ -86,20 +106,20 @@ def load_onnx(content: bytes) -> Segmenter:
     import onnxruntime  # an extra
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    return lambda scan: tuple(session.run(["probability", "mask"], {"scan": scan}))
+    return lambda scan: tuple(session.run(None, {"scan": scan}))
 
 
-def _to_stablehlo(trained: Trained, size: int) -> tuple[bytes, Callable[[bytes], Segmenter]]:
+def _to_stablehlo(network: Network, posts: Posts, size: int) -> tuple[bytes, Callable[[bytes], Segmenter]]:
     (slices,) = export.symbolic_shape("slices")
-    scan = jax.ShapeDtypeStruct((slices, size, size, 3), jnp.float32)
-    exported = export.export(jax.jit(make_segmenter(trained, size)), platforms=PLATFORMS)(scan)
+    scan = jax.ShapeDtypeStruct((slices, size, size, len(network.description.channels)), jnp.float32)
+    exported = export.export(jax.jit(make_segmenter(network, posts, size)), platforms=PLATFORMS)(scan)
     return bytes(exported.serialize()), load_stablehlo
 
 
-def _to_onnx(trained: Trained, size: int) -> tuple[bytes, Callable[[bytes], Segmenter]]:
+def _to_onnx(network: Network, posts: Posts, size: int) -> tuple[bytes, Callable[[bytes], Segmenter]]:
     from brainseg_jax.sharing.onnx_file import to_onnx  # its packages are an extra
 
-    return to_onnx(trained, size), load_onnx
+    return to_onnx(network, posts, size), load_onnx
 
 
 def _require_onnx() -> None:
@@ -113,17 +133,18 @@ def _require_onnx() -> None:
         ) from None
 
 
-def _check(segment: Segmenter, trained: Trained, size: int) -> float:
-    """The largest difference of probabilities on a made-up scan; raises InputError where it is not small."""
-    rng = np.random.default_rng(0)
-    coarse = rng.gamma(2.0, 25.0, (2, 8, 8, 3)).repeat(-(-size // 8), axis=1).repeat(-(-size // 8), axis=2)
-    scan = (coarse[:, :size, :size] + rng.normal(0, 8, (2, size, size, 3))).clip(0, 255).round().astype(np.float32)
+def _check(segment: Segmenter, folder: Path, network: Network, posts: Posts, size: int) -> float:
+    """The largest difference of probabilities on a synthetic scan; raises InputError where it is not small."""
+    rng, channels = np.random.default_rng(0), len(network.description.channels)
+    coarse = rng.gamma(2.0, 25.0, (2, 8, 8, channels)).repeat(-(-size // 8), axis=1).repeat(-(-size // 8), axis=2)
+    noise = rng.normal(0, 8, (2, size, size, channels))
+    scan = (coarse[:, :size, :size] + noise).clip(0, 255).round().astype(np.float32)
     found, _ = segment(scan)
-    expected, _ = jax.jit(make_segmenter(trained, size))(scan)
+    expected, _ = jax.jit(make_segmenter(network, posts, size))(scan)
     difference = float(np.abs(found - np.asarray(expected)).max())
     if not difference <= TOLERANCE:
         raise InputError(
-            f"{trained.folder}: probabilities of the file differ from those of the network by {difference:.1e}, more "
+            f"{folder}: probabilities of the file differ from those of the network by {difference:.1e}, more "
             f"than {TOLERANCE:.0e}, so it was not written; please report this with the versions of onnxruntime and jax"
         )
     return difference

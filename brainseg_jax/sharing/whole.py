@@ -1,46 +1,75 @@
 """A trained network with all that stands around it, as one function of a raw scan: what a shared file holds."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from brainseg_jax.data.normalization import Normalization, normalize
-from brainseg_jax.training.forward import forward
-from brainseg_jax.training.trained import Trained
+from brainseg_jax.inference.forward import forward
+from brainseg_jax.inference.network import Network
+from brainseg_jax.inference.postprocess import PostProcess
+from brainseg_jax.scans.description import Description
 
 LEVELS = np.arange(256, dtype=np.int32)
 # Halves are rounded up, also where a sum in another order comes out a little less: weights of eighths make many.
 HALF = np.float32(0.5 + 2**-10)
 
 
-def make_segmenter(trained: Trained, size: int) -> Callable[[jax.Array], tuple[jax.Array, jax.Array]]:
-    """Scan to probability and mask, with resizing, normalization, network (in float32) and threshold.
+def make_segmenter(network: Network, posts: Sequence[PostProcess], size: int) -> Callable[[jax.Array], tuple]:
+    """Scan to probability and mask, with resizing, normalization, network (in float32) and thresholds.
 
     Args:
-      trained: of `load_trained`.
+      network: of a trained run.
+      posts: of its K targets, of which the thresholds are used.
       size: height and width of the slices.
 
     Returns:
-      (scan [S, size, size, 3] float32, the values of 8-bit pixels) -> (probability [S, size, size] float32, mask
-      [S, size, size] uint8 in {0, 1}). The scan is all slices of a patient, as its normalization is that of a volume.
+      a function of a scan [S, size, size, C] float32, the values of 8-bit pixels. The scan is all slices of a patient,
+      as its normalization is that of a volume. Of one target the function gives probability [S, size, size] float32 and
+      mask [S, size, size] uint8 in {0, 1}; of several, probability [S, size, size, K] float32 and label map
+      [S, size, size] uint8, see `postprocess.make_masks` and `Description.label_map`.
     """
-    model = trained.model.clone(dtype=jnp.float32)
-    down, up = resize_weights(size, trained.image_size), resize_weights(trained.image_size, size)
-    threshold = np.float32(trained.postprocess.threshold)
+    model = network.model.clone(dtype=jnp.float32)
+    description, side = network.description, network.image_size
+    down, up = resize_weights(size, side), resize_weights(side, size)
+    thresholds = np.array([post.threshold for post in posts], np.float32)
 
     def segment(scan: jax.Array) -> tuple[jax.Array, jax.Array]:
         scan = jnp.clip(jnp.floor(scan + 0.5), 0.0, 255.0)
-        constants = _fit(scan, trained.normalization)
+        constants = _fit(scan, network.normalization)
         small = scan if down is None else _rounded_resize(scan, down)
-        images = normalize(small, constants)
-        probability = forward(model, trained.variables, images, mirror=trained.mirror).probability[..., 0]
+        images = _with_neighbors(normalize(small, constants), network.context)
+        probability = forward(model, network.variables, images, mirror=network.mirror).probability
         if up is not None:
-            probability = jnp.einsum("ih,shw,jw->sij", up, probability, up, precision="highest")
-        return probability, (probability >= threshold).astype(jnp.uint8)
+            probability = jnp.einsum("ih,shwk,jw->sijk", up, probability, up, precision="highest")
+        reached = probability >= thresholds
+        if len(thresholds) == 1:
+            return probability[..., 0], reached[..., 0].astype(jnp.uint8)
+        return probability, _label_map(probability, reached, description)
 
     return segment
+
+
+def _with_neighbors(images: jax.Array, context: int) -> jax.Array:
+    """`canvas.with_neighbors` in jax, for any number of slices; [S, H, W, C] to [S, H, W, (2 * context + 1) * C]."""
+    if not context:
+        return images
+    count = images.shape[0]
+    around = [jnp.clip(jnp.arange(count) + offset, 0, count - 1) for offset in range(-context, context + 1)]
+    return jnp.concatenate([images[indices] for indices in around], axis=-1)
+
+
+def _label_map(probability: jax.Array, reached: jax.Array, description: Description) -> jax.Array:
+    """Label map [S, H, W] uint8 of probabilities [S, H, W, K] and where they reach their thresholds, bool."""
+    if description.exclusive:
+        highest = jnp.argmax(jnp.where(reached, probability, -1.0), axis=-1)
+        reached &= jnp.arange(len(description.targets)) == highest[..., None]
+    labels = jnp.zeros(reached.shape[:-1], jnp.uint8)
+    for index, value in enumerate(description.painted):
+        labels = jnp.where(reached[..., index], np.uint8(value), labels)
+    return labels
 
 
 def resize_weights(given: int, wanted: int) -> np.ndarray | None:
@@ -65,12 +94,13 @@ def _rounded_resize(scan: jax.Array, weights: np.ndarray) -> jax.Array:
 
 
 def _fit(scan: jax.Array, method: str) -> Normalization:
-    """`normalization.fit` in jax, from the exact histogram; scan [S, H, W, 3] of whole numbers 0..255."""
-    zeros, ones = jnp.zeros(3, jnp.float32), jnp.ones(3, jnp.float32)
+    """`normalization.fit` in jax, from the exact histogram; scan [S, H, W, C] of whole numbers 0..255."""
+    channels = scan.shape[-1]
+    zeros, ones = jnp.zeros(channels, jnp.float32), jnp.ones(channels, jnp.float32)
     if method == "rescale":
         return Normalization(zeros, 255.0 * ones, zeros, ones / 255.0)
     pixels = scan.astype(jnp.int32)
-    counts = jnp.stack([jnp.zeros(256, jnp.int32).at[pixels[..., c].ravel()].add(1) for c in range(3)])
+    counts = jnp.stack([jnp.zeros(256, jnp.int32).at[pixels[..., c].ravel()].add(1) for c in range(channels)])
     upper = _percentile(counts, 99)
     if method == "volume_median":
         head = jnp.where(5.0 * LEVELS.astype(np.float32) > upper[:, None], counts, 0)
@@ -87,7 +117,7 @@ def _fit(scan: jax.Array, method: str) -> Normalization:
 
 
 def _percentile(counts: jax.Array, percent: int) -> jax.Array:
-    """Of the pixels behind histograms [3, 256] int32, interpolated as `normalization` does; [3] float32.
+    """Of the pixels behind histograms [C, 256] int32, interpolated as `normalization` does; [C] float32.
 
     The place is kept in whole numbers: 32-bit floats do not count the voxels of a scan.
     """

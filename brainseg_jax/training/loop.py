@@ -16,15 +16,14 @@ from ml_collections import ConfigDict
 from brainseg_jax.config import idle_keys
 from brainseg_jax.data.cohort import Cohort, load_cohort
 from brainseg_jax.errors import TrainingDiverged, TrainingStopped
-from brainseg_jax.evaluation.scores import patient_table, summarize
-from brainseg_jax.training.checkpoint import Checkpoints, saved_steps
-from brainseg_jax.training.experiment import Experiment, build_experiment, on_first_process
-from brainseg_jax.training.journal import Journal, conclusion, cut_rows, epoch_line, introduction
+from brainseg_jax.runs.checkpoint import Checkpoints, saved_steps
+from brainseg_jax.runs.journal import Journal, conclusion, cut_rows, epoch_line, introduction
+from brainseg_jax.runs.processes import on_first_process
+from brainseg_jax.runs.run_folder import check_folder, claim_run_folder, own_run_folder
+from brainseg_jax.training.experiment import Experiment, build_experiment
 from brainseg_jax.training.loop_state import LoopState, advance, is_over, lower_on_plateau, spend, warn_of_collapse
-from brainseg_jax.training.run_folder import check_folder, claim_run_folder, own_run_folder
-from brainseg_jax.training.scoring import evaluate
 from brainseg_jax.training.state import TrainState
-from brainseg_jax.training.steps import Report
+from brainseg_jax.training.step import Report
 from brainseg_jax.training.stopping import StopSignal
 
 
@@ -47,6 +46,7 @@ def train(config: ConfigDict, workdir: Path, *, load: Callable[..., Cohort] = lo
     """
     check_folder(workdir, "--workdir")
     experiment = build_experiment(config, load=load, run=workdir)
+    config = experiment.config
     if jax.process_index() == 0 and (idle := idle_keys(config)):
         logging.warning("these settings have no effect beside the others: %s", "; ".join(idle))
     goes_on = bool(saved_steps(workdir / "checkpoints"))
@@ -54,7 +54,7 @@ def train(config: ConfigDict, workdir: Path, *, load: Callable[..., Cohort] = lo
     state, loop = experiment.initial_state if goes_on else experiment.first_state(), LoopState()
     with ExitStack() as held, StopSignal() as stop:
         on_first_process("take the run folder", lambda: held.enter_context(own_run_folder(workdir)))
-        claim_run_folder(workdir, config, experiment)
+        claim_run_folder(workdir, config, experiment.cohort, experiment.evaluation.split)
         checkpoints = Checkpoints(workdir / "checkpoints")
         if (found := checkpoints.recover(like=state, keep=config.train.keep)) is not None:
             state, loop = found
@@ -114,26 +114,25 @@ def train(config: ConfigDict, workdir: Path, *, load: Callable[..., Cohort] = lo
 
 def _score(state: TrainState, loop: LoopState, run: "_Run") -> dict:
     """Scores the checkpoint that is kept on the test patients; a signal ends it between two batches."""
-    from brainseg_jax.training.results import write_results  # plots and pages, slow to load: not at the start
+    from brainseg_jax.runs.results import write_results  # plots and pages, slow to load: not at the start
 
     kept, at = run.checkpoints.restore(run.checkpoints.best_step(), like=state)
     run.stop.promise = "the training is finished; ending before the next slices are scored"
 
-    def heeding(step: Callable) -> Callable:
-        def heed(*arguments: object) -> object:
-            if run.stop.agreed():
-                run.checkpoints.close()
-                raise TrainingStopped(
-                    f"stopped by {run.stop.name or 'a signal to another process'} while patients were scored; the "
-                    f"training is finished and saved in {run.checkpoints.folder}. The same command writes the scores"
-                )
-            return step(*arguments)
+    def heed() -> None:
+        if run.stop.agreed():
+            run.checkpoints.close()
+            raise TrainingStopped(
+                f"stopped by {run.stop.name or 'a signal to another process'} while patients were scored; the training "
+                f"is finished and saved in {run.checkpoints.folder}. The same command writes the scores"
+            )
 
-        return heed
-
-    steps = {name: heeding(getattr(run.experiment, name)) for name in ("eval_step", "predict_step")}
-    experiment = dataclasses.replace(run.experiment, **steps)
-    return write_results(run.workdir, experiment, kept, epoch=at.epoch, epochs=loop.epoch)
+    evaluation = run.experiment.evaluation
+    evaluation.assessor.runner.before_batch = heed
+    try:
+        return write_results(run.workdir, evaluation, kept, epoch=at.epoch, epochs=loop.epoch)
+    finally:
+        evaluation.assessor.runner.before_batch = lambda: None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,7 +195,7 @@ def _look(reports: list[Report], first: int, loop: LoopState, run: _Run) -> Loop
             continue
         loop = dataclasses.replace(loop, skipped_steps=loop.skipped_steps + 1)
         cohort = run.experiment.cohort
-        batch = sorted({cohort.patients[i] for i in cohort.patient_index[run.experiment.sampler(step)]})
+        batch = sorted({cohort.cases[i] for i in cohort.case_index[run.experiment.sampler(step)]})
         words = f"loss or gradient is not a finite number (loss {float(report.loss)}) at step {step + 1}, patients "
         words += ", ".join(batch)
         if loop.skipped_steps > run.config.train.skip_nonfinite:
@@ -220,14 +219,10 @@ def _count_time(
 
 
 def _validate(state: TrainState, experiment: Experiment) -> dict[str, float]:
-    totals, _ = evaluate(experiment, state.variables, experiment.split.val, experiment.postprocess)
-    scores = summarize(patient_table(experiment.cohort, totals.sums, experiment.split.val))
-    return {
-        "val_loss": float(totals.loss / totals.sums.slices.sum()),
-        "val_dice_mean": scores["dice_mean"],
-        "val_dice_median": scores["dice_median"],
-        "val_iou_mean": scores["iou_mean"],
-    }
+    evaluation = experiment.evaluation
+    network = evaluation.with_variables(state.variables)
+    scores = evaluation.assessor.quick(network, evaluation.split.val, evaluation.posts)
+    return {f"val_{name}": value for name, value in scores.items()}
 
 
 def _lower_rate(state: TrainState, loop: LoopState, run: _Run) -> tuple[TrainState, LoopState]:

@@ -1,6 +1,6 @@
 """The loss of a run, by name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -8,14 +8,15 @@ import jax
 from brainseg_jax import losses
 from brainseg_jax.errors import InputError
 
-# (logits [B, H, W, 1], labels [B, H, W, 1], mask=[B] or None) -> [B]
+# (logits [B, H, W, K], labels [B, H, W, K], mask=[B] or [B, H, W, 1] or None) -> [B]
 Loss = Callable[..., jax.Array]
 
 
 def build_loss(
     name: str,
     *,
-    tumor_fraction: float,
+    target_fractions: Sequence[float],
+    target_weights: Sequence[float],
     smooth: float,
     batch_wide: bool,
     false_negative_weight: float,
@@ -27,8 +28,9 @@ def build_loss(
 
     Args:
       name: of `losses`, without "_loss".
-      tumor_fraction: of the pixels of the training masks, each mask as often as it is drawn; class weights are made
-        from it.
+      target_fractions: for each target its share of the pixels of the training masks, each mask as often as it is
+        drawn; class weights are made from it.
+      target_weights: of each target in their mean; empty: all alike.
       smooth: of the losses of overlap, but for generalized Dice.
       batch_wide: of the losses of overlap.
       false_negative_weight: of the two Tversky losses; their false positives weigh 1 less this.
@@ -42,7 +44,13 @@ def build_loss(
     Raises:
       InputError: for an unknown name, and for class weights of a training set without tumor.
     """
-    overlap = {"smooth": smooth, "batch_wide": batch_wide}
+    if target_weights and len(target_weights) != len(target_fractions):
+        raise InputError(
+            f"loss.target_weights={tuple(target_weights)} are {len(target_weights)}, and the data have "
+            f"{len(target_fractions)} targets; give one for each"
+        )
+    weighted = {"target_weights": tuple(target_weights) or None}
+    overlap = {"smooth": smooth, "batch_wide": batch_wide, **weighted}
     tversky = {
         "false_positive_weight": 1.0 - false_negative_weight,
         "false_negative_weight": false_negative_weight,
@@ -52,11 +60,12 @@ def build_loss(
         "gamma": focal_gamma,
         "tumor_weight": focal_tumor_weight,
         "background_weight": 1.0 - focal_tumor_weight,
+        **weighted,
     }
     made = {
         "dice": partial(losses.dice_loss, **overlap),
         "dice_cross_entropy": partial(losses.dice_cross_entropy, **overlap),
-        "generalized_dice": partial(losses.generalized_dice_loss, batch_wide=batch_wide),
+        "generalized_dice": partial(losses.generalized_dice_loss, batch_wide=batch_wide, **weighted),
         "tversky": partial(losses.tversky_loss, **tversky),
         "focal_tversky": partial(losses.focal_tversky_loss, gamma=focal_tversky_gamma, **tversky),
         "focal": partial(losses.focal_loss, **focal),
@@ -67,7 +76,8 @@ def build_loss(
         known = ", ".join((*made, "weighted_cross_entropy"))
         raise InputError(f"loss.name={name!r} is not a loss; choose one of {known}")
     try:
-        weights = losses.class_weights(tumor_fraction)
+        weights = [losses.class_weights(fraction) for fraction in target_fractions]
     except ValueError as error:
         raise InputError(f"loss.name={name}: {error}; train on other patients (split.*), or with dice") from error
-    return partial(losses.weighted_cross_entropy, **weights._asdict())
+    tumor, background = zip(*weights, strict=True)
+    return partial(losses.weighted_cross_entropy, tumor_weight=tumor, background_weight=background, **weighted)

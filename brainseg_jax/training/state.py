@@ -43,7 +43,7 @@ def create_state(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
     *,
-    image_size: int,
+    image_shape: tuple[int, int, int],
     seed: int,
     ema: bool,
     mesh: Mesh,
@@ -51,9 +51,9 @@ def create_state(
     """The state before the first step.
 
     Args:
-      model: maps [B, H, W, 3] to logits.
+      model: maps [B, H, W, C] to logits.
       optimizer: of `build_optimizer`.
-      image_size: H = W.
+      image_shape: (H, W, C).
       seed: of the initial parameters.
       ema: whether to keep a moving average.
       mesh: the state is made whole on each of its devices.
@@ -61,26 +61,39 @@ def create_state(
     Returns:
       a `TrainState`.
     """
-    init = _initializer(model, optimizer, image_size=image_size, seed=seed, ema=ema)
+    init = _initializer(model, optimizer, image_shape=image_shape, seed=seed, ema=ema)
     options = ops.compiler_options(runs_once=True)
     return jax.jit(init, out_shardings=sharding.replicated(mesh), compiler_options=options)()
 
 
 def shapes_of_state(
-    model: nn.Module, optimizer: optax.GradientTransformation, *, image_size: int, ema: bool, mesh: Mesh
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    *,
+    image_shape: tuple[int, int, int],
+    ema: bool,
+    mesh: Mesh,
 ) -> TrainState:
     """`create_state` without its arrays: `jax.ShapeDtypeStruct`s, to read a checkpoint into; nothing is compiled."""
-    init, everywhere = _initializer(model, optimizer, image_size=image_size, seed=0, ema=ema), sharding.replicated(mesh)
+    init, everywhere = (
+        _initializer(model, optimizer, image_shape=image_shape, seed=0, ema=ema),
+        sharding.replicated(mesh),
+    )
     shapes = jax.eval_shape(init)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), shapes)
 
 
 def _initializer(
-    model: nn.Module, optimizer: optax.GradientTransformation, *, image_size: int, seed: int, ema: bool
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    *,
+    image_shape: tuple[int, int, int],
+    seed: int,
+    ema: bool,
 ) -> Callable[[], TrainState]:
 
     def init() -> TrainState:
-        images = jnp.zeros((1, image_size, image_size, 3), jnp.float32)
+        images = jnp.zeros((1, *image_shape), jnp.float32)
         variables = model.init(jax.random.key(seed), images, train=False)
         params = variables["params"]
         return TrainState(

@@ -6,8 +6,10 @@ import shutil
 
 import numpy as np
 import pytest
-from made_report import HOSTILE, PATIENTS, make_report
+from made_report import BRATS, HOSTILE, PATIENTS, make_report
 from PIL import Image
+
+from brainseg_jax.evaluation.case_pictures import target_style
 
 api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
@@ -59,8 +61,31 @@ def page(browser, report, request):
     context.close()
 
 
+@pytest.fixture(scope="module", params=[("first",), ("one", "two")], ids=["one run", "two runs"])
+def targets_report(request, tmp_path_factory):
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    make_report(path, request.param, description=BRATS, cases_of_first=2)
+    return path, request.param
+
+
+@pytest.fixture
+def targets_page(browser, targets_report):
+    """A page of three targets and of a patient with two cases, open on a phone in the dark; there was no error."""
+    context = browser.new_context(viewport={"width": 390, "height": 844}, color_scheme="dark")
+    page = context.new_page()
+    said = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto(targets_report[0].as_uri())
+    yield page
+    assert said == []
+    context.close()
+
+
 def picture(page):
     """The picture as it is on the screen, without its rounded corners, through which the page shows."""
+    # In the middle of the screen, so that what stays at its top does not cover it.
+    page.locator("#picture").evaluate("(shown) => shown.scrollIntoView({ block: 'center', behavior: 'instant' })")
     return np.asarray(Image.open(io.BytesIO(page.locator("#picture").screenshot())).convert("RGB"), int)[9:-9, 9:-9]
 
 
@@ -109,7 +134,7 @@ def test_layers_can_be_taken_away_and_maps_put_on(page, report):
     without = picture(page)
     green = (both[..., 1] > 180) & (both[..., 0] < 120)
     assert green.sum() > 30 and not ((without[..., 1] > 180) & (without[..., 0] < 120)).any()
-    page.uncheck("[data-layer=flair]")
+    page.uncheck("[data-layer=scan]")
     for name in range(len(report[1])):
         page.uncheck(f"[data-layer=run{name}]")
     assert picture(page).max() < 5  # black
@@ -206,3 +231,93 @@ def contrast(page, *names):
         linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
         lights.append(float(linear @ [0.2126, 0.7152, 0.0722]))
     return (max(lights) + 0.05) / (min(lights) + 0.05)
+
+
+def colored(page, color):
+    """How many pixels of the picture have nearly this color."""
+    rgb = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
+    return int((np.abs(picture(page) - rgb).max(axis=-1) < 30).sum())
+
+
+COLORS = [target_style(k).color for k in range(3)]
+
+
+def test_a_target_is_chosen_for_the_whole_page(targets_page, targets_report):
+    page, runs = targets_page, len(targets_report[1])
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    choice = page.locator("#target")
+    assert choice.locator("option").all_inner_texts() == ["Mean over the targets", *BRATS.names]
+    cards, titles = page.locator(".card:visible"), page.locator(".of:visible")
+    assert cards.count() == 5 and titles.all_inner_texts() == ["Mean over the targets"] * 3
+    assert all(colored(page, color) > 30 for color in COLORS)
+    assert "whole tumor 121 / 0, tumor core 64 / 0, enhancing tumor 25 / 0" in page.locator("#position").inner_text()
+    assert page.locator(".thumb b:visible").count() == page.locator(".patients:visible tbody tr").count() == 5
+    choice.select_option("2")
+    assert cards.count() == 8 and titles.all_inner_texts() == ["tumor core"] * 3
+    assert [colored(page, color) > 30 for color in COLORS] == [False, True, False]
+    assert "tumor core 64 / 0" in page.locator("#position").inner_text()
+    assert "whole tumor" not in page.locator("#position").inner_text()
+    assert "Volume of the tumor core" in page.locator(".plot:visible").all_inner_texts()[1 + (runs > 1)]
+    assert page.locator("#map-target").input_value() == "1" and "True volume" in page.locator("#figures").inner_text()
+    page.locator("[data-target='1']").uncheck()
+    assert colored(page, COLORS[1]) == 0 and "no target chosen" in page.locator("#position").inner_text()
+    choice.select_option("0")
+    assert all(colored(page, color) > 30 for color in COLORS) and cards.count() == 5
+
+
+def test_layers_of_several_targets(targets_page, targets_report):
+    page = targets_page
+    page.select_option("#patient", PATIENTS[0])
+    both = colored(page, COLORS[0])
+    page.uncheck("[data-layer=predicted]")
+    truth = colored(page, COLORS[0])
+    page.check("[data-layer=predicted]")
+    page.uncheck("[data-layer=truth]")
+    predicted = picture(page)
+    assert both > truth > 30 and 20 < colored(page, COLORS[0]) < truth  # the prediction is dashed
+    page.uncheck("[data-layer=scan]")
+    page.uncheck("[data-layer=predicted]")
+    assert picture(page).max() < 5
+    page.check("input[value=probability]")
+    yellow = [int(((picture(page)[..., 0] > 120) & (picture(page)[..., 2] < 90)).sum())]
+    page.select_option("#map-target", "2")
+    yellow.append(int(((picture(page)[..., 0] > 120) & (picture(page)[..., 2] < 90)).sum()))
+    assert yellow[0] > 2 * yellow[1] > 0  # 121 pixels against 25
+    if len(targets_report[1]) > 1:
+        page.check("input[value='']")
+        page.check("[data-layer=scan]")
+        page.check("[data-layer=predicted]")
+        page.select_option("#of", "1")  # predicted one pixel further down
+        assert (picture(page) != predicted).any()
+
+
+def test_a_dot_opens_the_first_case_of_its_patient(targets_page):
+    page = targets_page
+    page.select_option("#patient", HOSTILE)
+    page.locator(f".mark[data-patient={PATIENTS[0]}]:visible").first.dispatch_event("click")
+    assert page.locator("#patient").input_value() == PATIENTS[0]
+    page.locator(".patients:visible .open").filter(has_text=PATIENTS[0] + "1").click()
+    assert page.locator("#patient").input_value() == PATIENTS[0] + "1"
+
+
+def test_each_table_sorts_and_all_are_filtered(targets_page):
+    page = targets_page
+    page.fill("#filter", "aa_0001")
+    page.locator("#target").select_option("3")
+    assert page.locator(".patients:visible tbody tr:visible").count() == 2
+    assert page.locator("#shown").inner_text() == "2 of 5"
+    page.fill("#filter", "")
+    table = page.locator(".patients:visible")
+    table.locator("thead button").nth(2).click()
+    values = [float(row.locator("th, td").nth(2).inner_text()) for row in table.locator("tbody tr").all()]
+    assert values == sorted(values) and len(values) == 5
+
+
+def test_several_targets_can_be_printed_and_read_without_scripts(browser, targets_report):
+    context = browser.new_context(java_script_enabled=False, viewport={"width": 720, "height": 1000})
+    page = context.new_page()
+    page.goto(targets_report[0].as_uri())
+    assert page.locator("#choice").is_hidden() and page.locator(".of:visible").count() == 3 * 4
+    page.emulate_media(media="print")
+    assert page.locator(".card:visible").count() == 5 + 3 * 8
+    context.close()

@@ -10,8 +10,8 @@ from published_weights import published_state_dict
 
 from brainseg_jax.errors import InputError
 from brainseg_jax.models import build_model
+from brainseg_jax.runs.trained import load_trained
 from brainseg_jax.sharing import published
-from brainseg_jax.training.trained import load_trained
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.usefixtures("optax_promotion")

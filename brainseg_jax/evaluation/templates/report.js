@@ -6,16 +6,21 @@
   const sources = new Map(all("script[data-case]").map((script) => [script.dataset.case, script]));
   const patients = [...sources.keys()];
   const viewer = find("#viewer"), slider = find("#slice"), choice = find("#patient");
-  const flair = find("#flair"), map = find("#map"), truth = find("#truth"), predicted = all("#picture .predicted");
+  const scan = find("#scan"), map = find("#map"), truth = all("#picture .truth"), predicted = all("#picture .predicted");
+  const view = find("#target"); // chooses what is shown of several targets; null where there is one
+  const targets = all("[data-target]").map((box) => box.parentElement.textContent.trim());
+  const word = {{ word | tojson }}; // of the only target
   let shown = null; // what is parsed of the patient in view
 
   // --- one patient, one slice ---------------------------------------------------------------------------------------
 
-  function open(patient) {
+  function open(name) {
+    // A dot of a plot names a patient, who may have several cases.
+    const patient = sources.has(name) ? name : all("script[data-case]").find((one) => one.dataset.patient === name).dataset.case;
     shown = JSON.parse(sources.get(patient).textContent);
     const [height, width] = shown.size;
     find("#picture").setAttribute("viewBox", `0 0 ${2 * width} ${2 * height}`);
-    for (const image of [flair, map]) {
+    for (const image of [scan, map]) {
       image.setAttribute("width", 2 * width);
       image.setAttribute("height", 2 * height);
       image.setAttribute("preserveAspectRatio", "none");
@@ -36,21 +41,47 @@
   function turnTo(slice) {
     slider.value = slice;
     const k = Number(slider.value); // within the slices there are
-    show(flair, checked("flair") && shown.flair ? shown.flair[k] : "");
+    show(scan, checked("scan") && shown.scan ? shown.scan[k] : "");
     const kind = find("input[name=map]:checked")?.value;
-    const of = shown.overlays[Number(find("#of")?.value ?? 0)];
-    show(map, kind && of[kind] ? of[kind][k] : "");
+    const overlay = shown.overlays[run()];
+    const maps = kind === "probability" ? overlay[kind]?.[Number(find("#map-target")?.value ?? 0)] : overlay[kind];
+    show(map, maps ? maps[k] : "");
     map.setAttribute("opacity", kind === "attention" ? 0.55 : 1);
-    truth.setAttribute("d", checked("truth") ? shown.truth.paths[k] : "");
-    predicted.forEach((path, r) => path.setAttribute("d", checked(`run${r}`) ? shown.overlays[r].mask.paths[k] : ""));
-    const areas = shown.overlays.map((overlay) => overlay.mask.areas[k].toLocaleString("en"));
-    const words = `Slice ${shown.numbers[k]}, ${k + 1} of ${shown.numbers.length}. Tumor: ` +
-      `${shown.truth.areas[k].toLocaleString("en")} pixels true, ${areas.join(" / ")} predicted`;
+    truth.forEach((path, t) => path.setAttribute("d", checked("truth") && wanted(t) ? shown.truth[t].paths[k] : ""));
+    predicted.forEach((path, i) => {
+      const on = view ? checked("predicted") && wanted(i) : checked(`run${i}`);
+      path.setAttribute("d", on ? masks(i).paths[k] : "");
+    });
+    const words = `Slice ${shown.numbers[k]}, ${k + 1} of ${shown.numbers.length}. ${areas(k)}`;
     find("#position").textContent = words;
     slider.setAttribute("aria-valuetext", words);
-    find("#picture").setAttribute("aria-label", `${shown.patient}. ${words}`);
+    find("#picture").setAttribute("aria-label", `${shown.name}. ${words}`);
     const at = shown.numbers.length > 1 ? (100 * k) / (shown.numbers.length - 1) : 50;
     find("#profile .here").setAttribute("d", `M${at} 0V100`);
+  }
+
+  // Of which run maps are shown, and the outlines of several targets.
+  function run() {
+    return Number(find("#of")?.value ?? 0);
+  }
+
+  // What the i-th predicted outline is: of a run where there is one target, else of a target.
+  function masks(i) {
+    return view ? shown.overlays[run()].masks[i] : shown.overlays[i].masks[0];
+  }
+
+  function wanted(target) {
+    return !view || find(`[data-target="${target}"]`).checked;
+  }
+
+  function areas(k) {
+    const pixels = (outlines) => outlines.areas[k].toLocaleString("en");
+    if (!view) {
+      const found = shown.overlays.map((overlay) => pixels(overlay.masks[0]));
+      return `${word}: ${pixels(shown.truth[0])} pixels true, ${found.join(" / ")} predicted`;
+    }
+    const each = targets.map((name, t) => wanted(t) ? `${name} ${pixels(shown.truth[t])} / ${pixels(masks(t))}` : "");
+    return `Pixels true / predicted: ${each.filter((text) => text).join(", ") || "no target chosen"}`;
   }
 
   function checked(layer) {
@@ -64,8 +95,9 @@
   }
 
   function tell(patient) {
-    const heads = all("#table thead th").map((head) => head.textContent.trim());
-    const cells = [...all("#table tbody tr").find((row) => row.dataset.patient === patient).cells];
+    const table = view ? find(`[data-view="${view.value}"] table.patients`) : find("table.patients");
+    const heads = [...table.tHead.rows[0].cells].map((head) => head.textContent.trim());
+    const cells = [...[...table.tBodies[0].rows].find((row) => row.dataset.patient === patient).cells];
     find("#figures").replaceChildren(...cells.slice(1).map((cell, i) => {
       const pair = document.createElement("div");
       const term = document.createElement("dt"), value = document.createElement("dd");
@@ -76,15 +108,16 @@
     }));
   }
 
-  // Area by slice: where the tumor is, and where the prediction has too much or too little.
+  // Area by slice: where the target is, and where the prediction has too much or too little.
   function drawProfile() {
-    const lines = [["truth", shown.truth.areas]];
-    shown.overlays.forEach((overlay, r) => lines.push([`predicted run${r}`, overlay.mask.areas]));
+    const lines = [];
+    truth.forEach((path, t) => wanted(t) && lines.push([path.getAttribute("class"), shown.truth[t].areas]));
+    predicted.forEach((path, i) => (!view || wanted(i)) && lines.push([path.getAttribute("class"), masks(i).areas]));
     const most = Math.max(1, ...lines.flatMap(([, areas]) => areas));
     const last = Math.max(1, shown.numbers.length - 1);
     const paths = lines.map(([kind, areas]) => {
       const line = areas.map((area, k) => `${(100 * k) / last} ${97 - (92 * area) / most}`).join("L");
-      return draw(kind, kind === "truth" ? `M0 97L${line}L100 97` : `M${line}`);
+      return draw(kind, kind.startsWith("truth") ? `M0 97L${line}L100 97` : `M${line}`);
     });
     find("#profile").setAttribute("viewBox", "0 0 100 100");
     find("#profile").replaceChildren(...paths, draw("here", ""));
@@ -110,15 +143,19 @@
   });
   slider.addEventListener("input", () => turnTo(slider.value));
   viewer.addEventListener("change", (event) => {
-    if (event.target === choice) open(choice.value);
-    else step(0);
+    if (event.target === choice) {
+      open(choice.value);
+    } else {
+      drawProfile();
+      step(0);
+    }
   });
   find("#profile").addEventListener("click", (event) => {
     const box = find("#profile").getBoundingClientRect();
     turnTo(Math.round(((event.clientX - box.left) / box.width) * (shown.numbers.length - 1)));
   });
-  find("#previous").addEventListener("click", () => open(patients[patients.indexOf(shown.patient) - 1]));
-  find("#next").addEventListener("click", () => open(patients[patients.indexOf(shown.patient) + 1]));
+  find("#previous").addEventListener("click", () => open(patients[patients.indexOf(shown.name) - 1]));
+  find("#next").addEventListener("click", () => open(patients[patients.indexOf(shown.name) + 1]));
   for (const link of all(".thumb, .open, .mark")) {
     link.addEventListener("click", () => {
       open(link.dataset.patient);
@@ -127,27 +164,52 @@
     });
   }
 
-  // --- the table ----------------------------------------------------------------------------------------------------
+  // --- several targets ----------------------------------------------------------------------------------------------
 
-  const body = find("#table tbody"), heads = all("#table thead th");
-  heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => {
-    const down = head.getAttribute("aria-sort") === "ascending";
-    for (const other of heads) other.removeAttribute("aria-sort");
-    head.setAttribute("aria-sort", down ? "descending" : "ascending");
-    const rows = [...body.rows].map((row) => [row.cells[column].dataset.value, row]);
-    const numeric = rows.every(([value]) => value === "" || !Number.isNaN(Number(value)));
-    rows.sort(([a], [b]) => {
-      if (a === "" || b === "") return (a === "") - (b === ""); // undefined comes last, whichever way
-      return (down ? -1 : 1) * (numeric ? a - b : a.localeCompare(b));
-    });
-    body.append(...rows.map(([, row]) => row));
-  }));
+  // The first choice is the mean over the targets, with the outlines of all; each other one is a target.
+  function choose() {
+    const target = Number(view.value) - 1;
+    for (const part of all("[data-view]")) part.hidden = part.dataset.view !== view.value;
+    for (const box of all("[data-target]")) box.checked = target < 0 || Number(box.dataset.target) === target;
+    if (target >= 0 && find("#map-target")) find("#map-target").value = target;
+  }
+
+  view?.addEventListener("change", () => {
+    choose();
+    tell(shown.name);
+    drawProfile();
+    step(0);
+  });
+
+  // --- the tables ---------------------------------------------------------------------------------------------------
+
+  for (const table of all("table.patients")) {
+    const body = table.tBodies[0], heads = [...table.tHead.rows[0].cells];
+    heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => {
+      const down = head.getAttribute("aria-sort") === "ascending";
+      for (const other of heads) other.removeAttribute("aria-sort");
+      head.setAttribute("aria-sort", down ? "descending" : "ascending");
+      const rows = [...body.rows].map((row) => [row.cells[column].dataset.value, row]);
+      const numeric = rows.every(([value]) => value === "" || !Number.isNaN(Number(value)));
+      rows.sort(([a], [b]) => {
+        if (a === "" || b === "") return (a === "") - (b === ""); // undefined comes last, whichever way
+        return (down ? -1 : 1) * (numeric ? a - b : a.localeCompare(b));
+      });
+      body.append(...rows.map(([, row]) => row));
+    }));
+  }
   find("#filter").addEventListener("input", (event) => {
     const wanted = event.target.value.trim().toLowerCase();
-    for (const row of body.rows) row.hidden = !row.textContent.toLowerCase().includes(wanted);
-    find("#shown").textContent = `${[...body.rows].filter((row) => !row.hidden).length} of ${body.rows.length}`;
+    const rows = all("table.patients").map((table) => [...table.tBodies[0].rows]);
+    for (const row of rows.flat()) row.hidden = !row.textContent.toLowerCase().includes(wanted);
+    const found = rows[view ? Number(view.value) : 0].filter((row) => !row.hidden);
+    find("#shown").textContent = `${found.length} of ${rows[0].length}`;
   });
 
   viewer.hidden = false;
+  if (view) {
+    find("#choice").hidden = false;
+    choose();
+  }
   open(patients[0]);
 })();

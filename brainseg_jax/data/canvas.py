@@ -1,0 +1,171 @@
+"""From the slices of a volume to the square images of a network, and back: the one place where grids are resampled."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+from scipy.sparse import csr_array
+
+View = Literal["axial", "coronal", "sagittal"]
+VIEWS: dict[str, int] = {"axial": 0, "coronal": 1, "sagittal": 2}  # the axis of [S, H, W] along which slices follow
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """A black square, with a slice in its middle, that is resampled to the image of a network.
+
+    A network knows heads of true proportions only, so the square is one in millimeters.
+
+    Attributes:
+      size: height and width of the slices, in pixels.
+      padded: height and width of the square in pixels of the slices; they differ where a pixel is no square.
+      side: height and width of the network's images, in their pixels.
+      axis: of [S, H, W] along which the slices follow one another, see `VIEWS`.
+    """
+
+    size: tuple[int, int]
+    padded: tuple[int, int]
+    side: int
+    axis: int = 0
+
+    @classmethod
+    def around(
+        cls,
+        shape: tuple[int, int, int],
+        spacing: tuple[float, float, float] | None,
+        *,
+        image_size: int,
+        pixel_spacing: float = 0.0,
+        view: str = "axial",
+        multiple: int = 1,
+    ) -> "Canvas":
+        """The canvas of a volume.
+
+        Args:
+          shape: (S, H, W) of the volume.
+          spacing: in millimeters along the same axes; where it is not known, voxels are cubes of 1.
+          image_size: height and width of the network's images, in pixels.
+          pixel_spacing: millimeters of such a pixel. 0: the slice is fitted to the image, whatever its size.
+          view: a key of `VIEWS`.
+          multiple: of pixels, in which the image grows where a slice is larger than `image_size` pixels of
+            `pixel_spacing`.
+        """
+        axis = VIEWS[view]
+        (height, width), (row, column) = (
+            tuple(value for index, value in enumerate(values) if index != axis)
+            for values in (shape, spacing or (1.0, 1.0, 1.0))
+        )
+        side = image_size
+        if pixel_spacing:
+            needed = math.ceil(max(height * row, width * column) / pixel_spacing - 1e-6)
+            if needed > side:
+                side = -(-needed // multiple) * multiple
+            extent = side * pixel_spacing
+        else:
+            extent = max(height * row, width * column)
+        padded = (max(height, round(extent / row)), max(width, round(extent / column)))
+        return cls((height, width), padded, side, axis)
+
+    def to_network(self, voxels: np.ndarray) -> np.ndarray:
+        """[S, H, W, C] uint8 of the volume to [n, side, side, C], as many as there are slices in the view."""
+        return resize_images(self._padded(voxels), self.side)
+
+    def masks_to_network(self, masks: np.ndarray) -> np.ndarray:
+        """[S, H, W, K] bool of the volume to [n, side, side, K] bool, see `resize_masks`."""
+        padded = self._padded(masks)
+        return np.stack([resize_masks(padded[..., k], self.side) for k in range(padded.shape[-1])], axis=-1)
+
+    def from_network(self, maps: np.ndarray) -> np.ndarray:
+        """[n, side, side, K] float32 to [S, H, W, K] of the volume: bilinear, pixel centers at half."""
+        rows, columns = self.padded
+        top, left = self._corner
+        back = np.empty((len(maps), *self.size, maps.shape[-1]), np.float32)
+        for target, image in zip(back, maps, strict=True):
+            for k in range(maps.shape[-1]):
+                plane = np.ascontiguousarray(image[..., k])
+                if plane.shape != self.padded:
+                    plane = np.asarray(Image.fromarray(plane).resize((columns, rows), Image.Resampling.BILINEAR))
+                target[..., k] = plane[top : top + self.size[0], left : left + self.size[1]]
+        return np.moveaxis(back, 0, self.axis)
+
+    def _padded(self, volume: np.ndarray) -> np.ndarray:
+        slices = np.moveaxis(volume, self.axis, 0)
+        if self.size == self.padded:
+            return slices
+        top, left = self._corner
+        (height, width), (rows, columns) = self.size, self.padded
+        return np.pad(slices, ((0, 0), (top, rows - height - top), (left, columns - width - left), (0, 0)))
+
+    @property
+    def _corner(self) -> tuple[int, int]:
+        return (self.padded[0] - self.size[0]) // 2, (self.padded[1] - self.size[1]) // 2
+
+
+def with_neighbors(images: np.ndarray, context: int) -> np.ndarray:
+    """Puts neighboring slices beside each as further channels.
+
+    Args:
+      images: [n, side, side, C], consecutive slices of one volume.
+      context: how many on either side; beyond the ends the first or last slice is repeated.
+
+    Returns:
+      [n, side, side, (2 * context + 1) * C], slice after slice.
+    """
+    if not context:
+        return images
+    offsets = range(-context, context + 1)
+    index = np.arange(len(images))
+    return np.concatenate([images[(index + offset).clip(0, len(images) - 1)] for offset in offsets], axis=-1)
+
+
+def resize_images(images: np.ndarray, side: int) -> np.ndarray:
+    """Resizes slices as Pillow's BILINEAR does.
+
+    That is a triangle as wide as two output pixels where it makes smaller, or as two input pixels where it makes
+    larger; pixel centers lie at half.
+
+    Args:
+      images: [n, H, W, C] uint8.
+      side: height and width wanted.
+
+    Returns:
+      [n, side, side, C] uint8.
+    """
+    if images.shape[1:3] == (side, side):
+        return images
+    resized = np.empty((len(images), side, side, images.shape[-1]), np.uint8)
+    for target, image in zip(resized, images, strict=True):
+        for c in range(images.shape[-1]):
+            plane = Image.fromarray(np.ascontiguousarray(image[..., c]))
+            target[..., c] = plane.resize((side, side), Image.Resampling.BILINEAR)
+    return resized
+
+
+def resize_masks(masks: np.ndarray, side: int) -> np.ndarray:
+    """An output pixel belongs to the mask where at least half of its area does.
+
+    Args:
+      masks: [n, H, W] bool.
+      side: height and width wanted.
+
+    Returns:
+      [n, side, side] bool.
+    """
+    if masks.shape[1:] == (side, side):
+        return masks.astype(bool)
+    rows, columns = (_shares(length, side) for length in masks.shape[1:])
+    resized = np.zeros((len(masks), side, side), bool)
+    for index in np.flatnonzero(masks.any(axis=(1, 2))):
+        covered = (columns @ (rows @ masks[index]).T).T
+        resized[index] = covered >= 0.5 - 1e-9  # exactly half counts, whatever the rounding
+    return resized
+
+
+def _shares(length: int, side: int) -> csr_array:
+    """Which share of each output pixel lies in each input pixel, [side, length]."""
+    edges = np.arange(side + 1) * (length / side)
+    pixels = np.arange(length)
+    overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
+    return csr_array(overlap.clip(0) * (side / length))

@@ -1,0 +1,173 @@
+"""Finds the images that a trained network is to predict, in the formats that it can be trained on."""
+
+import dataclasses
+import re
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from brainseg_jax.data.formats import described as toml
+from brainseg_jax.data.formats.bids import channel_of
+from brainseg_jax.data.formats.listing import ALL, CaseFiles, Draft, Files, Listing, finish
+from brainseg_jax.data.formats.names import (
+    SPELLINGS,
+    images_of_mask,
+    is_flat,
+    is_image,
+    is_volume,
+    same_sequence,
+    split_sequence,
+    stem,
+)
+from brainseg_jax.data.formats.nnunet import CHANNEL_NUMBER
+from brainseg_jax.data.formats.pairs import Key, as_files, case_names, check_numbers, group_slices
+from brainseg_jax.errors import InputError
+from brainseg_jax.files import explain
+from brainseg_jax.scans.description import Description
+from brainseg_jax.scans.sequences import MASK, read_name
+from brainseg_jax.scans.walk import new, walk
+
+_MASKS = "masks and earlier results"
+_MOST_NUMBERS = 20  # of channels; larger ones are numbers of cases
+
+
+def list_images(path: Path, description: Description) -> Listing:
+    """Lists the scans in a file or folder, with the channels that a network has; labels are not looked for.
+
+    A file of one channel is told by its number (`CASE_0001` of nnU-Net), by the name of the channel or another spelling
+    of its sequence at the end (`CASE_t1ce` for the channel t1c), or by the names of BIDS. Any other file is a case that
+    holds all channels. Of a folder with `imagesTs` only that is listed, else `imagesTr`. `cohort.toml` in the folder
+    tells channels by its patterns, as for `list_cohort`.
+
+    Args:
+      path: a file, of which the other channels are found beside it, or a folder.
+      description: channels of the network, and which of them can be replaced.
+
+    Raises:
+      InputError: there is no image; or lists all faults, such as channels that are missing or there twice.
+    """
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder; give an image or a folder of images")
+    root = path if path.is_dir() else path.parent
+    described = toml.read_described(root) if path.is_dir() else toml.Described()
+    passed_over = new()
+    if described.patterns:
+        draft = toml.list_described(root, walk(path, passed_over), passed_over, described, labelled=False)
+        draft.cases = [
+            dataclasses.replace(
+                case, images={name: case.images[name] for name in description.channels if name in case.images}
+            )
+            for case in draft.cases
+        ]
+    else:
+        chosen = [root / name for name in ("imagesTs", "imagesTr") if path.is_dir() and (root / name).is_dir()]
+        draft = Draft("images", chosen[0] if chosen else root, passed_over=passed_over)
+        if chosen:
+            draft.notes.append(f"of {path} only {chosen[0].name} is predicted; to predict others, give their folder")
+    draft.channels, draft.targets = description.channels, description.targets
+    draft.stand_in, draft.ignore, draft.painted = description.stand_in, description.ignore, description.painted
+    if not described.patterns:
+        try:
+            _list(draft, _files(path, draft))
+        except OSError as error:
+            raise InputError(f"{path}: {explain(error)}") from error
+    if not draft.cases and not draft.faults:
+        raise InputError(
+            f"{path}: no image in it; give NIfTI volumes (.nii.gz), PNG or TIFF images, a file or a folder of them"
+        )
+    return finish(draft, labelled=False)
+
+
+def _files(path: Path, draft: Draft) -> list[Path]:
+    """The images to look at; of a single file those that can be other channels of its case."""
+    found = walk(draft.root, draft.passed_over) if path.is_dir() else sorted(path.parent.iterdir())
+    if path.is_dir():
+        images = []
+        for file in found:
+            if is_image(file) and not _is_mask(file) and "derivatives" not in file.relative_to(draft.root).parts:
+                images.append(file)
+            else:
+                draft.passed_over[_MASKS if is_image(file) else "no image by its name"].append(file)
+        return images
+    if not is_image(path):
+        raise InputError(f"{path}: no image by its name; give NIfTI (.nii.gz), PNG or TIFF")
+    beside = [file for file in found if file.is_file() and is_image(file) and not _is_mask(file)]
+    tells = _channel_teller(beside, draft)
+    case, channel = tells(path)
+    return [path] if channel == ALL else [file for file in beside if tells(file)[0] == case]
+
+
+def _is_mask(path: Path) -> bool:
+    """Whether it is a mask by its name or folder, or an earlier result such as `P1_probability`."""
+    return bool(images_of_mask(path)) or read_name(stem(path)).sequence == MASK
+
+
+def _list(draft: Draft, files: Sequence[Path]) -> None:
+    tells = _channel_teller(files, draft)
+    images: dict[Key, dict[str, Files]] = defaultdict(dict)
+    whole: dict[Key, Path] = {}
+    for path in files:
+        case, channel = tells(path)
+        place = path.relative_to(draft.root).parent
+        if channel is None:
+            draft.passed_over[f"no channel of the network ({', '.join(draft.channels)})"].append(path)
+        elif channel == ALL:
+            if (first := whole.setdefault((place, stem(path)), path)) != path:
+                draft.faults.append(f"{draft.short(path)}: a second file of this name, beside {first.name}; keep one")
+        else:
+            key = (place, case) if case else (place.parent, path.parent.absolute().name)
+            found = ((1, path),) if is_flat(path) else path
+            if (first := images[key].setdefault(channel, found)) != found:
+                draft.faults.append(
+                    f"{draft.short(path)}: a second {channel} of {key[1]}, beside {draft.listed(first)}; keep one"
+                )
+    only = draft.channels[0] if len(draft.channels) == 1 else ALL
+    slices = group_slices(draft.root, whole, True)
+    names = case_names(sorted(images.keys() | slices.keys()))
+    for key, name in names.items():
+        if key in slices:
+            draft.faults += check_numbers(draft, name, slices[key])
+        found = images[key] if key in images else {only: as_files(slices[key])}
+        draft.cases.append(CaseFiles(name, name, "", found, None))
+
+
+def _channel_teller(files: Sequence[Path], draft: Draft) -> Callable[[Path], tuple[str, str | None]]:
+    """A function from a file to its case and channel: `ALL` of a file that is a case, None for another channel."""
+    channels = draft.channels
+    numbers: dict[tuple[Path, str], set[int]] = defaultdict(set)
+    for path in files:
+        if match := CHANNEL_NUMBER.fullmatch(stem(path)):
+            numbers[path.parent, match["case"]].add(int(match["number"]))
+    # 2-D images with such numbers can be slices: they are channels where no number is beyond the channels.
+    flat = {path.parent for path in files if is_flat(path)}
+    numbered = {
+        key
+        for key, found in numbers.items()
+        if 0 in found and max(found) < (len(channels) if key[0] in flat else _MOST_NUMBERS)
+    }
+    by_name = {channel.lower(): channel for channel in channels}
+    by_sequence = {same_sequence(channel): channel for channel in channels}
+    suffix = re.compile(rf"(?:(.+)[_.-])?({'|'.join(map(re.escape, sorted(by_name, key=len, reverse=True)))})", re.I)
+
+    def tell(path: Path) -> tuple[str, str | None]:
+        name = stem(path)
+        if bids := channel_of(name):
+            case, told = bids
+            return case, by_name.get(told.lower()) or by_sequence.get(same_sequence(told))
+        match = CHANNEL_NUMBER.fullmatch(name)
+        if match and (path.parent, match["case"]) in numbered:
+            number = int(match["number"])
+            if number >= len(channels):
+                draft.faults.append(
+                    f"{draft.short(path)}: its number is beyond the channels of the network ({', '.join(channels)}); "
+                    "give these, numbered from 0000 in this order, and take the others away"
+                )
+            return match["case"], channels[number] if number < len(channels) else None
+        if match := suffix.fullmatch(name):
+            return match[1] or "", by_name[match[2].lower()]
+        case, sequence = split_sequence(name) if is_volume(path) else (None, "")
+        if case is None or not set(by_sequence) & set(SPELLINGS.values()):
+            return name, ALL
+        return case, by_sequence.get(same_sequence(sequence))
+
+    return tell

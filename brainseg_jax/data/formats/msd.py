@@ -1,0 +1,96 @@
+"""Tasks of the Medical Segmentation Decathlon: `dataset.json` and `imagesTr/CASE.nii.gz`, channels along a fourth axis.
+
+Antonelli et al. 2022, Nature Communications 13:4128; http://medicaldecathlon.com.
+"""
+
+from pathlib import Path, PurePosixPath
+
+from brainseg_jax.data.formats.dataset_json import (
+    NAME,
+    check_count,
+    folder_files,
+    pass_over_tests,
+    read_channels,
+    read_labels,
+)
+from brainseg_jax.data.formats.listing import ALL, CaseFiles, Draft
+from brainseg_jax.data.formats.names import is_image, is_volume, stem
+
+
+def list_msd(root: Path, content: dict) -> Draft:
+    """Lists the cases of the list `training`, checked against `imagesTr` and `labelsTr`.
+
+    Args:
+      root: folder of `dataset.json`.
+      content: of `dataset.json`; where it has no list `training`, the files of the two folders count.
+    """
+    draft = Draft("Medical Segmentation Decathlon", root, label_place="labelsTr/{case}.nii.gz")
+    read_channels(content, draft)
+    read_labels(content, draft, numbers_first=True)
+    files = folder_files(draft, "imagesTr", is_image, "no image by its name")
+    labels = folder_files(draft, "labelsTr", is_image, "no image by its name")
+    draft.faults += [
+        f"{draft.short(path)}: a 2-D image, and this format has NIfTI volumes; convert it, or lay the folder out as "
+        "pairs images/ and masks/"
+        for path in (*files, *labels)
+        if not is_volume(path)
+    ]
+    volumes = [path for path in files if is_volume(path)]
+    if "training" in content:
+        pairs, named = _training(content, draft)
+        draft.faults += [
+            f"{draft.short(path)}: not in the list 'training' of {NAME}; add it, or take it away"
+            for path in (*volumes, *labels)
+            if path not in named
+        ]
+    else:
+        draft.notes.append(f"{NAME} has no list 'training'; the files of imagesTr and labelsTr count")
+        label_of = {stem(path): path for path in labels}
+        pairs = {image: label_of.pop(stem(image), None) for image in volumes}
+        draft.cases += [CaseFiles(case, case, "", {}, label) for case, label in label_of.items() if is_volume(label)]
+        check_count(content, draft, len(pairs), "imagesTr")
+    for image, label in pairs.items():
+        channel = draft.channels[0] if len(draft.channels) == 1 else ALL
+        draft.cases.append(CaseFiles(stem(image), stem(image), "", {channel: image}, label))
+    pass_over_tests(draft)
+    return draft
+
+
+def _training(content: dict, draft: Draft) -> tuple[dict[Path, Path], set[Path]]:
+    """Image and label of each entry of `training` whose files are there; and all files that the list names."""
+    entries, pairs, named = content["training"], {}, set()
+    if not isinstance(entries, list):
+        draft.faults.append(
+            f"{NAME}: training is no list; give one of "
+            '{"image": "./imagesTr/CASE.nii.gz", "label": "./labelsTr/CASE.nii.gz"}'
+        )
+        return pairs, named
+    check_count(content, draft, len(entries), "the list 'training'")
+    for number, entry in enumerate(entries):
+        told = [entry.get(key) if isinstance(entry, dict) else None for key in ("image", "label")]
+        if not all(isinstance(path, str) for path in told):
+            draft.faults.append(f"{NAME}: entry {number} of training names no image and label; complete or remove it")
+            continue
+        image, label = (_inside(path, draft) for path in told)
+        if image is None or label is None:
+            continue
+        if image in named:
+            draft.faults.append(f"{NAME}: {draft.short(image)} stands in training twice; keep one entry")
+        elif image.is_file() and label.is_file():
+            pairs[image] = label
+        named |= {image, label}
+        draft.faults += [
+            f"{NAME}: training names {draft.short(path)}, and there is no such file; restore it, or remove the entry"
+            for path in (image, label)
+            if not path.is_file()
+        ]
+    return pairs, named
+
+
+def _inside(path: str, draft: Draft) -> Path | None:
+    """The path of a file in the cohort's folder."""
+    pure = PurePosixPath(path)
+    if pure.is_absolute() or ".." in pure.parts:
+        draft.faults.append(f"{NAME}: training names {path!r}, outside of this folder; give paths within it")
+        return None
+    return draft.root / pure

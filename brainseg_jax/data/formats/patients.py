@@ -1,0 +1,100 @@
+"""Who is one patient: `patients.csv`, a table with a row a case, or a pattern against the names of the cases."""
+
+import csv
+import dataclasses
+import io
+import re
+from pathlib import Path
+
+from brainseg_jax.data.formats.listing import Draft
+from brainseg_jax.errors import InputError
+from brainseg_jax.scans.untrusted import read_bounded
+
+NAME = "patients.csv"
+
+
+def apply_table(draft: Draft, patient_column: str = "patient", group_column: str = "group") -> None:
+    """Sets patient and group of each case by the table in the cohort's folder, if it is there.
+
+    Faults go to the draft: a case without a row, a row without a case, a case twice, a blank, a patient in two groups.
+
+    Args:
+      draft: its cases are changed.
+      patient_column: name of the column, which the table must have.
+      group_column: name of the column; where it is not `group`, the table must have it.
+    """
+    path = draft.root / NAME
+    if not path.is_file():
+        return
+    rows = _read(draft, path, patient_column, group_column)
+    if rows is None:
+        return
+    names = {case.name for case in draft.cases}
+    table: dict[str, tuple[str, str]] = {}
+    group_of: dict[str, tuple[str, int]] = {}
+    for line, case, patient, group in rows:
+        where = f"{NAME}: line {line}"
+        if not case or not patient:
+            draft.faults.append(f"{where}: no {'patient' if case else 'case'}; fill it in, or remove the line")
+        elif case in table:
+            draft.faults.append(f"{where}: case {case} a second time; keep one line")
+        elif case not in names:
+            draft.faults.append(f"{where}: no case {case} in the folder; correct the name, or remove the line")
+        if patient and (first := group_of.setdefault(patient, (group, line)))[0] != group:
+            draft.faults.append(
+                f"{where}: patient {patient} is of group {group!r}, and of {first[0]!r} in line {first[1]}; give one "
+                "group"
+            )
+        table.setdefault(case, (patient, group))
+    draft.faults += [f"{NAME}: no line for case {name}; add one" for name in sorted(names - table.keys())]
+    draft.cases = [
+        dataclasses.replace(case, patient=table[case.name][0], group=table[case.name][1])
+        if table.get(case.name, ("", ""))[0]
+        else case
+        for case in draft.cases
+    ]
+    draft.patients_told = True
+    draft.notes.append(f"patients by {NAME}: {len({case.patient for case in draft.cases})} of {len(draft.cases)} cases")
+
+
+def apply_pattern(draft: Draft, pattern: re.Pattern, field: str) -> None:
+    """Sets `patient` or `group` of each case to what the first group of a pattern finds in its name.
+
+    A name that does not fit as a whole is a fault.
+    """
+    changed = []
+    draft.patients_told |= field == "patient"
+    for case in draft.cases:
+        match = pattern.fullmatch(case.name)
+        if match is None or not match[1]:
+            draft.faults.append(
+                f"cohort.toml: {field} = {pattern.pattern!r} does not fit the case {case.name}; give a pattern that "
+                "fits the whole name of every case, with the part in parentheses"
+            )
+        else:
+            case = dataclasses.replace(case, **{field: match[1]})
+        changed.append(case)
+    draft.cases = changed
+
+
+def _read(draft: Draft, path: Path, patient_column: str, group_column: str) -> list[tuple[int, str, str, str]] | None:
+    """Line, case, patient and group of each row; None where the table as a whole is faulty."""
+    try:
+        text = read_bounded(path).decode("utf-8-sig")
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        columns = reader.fieldnames or ()
+        rows = [(reader.line_num, row) for row in reader]
+    except (InputError, UnicodeDecodeError, csv.Error) as error:
+        draft.faults.append(f"{NAME}: not readable as a table ({error}); correct it")
+        return None
+    wanted = ["case", patient_column] + ([group_column] if group_column != "group" else [])
+    if absent := [name for name in wanted if name not in columns]:
+        draft.faults.append(
+            f"{NAME}: no column {', '.join(absent)} (there is: {', '.join(columns) or 'none'}); give a table with the "
+            "columns case, patient and, if known, group, with commas between"
+        )
+        return None
+    return [
+        (line, *((row.get(column) or "").strip() for column in ("case", patient_column, group_column)))
+        for line, row in rows
+    ]

@@ -1,0 +1,253 @@
+"""Cases of a cohort scored with a network: quickly while it trains, closely at the end."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from brainseg_jax import sharding
+from brainseg_jax.data.cohort import Cohort, unpack_targets
+from brainseg_jax.data.normalization import Normalization
+from brainseg_jax.evaluation.calibration import Calibration, calibrate, combine
+from brainseg_jax.evaluation.volumes import score_targets
+from brainseg_jax.inference.forward import Forward
+from brainseg_jax.inference.network import Network, Output, Runner
+from brainseg_jax.inference.postprocess import Chooser, PostProcess, make_masks
+from brainseg_jax.metrics import dice, soft_batch_iou
+
+if TYPE_CHECKING:
+    from brainseg_jax.evaluation.case_pictures import CasePictures
+
+Loss = Callable[..., jax.Array]  # (logits [B, H, W, K], labels [B, H, W, K], mask=...) -> [B]
+
+
+class LossSums:
+    """Adds up the loss of the cases that a network is run on, batch by batch, at the size of training."""
+
+    def __init__(self, loss: Loss, cohort: Cohort, runner: Runner) -> None:
+        """Compiles nothing yet."""
+        self._cohort, self._runner = cohort, runner
+        self._first = np.searchsorted(cohort.case_index, np.arange(len(cohort.cases)))
+
+        def of_batch(logits: jax.Array, bits: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
+            targets, counted = unpack_targets(bits, cohort.description)
+            mask = valid if counted is None else counted * valid.astype(jnp.float32)[:, None, None, None]
+            losses = loss(logits, targets, mask=mask)
+            return jnp.sum(jnp.where(valid, losses, 0.0)), soft_batch_iou(jax.nn.sigmoid(logits), targets, valid)
+
+        self._of_batch = jax.jit(of_batch, out_shardings=sharding.replicated(runner.mesh))
+        self.start(())
+
+    def start(self, cases: Sequence[int]) -> None:
+        """Begins anew, for the cases of these indices in the cohort, in this order."""
+        self._cases = np.asarray(cases, np.int64)
+        self._loss, self._soft_iou, self._slices, self._batches = 0.0, 0.0, 0, 0
+
+    def add(self, outputs: Forward, owners: np.ndarray, slices: np.ndarray, valid: np.ndarray) -> None:
+        """See `network.OnBatch`."""
+        bits = self._cohort.target_bits[self._first[self._cases[owners]] + slices]
+        everywhere = sharding.replicated(self._runner.mesh)
+        loss, soft_iou = self._of_batch(outputs.logits, *(sharding.put(array, everywhere) for array in (bits, valid)))
+        self._loss += float(loss)
+        self._soft_iou += float(soft_iou)
+        self._slices += int(valid.sum())
+        self._batches += 1
+
+    @property
+    def loss(self) -> float:
+        """The mean over slices."""
+        return self._loss / self._slices
+
+    @property
+    def soft_iou(self) -> float:
+        """The mean over batches of `metrics.soft_batch_iou`."""
+        return self._soft_iou / self._batches
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """What is known of some cases.
+
+    Attributes:
+      rows: of `volumes.score_targets`, with who it is before.
+      calibrations: of all cases, by target.
+      cases: their pictures.
+      masks: of each case, [S, H, W, K] bool.
+      attention: of each case, [S, H, W] in [0, 1]; None for a network without gates.
+    """
+
+    rows: list[dict]
+    calibrations: dict[str, Calibration]
+    cases: "list[CasePictures]"
+    masks: dict[str, np.ndarray]
+    attention: dict[str, np.ndarray | None]
+
+
+class Assessor:
+    """Scores networks on cases of one cohort.
+
+    All processes must call its methods together, as the devices predict together.
+
+    Attributes:
+      cohort: all cases.
+      runner: runs the networks.
+      loss: sums of the loss; None where none is asked for.
+    """
+
+    def __init__(self, cohort: Cohort, runner: Runner, loss: Loss | None = None) -> None:
+        """See the attributes."""
+        self.cohort, self.runner = cohort, runner
+        self.loss = LossSums(loss, cohort, runner) if loss else None
+
+    def quick(self, network: Network, cases: Sequence[str], posts: Sequence[PostProcess]) -> dict[str, float]:
+        """Loss, and 3-D Dice and IoU over patients, of a patient the mean over cases and targets.
+
+        Args:
+          network: as it is now.
+          cases: of the cohort, one or more.
+          posts: make the masks, one for each target.
+
+        Returns:
+          loss, dice_mean, dice_median, iou_mean.
+        """
+        by_patient: dict[str, list[np.ndarray]] = {}
+        for index, output in self._outputs(network, cases):
+            masks, _ = self._masks(index, output, posts)
+            truth, counted = self._truth(index)
+            found = [dice(masks[..., k] & counted, truth[..., k] & counted) for k in range(masks.shape[-1])]
+            by_patient.setdefault(self.cohort.patients[index], []).append(np.array(found))
+        of_targets = np.array([np.mean(rows, axis=0) for rows in by_patient.values()])
+        return {"loss": self.loss.loss, **_summary(of_targets)}
+
+    def choose(self, network: Network, cases: Sequence[str]) -> tuple[PostProcess, ...]:
+        """For each target what makes the best masks of these cases, see `postprocess.Chooser`."""
+        choosers = [Chooser() for _ in self.cohort.description.targets]
+        for index, output in self._outputs(network, cases):
+            canvas = self.cohort.canvases[index]
+            probability = canvas.from_network(output.probability)
+            truth, counted = self._truth(index)
+            for k, chooser in enumerate(choosers):
+                chooser.add(probability[..., k], truth[..., k], canvas, counted)
+        return tuple(chooser.best()[0] for chooser in choosers)
+
+    def assess(
+        self, network: Network, cases: Sequence[str], posts: Sequence[PostProcess], *, tolerance: float
+    ) -> Assessment:
+        """Predicts cases once, for everything that a report shows of them.
+
+        Args:
+          network: of the cohort's channels and targets.
+          cases: of the cohort, one or more.
+          posts: make the masks, one for each target.
+          tolerance: of surface Dice: in mm, or in voxels where the spacing is not known.
+
+        Returns:
+          rows and pictures in the order of `cases`.
+        """
+        # Here, as matplotlib is slow to load and a training does without until its end.
+        from brainseg_jax.evaluation import case_pictures
+
+        cohort, description = self.cohort, self.cohort.description
+        rows: dict[str, list[dict]] = {}
+        pictures: dict[str, CasePictures] = {}
+        masks_of: dict[str, np.ndarray] = {}
+        attention_of: dict[str, np.ndarray | None] = {}
+        calibrations: dict[str, dict[str, Calibration]] = {}
+        indices = cohort.indices(cases)
+        spacing_known = all(cohort.spacings[index] for index in indices)
+        every = case_pictures.slice_step(sum(len(cohort.labels[index]) for index in indices))
+        for index, output in self._outputs(network, cases):
+            name, canvas = cohort.cases[index], cohort.canvases[index]
+            masks, probability = self._masks(index, output, posts)
+            truth, counted = self._truth(index)
+            scan = cohort.read_voxels(name)[..., description.shown]
+            attention = None if output.attention is None else canvas.from_network(output.attention)[..., 0]
+            masks_of[name], attention_of[name] = masks, attention
+            scores = score_targets(
+                masks,
+                truth,
+                description.names,
+                spacing=cohort.spacings[index] if spacing_known else None,
+                tolerance=tolerance,
+                counted=counted,
+            )
+            rows[name] = [self.who(index) | row for row in scores]
+            calibrations[name] = {
+                target: calibrate(probability[..., k], truth[..., k], scan, counted=counted)
+                for k, target in enumerate(description.names)
+            }
+            overlay = case_pictures.Overlay(
+                case_pictures.outlines((masks & counted[..., None])[::every]),
+                [case_pictures.probability_pictures(probability[::every, ..., k]) for k in range(masks.shape[-1])],
+                None if attention is None else case_pictures.attention_pictures(attention[::every]),
+            )
+            pictures[name] = case_pictures.CasePictures(
+                name=name,
+                size=truth.shape[1:3],
+                numbers=list(cohort.numbers[index])[::every],
+                scan=case_pictures.scan_pictures(scan[::every]),
+                truth=case_pictures.outlines(truth[::every]),
+                overlays=[overlay],
+                step=every,
+            )
+        patients = [cohort.patients[index] for index in indices]
+        return Assessment(
+            rows=[row for name in cases for row in rows[name]],
+            calibrations={
+                target: combine([calibrations[name][target] for name in cases], patients)
+                for target in description.names
+            },
+            cases=[pictures[name] for name in cases],
+            masks=masks_of,
+            attention=attention_of,
+        )
+
+    def who(self, index: int) -> dict[str, str | int]:
+        """The first columns of a row: patient, case where patients have several, group, grade; where they are known."""
+        cohort = self.cohort
+        if cohort.grades is not None:  # the LGG set, whose patients have one case each and are known by its name
+            known = {"institution": cohort.groups[index], "grade": cohort.grades[index]}
+            return {"patient": cohort.cases[index], **known}
+        several = len(set(cohort.patients)) < len(cohort.patients)
+        who = {"patient": cohort.patients[index], "case": cohort.cases[index]}
+        who = who if several else {"patient": cohort.cases[index]}
+        return who | ({"group": cohort.groups[index]} if any(cohort.groups) else {})
+
+    def _outputs(self, network: Network, cases: Sequence[str]) -> Iterator[tuple[int, Output]]:
+        """The network's outputs by the index of the case, in the order of the cohort."""
+        cohort = self.cohort
+        indices = np.sort(cohort.indices(cases))
+        first, last = (np.searchsorted(cohort.case_index, indices, side=side) for side in ("left", "right"))
+        inputs = (
+            network.inputs(cohort.images[start:stop], Normalization(*(c[index] for c in cohort.normalization)))
+            for index, start, stop in zip(indices, first, last, strict=True)
+        )
+        if self.loss:
+            self.loss.start(indices)
+        outputs = self.runner.run(network, inputs, on_batch=self.loss.add if self.loss else None)
+        return zip(indices.tolist(), outputs, strict=True)
+
+    def _masks(self, index: int, output: Output, posts: Sequence[PostProcess]) -> tuple[np.ndarray, np.ndarray]:
+        """Masks and probabilities of a case on its own grid, both [S, H, W, K]."""
+        canvas = self.cohort.canvases[index]
+        probability = canvas.from_network(output.probability)
+        return make_masks(probability, posts, self.cohort.description, canvas), probability
+
+    def _truth(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """The reference masks of a case, [S, H, W, K] bool, and which voxels count, [S, H, W] bool."""
+        labels, description = self.cohort.labels[index], self.cohort.description
+        counted = description.counted(labels)
+        return description.masks(labels), np.ones(labels.shape, bool) if counted is None else counted
+
+
+def _summary(dice_of: np.ndarray) -> dict[str, float]:
+    """Of Dice by patient and target, [P, K]: the mean over targets of mean and median over patients."""
+    patients = dice_of.mean(axis=1)
+    return {
+        "dice_mean": float(patients.mean()),
+        "dice_median": float(np.median(patients)),
+        "iou_mean": float((dice_of / (2.0 - dice_of)).mean()),
+    }

@@ -1,0 +1,146 @@
+"""From probabilities to the mask that is scored or given out: whole volumes of patients, on the host."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import scipy  # whose parts are loaded where they are first asked for
+
+from brainseg_jax.data.canvas import Canvas
+from brainseg_jax.metrics import dice
+from brainseg_jax.scans.description import Description
+
+GRID = 256  # pixels a side of the slices on which `min_voxels` is counted: those of the LGG set
+NEIGHBORS = np.ones((3, 3, 3), bool)  # 26: voxels that meet in a corner belong together
+
+
+class PostProcess(NamedTuple):
+    """What makes a mask of a volume's probabilities.
+
+    Attributes:
+      threshold: probability from which a voxel counts as tumor.
+      largest_component: whether the largest connected 3-D part is kept alone.
+      min_voxels: connected 3-D components of fewer voxels are taken out, 0 and 1 keep all. It is counted on slices of
+        256 x 256 pixels, see `on_grid`.
+    """
+
+    threshold: float = 0.5
+    largest_component: bool = False
+    min_voxels: int = 0
+
+    def __call__(self, probability: np.ndarray) -> np.ndarray:
+        """Maps the probabilities of a volume, [S, H, W] with the slices in order, to its mask, [S, H, W] bool."""
+        return self.keep_parts(probability >= self.threshold)
+
+    def on_grid(self, size: tuple[int, int]) -> "PostProcess":
+        """The same for slices of another grid, on which a component of the same size has another count of voxels.
+
+        The LGG set does not say how large its voxels are, so no minimum in mm³ is known. What is known is the share of
+        the image: a component that covers 50 pixels of 256 x 256 covers 200 of 512 x 512. Slices are not counted anew,
+        as the distance between them is not known either.
+
+        Args:
+          size: height and width, in pixels, of the square image that the network was shown (`Canvas.padded`).
+
+        Returns:
+          a copy whose `min_voxels` is times `size[0] * size[1] / 256²`, rounded up; itself for 256 x 256.
+        """
+        if self.min_voxels < 2:
+            return self
+        return self._replace(min_voxels=math.ceil(self.min_voxels * size[0] * size[1] / GRID**2))
+
+    def keep_parts(self, volume: np.ndarray) -> np.ndarray:
+        """What is left of a thresholded volume, [S, H, W] bool.
+
+        Parts are connected through faces, edges or corners. A lower-grade glioma is nearly always one lesion; Buda et
+        al. 2019 keep the largest part too (in the authors' code, github.com/mateuszbuda/brain-segmentation-pytorch). Of
+        parts of one size the first in memory order is the largest.
+        """
+        if not self.largest_component and self.min_voxels < 2:
+            return volume.astype(bool)
+        labels, parts = scipy.ndimage.label(volume, NEIGHBORS)
+        if not parts:
+            return volume.astype(bool)
+        sizes = np.bincount(labels.ravel())
+        sizes[0] = 0
+        kept = sizes >= max(1, self.min_voxels)
+        if self.largest_component:
+            kept &= np.arange(len(sizes)) == np.argmax(sizes)
+        return kept[labels]
+
+
+CANDIDATES = tuple(
+    PostProcess(threshold, largest, min_voxels)
+    for threshold, (largest, min_voxels) in itertools.product(
+        (0.5, 0.4, 0.6, 0.3, 0.7, 0.2, 0.8), ((False, 0), (False, 50), (False, 200), (True, 0))
+    )
+)
+
+
+def make_masks(
+    probability: np.ndarray, posts: Sequence[PostProcess], description: Description, canvas: Canvas
+) -> np.ndarray:
+    """From the probabilities of all targets to their masks.
+
+    Of targets that exclude each other a voxel belongs to the one of the highest probability, of those that reach their
+    threshold. Connected components are kept target by target after that.
+
+    Args:
+      probability: [S, H, W, K], on the volume's own grid.
+      posts: of each target.
+      description: says whether the targets exclude each other.
+      canvas: of the volume; `min_voxels` depends on it, see `PostProcess.on_grid`.
+
+    Returns:
+      [S, H, W, K] bool.
+    """
+    reached = probability >= np.array([post.threshold for post in posts], np.float32)
+    if description.exclusive and len(posts) > 1:
+        highest = np.argmax(np.where(reached, probability, -1.0), axis=-1)
+        reached &= np.arange(len(posts)) == highest[..., None]
+    kept = [post.on_grid(canvas.padded).keep_parts(reached[..., k]) for k, post in enumerate(posts)]
+    return np.stack(kept, axis=-1)
+
+
+def posts_to_json(posts: Sequence[PostProcess], description: Description) -> dict:
+    """For `results.json`: of a single target its fields, of several a block for each by its name."""
+    blocks = {name: post._asdict() for name, post in zip(description.names, posts, strict=True)}
+    return blocks if len(posts) > 1 else blocks[description.names[0]]
+
+
+def posts_from_json(content: dict, description: Description) -> tuple[PostProcess, ...]:
+    """The inverse of `posts_to_json`."""
+    if len(description.names) == 1:
+        return (PostProcess(**content),)
+    return tuple(PostProcess(**content[name]) for name in description.names)
+
+
+class Chooser:
+    """Finds the candidate of the highest mean 3-D Dice, patient by patient, so that no volume is kept."""
+
+    def __init__(self) -> None:
+        """Has seen no patient yet."""
+        self._dice: list[list[float]] = []
+
+    def add(
+        self, probability: np.ndarray, truth: np.ndarray, canvas: Canvas, counted: np.ndarray | None = None
+    ) -> None:
+        """Scores all candidates on one volume.
+
+        Args:
+          probability: [S, H, W].
+          truth: the reference mask, [S, H, W] bool.
+          canvas: of the volume, see `make_masks`.
+          counted: which voxels count, [S, H, W] bool; None: all.
+        """
+        counted = np.ones_like(truth) if counted is None else counted
+        posts = [post.on_grid(canvas.padded) for post in CANDIDATES]
+        self._dice.append([dice(post(probability) & counted, truth & counted) for post in posts])
+
+    def best(self) -> tuple[PostProcess, float]:
+        """The choice and its mean Dice; of a tie the one that stands first in `CANDIDATES`, the plainest."""
+        mean = np.mean(self._dice, axis=0)
+        best = int(np.argmax(mean))
+        return CANDIDATES[best], float(mean[best])

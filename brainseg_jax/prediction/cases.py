@@ -1,0 +1,109 @@
+"""The cases to predict: scans that are found by their sequences, or in one of the formats that cohorts come in."""
+
+import dataclasses
+from pathlib import Path
+
+from brainseg_jax.data.formats import ALL, CaseFiles, Files, list_images
+from brainseg_jax.data.labelled import read_case
+from brainseg_jax.errors import InputError
+from brainseg_jax.scans.description import LGG, Description
+from brainseg_jax.scans.find import Found, find_scans
+from brainseg_jax.scans.images import SUFFIXES
+from brainseg_jax.scans.nifti_file import open_nifti, stem
+from brainseg_jax.scans.patterns import Patterns
+from brainseg_jax.scans.scan import Scan, Source
+from brainseg_jax.scans.slices import SliceScan, slice_outputs
+from brainseg_jax.scans.volumes import VolumeScan, result_suffix
+
+
+def has_lgg_channels(description: Description) -> bool:
+    """Whether the channels are those of the LGG set, which names and DICOM headers tell by their sequences."""
+    return (description.channels, description.stand_in) == (LGG.channels, LGG.stand_in)
+
+
+def find_cases(path: Path, description: Description, sequences: Patterns | None) -> tuple[Found, tuple[str, ...]]:
+    """Finds the cases in a file, or in a folder and below.
+
+    Args:
+      path: see `find_scans` for networks of the LGG channels, else `list_images`.
+      description: of the network.
+      sequences: see `find_scans`.
+
+    Returns:
+      the cases, and notes on how they were recognized.
+
+    Raises:
+      InputError: there are none, their names contradict each other, or `sequences` does not apply.
+    """
+    if has_lgg_channels(description):
+        return find_scans(path, sequences), ()
+    if sequences:
+        raise InputError(
+            f"--sequences names the sequences of a network of {', '.join(LGG.channels)}; this one was trained on "
+            f"{', '.join(description.channels)}. Leave it out and name the files as those of the training set, or list "
+            "the channels in a cohort.toml beside them"
+        )
+    listing = list_images(path, description)
+    sources: list[Source] = [CaseSource.of(case, description) for case in listing.cases]
+    return Found(sources, listing.passed_over), listing.notes
+
+
+@dataclasses.dataclass(frozen=True)
+class CaseSource(Source):
+    """A case of one of the formats that cohorts come in.
+
+    Attributes:
+      case: its files.
+      description: of the network.
+    """
+
+    case: CaseFiles
+    description: Description
+
+    @classmethod
+    def of(cls, case: CaseFiles, description: Description) -> "CaseSource":
+        """The case, with what its files tell by their names."""
+        if ALL in case.images:
+            shown = dict.fromkeys(description.channels, f"{_first(case.images[ALL]).name} *")
+            missing = []
+        else:
+            shown = {channel: _first(files).name for channel, files in case.images.items()}
+            missing = [channel for channel in description.channels if channel not in case.images]
+        notes = (f"no {', '.join(missing)}: replaced by {description.stand_in}",) if missing else ()
+        name = Path(case.name)
+        return cls(case.name, name.parent, case, description, notes=notes, channels=shown)
+
+    def read(self) -> Scan:
+        """See `Source.read`; the channels are read as those of the training set were."""
+        volume, notes = read_case(dataclasses.replace(self.case, labels=None), self.description)
+        given = volume.voxels, volume.spacing, volume.numbers, (*self.notes, *notes)
+        if self._is_images:
+            return SliceScan(*given)
+        nifti = open_nifti(self._reference)
+        return VolumeScan(*given, nifti.header, nifti.grid)
+
+    def outputs(self, kind: str, description: Description) -> list[Path]:
+        """See `Source.outputs`: one volume, or files for the slices of images."""
+        if not self._is_images:
+            suffix = self._reference.name[len(stem(self._reference)) :]
+            return [self.place / f"{self.stem}_{kind}{result_suffix(suffix)}"]
+        numbers = [1] if isinstance(self._files, Path) else [number for number, _ in self._files]
+        names = [self.stem] if numbers == [1] else [f"{self.stem}_{number}" for number in numbers]
+        return slice_outputs(self.place, names, kind, description)
+
+    @property
+    def _files(self) -> Files:
+        """Those of the first channel that is there, on whose grid the others are brought."""
+        return next(self.case.images[name] for name in (ALL, *self.description.channels) if name in self.case.images)
+
+    @property
+    def _reference(self) -> Path:
+        return _first(self._files)
+
+    @property
+    def _is_images(self) -> bool:
+        return self._reference.suffix.lower() in SUFFIXES
+
+
+def _first(files: Files) -> Path:
+    return files if isinstance(files, Path) else files[0][1]

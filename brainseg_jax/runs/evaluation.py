@@ -1,0 +1,114 @@
+"""What scores a run: its data, its split and how masks are made. No optimizer, no initial weights, no sampler."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from brainseg_jax import sharding
+from brainseg_jax.config import check_config
+from brainseg_jax.data.cohort import Cohort, load_cohort
+from brainseg_jax.data.splits import Split
+from brainseg_jax.evaluation.assessment import Assessor
+from brainseg_jax.inference.network import Network, Runner
+from brainseg_jax.inference.postprocess import PostProcess
+from brainseg_jax.models import build_model
+from brainseg_jax.runs.data import choose_split, find_data
+from brainseg_jax.scans.description import Description
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evaluation:
+    """The parts of a run that its scores rest on.
+
+    Attributes:
+      cohort: all cases, on the host.
+      split: of the cases.
+      network: of the run; its variables are to be put in (`with_variables`).
+      assessor: scores it.
+      posts: what makes masks of probabilities, one for each target, as the config says it.
+      chooses_posts: whether at the end the validation patients choose others.
+      kept: which checkpoint is scored, best or last (`train.keep`).
+    """
+
+    cohort: Cohort
+    split: Split
+    network: Network
+    assessor: Assessor
+    posts: tuple[PostProcess, ...]
+    chooses_posts: bool
+    kept: str
+
+    def with_variables(self, variables: dict) -> Network:
+        """The network with these variables."""
+        return dataclasses.replace(self.network, variables=variables)
+
+
+def build_evaluation(config: ConfigDict, run: Path) -> Evaluation:
+    """What scores a run that was trained before.
+
+    Args:
+      config: of the run.
+      run: its folder: its data are found by their fingerprint, and its split by its `split.json`, where `data.source`
+        or `split.file` are gone.
+
+    Raises:
+      InputError: see the parts.
+    """
+    check_config(config)
+    folder = find_data(config.data, run, source_first=False)
+    cohort = read_cohort(config, folder, load_cohort)
+    return evaluation_of(config, cohort, choose_split(config.split, cohort, run))
+
+
+def read_cohort(config: ConfigDict, folder: Path, load: Callable[..., Cohort]) -> Cohort:
+    """The prepared data as a config wants them; `load` is called as `load_cohort` is."""
+    data = config.data
+    return load(
+        folder,
+        image_size=data.image_size,
+        normalization=data.normalization,
+        pixel_spacing=data.pixel_spacing,
+        view=data.view,
+    )
+
+
+def evaluation_of(config: ConfigDict, cohort: Cohort, split: Split, *, loss: Callable | None = None) -> Evaluation:
+    """Puts the parts together; `loss` is what is added up beside the scores."""
+    return Evaluation(
+        cohort=cohort,
+        split=split,
+        network=build_network(config, cohort.description, {}),
+        assessor=Assessor(cohort, Runner(sharding.data_mesh(), config.eval.batch_size), loss),
+        posts=posts_of(config, cohort.description),
+        chooses_posts=config.eval.choose,
+        kept=config.train.keep,
+    )
+
+
+def posts_of(config: ConfigDict, description: Description) -> tuple[PostProcess, ...]:
+    """What makes masks of probabilities as a config says it, the same for each target."""
+    post = PostProcess(config.eval.threshold, config.eval.largest_component, config.eval.min_voxels)
+    return (post,) * len(description.targets)
+
+
+def build_network(config: ConfigDict, description: Description, variables: dict) -> Network:
+    """The network of a config.
+
+    Args:
+      config: of a run.
+      description: channels and targets of its data.
+      variables: of the network.
+    """
+    return Network(
+        model=build_model(**config.model, targets=len(description.targets)),
+        variables=variables,
+        description=description,
+        image_size=config.data.image_size,
+        pixel_spacing=config.data.pixel_spacing,
+        view=config.data.view,
+        context=config.data.context,
+        normalization=config.data.normalization,
+        mirror=config.eval.mirror,
+    )

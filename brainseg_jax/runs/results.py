@@ -1,0 +1,139 @@
+"""The end of a run: the kept checkpoint scored once on the test patients, in figures and in pictures."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from brainseg_jax.data.cohort import Cohort
+from brainseg_jax.data.splits import PARTS
+from brainseg_jax.errors import StorageError
+from brainseg_jax.evaluation.assessment import Assessment
+from brainseg_jax.evaluation.blocks import score_blocks
+from brainseg_jax.evaluation.pictures import PictureSlice, draw_curves, draw_panel
+from brainseg_jax.evaluation.report import write_report
+from brainseg_jax.evaluation.scores import case_name, mean_over_targets, write_json, write_table
+from brainseg_jax.evaluation.views import Scored
+from brainseg_jax.evaluation.volumes import TOLERANCE
+from brainseg_jax.inference.postprocess import posts_to_json
+from brainseg_jax.runs.evaluation import Evaluation
+from brainseg_jax.runs.facts import facts
+from brainseg_jax.runs.journal import read_rows
+from brainseg_jax.runs.processes import on_first_process
+from brainseg_jax.training.state import TrainState
+
+
+def write_results(workdir: Path, evaluation: Evaluation, kept: TrainState, *, epoch: int, epochs: int) -> dict:
+    """Scores the test cases; writes `results.json`, `per_patient.csv`, `report.html`, `curves.png` and the panels.
+
+    Args:
+      workdir: the run folder.
+      evaluation: of the run.
+      kept: the state that is scored: of the best validation Dice, or the last (`train.keep`).
+      epoch: when that was.
+      epochs: trained in all.
+
+    Returns:
+      what `results.json` holds.
+
+    Raises:
+      StorageError: they cannot be written.
+    """
+    cohort, split, assessor = evaluation.cohort, evaluation.split, evaluation.assessor
+    network = evaluation.with_variables(kept.variables)
+    # On all processes: the devices predict together.
+    posts = assessor.choose(network, split.val) if evaluation.chooses_posts else evaluation.posts
+    assessed = assessor.assess(network, split.test, posts, tolerance=TOLERANCE)
+    rows, description = assessed.rows, cohort.description
+    blocks = score_blocks(rows, assessed.calibrations, target=description.names[0])
+    test = blocks.scores
+    if assessor.loss:
+        test["loss"] = assessor.loss.loss
+        # The figure of the reproduced project, which is no score of a patient: see metrics.soft_batch_iou.
+        test[f"soft_iou_per_batch_of_{assessor.runner.batch_size}"] = assessor.loss.soft_iou
+    parameters = sum(p.size for p in jax.tree.leaves(kept.params))
+    results = {
+        "test": test,
+        "groups": blocks.groups,
+        "calibration": blocks.calibration,
+        "surface_tolerance": TOLERANCE,
+        "postprocess": posts_to_json(posts, description),
+        "kept": evaluation.kept,
+        "epoch": epoch,
+        "step": int(kept.step),
+        "epochs": epochs,
+        "parameters": parameters,
+        "patients": {part: len(cohort.patients_of(getattr(split, part))) for part in PARTS},
+        "train_tumor_fraction": float(cohort.target_fractions[cohort.slices_of(split.train)].mean()),
+        "dataset": {"name": "/".join(cohort.folder.parts[-3:]), "fingerprint": cohort.fingerprint},
+    }
+    pictures = _best_median_worst(cohort, assessed)
+
+    def write() -> None:
+        config, epochs_trained = json.loads((workdir / "config.json").read_text()), read_rows(workdir / "metrics.jsonl")
+        told = facts(
+            config,
+            evaluation,
+            part="test",
+            posts=posts,
+            chose_posts=evaluation.chooses_posts,
+            parameters=parameters,
+            step=int(kept.step),
+        )
+        thresholds = dict(zip(description.names, (post.threshold for post in posts), strict=True))
+        run = Scored(
+            workdir.name,
+            rows,
+            told,
+            epochs_trained,
+            assessed.calibrations,
+            thresholds,
+            config,
+            evaluation.kept,
+            description,
+        )
+        write_table(workdir / "per_patient.csv", rows)
+        write_report(workdir / "report.html", [run], assessed.cases, tolerance=TOLERANCE)
+        draw_curves(workdir / "curves.png", epochs_trained)
+        for name, picture in pictures.items():
+            draw_panel(workdir / f"panel_{name}.png", [picture], description=description)
+        write_json(workdir / "results.json", results)  # last: its presence means that the run is whole
+
+    on_first_process("write the results", lambda: _telling_of_disks(workdir, write))
+    return results
+
+
+def _telling_of_disks(workdir: Path, write: Callable[[], None]) -> None:
+    try:
+        write()
+    except OSError as error:
+        raise StorageError(
+            f"the results cannot be written in {workdir} ({error}); make room or writable, then the same command "
+            "writes them"
+        ) from error
+
+
+def _best_median_worst(cohort: Cohort, assessed: Assessment) -> dict[str, PictureSlice]:
+    """The slice of the largest reference mask of the test patients of best, median and worst Dice."""
+    rows = mean_over_targets(assessed.rows) if len(cohort.description.names) > 1 else assessed.rows
+    order = sorted(rows, key=lambda row: row["dice"])
+    chosen = {"best": order[-1], "median": order[len(order) // 2], "worst": order[0]}
+    cases = "cases" if "case" in rows[0] else "patients"
+    pictures = {}
+    for name, row in chosen.items():
+        case = case_name(row)
+        (index,) = cohort.indices([case])
+        truth = cohort.description.masks(cohort.labels[index])
+        largest = int(np.argmax(truth.sum(axis=(1, 2, 3), dtype=np.int64)))
+        attention = assessed.attention[case]
+        pictures[name] = PictureSlice(
+            title=f"{name} of {len(order)} test {cases}: {case}, slice {cohort.numbers[index][largest]}, "
+            f"3-D Dice {row['dice']:.3f}",
+            scan=cohort.read_voxels(case)[largest, ..., cohort.description.shown],
+            truth=truth[largest],
+            prediction=assessed.masks[case][largest],
+            attention=None if attention is None else attention[largest],
+        )
+    return pictures

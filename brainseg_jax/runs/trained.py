@@ -1,0 +1,183 @@
+"""A trained network taken from its run folder, ready to be used away from the data it was trained on."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+from ml_collections import ConfigDict
+
+from brainseg_jax import sharding
+from brainseg_jax.config import check_config, default_config
+from brainseg_jax.errors import InputError
+from brainseg_jax.inference.network import Network
+from brainseg_jax.inference.postprocess import PostProcess, posts_from_json
+from brainseg_jax.runs.checkpoint import Checkpoints, saved_steps
+from brainseg_jax.runs.data import description_of
+from brainseg_jax.runs.evaluation import build_network, posts_of
+from brainseg_jax.scans.description import Description
+from brainseg_jax.training.optimizer import build_optimizer, build_schedule
+from brainseg_jax.training.state import TrainState, shapes_of_state
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trained:
+    """What a run made.
+
+    Attributes:
+      folder: of the run.
+      config: of the run.
+      network: with the variables of the checkpoint that `train.keep` names.
+      step: of that checkpoint.
+      posts: what makes masks of probabilities, one for each target; chosen on validation where the run did so.
+      fingerprint: of the data it was trained on; None where the weights were converted from those of others.
+      results: of `read_results`; None for a run that has not ended.
+    """
+
+    folder: Path
+    config: ConfigDict
+    network: Network
+    step: int
+    posts: tuple[PostProcess, ...]
+    fingerprint: str | None
+    results: dict | None
+
+    @property
+    def parameters(self) -> int:
+        """How many the network has."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.network.variables["params"]))
+
+
+def load_trained(folder: Path) -> Trained:
+    """Reads the checkpoint a run kept (`train.keep`), checks it by its checksums, and changes nothing in the folder.
+
+    Raises:
+      InputError: `folder` holds no run, no checkpoint, or a run of another version of the config or network.
+      StorageError: a checkpoint is damaged.
+    """
+    config, dataset = _read_config(folder)
+    description = description_of(dataset)
+    if not saved_steps(folder / "checkpoints"):
+        raise InputError(f"{folder}: no checkpoint in it yet; train first, or wait for the end of the first epoch")
+    state = read_kept(folder, config, description)
+    results = read_results(folder)
+    if results is None and config.eval.choose:
+        logging.warning(
+            "%s has not ended, so its post-processing is not chosen yet: that of its config is used", folder
+        )
+    posts = posts_from_json(results["postprocess"], description) if results else posts_of(config, description)
+    return Trained(
+        folder=folder,
+        config=config,
+        network=build_network(config, description, state.variables),
+        step=int(state.step),
+        posts=posts,
+        fingerprint=dataset["fingerprint"],
+        results=results,
+    )
+
+
+def read_kept(folder: Path, config: ConfigDict, description: Description) -> TrainState:
+    """The checkpoint that a run kept, see `Checkpoints.restore_best`; nothing in the folder is changed.
+
+    Args:
+      folder: of the run.
+      config: of the run, for the shapes of its arrays.
+      description: of its data.
+    """
+    opt, size = config.optimizer, config.data.image_size
+    schedule = build_schedule("constant", learning_rate=opt.learning_rate, total_steps=1, warmup_steps=0)
+    like = shapes_of_state(
+        build_network(config, description, {}).model,
+        build_optimizer(opt.name, schedule, b2=opt.b2, weight_decay=opt.weight_decay, clip_norm=opt.clip_norm),
+        image_shape=(size, size, (2 * config.data.context + 1) * len(description.channels)),
+        ema=opt.ema_decay > 0.0,
+        mesh=sharding.data_mesh(),
+    )
+    return read_best(folder, like)
+
+
+def read_best(folder: Path, like: TrainState) -> TrainState:
+    """The checkpoint that a run kept, see `Checkpoints.restore_best`; nothing in the folder is changed."""
+    checkpoints = Checkpoints(folder / "checkpoints", read_only=True)
+    state = checkpoints.restore_best(like)
+    checkpoints.close()
+    return state
+
+
+def start_from(folder: Path, state: TrainState) -> TrainState:
+    """The state before the first step of a training that starts from the weights and statistics of a run.
+
+    Raises:
+      InputError: see `load_trained`; or the run is of another network.
+    """
+    variables = load_trained(folder).network.variables
+    if lines := different_shapes(variables, state.variables, "that run"):
+        raise InputError(
+            f"train.init_from={folder} is of another network than model.* asks for; give the model.* of its "
+            "config.json, or another run:\n" + "\n".join(lines)
+        )
+    copied = jax.tree.map(jnp.copy, variables["params"])  # the state is donated: no array may be in it twice
+    ema = None if state.ema_params is None else jax.tree.map(jnp.copy, variables["params"])
+    return state.replace(params=copied, ema_params=ema, batch_stats=variables["batch_stats"])
+
+
+def different_shapes(found: dict, wanted: dict, where: str) -> list[str]:
+    """A line for each of the first ten arrays of two trees whose shapes differ; `where` found, in words."""
+    ours, theirs = (
+        {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+        for tree in (found, wanted)
+    )
+    lines = [
+        f"  {path}: {ours.get(path, 'none')} in {where}, {theirs.get(path, 'none')} wanted"
+        for path in sorted(ours.keys() | theirs.keys())
+        if ours.get(path) != theirs.get(path)
+    ]
+    return lines[:10] + ([f"  and {len(lines) - 10} more"] if lines[10:] else [])
+
+
+def _read_config(folder: Path) -> tuple[ConfigDict, dict]:
+    """The config of a run, and what it says of its data: `fingerprint`, and `description` where they are not LGG."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise InputError(f"{folder}: no run in it (no config.json); give the --workdir of a training")
+    content = read_json(path)
+    config = default_config()
+    try:
+        dataset = content.pop("dataset")
+        description_of({"fingerprint": None, **dataset})
+        config.update(content)
+    except (InputError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path} is of another version of this code ({error}); use that version") from error
+    check_config(config)
+    return config, {"fingerprint": None, **dataset}
+
+
+def read_results(folder: Path) -> dict | None:
+    """What `results.json` of a run holds, None where it has not ended; older ones are brought to the names of today.
+
+    Raises:
+      InputError: the file cannot be read.
+    """
+    if not (folder / "results.json").exists():
+        return None
+    results = read_json(folder / "results.json")
+    for former, name in (("best_epoch", "epoch"), ("best_step", "step")):  # so called where the last one is kept too
+        if former in results:
+            results[name] = results.pop(former)
+    if "kept" not in results:
+        results["kept"] = read_json(folder / "config.json").get("train", {}).get("keep", "best")
+    return results
+
+
+def read_json(path: Path) -> dict:
+    """A JSON file of a run folder; an InputError where it cannot be read or holds no object."""
+    try:
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError("not an object")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}); put back a whole copy of the run folder") from error
+    return content

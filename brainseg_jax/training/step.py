@@ -1,0 +1,268 @@
+"""A training step, from the batch to the update: pure functions of state, cohort and slice indices, compiled.
+
+The batch and the update are separate programs. In one, XLA on a CPU works out the warp anew in each loop that reads a
+pixel. `benchmarks/overhead.py` measures it.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from brainseg_jax import ops, sharding
+from brainseg_jax.data.augment import perturb_intensity, replace_channels, warp
+from brainseg_jax.data.cohort import Cohort, unpack_targets
+from brainseg_jax.data.normalization import Normalization, normalize, repeated
+from brainseg_jax.scans.description import Description
+from brainseg_jax.training.objective import Loss
+from brainseg_jax.training.state import TrainState
+
+
+class DeviceCohort(NamedTuple):
+    """The cohort's arrays, whole on each device. An argument of each step: closed over, they would be compiled in."""
+
+    images: jax.Array  # [N, side, side, C] uint8
+    target_bits: jax.Array  # [N, side, side, 1], see `Cohort`
+    case_index: jax.Array  # [N] int32
+    neighbors: jax.Array  # [N, n] int32, see `Cohort.neighbors`
+    normalization: Normalization  # of [P, C]
+
+
+class Batch(NamedTuple):
+    """What an update takes."""
+
+    images: jax.Array  # [B, side, side, channels] float32, normalized; neighboring slices are further channels
+    targets: jax.Array  # [B, side, side, K] float32 in {0, 1}
+    counted: jax.Array | None = None  # [B, side, side, 1] float32 in {0, 1}; None: all count
+
+
+class Report(NamedTuple):
+    """What an update tells the host."""
+
+    loss: jax.Array  # float32 scalar
+    finite: jax.Array  # bool scalar: whether loss and gradient are finite numbers
+
+
+def put_cohort(cohort: Cohort, mesh: Mesh, *, context: int = 0) -> DeviceCohort:
+    """Lays the cohort on every device, once a run; `context` neighbors on either side are further channels."""
+    put = partial(sharding.put, sharding=sharding.replicated(mesh))
+    return DeviceCohort(
+        images=put(cohort.images),
+        target_bits=put(cohort.target_bits),
+        case_index=put(cohort.case_index),
+        neighbors=put(cohort.neighbors(context)),
+        normalization=jax.tree.map(put, cohort.normalization),
+    )
+
+
+def augmentation_keys(seed: int, step: int | jax.Array, examples: int) -> list[jax.Array]:
+    """The keys of warp, intensity and replaced channels, [B] each; all of one split, so that no two are equal."""
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    return [jax.random.split(purpose, examples) for purpose in jax.random.split(key, 3)]
+
+
+def make_batches(
+    *,
+    description: Description,
+    mesh: Mesh,
+    seed: int,
+    geometry: dict[str, float],
+    intensity: dict[str, float],
+    replaced_channels: float = 0.0,
+    deterministic: bool = False,
+) -> Callable[[jax.Array, DeviceCohort, jax.Array], Batch]:
+    """Compiles what comes before an update: gather, warp, normalize, change the intensity.
+
+    Args:
+      description: of the cohort.
+      mesh: the batch is divided over it.
+      seed: of the augmentation, folded with the step.
+      geometry: amounts of `augment.warp`.
+      intensity: amounts of `augment.perturb_intensity`.
+      replaced_channels: probability of `augment.replace_channels`.
+      deterministic: see `ops.compiler_options`.
+
+    Returns:
+      (step, cohort, indices [B] int32) -> `Batch`.
+    """
+
+    def gather_and_warp(step: jax.Array, cohort: DeviceCohort, indices: jax.Array) -> tuple[jax.Array, jax.Array]:
+        keys, _, _ = augmentation_keys(seed, step, len(indices))
+        around = cohort.images[cohort.neighbors[indices]]  # [B, n, side, side, C]
+        images = jnp.concatenate(list(jnp.moveaxis(around, 1, 0)), axis=-1).astype(jnp.float32)
+        bits = cohort.target_bits[indices].astype(jnp.float32)
+        return jax.vmap(partial(warp, **geometry))(keys, images, bits)
+
+    def normalize_and_change(
+        step: jax.Array, cohort: DeviceCohort, indices: jax.Array, images: jax.Array, bits: jax.Array
+    ) -> Batch:
+        _, keys, replace_keys = augmentation_keys(seed, step, len(indices))
+        constants = jax.tree.map(lambda c: c[cohort.case_index[indices]], cohort.normalization)
+        constants = repeated(constants, (images.shape[-1] // len(description.channels) - 1) // 2)
+        images = jax.vmap(normalize)(images, constants)
+        images = jax.vmap(partial(replace_channels, description=description, probability=replaced_channels))(
+            replace_keys, images
+        )
+        images = jax.vmap(partial(perturb_intensity, channels=len(description.channels), **intensity))(keys, images)
+        return Batch(images, *unpack_targets(bits, description))
+
+    everywhere, divided = sharding.replicated(mesh), sharding.over_batch(mesh)
+    compiled = partial(
+        jax.jit,
+        out_shardings=divided,
+        compiler_options=ops.compiler_options(deterministic=deterministic, network=False),
+    )
+    first = compiled(gather_and_warp, in_shardings=(everywhere, everywhere, divided))
+    second = compiled(normalize_and_change, in_shardings=(everywhere, everywhere, divided, divided, divided))
+
+    def batch(step: jax.Array, cohort: DeviceCohort, indices: jax.Array) -> Batch:
+        # Warped before normalization, so that what comes in from outside the image is black, not mean gray.
+        return second(step, cohort, indices, *first(step, cohort, indices))
+
+    return batch
+
+
+def make_train_step(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    loss: Loss,
+    *,
+    description: Description,
+    mesh: Mesh,
+    seed: int,
+    ema_decay: float,
+    geometry: dict[str, float],
+    intensity: dict[str, float],
+    replaced_channels: float = 0.0,
+    skip_nonfinite: bool = False,
+    deterministic: bool = False,
+) -> Callable[[TrainState, DeviceCohort, jax.Array], tuple[TrainState, Report]]:
+    """Joins the batch of a step and its update; for the arguments see `make_batches` and `make_update`.
+
+    Returns:
+      (state, cohort, indices [B] int32) -> (state, `Report`). The state given is donated.
+    """
+    batch = make_batches(
+        description=description,
+        mesh=mesh,
+        seed=seed,
+        geometry=geometry,
+        intensity=intensity,
+        replaced_channels=replaced_channels,
+        deterministic=deterministic,
+    )
+    update = make_update(
+        model,
+        optimizer,
+        loss,
+        mesh=mesh,
+        ema_decay=ema_decay,
+        skip_nonfinite=skip_nonfinite,
+        deterministic=deterministic,
+    )
+
+    def step(state: TrainState, cohort: DeviceCohort, indices: jax.Array) -> tuple[TrainState, Report]:
+        return update(state, batch(state.step, cohort, indices))
+
+    return step
+
+
+def make_update(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    loss: Loss,
+    *,
+    mesh: Mesh,
+    ema_decay: float,
+    skip_nonfinite: bool = False,
+    deterministic: bool = False,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Report]]:
+    """Compiles one update: forward, loss, gradient, optimizer.
+
+    Args:
+      model: maps [B, H, W, C] to logits [B, H, W, K].
+      optimizer: of `build_optimizer`.
+      loss: logits, labels, mask=None -> [B].
+      mesh: the batch is divided over it; batch norm and a batch-wide loss see the global batch.
+      ema_decay: of the moving average of the parameters, where the state keeps one.
+      skip_nonfinite: where loss or gradient is not finite, the state stays as it was, but for the step's number.
+      deterministic: see `ops.compiler_options`.
+
+    Returns:
+      (state, `Batch`) -> (state, `Report`). The state given is donated.
+    """
+
+    def update(state: TrainState, batch: Batch) -> tuple[TrainState, Report]:
+        def mean_loss(params: dict) -> tuple[jax.Array, dict]:
+            variables = {"params": params, "batch_stats": state.batch_stats}
+            logits, updated = model.apply(variables, batch.images, train=True, mutable=["batch_stats", "side_logits"])
+            side_logits = jax.tree.leaves(updated.get("side_logits", {}))
+            return deep_loss(loss, logits, side_logits, batch), updated.get("batch_stats", {})
+
+        (value, batch_stats), gradient = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        updates = jax.tree.map(lambda u: u * state.learning_rate_scale, updates)
+        params = optax.apply_updates(state.params, updates)
+        ema_params = state.ema_params
+        if ema_params is not None:
+            # The average starts short, or it would remember the random weights for 1 / (1 - decay) steps.
+            made = state.step.astype(jnp.float32)
+            decay = jnp.minimum(ema_decay, (1.0 + made) / (10.0 + made))
+            ema_params = optax.incremental_update(params, ema_params, 1.0 - decay)
+        new = TrainState(
+            step=state.step + 1,
+            params=params,
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+            ema_params=ema_params,
+            learning_rate_scale=state.learning_rate_scale,
+        )
+        finite = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(gradient))
+        if skip_nonfinite:
+            new = jax.tree.map(partial(jnp.where, finite), new, state.replace(step=state.step + 1))
+        return new, Report(loss=value, finite=finite)
+
+    everywhere, divided = sharding.replicated(mesh), sharding.over_batch(mesh)
+    return jax.jit(
+        update,
+        donate_argnums=0,
+        in_shardings=(everywhere, divided),
+        out_shardings=(everywhere, everywhere),
+        compiler_options=ops.compiler_options(deterministic=deterministic),
+    )
+
+
+def deep_loss(loss: Loss, logits: jax.Array, side_logits: list[jax.Array], batch: Batch) -> jax.Array:
+    """The mean loss of a batch; with side heads the mean over all heads, each level at half the weight of the finer.
+
+    The weights are those of nnU-Net (Isensee et al. 2021, doi.org/10.1038/s41592-020-01008-z), which sum to 1. The
+    labels of a coarse level are the share of each target in each of its pixels.
+
+    Args:
+      loss: logits, labels, mask=None -> [B].
+      logits: [B, side, side, K].
+      side_logits: each [B, side / 2^l, side / 2^l, K] of a level l; none without deep supervision.
+      batch: labels, and which pixels count.
+    """
+    total, weights = jnp.mean(_loss_of(loss, logits, batch.targets, batch.counted)), 1.0
+    examples, size = batch.targets.shape[:2]
+    for side in side_logits:
+        coarse = side.shape[1]
+
+        def shrunk(x: jax.Array, coarse: int = coarse) -> jax.Array:
+            blocks = x.reshape(examples, coarse, size // coarse, coarse, size // coarse, x.shape[-1])
+            return blocks.mean(axis=(2, 4))
+
+        counted = None if batch.counted is None else shrunk(batch.counted)
+        total += coarse / size * jnp.mean(_loss_of(loss, side, shrunk(batch.targets), counted))
+        weights += coarse / size
+    return total / weights
+
+
+def _loss_of(loss: Loss, logits: jax.Array, targets: jax.Array, counted: jax.Array | None) -> jax.Array:
+    return loss(logits, targets) if counted is None else loss(logits, targets, mask=counted)

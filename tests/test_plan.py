@@ -1,0 +1,65 @@
+"""What is planned from the data: each rule by hand."""
+
+import pytest
+
+from brainseg_jax.config import AUTO, PLANNED, default_config
+from brainseg_jax.scans.description import LGG, Description, Target
+from brainseg_jax.training.plan import Extent, plan_for
+
+HIPPOCAMPUS = Description(("T1",), (Target("anterior", (1,)), Target("posterior", (2,))))
+CROPS = [Extent((40, 59, 43), (1.0, 1.0, 1.0)), Extent((24, 40, 31), (1.0, 1.0, 1.0))]
+
+
+def to_plan(scale, **kept):
+    config = default_config(scale)
+    for key in PLANNED:
+        section, name = key.split(".")
+        config[section][name] = "auto" if isinstance(config[section][name], str) else AUTO
+    for key, value in kept.items():
+        section, name = key.split("__")
+        config[section][name] = value
+    return config
+
+
+def test_small_crops_of_one_millimeter():
+    """59 pixels need 64; 64 / 2^4 = 4 at the bottom; 16 x 128² pixels a step are 64 x 64²."""
+    config, planned = plan_for(to_plan("cpu"), HIPPOCAMPUS, CROPS, 0.8)
+    assert config.data.view == "axial"
+    assert (config.data.pixel_spacing, config.data.image_size, config.model.depth) == (1.0, 64, 4)
+    assert config.data.context == 2
+    assert (config.train.batch_size, config.model.features) == (64, 16)
+    assert (config.data.tumor_sampling, config.augment.flip) == (0.0, 0.5)
+    assert {one.key for one in planned} == set(PLANNED) and all(one.reason for one in planned)
+
+
+def test_thick_slices_are_not_cut_across():
+    """Slices 5 mm apart along the rows: coronal ones, of 0.9 x 0.9 mm; 230 mm in 128 pixels are 1.797 mm."""
+    extents = [Extent((256, 20, 200), (0.9, 5.0, 0.9))] * 3
+    config, planned = plan_for(to_plan("cpu"), HIPPOCAMPUS, extents, 0.3)
+    reasons = {one.key: one.reason for one in planned}
+    assert config.data.view == "coronal" and "0.9 x 5 x 0.9 mm" in reasons["data.view"]
+    assert config.data.pixel_spacing == pytest.approx(1.8) and config.data.image_size == 128
+    assert config.data.context == 0 and "5 mm apart" in reasons["data.context"]
+    assert config.data.tumor_sampling == 0.5 and "30%" in reasons["data.tumor_sampling"]
+
+
+def test_unknown_spacing_counts_pixels():
+    config, planned = plan_for(to_plan("cpu"), LGG, [Extent((20, 100, 90), None)], 0.3)
+    assert config.data.pixel_spacing == 1.0 and config.data.image_size == 112
+    assert "do not say the spacing" in {one.key: one.reason for one in planned}["data.pixel_spacing"]
+
+
+def test_what_is_set_by_hand_stays():
+    given = to_plan("cpu", data__image_size=96, model__features=20, model__depth=3)
+    config, planned = plan_for(given, HIPPOCAMPUS, CROPS, 0.8)
+    assert (config.data.image_size, config.model.features, config.model.depth) == (96, 20, 3)
+    assert not {"data.image_size", "model.features", "model.depth"} & {one.key for one in planned}
+    assert given.train.batch_size == AUTO  # the config given is not changed
+
+
+def test_a_side_is_not_mirrored_away():
+    sided = Description(("T1",), (Target("left_hippocampus", (1,)), Target("right_hippocampus", (2,))))
+    config, _ = plan_for(to_plan("cpu"), sided, CROPS, 0.8)
+    assert config.augment.flip == 0.0
+    config, _ = plan_for(to_plan("cpu", data__view="sagittal"), HIPPOCAMPUS, CROPS, 0.8)
+    assert config.augment.flip == 0.0
