@@ -63,7 +63,7 @@ def _paper() -> ConfigDict:
     config.data.dir = ""  # where prepared data live; empty: TFDS_DATA_DIR, else ~/tensorflow_datasets
     config.data.image_size = 256  # pixels a side in training; scores are always on each scan's own grid
     config.data.pixel_spacing = 0.0  # mm of such a pixel (pixels where no spacing is known); 0: slices fill the image
-    config.data.view = "axial"  # axial | coronal | sagittal: the slices that the network sees
+    config.data.view = "axial"  # axial | coronal | sagittal | all: the slices that the network sees
     config.data.context = 0  # neighboring slices on either side that the network sees as further channels
     # rescale (/255) | volume_zscore (Buda et al.) | volume_median (relative to the head's median voxel)
     config.data.normalization = "rescale"
@@ -114,10 +114,10 @@ def _paper() -> ConfigDict:
     config.train.log_every = 10  # steps between looks at the loss
     config.train.skip_nonfinite = 0  # updates that may be left out in all where loss or gradient is not finite
 
-    config.plan = ConfigDict()  # what a step may cost where the data decide the values left AUTO, see training/plan.py
+    config.plan = ConfigDict()  # the largest step, where the data decide the values left AUTO, see training/plan.py
     config.plan.image_size = 256  # largest image, in pixels a side
-    config.plan.features = 32  # of a network for images of that size
-    config.plan.batch_size = 16  # slices of that size
+    config.plan.features = 32  # of the network
+    config.plan.batch_size = 16  # slices of that size; more of smaller ones
 
     config.eval = ConfigDict()
     config.eval.batch_size = 32
@@ -192,7 +192,7 @@ _CHOICES = {
         *("generalized_dice", "tversky", "focal_tversky", "focal"),
     ),
     "model.formulation": ("auto", "lax", "cpu"),
-    "data.view": ("axial", "coronal", "sagittal"),
+    "data.view": ("axial", "coronal", "sagittal", "all"),
     "data.normalization": ("rescale", "volume_zscore", "volume_median"),
     "train.keep": ("best", "last"),
     "optimizer.name": ("adam", "adamw"),

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import nibabel as nib
 import numpy as np
@@ -99,12 +100,11 @@ def test_the_same_cohort_as_bids_has_the_same_labels_and_goes_through_predict(ru
     assert mask.shape == given.shape and set(np.unique(mask.dataobj)) <= {0, 1, 2, 3}
 
 
-def test_a_run_of_another_description_is_refused(run, tmp_path):
-    """The content is the same, the targets are not: what was trained would be compared with something else."""
-    source = (run.parent / "source").read_text()
-    config = config_of(source, run.parent)
-    trained = load_trained(run)
-    assert trained.network.description.names == tuple(REGIONS)
-    config.model.features = 8
-    with pytest.raises(InputError, match=r"(?s)another experiment.*model\.features: 4 before, 8 now"):
-        train(config, run)
+def test_other_targets_of_the_same_scans_are_another_experiment(run, tmp_path):
+    """The content and so its fingerprint are the same; what a network was trained for is not."""
+    source = tmp_path / "cohort"
+    shutil.copytree((run.parent / "source").read_text(), source)
+    (source / "cohort.toml").write_text("[targets]\ntumor = [1, 2, 3]\n")
+    assert load_trained(run).network.description.names == tuple(REGIONS)
+    with pytest.raises(InputError, match=r"(?s)another experiment.*dataset\.description\.targets\.tumor: None before"):
+        train(config_of(source, run.parent), run)

@@ -22,10 +22,10 @@ LOSS = partial(dice_loss, smooth=1.0)
 SUPPORT = PostProcess()
 
 
-def restless(targets=1, mirror=False, seed=0, description=LGG):
+def restless(targets=1, mirror=False, seed=0, description=LGG, channels=3):
     """A network whose random weights predict something, about as often as not."""
     model = build_model("attention_unet", features=2, depth=2, targets=targets)
-    variables = model.init(jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32), train=False)
+    variables = model.init(jax.random.key(0), np.zeros((1, 64, 64, channels), np.float32), train=False)
     rng = np.random.default_rng(seed)
     variables = {name: variables[name] for name in ("params", "batch_stats")}
     variables["params"] = jax.tree.map(

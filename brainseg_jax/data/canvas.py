@@ -2,14 +2,13 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from PIL import Image
 from scipy.sparse import csr_array
 
-View = Literal["axial", "coronal", "sagittal"]
-VIEWS: dict[str, int] = {"axial": 0, "coronal": 1, "sagittal": 2}  # the axis of [S, H, W] along which slices follow
+VIEWS = {"axial": 0, "coronal": 1, "sagittal": 2}  # the axis of [S, H, W] along which the slices follow one another
+ALL_VIEWS = "all"
 
 
 @dataclass(frozen=True)
@@ -29,6 +28,12 @@ class Canvas:
     padded: tuple[int, int]
     side: int
     axis: int = 0
+
+    @classmethod
+    def of_views(cls, view: str, shape: tuple[int, int, int], **options: object) -> "tuple[Canvas, ...]":
+        """The canvas of a volume in each view that a network sees: one, or all of `VIEWS` for "all"; see `around`."""
+        views = tuple(VIEWS) if view == ALL_VIEWS else (view,)
+        return tuple(cls.around(shape, view=one, **options) for one in views)
 
     @classmethod
     def around(

@@ -22,7 +22,8 @@ from brainseg_jax.scans.description import Description
 class Cohort:
     """All cases, in the order in which they are stored; N slices of P cases, K targets.
 
-    A case is one scan. A patient can have several, as of several time points.
+    A case is one scan. A patient can have several, as of several time points. The slices of a case are those of its
+    first view, then those of the next one where the network sees several.
 
     Attributes:
       description: channels and targets.
@@ -37,7 +38,7 @@ class Cohort:
       labels: of each case, [S, H, W] uint8 label map on its own grid.
       spacings: of each case, see `Volume.spacing`.
       numbers: of each case, see `Volume.numbers`.
-      canvases: of each case.
+      canvases: of each case, one for each view.
       records: of each case, indices of its axial slices in the prepared data, int [S].
       normalization: constants, each float32 [P, C], fitted to the volumes on their own grid.
       fingerprint: of the prepared data, so that a run can name them.
@@ -55,7 +56,7 @@ class Cohort:
     labels: tuple[np.ndarray, ...]
     spacings: tuple[tuple[float, float, float] | None, ...]
     numbers: tuple[tuple[int, ...], ...]
-    canvases: tuple[Canvas, ...]
+    canvases: tuple[tuple[Canvas, ...], ...]
     records: tuple[np.ndarray, ...]
     normalization: norm.Normalization
     fingerprint: str
@@ -66,9 +67,21 @@ class Cohort:
 
         Beyond the ends of a case its first or last slice is repeated, as in `canvas.with_neighbors`.
         """
-        first, last = (np.searchsorted(self.case_index, self.case_index, side=side) for side in ("left", "right"))
+        bounds = np.concatenate([self.stacks(index) for index in range(len(self.cases))])
+        counts = bounds[:, 1] - bounds[:, 0]
+        first, last = (np.repeat(ends, counts) for ends in bounds.T)
         around = np.arange(len(self.images))[:, None] + np.arange(-context, context + 1)
         return around.clip(first[:, None], last[:, None] - 1).astype(np.int32)
+
+    def stacks(self, index: int) -> np.ndarray:
+        """First slice of a case in each view, and the one after the last, [V, 2] int."""
+        shape = self.labels[index].shape
+        ends = self._starts[index] + np.cumsum([shape[canvas.axis] for canvas in self.canvases[index]])
+        return np.stack([np.append(self._starts[index], ends[:-1]), ends], axis=1)
+
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        return np.searchsorted(self.case_index, np.arange(len(self.cases)))
 
     @cached_property
     def has_target(self) -> np.ndarray:
@@ -93,10 +106,11 @@ class Cohort:
         return np.concatenate(fractions)
 
     def _slices_on_own_grids(self) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-        """Of each case the masks of its slices, [n, h, w, K] bool, and which pixels count, [n, h, w] bool or None."""
-        for labels, canvas in zip(self.labels, self.canvases, strict=True):
-            slices = np.moveaxis(labels, canvas.axis, 0)
-            yield self.description.masks(slices), self.description.counted(slices)
+        """The masks of the slices, [n, h, w, K] bool, and which pixels count, [n, h, w] bool or None; view by view."""
+        for labels, canvases in zip(self.labels, self.canvases, strict=True):
+            for canvas in canvases:
+                slices = np.moveaxis(labels, canvas.axis, 0)
+                yield self.description.masks(slices), self.description.counted(slices)
 
     def indices(self, cases: Iterable[str]) -> np.ndarray:
         """Indices of these cases, in the order given, int [n].
@@ -141,7 +155,7 @@ def load_cohort(
       image_size: height and width of the network's images, in pixels.
       normalization: a name in `normalization.METHODS`.
       pixel_spacing: millimeters of a pixel of the network; 0: each slice is fitted to the image.
-      view: a key of `canvas.VIEWS`.
+      view: a key of `canvas.VIEWS`, or "all" for the slices of all of them.
 
     Raises:
       InputError: an argument is out of range, a slice does not fit the image, or the folder holds no whole dataset.
@@ -151,17 +165,18 @@ def load_cohort(
     images, bits, case_index, cases, constants, canvases, too_large = [], [], [], [], [], [], []
     for index, case in enumerate(read_cases(dataset_folder)):
         volume = case.volume
-        canvas = Canvas.around(
-            volume.labels.shape, volume.spacing, image_size=image_size, pixel_spacing=pixel_spacing, view=view
+        views = Canvas.of_views(
+            view, volume.labels.shape, spacing=volume.spacing, image_size=image_size, pixel_spacing=pixel_spacing
         )
-        if canvas.side > image_size:
-            too_large.append(f"{case.name} ({canvas.side})")
+        if (side := max(canvas.side for canvas in views)) > image_size:
+            too_large.append(f"{case.name} ({side})")
             continue
-        images.append(canvas.to_network(volume.voxels))
-        bits.append(_pack(canvas, description, volume.labels))
-        case_index += [index] * len(images[-1])
+        for canvas in views:
+            images.append(canvas.to_network(volume.voxels))
+            bits.append(_pack(canvas, description, volume.labels))
+            case_index += [index] * len(images[-1])
         constants.append(norm.fit(volume.voxels, normalization))
-        canvases.append(canvas)
+        canvases.append(views)
         cases.append((case.name, case.patient, case.group, case.grade, volume.labels, volume.spacing, volume.numbers))
     if too_large:
         more = f" and {len(too_large) - 5} more" if len(too_large) > 5 else ""

@@ -14,7 +14,7 @@ from brainseg_jax.data.normalization import Normalization
 from brainseg_jax.evaluation.calibration import Calibration, calibrate, combine
 from brainseg_jax.evaluation.volumes import score_targets
 from brainseg_jax.inference.forward import Forward
-from brainseg_jax.inference.network import Network, Output, Runner
+from brainseg_jax.inference.network import Network, Runner
 from brainseg_jax.inference.postprocess import Chooser, PostProcess, make_masks
 from brainseg_jax.metrics import dice, soft_batch_iou
 
@@ -30,7 +30,6 @@ class LossSums:
     def __init__(self, loss: Loss, cohort: Cohort, runner: Runner) -> None:
         """Compiles nothing yet."""
         self._cohort, self._runner = cohort, runner
-        self._first = np.searchsorted(cohort.case_index, np.arange(len(cohort.cases)))
 
         def of_batch(logits: jax.Array, bits: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
             targets, counted = unpack_targets(bits, cohort.description)
@@ -42,13 +41,14 @@ class LossSums:
         self.start(())
 
     def start(self, cases: Sequence[int]) -> None:
-        """Begins anew, for the cases of these indices in the cohort, in this order."""
-        self._cases = np.asarray(cases, np.int64)
+        """Begins anew, for the cases of these indices in the cohort, in this order, view by view."""
+        stacks = [self._cohort.stacks(case) for case in cases]
+        self._first = np.concatenate(stacks)[:, 0] if stacks else np.zeros(0, np.int64)
         self._loss, self._soft_iou, self._slices, self._batches = 0.0, 0.0, 0, 0
 
     def add(self, outputs: Forward, owners: np.ndarray, slices: np.ndarray, valid: np.ndarray) -> None:
         """See `network.OnBatch`."""
-        bits = self._cohort.target_bits[self._first[self._cases[owners]] + slices]
+        bits = self._cohort.target_bits[self._first[owners] + slices]
         everywhere = sharding.replicated(self._runner.mesh)
         loss, soft_iou = self._of_batch(outputs.logits, *(sharding.put(array, everywhere) for array in (bits, valid)))
         self._loss += float(loss)
@@ -114,8 +114,8 @@ class Assessor:
           loss, dice_mean, dice_median, iou_mean.
         """
         by_patient: dict[str, list[np.ndarray]] = {}
-        for index, output in self._outputs(network, cases):
-            masks, _ = self._masks(index, output, posts)
+        for index, probability, _ in self._outputs(network, cases):
+            masks = self._masks(index, probability, posts)
             truth, counted = self._truth(index)
             found = [dice(masks[..., k] & counted, truth[..., k] & counted) for k in range(masks.shape[-1])]
             by_patient.setdefault(self.cohort.patients[index], []).append(np.array(found))
@@ -125,9 +125,8 @@ class Assessor:
     def choose(self, network: Network, cases: Sequence[str]) -> tuple[PostProcess, ...]:
         """For each target what makes the best masks of these cases, see `postprocess.Chooser`."""
         choosers = [Chooser() for _ in self.cohort.description.targets]
-        for index, output in self._outputs(network, cases):
-            canvas = self.cohort.canvases[index]
-            probability = canvas.from_network(output.probability)
+        for index, probability, _ in self._outputs(network, cases):
+            canvas = self.cohort.canvases[index][0]
             truth, counted = self._truth(index)
             for k, chooser in enumerate(choosers):
                 chooser.add(probability[..., k], truth[..., k], canvas, counted)
@@ -159,12 +158,10 @@ class Assessor:
         indices = cohort.indices(cases)
         spacing_known = all(cohort.spacings[index] for index in indices)
         every = case_pictures.slice_step(sum(len(cohort.labels[index]) for index in indices))
-        for index, output in self._outputs(network, cases):
-            name, canvas = cohort.cases[index], cohort.canvases[index]
-            masks, probability = self._masks(index, output, posts)
+        for index, probability, attention in self._outputs(network, cases):
+            name, masks = cohort.cases[index], self._masks(index, probability, posts)
             truth, counted = self._truth(index)
             scan = cohort.read_voxels(name)[..., description.shown]
-            attention = None if output.attention is None else canvas.from_network(output.attention)[..., 0]
             masks_of[name], attention_of[name] = masks, attention
             scores = score_targets(
                 masks,
@@ -216,31 +213,43 @@ class Assessor:
         who = who if several else {"patient": cohort.cases[index]}
         return who | ({"group": cohort.groups[index]} if any(cohort.groups) else {})
 
-    def _outputs(self, network: Network, cases: Sequence[str]) -> Iterator[tuple[int, Output]]:
-        """The network's outputs by the index of the case, in the order of the cohort."""
+    def _outputs(self, network: Network, cases: Sequence[str]) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:
+        """Of each case, in the order of the cohort, its index, and on its own grid the probability and attention.
+
+        They are means over the views, [S, H, W, K] and [S, H, W]; no attention of a network without gates.
+        """
         cohort = self.cohort
-        indices = np.sort(cohort.indices(cases))
-        first, last = (np.searchsorted(cohort.case_index, indices, side=side) for side in ("left", "right"))
+        indices = np.sort(cohort.indices(cases)).tolist()
         inputs = (
             network.inputs(cohort.images[start:stop], Normalization(*(c[index] for c in cohort.normalization)))
-            for index, start, stop in zip(indices, first, last, strict=True)
+            for index in indices
+            for start, stop in cohort.stacks(index)
         )
         if self.loss:
             self.loss.start(indices)
         outputs = self.runner.run(network, inputs, on_batch=self.loss.add if self.loss else None)
-        return zip(indices.tolist(), outputs, strict=True)
+        for index in indices:
+            views = [(canvas, next(outputs)) for canvas in cohort.canvases[index]]
+            probability = _mean(canvas.from_network(output.probability) for canvas, output in views)
+            attention = None
+            if views[0][1].attention is not None:
+                attention = _mean(canvas.from_network(output.attention) for canvas, output in views)[..., 0]
+            yield index, probability, attention
 
-    def _masks(self, index: int, output: Output, posts: Sequence[PostProcess]) -> tuple[np.ndarray, np.ndarray]:
-        """Masks and probabilities of a case on its own grid, both [S, H, W, K]."""
-        canvas = self.cohort.canvases[index]
-        probability = canvas.from_network(output.probability)
-        return make_masks(probability, posts, self.cohort.description, canvas), probability
+    def _masks(self, index: int, probability: np.ndarray, posts: Sequence[PostProcess]) -> np.ndarray:
+        """Masks of a case on its own grid, [S, H, W, K] bool."""
+        return make_masks(probability, posts, self.cohort.description, self.cohort.canvases[index][0])
 
     def _truth(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """The reference masks of a case, [S, H, W, K] bool, and which voxels count, [S, H, W] bool."""
         labels, description = self.cohort.labels[index], self.cohort.description
         counted = description.counted(labels)
         return description.masks(labels), np.ones(labels.shape, bool) if counted is None else counted
+
+
+def _mean(maps: Iterator[np.ndarray]) -> np.ndarray:
+    first, *others = maps
+    return sum(others, start=first) / np.float32(1 + len(others)) if others else first
 
 
 def _summary(dice_of: np.ndarray) -> dict[str, float]:

@@ -62,7 +62,7 @@ class Ensemble:
             dataclasses.replace(network, mirror=on) for network, on in zip(networks, mirrored, strict=True)
         ]
         self._runner = Runner(sharding.data_mesh(), BATCH_SIZE)
-        self.members = len(networks) + sum(mirrored)
+        self.members = sum(network.views * (1 + network.mirror) for network in self._networks)
 
     @property
     def seconds(self) -> float:
@@ -77,12 +77,12 @@ class Ensemble:
             list(self._runner.run(network, [network.inputs(blank, fit(blank, network.normalization))]))
         self._runner.seconds = 0.0
 
-    def prepare(self, volume: Volume) -> list[tuple[Inputs, Canvas]]:
-        """What each network is shown of a volume."""
-        return [(network.prepare(volume), network.canvas(volume)) for network in self._networks]
+    def prepare(self, volume: Volume) -> list[list[tuple[Inputs, Canvas]]]:
+        """What each network is shown of a volume in each of its views."""
+        return [network.prepare(volume) for network in self._networks]
 
     def predict(
-        self, prepared: Sequence[tuple[Inputs, Canvas]], on_slices: Callable[[int], None] = lambda count: None
+        self, prepared: Sequence[Sequence[tuple[Inputs, Canvas]]], on_slices: Callable[[int], None] = lambda count: None
     ) -> list[Member]:
         """Runs the networks.
 
@@ -91,10 +91,11 @@ class Ensemble:
           on_slices: called with the number of slices that the last network has predicted, batch by batch.
         """
         members = []
-        for number, (network, (inputs, canvas)) in enumerate(zip(self._networks, prepared, strict=True), start=1):
-            last = number == len(prepared)
-            (output,) = self._runner.run(network, [inputs], **({"on_slices": on_slices} if last else {}))
-            members += [Member(maps, canvas) for maps in output.members]
+        for number, (network, views) in enumerate(zip(self._networks, prepared, strict=True), start=1):
+            heard = {"on_slices": on_slices} if number == len(prepared) else {}
+            outputs = self._runner.run(network, [inputs for inputs, _ in views], **heard)
+            for output, (_, canvas) in zip(outputs, views, strict=True):
+                members += [Member(maps, canvas) for maps in output.members]
         return members
 
     def masks(self, probability: np.ndarray, canvas: Canvas) -> np.ndarray:

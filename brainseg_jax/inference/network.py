@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from brainseg_jax import ops, sharding
-from brainseg_jax.data.canvas import Canvas, with_neighbors
+from brainseg_jax.data.canvas import ALL_VIEWS, VIEWS, Canvas, with_neighbors
 from brainseg_jax.data.normalization import Normalization, fit, normalize, repeated
 from brainseg_jax.inference.forward import Forward, forward
 from brainseg_jax.scans.description import Description
@@ -29,7 +29,7 @@ class Network:
       description: channels and targets.
       image_size: height and width of the images it was trained on, in pixels.
       pixel_spacing: see `Canvas.around`.
-      view: see `Canvas.around`.
+      view: see `Canvas.of_views`; the probabilities of several views are averaged.
       normalization: a name in `normalization.METHODS`; constants are fitted to each whole volume.
       mirror: whether probabilities are averaged with those of left-right mirror images.
       context: neighboring slices on either side that are further channels of its images.
@@ -45,20 +45,27 @@ class Network:
     mirror: bool
     context: int = 0
 
-    def canvas(self, volume: Volume) -> Canvas:
-        """How slices of the volume become images of this network."""
-        return Canvas.around(
+    @property
+    def views(self) -> int:
+        """How many views of a volume it sees."""
+        return len(VIEWS) if self.view == ALL_VIEWS else 1
+
+    def canvases(self, volume: Volume) -> tuple[Canvas, ...]:
+        """How slices of the volume become images of this network, in each view."""
+        return Canvas.of_views(
+            self.view,
             volume.voxels.shape[:3],
-            volume.spacing,
+            spacing=volume.spacing,
             image_size=self.image_size,
             pixel_spacing=self.pixel_spacing,
-            view=self.view,
             multiple=2**self.model.depth,
         )
 
-    def prepare(self, volume: Volume) -> "Inputs":
-        """What the network is given of a volume."""
-        return self.inputs(self.canvas(volume).to_network(volume.voxels), fit(volume.voxels, self.normalization))
+    def prepare(self, volume: Volume) -> "list[tuple[Inputs, Canvas]]":
+        """What the network is given of a volume in each view, and how its maps come back."""
+        constants = fit(volume.voxels, self.normalization)
+        canvases = self.canvases(volume)
+        return [(self.inputs(canvas.to_network(volume.voxels), constants), canvas) for canvas in canvases]
 
     def inputs(self, images: np.ndarray, constants: Normalization) -> "Inputs":
         """What the network is given of the slices of a volume, [n, side, side, C] uint8, and their constants [C]."""
@@ -66,14 +73,14 @@ class Network:
 
 
 class Inputs(NamedTuple):
-    """What a network is given of one volume."""
+    """What a network is given of one volume in one view."""
 
     images: np.ndarray  # [n, side, side, channels] uint8, with neighboring slices as further channels
     normalization: Normalization  # each [channels]
 
 
 class Output(NamedTuple):
-    """What a network makes of one volume, on the network's grid.
+    """What a network makes of one volume in one view, on the network's grid.
 
     Attributes:
       members: probabilities whose mean is the prediction, [M, n, side, side, K] float32: of the slices as they are, and

@@ -60,7 +60,7 @@ device:** no clinical use, and no decision about a patient may rest on it.
 {_output(description, size)}
 
 - In the file: {_inside(network, posts, size)}
-- Not in the file: {_outside(description, posts, size)}
+- Not in the file: {_outside(network, posts, size)}
 
 ## The network
 
@@ -90,10 +90,11 @@ def _input(network: Network, size: int) -> str:
     description = network.description
     stand_in = f" ({description.stand_in} in place of one that is missing)" if description.stand_in else ""
     in_order = ", one after the other as they lie in the head" if network.context else ""
+    view = "axial" if network.views > 1 else network.view
     pixels = f"pixels of {network.pixel_spacing:g} mm, " if network.pixel_spacing else ""
     return _wrapped(
         f"`scan` is all slices of one patient{in_order}, `[slices, {size}, {size}, {len(description.channels)}]`, "
-        f"{network.view}, {pixels}channels {', '.join(description.channels)}{stand_in}, values 0 to 255 as in 8-bit "
+        f"{view}, {pixels}channels {', '.join(description.channels)}{stand_in}, values 0 to 255 as in 8-bit "
         "images. Any number of slices, but all at once: their brightness is normalized together."
     )
 
@@ -128,8 +129,10 @@ def _inside(network: Network, posts: tuple[PostProcess, ...], size: int) -> str:
     return f"{resizing}normalization (`{network.normalization}`), {neighbors}the network{mirror}, {thresholds}."
 
 
-def _outside(description: Description, posts: tuple[PostProcess, ...], size: int) -> str:
-    steps = []
+def _outside(network: Network, posts: tuple[PostProcess, ...], size: int) -> str:
+    description, steps = network.description, []
+    if network.views > 1:
+        steps.append("average the probabilities of axial slices with those of coronal and sagittal ones")
     for name, chosen in zip(description.names, posts, strict=True):
         post = chosen.on_grid((size, size))
         of_target = f" of {name}" if len(posts) > 1 else ""

@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from brainseg_jax.config import AUTO, PLANNED
-from brainseg_jax.data.canvas import VIEWS
+from brainseg_jax.data.canvas import ALL_VIEWS, VIEWS
 from brainseg_jax.data.prepared import read_summary
 from brainseg_jax.data.prepared_cases import read_cases
 from brainseg_jax.scans.description import Description
@@ -21,8 +21,7 @@ ANISOTROPIC = 1.5  # times the spacing of the other axes: slices so thick are no
 SMALLEST = 4  # pixels a side at the bottom of the network, at the least (nnU-Net's limit)
 DEEPEST = 4  # poolings
 NEIGHBORS = 2  # slices on either side, where they are as close as pixels
-MOST_FEATURES = 64
-LARGEST_BATCH = 64
+LARGEST_BATCH = 32  # slices; more steps are better than larger ones
 SPARSE = 0.5  # share of slices with a target; where it is lower, slices with one are preferred
 
 
@@ -61,8 +60,6 @@ def plan_for(
 ) -> tuple[ConfigDict, list[Planned]]:
     """Fills in every value that is to be planned.
 
-    The budget of a step is that of `plan.image_size`² pixels x `plan.batch_size` slices x `plan.features`².
-
     Args:
       config: of `default_config`; it is not changed.
       description: of the data.
@@ -98,7 +95,8 @@ def _in_plane(extent: Extent, view: str) -> tuple[tuple[int, float], ...]:
     """(pixels, spacing) of rows and columns of the slices; a spacing of 1 where none is known."""
     spacing = extent.spacing or (1.0, 1.0, 1.0)
     pairs = list(zip(extent.shape, spacing, strict=True))
-    del pairs[VIEWS[view]]
+    if view != ALL_VIEWS:
+        del pairs[VIEWS[view]]
     return tuple(pairs)
 
 
@@ -111,7 +109,7 @@ def _view(config: ConfigDict, extents: Sequence[Extent]) -> tuple[str, str]:
     thickest = int(np.argmax(spacing))
     words = " x ".join(f"{value:.3g}" for value in spacing)
     if spacing[thickest] < ANISOTROPIC * np.median(spacing):
-        return "axial", f"voxels are about as long along each axis ({words} mm)"
+        return ALL_VIEWS, f"voxels are about as long along each axis ({words} mm): three views are averaged"
     name = next(name for name, axis in VIEWS.items() if axis == thickest)
     return name, f"the slices lie furthest apart along this axis ({words} mm)"
 
@@ -142,8 +140,8 @@ def _context(config: ConfigDict, extents: Sequence[Extent]) -> tuple[int, str]:
     if not known:
         return 0, "the files do not say how far apart slices are"
     spacing = np.median(known, axis=0)
-    across = float(spacing[VIEWS[config.data.view]])
-    within = float(np.median(np.delete(spacing, VIEWS[config.data.view])))
+    axis = VIEWS.get(config.data.view, int(np.argmax(spacing)))
+    across, within = float(spacing[axis]), float(np.median(np.delete(spacing, axis)))
     if across < ANISOTROPIC * within:
         return NEIGHBORS, f"slices are {across:.3g} mm apart, about as close as pixels ({within:.3g} mm)"
     return 0, f"slices are {across:.3g} mm apart, and pixels {within:.3g} mm: neighbors show something else"
@@ -160,16 +158,11 @@ def _depth(config: ConfigDict) -> tuple[int, str]:
 def _batch_size(config: ConfigDict) -> tuple[int, str]:
     scale = config.plan.image_size**2 / config.data.image_size**2
     size = 2 ** round(math.log2(max(2.0, min(LARGEST_BATCH, config.plan.batch_size * scale))))
-    pixels = size * config.data.image_size**2
-    return size, f"about as many pixels a step as this scale is made for ({pixels:,}); at most {LARGEST_BATCH} slices"
+    return size, f"as many pixels a step as this scale is made for, but no more than {LARGEST_BATCH} slices"
 
 
 def _features(config: ConfigDict) -> tuple[int, str]:
-    given = config.train.batch_size * config.data.image_size**2
-    budget = config.plan.batch_size * config.plan.image_size**2
-    features = config.plan.features * math.sqrt(budget / given)
-    features = int(min(MOST_FEATURES, max(4, 4 * round(features / 4))))
-    return features, f"what is left of a step's budget with {config.train.batch_size} slices; a multiple of 4"
+    return config.plan.features, "what this scale is made for; smaller images make the steps faster, so there are more"
 
 
 def _sampling(config: ConfigDict, target_share: float) -> tuple[float, str]:
@@ -180,7 +173,7 @@ def _sampling(config: ConfigDict, target_share: float) -> tuple[float, str]:
 
 
 def _flip(config: ConfigDict, description: Description) -> tuple[float, str]:
-    if config.data.view == "sagittal":
+    if config.data.view in ("sagittal", ALL_VIEWS):
         return 0.0, "sagittal slices have no left and right to be mirrored"
     sided = [name for name in description.names if {"left", "right"} & set(name.lower().replace("_", " ").split())]
     if sided:
