@@ -106,11 +106,15 @@ def test_a_file_for_jax_and_its_card(trained_run, tmp_path):
 def test_what_the_file_does_not_hold_is_said():
     from brainseg_jax.sharing.card import _outside
 
+    def outside(description, posts, size, views=1):
+        return _outside(SimpleNamespace(description=description, views=views), posts, size)
+
     posts = (PostProcess(largest_component=True, min_voxels=50),)
-    assert "largest" in _outside(LGG, posts, 256) and "fewer than 50 voxels (26 neighbors)" in _outside(LGG, posts, 256)
-    assert "fewer than 200 voxels (50 on slices of 256 x 256" in _outside(LGG, posts, 512)
-    assert _outside(LGG, (PostProcess(),), 256).startswith("nothing")
-    of_one = _outside(NESTED, (PostProcess(), *posts, PostProcess()), 256)
+    assert "largest" in outside(LGG, posts, 256) and "fewer than 50 voxels (26 neighbors)" in outside(LGG, posts, 256)
+    assert "fewer than 200 voxels (50 on slices of 256 x 256" in outside(LGG, posts, 512)
+    assert outside(LGG, (PostProcess(),), 256).startswith("nothing")
+    assert "with those of coronal and sagittal ones" in outside(LGG, (PostProcess(),), 256, views=3)
+    of_one = outside(NESTED, (PostProcess(), *posts, PostProcess()), 256)
     assert (
         "keep the largest connected 3-D component of tumor core alone, take out connected 3-D components of tu"
         in of_one

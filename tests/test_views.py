@@ -34,7 +34,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def in_three_views(folder):
-    load = partial(load_cohort, image_size=96, normalization="volume_zscore", pixel_spacing=2.0)
+    load = partial(load_cohort, image_size=96, normalization="volume_zscore", pixel_spacing=3.0)
     return load(folder, view="all"), {view: load(folder, view=view) for view in ("axial", "coronal", "sagittal")}
 
 
@@ -57,7 +57,7 @@ def test_the_slices_of_a_case_are_those_of_each_view(in_three_views):
 def test_views_are_averaged_on_the_grid_of_the_volume(in_three_views, folder):
     cohort, single = in_three_views
     network = restless(targets=3, description=cohort.description, channels=4)
-    network = network.__class__(**{**vars(network), "image_size": 96, "pixel_spacing": 2.0, "view": "all"})
+    network = network.__class__(**{**vars(network), "image_size": 96, "pixel_spacing": 3.0, "view": "all"})
     case = next(iter(read_cases(folder)))
     expected, losses, slices = 0.0, 0.0, 0
     apply = jax.jit(partial(network.model.apply, train=False))

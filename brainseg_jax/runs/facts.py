@@ -53,7 +53,7 @@ def _pixels(data: dict) -> str:
     spacing, view = data.get("pixel_spacing"), data.get("view", "axial")  # not in older runs
     words = f"{data['image_size']} pixels"
     words += f" of {spacing:g} mm" if spacing else ""
-    return words if view == "axial" else f"{words}, {view} slices"
+    return words + {"axial": "", "all": ", axial, coronal and sagittal slices"}.get(view, f", {view} slices")
 
 
 def _masks(posts: tuple[PostProcess, ...], evaluation: Evaluation, config: dict) -> str:
