@@ -24,10 +24,10 @@ def get_config(scale: str | None = None) -> ConfigDict:
     config.model.norm_momentum = 0.95
     config.loss.name = "dice_cross_entropy"
     config.split.update({"val": 0.1, "test": 0.2})
-    config.augment.update({"rotation": 20.0, "scale": 0.15, "shift": 0.05, "flair_stand_in": 0.0})
-    config.augment.update({"contrast": 0.15, "gamma": 0.15, "noise": 0.05})
+    config.augment.update({"rotation": 10.0, "scale": 0.1, "shift": 0.05, "flair_stand_in": 0.0})
+    config.augment.update({"contrast": 0.1, "gamma": 0.1, "noise": 0.0})
     config.optimizer.update({"name": "adamw", "weight_decay": 1e-4, "clip_norm": 1.0, "schedule": "cosine"})
-    config.optimizer.update({"warmup_epochs": 1.0, "ema_decay": 0.99, "learning_rate": 2e-3})
+    config.optimizer.update({"warmup_epochs": 1.0, "ema_decay": 0.99, "learning_rate": 3e-3})
     config.train.update({"steps_per_epoch": 100, "epochs": 100, "keep": "last", "early_stop_patience": 0})
     config.eval.choose = True
     if scale == "cpu":

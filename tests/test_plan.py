@@ -22,10 +22,10 @@ def to_plan(scale, **kept):
 
 
 def test_small_crops_of_one_millimeter():
-    """59 pixels need 64; 64 / 2^4 = 4 at the bottom; 16 x 128² pixels a step are 64 x 64², and 32 are the most."""
+    """59 pixels need 64; 64 / 2^3 = 8 at the bottom; 16 x 128² pixels a step are 64 x 64², and 32 are the most."""
     config, planned = plan_for(to_plan("cpu"), HIPPOCAMPUS, CROPS, 0.8)
     assert config.data.view == "all"
-    assert (config.data.pixel_spacing, config.data.image_size, config.model.depth) == (1.0, 64, 4)
+    assert (config.data.pixel_spacing, config.data.image_size, config.model.depth) == (1.0, 64, 3)
     assert config.data.context == 2
     assert (config.train.batch_size, config.model.features) == (32, 16)
     assert (config.data.tumor_sampling, config.augment.flip) == (0.0, 0.0)

@@ -18,7 +18,7 @@ from brainseg_jax.data.prepared_cases import read_cases
 from brainseg_jax.scans.description import Description
 
 ANISOTROPIC = 1.5  # times the spacing of the other axes: slices so thick are not cut across
-SMALLEST = 4  # pixels a side at the bottom of the network, at the least (nnU-Net's limit)
+SMALLEST = 8  # pixels a side at the bottom of the network, at the least
 DEEPEST = 4  # poolings
 NEIGHBORS = 2  # slices on either side, where they are as close as pixels
 LARGEST_BATCH = 32  # slices; more steps are better than larger ones
