@@ -59,7 +59,7 @@ def _paper() -> ConfigDict:
     config.loss.target_weights = ()  # of the targets in their mean, in the order of the data; empty: all alike
 
     config.data = ConfigDict()
-    config.data.source = "kaggle"  # kaggle | phantom | phantom:PATIENTS:SEED | a kaggle_3m folder or zip
+    config.data.source = "kaggle"  # kaggle | phantom | phantom:PATIENTS:SEED | a kaggle_3m folder or zip | any cohort
     config.data.dir = ""  # where prepared data live; empty: TFDS_DATA_DIR, else ~/tensorflow_datasets
     config.data.image_size = 256  # pixels a side in training; scores are always on each scan's own grid
     config.data.pixel_spacing = 0.0  # mm of such a pixel (pixels where no spacing is known); 0: slices fill the image
@@ -85,7 +85,7 @@ def _paper() -> ConfigDict:
     config.augment.shift = 0.0  # share of the image's side
     config.augment.shear = 0.0  # degrees
     config.augment.flip = 0.0  # probability of a left-right mirror image
-    config.augment.flair_stand_in = 0.0  # probability of FLAIR in place of other sequences, as where one is missing
+    config.augment.flair_stand_in = 0.0  # probability that the stand-in (FLAIR) replaces other channels
     config.augment.contrast = 0.0  # relative
     config.augment.gamma = 0.0  # natural logarithm of the exponent
     config.augment.noise = 0.0  # standard deviation, in units of the image's

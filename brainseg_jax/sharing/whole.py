@@ -75,7 +75,7 @@ def _label_map(probability: jax.Array, reached: jax.Array, description: Descript
 def resize_weights(given: int, wanted: int) -> np.ndarray | None:
     """What each of `given` pixels gives to each of `wanted`, [wanted, given] float32; None where they are as many.
 
-    The triangle of `cohort.resize_images` (Pillow's BILINEAR): as wide as two output pixels where it makes smaller,
+    The triangle of `canvas.resize_images` (Pillow's BILINEAR): as wide as two output pixels where it makes smaller,
     two input pixels where it makes larger, pixel centers at half, rows that sum to 1.
     """
     if given == wanted:
