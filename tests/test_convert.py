@@ -1,5 +1,6 @@
 """Weights of others as a run: names, shapes, what such a run can be used for and what it refuses."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -86,6 +87,21 @@ def test_other_refusals(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(InputError, match=r"pip install torch"):
         published.convert(tmp_path / "weights.pt", tmp_path / "run")
+
+
+def test_cases_that_the_first_run_was_trained_on_are_said_where_they_test(trained_run, caplog, tmp_path):
+    folder, config = trained_run
+    config = config.copy_and_resolve_references()
+    config.train.init_from = str(folder)
+    with caplog.at_level("WARNING"):
+        build_experiment(config).first_state()
+        assert "train.init_from" not in caplog.text  # the same split
+        split = json.loads((folder / "split.json").read_text())
+        split["train"], split["test"] = split["test"], split["train"]
+        (tmp_path / "split.json").write_text(json.dumps(split))
+        config.split.file = str(tmp_path / "split.json")
+        build_experiment(config).first_state()
+    assert f"was trained on or chosen by {len(split['test'])} of the cases" in caplog.text
 
 
 def test_a_training_starts_from_a_run(trained_run, converted):

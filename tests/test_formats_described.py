@@ -109,6 +109,46 @@ def test_keys_without_effect(tmp_path):
     ]
 
 
+def test_a_column_without_a_table(tmp_path):
+    pairs(tmp_path, "a", "b")
+    (tmp_path / "cohort.toml").write_text('patient_column = "subject"')
+    assert faults(tmp_path) == [
+        "cohort.toml names columns of patients.csv, and there is no such file in the folder; add the table, or remove "
+        "patient_column and group_column"
+    ]
+
+
+def test_patients_that_differ_in_upper_and_lower_case(tmp_path):
+    pairs(tmp_path, "a", "b", "c")
+    (tmp_path / "patients.csv").write_text("case,patient\na,P1\nb,p1\nc,P2\n")
+    assert faults(tmp_path) == [
+        "patient in 2 spellings, which differ in upper and lower case only: P1 (of a), p1 (of b); give one"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("targets", "lost"),
+    [
+        ("whole = [2, 1, 3]\ncore = [1, 3]\nenh = [3]", None),
+        ("necrosis = 1\nenh = [3, 2]", None),
+        ("enh = 3\ncore = [1, 3]\nwhole = [2, 1, 3]", "cannot tell enh, core from others"),
+        ("whole = [1, 2, 3]\ncore = [1, 3]\nenh = 3", "cannot tell core from others"),
+        ("a = [2, 1]\nb = [1, 3]", "cannot tell a from others"),
+    ],
+)
+def test_targets_that_label_maps_cannot_tell_are_noted(tmp_path, targets, lost):
+    pairs(tmp_path, "a", "b")
+    (tmp_path / "cohort.toml").write_text(f"[targets]\n{targets}")
+    notes = [note for note in list_cohort(tmp_path).notes if note.startswith("label maps")]
+    assert len(notes) == bool(lost) and (not lost or lost in notes[0])
+
+
+def test_a_label_twice_in_a_target_counts_once(tmp_path):
+    pairs(tmp_path, "a", "b")
+    (tmp_path / "cohort.toml").write_text("[targets]\ntumor = [2, 1, 2]")
+    assert list_cohort(tmp_path).description.targets == (Target("tumor", (2, 1)),)
+
+
 def test_slices_in_patterns(tmp_path):
     touch(tmp_path, *(f"{case}/{name}{n}.png" for case in "ab" for name in ("im", "lab") for n in (1, 2)))
     (tmp_path / "cohort.toml").write_text(

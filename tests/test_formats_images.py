@@ -1,7 +1,9 @@
 """`list_images`: the scans that a trained network is to predict, without labels."""
 
+import numpy as np
 import pytest
 from format_folders import shown, touch, write_json
+from PIL import Image
 
 from brainseg_jax.data.formats import ALL, list_images
 from brainseg_jax.errors import InputError
@@ -83,6 +85,15 @@ def test_slices_of_nnunet(tmp_path):
     touch(tmp_path, "a_0000.png", "a_0001.png", "b_0000.png", "b_0001.png")
     assert cases(tmp_path, TWO)[0] == ("a", {"T1": ((1, "a_0000.png"),), "FLAIR": ((1, "a_0001.png"),)})
     assert cases(tmp_path, IMAGE)[0] == ("a", {"image": ((0, "a_0000.png"), (1, "a_0001.png"))})
+
+
+def test_a_color_image_of_nnunet_holds_all_channels(tmp_path):
+    colors = Description(("R", "G", "B"), (Target("road", (1,)),))
+    for name, pixels in (("img-1", np.zeros((4, 4, 3), np.uint8)), ("img-2", np.zeros((4, 4), np.uint8))):
+        Image.fromarray(pixels).save(tmp_path / f"{name}_0000.png")
+    assert cases(tmp_path, colors, "img-1_0000.png") == [("img-1", {ALL: ((1, "img-1_0000.png"),)})]
+    with pytest.raises(InputError, match=r"img-2: no G \(there is: R = img-2_0000.png\)"):
+        list_images(tmp_path, colors)
 
 
 def test_files_that_cohort_toml_describes(tmp_path):

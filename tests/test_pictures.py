@@ -47,6 +47,14 @@ def test_outlines_are_there_where_there_is_a_mask(tmp_path, truth, prediction, a
     assert (pixels_of(path, PREDICTION_COLOR) > 50) is prediction
 
 
+@pytest.mark.parametrize("shape", [(40, 1), (1, 40), (1, 1)])
+def test_slices_of_a_single_row_or_column_are_drawn(tmp_path, shape):
+    mask = np.ones((*shape, 1), bool)
+    slice_ = PictureSlice("patient, slice 3", np.full(shape, 90, np.uint8), mask, mask, None)
+    draw_panel(tmp_path / "panel.png", [slice_])
+    assert pixels_of(tmp_path / "panel.png", PREDICTION_COLOR) > 50
+
+
 def test_an_attention_map_is_one_more_column(tmp_path):
     widths = []
     for attention in (False, True):

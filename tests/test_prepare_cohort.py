@@ -245,6 +245,12 @@ def test_a_cohort_without_any_target_is_refused(listing):
     assert "no case has a voxel of any target: x (3)" in refused(dataclasses.replace(listing, description=described))
 
 
+def test_a_target_that_no_case_has_is_noted(listing):
+    described = dataclasses.replace(TWO, targets=(*TWO.targets, Target("z", (7, 8))), painted=())
+    notes = check_cohort(dataclasses.replace(listing, description=described), "x").summary.contents.notes
+    assert notes[-1] == "no case has a voxel of z (7, 8)"
+
+
 def test_notes_of_cases_are_told_once(listing):
     for case in listing.cases[:3]:
         save(case.labels, load(case.labels) + 0.0005)

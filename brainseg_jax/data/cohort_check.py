@@ -15,7 +15,7 @@ from brainseg_jax.data.labelled import Reading, open_case
 from brainseg_jax.data.prepared import Contents, Summary, TargetCounts
 from brainseg_jax.data.validation import list_faults
 from brainseg_jax.errors import InputError
-from brainseg_jax.scans.description import Description
+from brainseg_jax.scans.description import Description, Target
 from brainseg_jax.scans.volume import Volume
 
 _GRAYS = 16  # a slice or channel of no more distinct values can equal another one by chance
@@ -104,6 +104,10 @@ def check_cohort(listing: Listing, source: str, *, on_case: Callable[[], None] =
     if faults:
         raise InputError(list_faults(listing.root, faults))
     notes = [*listing.notes, *_gathered(read), *notes, *_groups_of_patients(listing.cases)]
+    notes += [
+        f"no case has a voxel of {target.name} ({', '.join(map(str, target.labels))})"
+        for target in _absent(description, read)
+    ]
     summary = _summary(listing, description, source, read, notes)
     cases = [
         CheckedCase(case, each.digest, int(np.prod(each.shape)) + sum(each.voxels.values())) for case, each in read
@@ -234,9 +238,13 @@ def _described(description: Description, read: _Read) -> tuple[Description, list
     return dataclasses.replace(description, targets=targets, painted=()), []
 
 
-def _without_targets(description: Description, read: _Read) -> list[str]:
+def _absent(description: Description, read: _Read) -> list[Target]:
     found = {label for _, facts in read for label in facts.voxels}
-    if any(label in found for target in description.targets for label in target.labels):
+    return [target for target in description.targets if found.isdisjoint(target.labels)]
+
+
+def _without_targets(description: Description, read: _Read) -> list[str]:
+    if len(_absent(description, read)) < len(description.targets):
         return []
     names = ", ".join(f"{target.name} ({', '.join(map(str, target.labels))})" for target in description.targets)
     return [f"no case has a voxel of any target: {names}; correct the label maps or the description"]

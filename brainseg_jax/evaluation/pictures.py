@@ -208,7 +208,10 @@ def _outlines(axes: Axes, picture: PictureSlice) -> None:
 
 def _outline(axes: Axes, mask: np.ndarray, color: str, dashes: str | tuple, width: float) -> None:
     if mask.any():  # a contour of nothing is a warning
-        axes.contour(mask, levels=[0.5], colors=[color], linewidths=width, linestyles=[dashes])
+        margin = 1 if min(mask.shape) < 2 else 0  # a single row or column has none without
+        rows, columns = (np.arange(-margin, length + margin) for length in mask.shape)
+        padded = np.pad(mask, margin)
+        axes.contour(columns, rows, padded, levels=[0.5], colors=[color], linewidths=width, linestyles=[dashes])
 
 
 def _legend(part: SubFigure, names: Sequence[str]) -> None:

@@ -124,6 +124,15 @@ def start_from(folder: Path, state: TrainState) -> TrainState:
     return state.replace(params=copied, ema_params=ema, batch_stats=variables["batch_stats"])
 
 
+def cases_of_training(folder: Path) -> tuple[set[str], set[str]]:
+    """Names of the cases that a run was trained on and chosen by; none of weights that come without a split."""
+    try:
+        split = json.loads((folder / "split.json").read_text(encoding="utf-8"))
+        return set(split["train"]), set(split["val"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return set(), set()
+
+
 def different_shapes(found: dict, wanted: dict, where: str) -> list[str]:
     """A line for each of the first ten arrays of two trees whose shapes differ; `where` found, in words."""
     ours, theirs = (

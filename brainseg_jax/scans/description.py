@@ -62,6 +62,14 @@ class Description:
         return len(set(labels)) == len(labels)
 
     @property
+    def painted_over(self) -> tuple[str, ...]:
+        """Names of the targets that a label map made of true masks does not give back."""
+        labels = np.array(sorted({0, *(label for target in self.targets for label in target.labels)}))
+        masks = self.masks(labels)
+        wrong = (self.masks(self.label_map(masks)) != masks).any(axis=0)
+        return tuple(name for name, is_wrong in zip(self.names, wrong, strict=True) if is_wrong)
+
+    @property
     def shown(self) -> int:
         """Index of the channel that pictures show: the one that stands in for others, else the last FLAIR, else 0."""
         if self.stand_in:

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 import optax
+from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -18,7 +19,7 @@ from brainseg_jax.data.sampling import BatchSampler, PatientSampler
 from brainseg_jax.files import user_path
 from brainseg_jax.runs.data import choose_split, find_data
 from brainseg_jax.runs.evaluation import Evaluation, evaluation_of, read_cohort
-from brainseg_jax.runs.trained import start_from
+from brainseg_jax.runs.trained import cases_of_training, start_from
 from brainseg_jax.training.objective import Loss, build_loss
 from brainseg_jax.training.optimizer import build_optimizer, build_schedule
 from brainseg_jax.training.plan import Planned, plan
@@ -74,7 +75,17 @@ class Experiment:
         """
         if not self.init_from:
             return self.initial_state
-        return start_from(user_path(self.init_from, "--config.train.init_from"), self.initial_state)
+        folder = user_path(self.init_from, "--config.train.init_from")
+        state = start_from(folder, self.initial_state)
+        split = self.evaluation.split
+        trained, chosen_by = cases_of_training(folder)
+        if known := trained.intersection(split.val) | (trained | chosen_by).intersection(split.test):
+            logging.warning(
+                "train.init_from=%s was trained on or chosen by %d of the cases that validate or test this run (%s): "
+                "their scores are too good; give both runs one split (split.file)",
+                *(folder, len(known), ", ".join(sorted(known)[:5]) + (", ..." if len(known) > 5 else "")),
+            )
+        return state
 
     def put_batch(self, array: np.ndarray) -> jax.Array:
         """Lays the indices of a batch on the devices, divided among them."""

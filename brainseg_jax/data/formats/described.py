@@ -156,7 +156,7 @@ def _understand(content: dict) -> tuple[list[str], Described]:
         patterns_of,
         content.get("patient_column", "patient"),
         content.get("group_column", "group"),
-        tuple(Target(name, tuple(values)) for name, values in targets.items()) or None,
+        tuple(Target(name, tuple(dict.fromkeys(values))) for name, values in targets.items()) or None,
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from brainseg_jax.data.formats import described as toml
 from brainseg_jax.data.formats.bids import channel_of
-from brainseg_jax.data.formats.listing import ALL, CaseFiles, Draft, Files, Listing, finish
+from brainseg_jax.data.formats.listing import ALL, CaseFiles, Draft, Files, Listing, finish, paths_of
 from brainseg_jax.data.formats.names import (
     SPELLINGS,
     images_of_mask,
@@ -19,11 +19,12 @@ from brainseg_jax.data.formats.names import (
     split_sequence,
     stem,
 )
-from brainseg_jax.data.formats.nnunet import CHANNEL_NUMBER
+from brainseg_jax.data.formats.nnunet import CHANNEL_NUMBER, COLORS
 from brainseg_jax.data.formats.pairs import Key, as_files, case_names, check_numbers, group_slices
 from brainseg_jax.errors import InputError
 from brainseg_jax.files import explain
 from brainseg_jax.scans.description import Description
+from brainseg_jax.scans.images import read_image
 from brainseg_jax.scans.sequences import MASK, read_name
 from brainseg_jax.scans.walk import new, walk
 
@@ -127,8 +128,19 @@ def _list(draft: Draft, files: Sequence[Path]) -> None:
     for key, name in names.items():
         if key in slices:
             draft.faults += check_numbers(draft, name, slices[key])
-        found = images[key] if key in images else {only: as_files(slices[key])}
+        found = _as_colors(images[key], draft.channels) if key in images else {only: as_files(slices[key])}
         draft.cases.append(CaseFiles(name, name, "", found, None))
+
+
+def _as_colors(found: dict[str, Files], channels: Sequence[str]) -> dict[str, Files]:
+    """A color image `CASE_0000` is that of all of three channels, as in training; see `nnunet.channels_by_case`."""
+    if len(channels) != COLORS or set(found) != {channels[0]} or isinstance(found[channels[0]], Path):
+        return found
+    try:
+        is_color = all(read_image(path).ndim == 3 for path in paths_of(found[channels[0]]))
+    except InputError:  # reported when it is read as a case
+        return found
+    return {ALL: found[channels[0]]} if is_color else found
 
 
 def _channel_teller(files: Sequence[Path], draft: Draft) -> Callable[[Path], tuple[str, str | None]]:

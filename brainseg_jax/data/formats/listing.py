@@ -131,6 +131,7 @@ def finish(draft: Draft, *, labelled: bool = True) -> Listing:
     faults += [fault for case in draft.cases for fault in _faults_of_files(draft, case, labelled)]
     missing = _missing_channels(draft, faults, labelled)
     faults += _two_spellings(draft.cases)
+    faults += _patients_in_two_spellings(draft.cases)
     faults += _files_used_twice(draft)
     if draft.channels or not faults:  # channels that could not be read are a fault already
         try:
@@ -146,6 +147,13 @@ def finish(draft: Draft, *, labelled: bool = True) -> Listing:
     ]
     if labelled:
         notes += _note_patients(draft)
+    if draft.targets is not None and (told := description.painted_over):
+        order = zip(description.names, description.painted, strict=True)
+        notes.append(
+            f"label maps of predict cannot tell {', '.join(told)} from others: targets are painted one after the other "
+            f"({', '.join(f'{name} as {value}' for name, value in order)}). Give larger targets before those that "
+            "lie in them, and first in each the label that no later one has"
+        )
     if draft.targets is None and labelled:
         notes.append("the names do not tell the targets: the label values decide; cohort.toml can give [targets]")
     return Listing(
@@ -291,6 +299,19 @@ def _two_spellings(cases: list[CaseFiles]) -> list[str]:
         "one, or give the others another name"
         for alike in names.values()
         if len(alike) > 1
+    ]
+
+
+def _patients_in_two_spellings(cases: list[CaseFiles]) -> list[str]:
+    """As two patients they could be on two sides of a split."""
+    names: dict[str, dict[str, str]] = defaultdict(dict)
+    for case in cases:
+        names[case.patient.casefold()].setdefault(case.patient, case.name)
+    return [
+        f"patient in {len(alike)} spellings, which differ in upper and lower case only: "
+        f"{', '.join(f'{patient} (of {case})' for patient, case in alike.items())}; give one"
+        for alike in names.values()
+        if len(alike) > 1 and any(patient != case for patient, case in alike.items())
     ]
 
 

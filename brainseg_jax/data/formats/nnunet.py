@@ -21,7 +21,7 @@ from brainseg_jax.data.formats.names import ending, is_flat, is_image, stem
 from brainseg_jax.errors import InputError
 
 CHANNEL_NUMBER = re.compile(r"(?P<case>.+)_(?P<number>[0-9]{4})")
-_COLORS = 3  # channels of a 2-D image
+COLORS = 3  # channels of a 2-D image
 
 
 def list_nnunet(root: Path, content: dict) -> Draft:
@@ -112,7 +112,7 @@ def channels_by_case(draft: Draft, files: list[Path]) -> dict[str, dict[str, Fil
                 f"{draft.short(path)}: a second file for channel {match['number']} of {match['case']}, beside "
                 f"{first.name}; keep one"
             )
-    colors = len(draft.channels) == _COLORS and all(list(one) == [0] for one in numbered.values())
+    colors = len(draft.channels) == COLORS and all(list(one) == [0] for one in numbered.values())
     if files and colors and all(is_flat(path) for path in files):
         draft.notes.append(f"{len(numbered)} images hold the channels {', '.join(draft.channels)} as their colors")
         return {case: {ALL: as_files(found[0])} for case, found in numbered.items()}

@@ -25,6 +25,11 @@ def apply_table(draft: Draft, patient_column: str = "patient", group_column: str
     """
     path = draft.root / NAME
     if not path.is_file():
+        if (patient_column, group_column) != ("patient", "group"):
+            draft.faults.append(
+                f"cohort.toml names columns of {NAME}, and there is no such file in the folder; add the table, or "
+                "remove patient_column and group_column"
+            )
         return
     rows = _read(draft, path, patient_column, group_column)
     if rows is None:
