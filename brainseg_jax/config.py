@@ -131,7 +131,7 @@ def _paper() -> ConfigDict:
 
 AUTO = -1  # of a number that the plan fills in, see `training.plan`; of a word it is "auto"
 PLANNED = (
-    *("data.view", "data.pixel_spacing", "data.image_size", "data.context", "data.tumor_sampling"),
+    *("data.view", "data.pixel_spacing", "data.image_size", "data.tumor_sampling"),
     *("model.depth", "model.features", "train.batch_size", "augment.flip"),
 )
 _RANGES = {  # key: least and greatest value

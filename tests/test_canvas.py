@@ -5,6 +5,7 @@ import pytest
 from scipy import ndimage
 
 from brainseg_jax.data.canvas import Canvas, with_neighbors
+from brainseg_jax.errors import InputError
 
 
 def test_a_slice_is_fitted_to_the_image_in_millimeters():
@@ -82,3 +83,10 @@ def test_neighbors_are_further_channels_and_the_ends_are_repeated():
         [0, 1, 2, 3, 4, 5, 6, 7, 6, 7],
         [2, 3, 4, 5, 6, 7, 6, 7, 6, 7],
     ]
+
+
+def test_a_spacing_that_no_scan_has_is_refused_before_memory_is_taken():
+    with pytest.raises(InputError, match=r"40 x 40 pixels of 200 x 200 mm would become images of 8000 .* at 1 mm"):
+        Canvas.around((9, 40, 40), (1.0, 200.0, 200.0), image_size=64, pixel_spacing=1.0)
+    with pytest.raises(InputError, match=r"images of 64000 pixels a side.* correct the spacing"):
+        Canvas.around((9, 40, 40), (1.0, 0.001, 1.6), image_size=64)

@@ -26,7 +26,6 @@ def test_small_crops_of_one_millimeter():
     config, planned = plan_for(to_plan("cpu"), HIPPOCAMPUS, CROPS, 0.8)
     assert config.data.view == "all"
     assert (config.data.pixel_spacing, config.data.image_size, config.model.depth) == (1.0, 64, 3)
-    assert config.data.context == 2
     assert (config.train.batch_size, config.model.features) == (32, 16)
     assert (config.data.tumor_sampling, config.augment.flip) == (0.0, 0.0)
     assert {one.key for one in planned} == set(PLANNED) and all(one.reason for one in planned)
@@ -39,7 +38,6 @@ def test_thick_slices_are_not_cut_across():
     reasons = {one.key: one.reason for one in planned}
     assert config.data.view == "coronal" and "0.9 x 5 x 0.9 mm" in reasons["data.view"]
     assert config.data.pixel_spacing == pytest.approx(1.8) and config.data.image_size == 128
-    assert config.data.context == 0 and "5 mm apart" in reasons["data.context"]
     assert config.data.tumor_sampling == 0.5 and "30%" in reasons["data.tumor_sampling"]
 
 
@@ -63,3 +61,10 @@ def test_a_side_is_not_mirrored_away():
     assert config.augment.flip == 0.0
     config, _ = plan_for(to_plan("cpu", data__view="sagittal"), HIPPOCAMPUS, CROPS, 0.8)
     assert config.augment.flip == 0.0
+
+
+def test_a_few_slices_are_not_seen_from_the_side():
+    flat = [Extent((1, 40, 44), (1.0, 1.0, 1.0))] * 2
+    config, planned = plan_for(to_plan("cpu"), HIPPOCAMPUS, flat, 0.8)
+    assert config.data.view == "axial"
+    assert "fewer than 16 slices" in {one.key: one.reason for one in planned}["data.view"]

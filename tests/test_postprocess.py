@@ -3,7 +3,8 @@
 import numpy as np
 
 from brainseg_jax.data.canvas import Canvas
-from brainseg_jax.inference.postprocess import Chooser, PostProcess
+from brainseg_jax.inference.postprocess import Chooser, PostProcess, make_masks
+from brainseg_jax.scans.description import Description, Target
 
 LARGEST = PostProcess(largest_component=True)
 
@@ -58,3 +59,22 @@ def test_one_part_and_none_stay_as_they_are():
     np.testing.assert_array_equal(LARGEST.keep_parts(volume), volume)
     volume[:, 1:3, 1] = True
     np.testing.assert_array_equal(LARGEST.keep_parts(volume), volume)
+
+
+def test_nested_targets_are_what_their_label_map_holds():
+    """A voxel of the core alone belongs to the whole too; one of the whole alone stays edema."""
+    nested = Description(("T1",), (Target("whole", (2, 1)), Target("core", (1,))))
+    probability = np.zeros((1, 1, 4, 2), np.float32)
+    probability[0, 0, :, 0] = [0.9, 0.2, 0.7, 0.1]
+    probability[0, 0, :, 1] = [0.8, 0.9, 0.1, 0.2]
+    masks = make_masks(probability, (PostProcess(), PostProcess()), nested, Canvas((1, 4), (4, 4), 16))
+    np.testing.assert_array_equal(masks[0, 0], [[True, True], [True, True], [True, False], [False, False]])
+    np.testing.assert_array_equal(nested.label_map(masks)[0, 0], [1, 1, 2, 0])
+
+
+def test_of_targets_that_exclude_each_other_the_most_probable_stands():
+    either = Description(("T1",), (Target("a", (1,)), Target("b", (2,))))
+    probability = np.array([[[[0.6, 0.7], [0.45, 0.9], [0.9, 0.55], [0.3, 0.45]]]], np.float32)
+    posts = (PostProcess(0.4), PostProcess(0.5))
+    masks = make_masks(probability, posts, either, Canvas((1, 4), (4, 4), 16))
+    np.testing.assert_array_equal(either.label_map(masks)[0, 0], [2, 2, 1, 0])

@@ -7,8 +7,11 @@ import numpy as np
 from PIL import Image
 from scipy.sparse import csr_array
 
+from brainseg_jax.errors import InputError
+
 VIEWS = {"axial": 0, "coronal": 1, "sagittal": 2}  # the axis of [S, H, W] along which the slices follow one another
 ALL_VIEWS = "all"
+LARGEST = 4096  # pixels a side of an image; more mean a spacing that is wrong
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,9 @@ class Canvas:
           view: a key of `VIEWS`.
           multiple: of pixels, in which the image grows where a slice is larger than `image_size` pixels of
             `pixel_spacing`.
+
+        Raises:
+          InputError: the image would be larger than any that is read; the message names no file.
         """
         axis = VIEWS[view]
         (height, width), (row, column) = (
@@ -71,6 +77,13 @@ class Canvas:
         else:
             extent = max(height * row, width * column)
         padded = (max(height, round(extent / row)), max(width, round(extent / column)))
+        if max(side, *padded) > LARGEST:
+            where = f"at {pixel_spacing:g} mm a pixel" if pixel_spacing else "as squares in millimeters"
+            raise InputError(
+                f"slices of {height} x {width} pixels of {row:.4g} x {column:.4g} mm would become images of "
+                f"{max(side, *padded)} pixels a side {where}, and {LARGEST} are the most; correct the spacing in the "
+                "header"
+            )
         return cls((height, width), padded, side, axis)
 
     def to_network(self, voxels: np.ndarray) -> np.ndarray:

@@ -165,9 +165,12 @@ def load_cohort(
     images, bits, case_index, cases, constants, canvases, too_large = [], [], [], [], [], [], []
     for index, case in enumerate(read_cases(dataset_folder)):
         volume = case.volume
-        views = Canvas.of_views(
-            view, volume.labels.shape, spacing=volume.spacing, image_size=image_size, pixel_spacing=pixel_spacing
-        )
+        try:
+            views = Canvas.of_views(
+                view, volume.labels.shape, spacing=volume.spacing, image_size=image_size, pixel_spacing=pixel_spacing
+            )
+        except InputError as error:
+            raise InputError(f"case {case.name} of {dataset_folder}: {error}, and prepare again") from None
         if (side := max(canvas.side for canvas in views)) > image_size:
             too_large.append(f"{case.name} ({side})")
             continue

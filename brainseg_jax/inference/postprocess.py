@@ -85,7 +85,8 @@ def make_masks(
     """From the probabilities of all targets to their masks.
 
     Of targets that exclude each other a voxel belongs to the one of the highest probability, of those that reach their
-    threshold. Connected components are kept target by target after that.
+    threshold. Connected components are kept target by target after that. At last the masks are painted as a label map
+    and read back, so that those of nested targets are nested; but for targets that no label map can hold.
 
     Args:
       probability: [S, H, W, K], on the volume's own grid.
@@ -101,7 +102,10 @@ def make_masks(
         highest = np.argmax(np.where(reached, probability, -1.0), axis=-1)
         reached &= np.arange(len(posts)) == highest[..., None]
     kept = [post.on_grid(canvas.padded).keep_parts(reached[..., k]) for k, post in enumerate(posts)]
-    return np.stack(kept, axis=-1)
+    masks = np.stack(kept, axis=-1)
+    # What is scored is what a label map of these masks holds: nested targets stay nested.
+    several = len(posts) > 1 and not description.painted_over
+    return description.masks(description.label_map(masks)) if several else masks
 
 
 def posts_to_json(posts: Sequence[PostProcess], description: Description) -> dict:

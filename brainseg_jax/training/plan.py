@@ -20,7 +20,7 @@ from brainseg_jax.scans.description import Description
 ANISOTROPIC = 1.5  # times the spacing of the other axes: slices so thick are not cut across
 SMALLEST = 8  # pixels a side at the bottom of the network, at the least
 DEEPEST = 4  # poolings
-NEIGHBORS = 2  # slices on either side, where they are as close as pixels
+FEWEST = 16  # slices along each axis, in the median, of volumes that are seen in several views
 LARGEST_BATCH = 32  # slices; more steps are better than larger ones
 SPARSE = 0.5  # share of slices with a target; where it is lower, slices with one are preferred
 
@@ -82,7 +82,6 @@ def plan_for(
     in_plane = [_in_plane(extent, config.data.view) for extent in extents]
     fill("data", "pixel_spacing", _pixel_spacing, in_plane, all(extent.spacing for extent in extents))
     fill("data", "image_size", _image_size, in_plane)
-    fill("data", "context", _context, extents)
     fill("model", "depth", _depth)
     fill("train", "batch_size", _batch_size)
     fill("model", "features", _features)
@@ -105,10 +104,12 @@ def _view(config: ConfigDict, extents: Sequence[Extent]) -> tuple[str, str]:
     known = [extent.spacing for extent in extents if extent.spacing]
     if not known:
         return "axial", "the files do not say the spacing, so slices stay as they are"
-    spacing = np.median(known, axis=0)
+    spacing, shape = np.median(known, axis=0), np.median([extent.shape for extent in extents], axis=0)
     thickest = int(np.argmax(spacing))
     words = " x ".join(f"{value:.3g}" for value in spacing)
     if spacing[thickest] < ANISOTROPIC * np.median(spacing):
+        if shape.min() < FEWEST:
+            return "axial", f"fewer than {FEWEST} slices along an axis ({' x '.join(f'{n:g}' for n in shape)} voxels)"
         return ALL_VIEWS, f"voxels are about as long along each axis ({words} mm): three views are averaged"
     name = next(name for name, axis in VIEWS.items() if axis == thickest)
     return name, f"the slices lie furthest apart along this axis ({words} mm)"
@@ -133,18 +134,6 @@ def _image_size(config: ConfigDict, in_plane: Sequence) -> tuple[int, str]:
         return config.plan.image_size, "slices are fitted to the size of this scale"
     size = max(multiple, -(-math.ceil(longest / config.data.pixel_spacing - 1e-6) // multiple) * multiple)
     return size, f"the longest slice has {longest / config.data.pixel_spacing:.0f} pixels; a multiple of {multiple}"
-
-
-def _context(config: ConfigDict, extents: Sequence[Extent]) -> tuple[int, str]:
-    known = [extent.spacing for extent in extents if extent.spacing]
-    if not known:
-        return 0, "the files do not say how far apart slices are"
-    spacing = np.median(known, axis=0)
-    axis = VIEWS.get(config.data.view, int(np.argmax(spacing)))
-    across, within = float(spacing[axis]), float(np.median(np.delete(spacing, axis)))
-    if across < ANISOTROPIC * within:
-        return NEIGHBORS, f"slices are {across:.3g} mm apart, about as close as pixels ({within:.3g} mm)"
-    return 0, f"slices are {across:.3g} mm apart, and pixels {within:.3g} mm: neighbors show something else"
 
 
 def _depth(config: ConfigDict) -> tuple[int, str]:
