@@ -1,12 +1,9 @@
 """nnU-Net raw and the Decathlon: what `dataset.json` says against what lies in the folders."""
 
-import json
-
 import pytest
 from format_folders import faults, refusal, shown, touch, write_json
 
-from brainseg_jax.data.formats import ALL, list_cohort, read_nnunet_splits
-from brainseg_jax.errors import InputError
+from brainseg_jax.data.formats import ALL, list_cohort
 from brainseg_jax.scans.description import Target
 
 TWO_CHANNELS = {"0": "T1", "1": "FLAIR"}
@@ -268,23 +265,3 @@ def test_faults_of_msd(task):
         "dataset.json: training names '/e.nii.gz', outside of this folder; give paths within it",
         "imagesTr/c.nii.gz: not in the list 'training' of dataset.json; add it, or take it away",
     ]
-
-
-def test_splits_final(tmp_path):
-    path = tmp_path / "splits_final.json"
-    path.write_text(json.dumps([{"train": ["a", "b"], "val": ["c"]}, {"train": ["b", "c"], "val": ["a"]}]))
-    assert read_nnunet_splits(path, 1) == (("b", "c"), ("a",))
-    with pytest.raises(InputError, match="no fold 2; give 0 to 1"):
-        read_nnunet_splits(path, 2)
-    path.write_text(json.dumps([{"train": ["a", "a", "b"], "val": ["b"]}, {"train": []}]))
-    with pytest.raises(InputError) as caught:
-        read_nnunet_splits(path, 0)
-    assert str(path) in str(caught.value) and "names a case twice: a" in str(caught.value)
-    assert "in train and in val of fold 0: b" in str(caught.value)
-    with pytest.raises(InputError, match=r"train of fold 1 is no list[^$]*val of fold 1 is missing"):
-        read_nnunet_splits(path, 1)
-    path.write_text('{"train": ["a"]}')
-    with pytest.raises(InputError, match="must be a list"):
-        read_nnunet_splits(path, 0)
-    with pytest.raises(InputError, match=r"none\.json: cannot be read"):
-        read_nnunet_splits(tmp_path / "none.json", 0)

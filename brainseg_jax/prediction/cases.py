@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from brainseg_jax.data.formats import ALL, CaseFiles, Files, list_images
+from brainseg_jax.data.formats.listing import paths_of
 from brainseg_jax.data.labelled import read_case
 from brainseg_jax.errors import InputError
 from brainseg_jax.scans.description import LGG, Description
@@ -64,10 +65,10 @@ class CaseSource(Source):
     def of(cls, case: CaseFiles, description: Description) -> "CaseSource":
         """The case, with what its files tell by their names."""
         if ALL in case.images:
-            shown = dict.fromkeys(description.channels, f"{_first(case.images[ALL]).name} *")
+            shown = dict.fromkeys(description.channels, f"{paths_of(case.images[ALL])[0].name} *")
             missing = []
         else:
-            shown = {channel: _first(files).name for channel, files in case.images.items()}
+            shown = {channel: paths_of(files)[0].name for channel, files in case.images.items()}
             missing = [channel for channel in description.channels if channel not in case.images]
         notes = (f"no {', '.join(missing)}: replaced by {description.stand_in}",) if missing else ()
         name = Path(case.name)
@@ -98,12 +99,8 @@ class CaseSource(Source):
 
     @property
     def _reference(self) -> Path:
-        return _first(self._files)
+        return paths_of(self._files)[0]
 
     @property
     def _is_images(self) -> bool:
         return self._reference.suffix.lower() in SUFFIXES
-
-
-def _first(files: Files) -> Path:
-    return files if isinstance(files, Path) else files[0][1]

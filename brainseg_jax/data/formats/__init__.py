@@ -5,7 +5,6 @@ Names, JSON, TOML and tables are read here, and the first image of pairs; all ot
 
 from brainseg_jax.data.formats.images import list_images
 from brainseg_jax.data.formats.listing import ALL, CaseFiles, Files, Listing, Slices, targets_from_values
-from brainseg_jax.data.formats.nnunet import read_nnunet_splits
 from brainseg_jax.data.formats.recognize import list_cohort
 
 __all__ = [
@@ -16,6 +15,5 @@ __all__ = [
     "Slices",
     "list_cohort",
     "list_images",
-    "read_nnunet_splits",
     "targets_from_values",
 ]

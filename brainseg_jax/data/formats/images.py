@@ -117,7 +117,7 @@ def _list(draft: Draft, files: Sequence[Path]) -> None:
                 draft.faults.append(f"{draft.short(path)}: a second file of this name, beside {first.name}; keep one")
         else:
             key = (place, case) if case else (place.parent, path.parent.absolute().name)
-            found = ((1, path),) if is_flat(path) else path
+            found = as_files([(1, path)])
             if (first := images[key].setdefault(channel, found)) != found:
                 draft.faults.append(
                     f"{draft.short(path)}: a second {channel} of {key[1]}, beside {draft.listed(first)}; keep one"
@@ -164,8 +164,8 @@ def _channel_teller(files: Sequence[Path], draft: Draft) -> Callable[[Path], tup
     def tell(path: Path) -> tuple[str, str | None]:
         name = stem(path)
         if bids := channel_of(name):
-            case, told = bids
-            return case, by_name.get(told.lower()) or by_sequence.get(same_sequence(told))
+            case, channel = bids
+            return case, by_name.get(channel.lower()) or by_sequence.get(same_sequence(channel))
         match = CHANNEL_NUMBER.fullmatch(name)
         if match and (path.parent, match["case"]) in numbered:
             number = int(match["number"])

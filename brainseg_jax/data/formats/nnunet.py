@@ -13,12 +13,11 @@ from brainseg_jax.data.formats.dataset_json import (
     folder_files,
     pass_over_tests,
     read_channels,
-    read_json,
     read_labels,
 )
 from brainseg_jax.data.formats.listing import ALL, CaseFiles, Draft, Files, few
 from brainseg_jax.data.formats.names import ending, is_flat, is_image, stem
-from brainseg_jax.errors import InputError
+from brainseg_jax.data.formats.pairs import as_files
 
 CHANNEL_NUMBER = re.compile(r"(?P<case>.+)_(?P<number>[0-9]{4})")
 COLORS = 3  # channels of a 2-D image
@@ -53,43 +52,11 @@ def list_nnunet(root: Path, content: dict) -> Draft:
             draft.faults.append(f"{draft.short(path)}: a second label of {stem(path)}, beside {first.name}; keep one")
     for case in images.keys() | label_of.keys():
         found = label_of.get(case)
-        draft.cases.append(CaseFiles(case, case, "", images.get(case, {}), as_files(found) if found else None))
+        draft.cases.append(CaseFiles(case, case, "", images.get(case, {}), as_files([(1, found)]) if found else None))
     draft.label_place = f"labelsTr/{{case}}{content.get('file_ending') or '.nii.gz'}"
     check_count(content, draft, len(images), "imagesTr")
     pass_over_tests(draft)
     return draft
-
-
-def read_nnunet_splits(path: Path, fold: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The names of the cases of one fold, for training and for validation.
-
-    Args:
-      path: `splits_final.json`, a list of {"train": [...], "val": [...]}.
-      fold: from 0.
-
-    Raises:
-      InputError: the file cannot be read, has another content or no such fold; a part is empty, names a case twice, or
-        shares one with the other part. All faults of the fold at once.
-    """
-    folds = read_json(path)
-    if not isinstance(folds, list) or not folds or not all(isinstance(one, dict) for one in folds):
-        raise InputError(f'{path}: no splits of nnU-Net; the file must be a list of {{"train": [...], "val": [...]}}')
-    if not 0 <= fold < len(folds):
-        raise InputError(f"{path}: no fold {fold}; give 0{f' to {len(folds) - 1}' if len(folds) > 1 else ''}")
-    faults, parts = [], []
-    for part in ("train", "val"):
-        cases = folds[fold].get(part)
-        if not isinstance(cases, list) or not cases or not all(isinstance(case, str) and case for case in cases):
-            faults.append(f"{part} of fold {fold} is {'missing' if cases is None else 'no list of names of cases'}")
-            cases = []
-        if twice := sorted({case for case in cases if cases.count(case) > 1}):
-            faults.append(f"{part} of fold {fold} names a case twice: {few(twice)}")
-        parts.append(tuple(cases))
-    if shared := sorted(set(parts[0]) & set(parts[1])):
-        faults.append(f"in train and in val of fold {fold}: {few(shared)}")
-    if faults:
-        raise InputError(f"{path}: correct the file:\n  " + "\n  ".join(faults))
-    return parts[0], parts[1]
 
 
 def channels_by_case(draft: Draft, files: list[Path]) -> dict[str, dict[str, Files]]:
@@ -115,7 +82,7 @@ def channels_by_case(draft: Draft, files: list[Path]) -> dict[str, dict[str, Fil
     colors = len(draft.channels) == COLORS and all(list(one) == [0] for one in numbered.values())
     if files and colors and all(is_flat(path) for path in files):
         draft.notes.append(f"{len(numbered)} images hold the channels {', '.join(draft.channels)} as their colors")
-        return {case: {ALL: as_files(found[0])} for case, found in numbered.items()}
+        return {case: {ALL: as_files([(1, found[0])])} for case, found in numbered.items()}
     by_case: dict[str, dict[str, Files]] = {}
     for case, found in numbered.items():
         if draft.channels and (extra := [number for number in sorted(found) if number >= len(draft.channels)]):
@@ -124,39 +91,36 @@ def channels_by_case(draft: Draft, files: list[Path]) -> dict[str, dict[str, Fil
                 f"{files_of}: beyond the {len(draft.channels)} channels of {NAME} "
                 f"({', '.join(draft.channels)}); name it in channel_names, or take it away"
             )
-        by_case[case] = {name: as_files(found[number]) for number, name in enumerate(draft.channels) if number in found}
+        by_case[case] = {
+            name: as_files([(1, found[number])]) for number, name in enumerate(draft.channels) if number in found
+        }
         if not by_case[case]:  # its faults are listed above, or those of the channels
-            by_case[case] = {ALL: as_files(next(iter(found.values())))}
+            by_case[case] = {ALL: as_files([(1, next(iter(found.values())))])}
     return by_case
-
-
-def as_files(path: Path) -> Files:
-    """A NIfTI file, or the only slice of a case."""
-    return ((1, path),) if is_flat(path) else path
 
 
 def _with_ending(content: dict, draft: Draft, files: list[Path], labels: list[Path]) -> tuple[list[Path], list[Path]]:
     """The files that end as `file_ending` says; another ending of an image is a fault."""
-    told = content.get("file_ending")
+    declared = content.get("file_ending")
     endings = sorted({ending(path).lower() for path in (*files, *labels)})
-    if told is None and "channel_names" in content:
+    if declared is None and "channel_names" in content:
         draft.notes.append(f"{NAME}: file_ending is missing; the files end in {few(endings)}")
-    if told is None:
+    if declared is None:
         if len(endings) > 1:
             draft.faults.append(
                 f"imagesTr and labelsTr: files that end in {', '.join(endings)}; save all in one format, or name it in "
                 f'{NAME}, as in "file_ending": ".nii.gz"'
             )
         return files, labels
-    wrong = [path for path in (*files, *labels) if ending(path).lower() != str(told).lower()]
+    wrong = [path for path in (*files, *labels) if ending(path).lower() != str(declared).lower()]
     if wrong and len(wrong) == len(files) + len(labels):
         draft.faults.append(
-            f"{NAME}: file_ending is {told!r}, but the files end in {few(endings)}, as {draft.short(wrong[0])}; "
+            f"{NAME}: file_ending is {declared!r}, but the files end in {few(endings)}, as {draft.short(wrong[0])}; "
             "correct it"
         )
         return files, labels
     draft.faults += [
-        f"{draft.short(path)}: does not end in {told!r}, the file_ending of {NAME}; save it so, or take it away"
+        f"{draft.short(path)}: does not end in {declared!r}, the file_ending of {NAME}; save it so, or take it away"
         for path in wrong
     ]
     return [path for path in files if path not in wrong], [path for path in labels if path not in wrong]

@@ -116,7 +116,7 @@ def group_slices(root: Path, paths: dict[Key, Path], slices: bool) -> dict[Key, 
 
 
 def as_files(found: list[tuple[int, Path]]) -> Files:
-    """The slices of a case, or its volume."""
+    """The files of one channel of a case: its 2-D images with their numbers, or its volume."""
     return tuple(found) if is_flat(found[0][1]) else found[0][1]
 
 
