@@ -1,6 +1,7 @@
 """The command `python -m brainseg_jax.evaluate`: of runs, of folders, and what it refuses."""
 
 import csv
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from brainseg_jax import evaluate
 from brainseg_jax.errors import InputError
 from brainseg_jax.evaluation.folders import score_folders
 from brainseg_jax.runs.comparison import names_of, score_runs
+from brainseg_jax.scans.description import LGG, Target
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 
@@ -149,7 +151,7 @@ def test_validation_patients_of_a_run(trained_run):
     assert {row["grade"] for row in scored.rows} <= {-1, 1, 2}
 
 
-@pytest.mark.parametrize("difference", ["patients", "data"])
+@pytest.mark.parametrize("difference", ["patients", "data", "targets"])
 def test_runs_that_cannot_be_compared(trained_run, tmp_path, difference):
     workdir, _ = trained_run
     other = tmp_path / "other"
@@ -159,6 +161,12 @@ def test_runs_that_cannot_be_compared(trained_run, tmp_path, difference):
         split["test"][0], split["train"][0] = split["train"][0], split["test"][0]
         (other / "split.json").write_text(json.dumps(split))
         words = f"the same test patients.*{split['test'][0]}"
+    elif difference == "targets":  # the fingerprint names the content alone, whatever its labels are called
+        config = json.loads((other / "config.json").read_text())
+        lesion = dataclasses.replace(LGG, targets=(Target("lesion", (1,)),))
+        config["dataset"]["description"] = lesion.to_json()
+        (other / "config.json").write_text(json.dumps(config))
+        words = r"do not have the same targets \(tumor \[1\]; lesion \[1\]\)"
     else:
         config = json.loads((other / "config.json").read_text())
         config["dataset"]["fingerprint"] = "0123456789abcdef"

@@ -92,7 +92,7 @@ def test_a_file_for_jax_and_its_card(trained_run, tmp_path):
         for ours, theirs in zip(segment(scan.astype(np.float32)), expected(scan.astype(np.float32)), strict=True):
             np.testing.assert_allclose(ours, theirs, atol=1e-6)
     card = made.card.read_text()
-    for words in ("not a medical\ndevice", "volume_median", "3-D Dice |", "test, 2 patients:", "net.stablehlo"):
+    for words in ("not a medical\ndevice", "volume_median", "3-D Dice |", "test, 2 cases:", "net.stablehlo"):
         assert words in card, words
     with pytest.raises(InputError, match="there already"):
         share(trained_run[0], made.path, file_format="stablehlo", size=64, overwrite=False)

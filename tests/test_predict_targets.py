@@ -133,7 +133,7 @@ def test_a_missing_channel_is_replaced_or_refused(tmp_path, runs, capsys):
     replaced = Description(SEQUENCES, EXCLUSIVE.targets, stand_in="t1n")
     outcome = predict(runs(small_network(description=replaced)), tmp_path / "in", tmp_path / "out")
     assert list(outcome.notes) == ["no t1c: replaced by t1n"]
-    assert "(-: t1n stands in for it)" in capsys.readouterr().out
+    assert "(-: t1n replaces it)" in capsys.readouterr().out
     with pytest.raises(InputError, match="t1c"):
         predict(runs(small_network(description=EXCLUSIVE)), tmp_path / "in", tmp_path / "none")
     assert not (tmp_path / "none").exists()

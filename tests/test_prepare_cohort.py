@@ -290,6 +290,22 @@ def test_masks_of_255_that_nobody_declares_are_one_target(listing, tmp_path):
     assert "a_0_seg.nii" in words and "b_0_seg.nii" in words
 
 
+def test_an_ignored_255_alone_is_no_mask(listing, tmp_path):
+    listing = undeclared(listing, 1, 255)
+    described = dataclasses.replace(listing.description, ignore=255)
+    cohort = check_cohort(dataclasses.replace(listing, description=described), "x")
+    assert [target.labels for target in cohort.summary.description.targets] == [(1,)]
+    assert [target.cases for target in cohort.summary.contents.targets] == [2]
+    folder = mri_cohort.write(cohort, tmp_path)
+    assert {value for case in read_cases(folder) for value in np.unique(case.volume.labels)} == {0, 1, 255}
+
+
+@pytest.mark.parametrize("value", [0, 256, -1])
+def test_what_cannot_be_ignored(value):
+    with pytest.raises(InputError, match=f"label {value} is to be ignored; give a whole number from 1 to 255"):
+        dataclasses.replace(TWO, ignore=value)
+
+
 def test_pairs_of_images_have_no_spacing(tmp_path):
     rng = np.random.default_rng(0)
     cases = []

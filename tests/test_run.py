@@ -267,7 +267,7 @@ def test_a_loss_that_is_not_a_number(dataset_folder, tmp_path):
     config.optimizer.learning_rate, config.optimizer.clip_norm = 1e38, 1.0
     with pytest.raises(TrainingDiverged, match=rf"; the last good checkpoint is {tmp_path}/checkpoints/3\.") as raised:
         train(config, tmp_path)
-    step, patients = re.search(r"at step (\d+), patients ([\w, ]+);", str(raised.value)).groups()
+    step, patients = re.search(r"at step (\d+), cases ([\w, ]+);", str(raised.value)).groups()
     assert step in "45"
     experiment = build_experiment(config)
     cohort, batch = experiment.cohort, experiment.sampler(int(step) - 1)

@@ -221,6 +221,22 @@ def test_deep_supervision_by_hand():
     np.testing.assert_allclose(deep_loss(square, fine, [], Batch(masks, masks)), 5 / 32, rtol=1e-6)
 
 
+def test_ignored_pixels_are_no_background_of_a_coarse_level():
+    """A block of two target and two ignored pixels is all target, and weighs half as much as one that counts whole."""
+
+    def weighted(logits: jax.Array, labels: jax.Array, *, mask: jax.Array) -> jax.Array:
+        return jnp.sum(mask * (labels - logits) ** 2, axis=(1, 2, 3))
+
+    targets, counted = jnp.zeros((1, 2, 2, 1)).at[0, 0].set(1.0), jnp.ones((1, 2, 2, 1)).at[0, 1].set(0.0)
+    batch = Batch(targets, targets, counted)
+    assert deep_loss(weighted, targets, [jnp.ones((1, 1, 1, 1))], batch) == 0.0
+    # Of a coarse logit 0: half a pixel x (1 - 0)², at weight 1 / 2 of 3 / 2.
+    found = deep_loss(weighted, targets, [jnp.zeros((1, 1, 1, 1))], batch)
+    np.testing.assert_allclose(found, 0.5 * 0.5 / 1.5, rtol=1e-6)
+    nothing = Batch(targets, targets, jnp.zeros_like(counted))
+    assert deep_loss(weighted, targets, [jnp.ones((1, 1, 1, 1))], nothing) == 0.0
+
+
 def test_side_heads_learn_and_are_only_in_training(parts, cohort):
     _, mesh, _, _, on_devices = parts
     plain, deep = (build_model("unet", features=2, depth=3, deep_supervision=on) for on in (False, True))

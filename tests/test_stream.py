@@ -154,7 +154,7 @@ def test_results_that_were_there_stay_where_new_ones_cannot_be_written(tmp_path)
 def test_an_interrupted_prediction_counts_what_is_done(tmp_path):
     outcome, error = predict(sources((), (), ("predict", KeyboardInterrupt()), ()), tmp_path)
     assert isinstance(error, KeyboardInterrupt)
-    assert str(error) == f"interrupted; 2 of 4 scans are done and stand in the tables of {tmp_path}/out"
+    assert str(error) == f"interrupted; 2 of 4 scans are done and listed in the tables of {tmp_path}/out"
     assert [row["case"] for row in outcome.scans] == ["P1", "P2"]
 
 

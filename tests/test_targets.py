@@ -123,6 +123,13 @@ def test_labels_the_other_way_round(tmp_path):
     assert read_dataset_json(path) is None
 
 
+def test_ignore_is_found_in_any_spelling(tmp_path):
+    path = tmp_path / "dataset.json"
+    path.write_text('{"labels": {"background": 0, "tumor": 1, "Ignore": 2}}')
+    description = read_dataset_json(path).description
+    assert (description.names, description.ignore) == (("tumor",), 2)
+
+
 def test_what_the_reference_does_not_know_is_refused_with_all_else(folders):
     predicted = half()
     predicted[0, 0, 0] = 4

@@ -44,7 +44,7 @@ def test_the_tables_are_written(tmp_path, monkeypatch):
     monkeypatch.setattr(job, "Ensemble", lambda *_, mirror: ensemble)
     before = signal.getsignal(signal.SIGTERM)
     out = tmp_path / "out"
-    words = f"^interrupted; 1 of 1 scans are done and stand in the tables of {out}$"
+    words = f"^interrupted; 1 of 1 scans are done and listed in the tables of {out}$"
     with pytest.raises(KeyboardInterrupt, match=words), cli.sigterm_interrupts():
         job.predict([Path("run")], tmp_path / "in", out, wanted=Wanted(), mirror=None, overwrite=False)
     assert signal.getsignal(signal.SIGTERM) == before

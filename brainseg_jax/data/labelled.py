@@ -343,7 +343,8 @@ def _check_labels(
     declared = {0, *(label for target in description.targets for label in target.labels)}
     declared |= set() if description.ignore is None else {description.ignore}
     single = len(description.targets) == 1 or not targets_known
-    if found - {0} == {_WHITE} and single and (_WHITE not in declared or not targets_known):
+    is_white = found - {0} == {_WHITE} and single and description.ignore != _WHITE
+    if is_white and (_WHITE not in declared or not targets_known):
         value = description.targets[0].labels[0] if targets_known else 1
         return (labels > 0) * np.uint8(value), True, [*notes, f"a mask of 0 and 255, read as 0 and {value}"]
     if targets_known and not found <= declared:

@@ -82,8 +82,8 @@ def read_dataset_json(path: Path) -> Naming | None:
 
 
 def _describe(labels: Mapping[str, list[int]], source: str) -> Description:
-    targets = tuple(Target(name, tuple(values)) for name, values in labels.items() if name != IGNORE)
-    ignored = labels.get(IGNORE, [])
+    targets = tuple(Target(name, tuple(values)) for name, values in labels.items() if name.lower() != IGNORE)
+    ignored = [value for name, values in labels.items() if name.lower() == IGNORE for value in values]
     if len(ignored) > 1:
         raise InputError(f"{source}: {len(ignored)} labels to ignore; give one")
     try:

@@ -1,4 +1,4 @@
-"""From run folders and a path to masks: what is checked before, and what is told at the end."""
+"""From run folders and a path to masks: what is checked before, and what is printed at the end."""
 
 import time
 from pathlib import Path
@@ -74,7 +74,7 @@ def predict(
         predict_scans(sources, ensemble, output, wanted, outcome)
     finally:  # what is done stands in the tables, whatever ends the rest
         write_tables(outcome.scans, outcome.slices, output)
-    _tell(outcome, output, ready)
+    _print_outcome(outcome, output, ready)
     return outcome
 
 
@@ -131,7 +131,8 @@ def table(found: Found, scans: Path, description: Description = LGG) -> list[str
         lines.append(f"and {more} more case{'s' * (more > 1)}")
     legend = []
     if any("-" in row[1:] for row in rows):
-        legend.append(f"-: {description.stand_in} stands in for it")
+        replaced = f"{description.stand_in} replaces it" if description.stand_in else "it is missing"
+        legend.append(f"-: {replaced}")
     if any(row[1 + description.shown].endswith(" *") for row in rows):
         alone = "FLAIR, or all three as colors or along a fourth axis"
         legend.append(f"*: {alone if has_lgg_channels(description) else 'all channels in one file'}")
@@ -142,7 +143,7 @@ def table(found: Found, scans: Path, description: Description = LGG) -> list[str
     return lines
 
 
-def _tell(outcome: Outcome, output: Path, ready: float) -> None:
+def _print_outcome(outcome: Outcome, output: Path, ready: float) -> None:
     for note, cases in outcome.notes.items():
         more = f" and {len(cases) - 3} more" if len(cases) > 3 else ""
         print(f"note: {', '.join(cases[:3])}{more}: {note}")

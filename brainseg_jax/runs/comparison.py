@@ -16,15 +16,15 @@ def score_runs(folders: list[Path], *, part: str, tolerance: float) -> tuple[lis
     """Scores the checkpoints that runs kept (`train.keep`) on the patients of one part of their split.
 
     Args:
-      folders: of the runs, one or more, all of the same data and the same patients in this part.
+      folders: of the runs, one or more, all of the same data, targets and patients in this part.
       part: val or test.
-      tolerance: of surface Dice, in voxels.
+      tolerance: of surface Dice, in mm, or in voxels where no spacing is known.
 
     Returns:
       what a report needs of each run, and the pictures with an overlay of each.
 
     Raises:
-      InputError: a folder cannot be used, its data are not there, or the runs have other data or patients.
+      InputError: a folder cannot be used, its data are not there, or the runs have other data, targets or patients.
       StorageError: a checkpoint is damaged.
     """
     names = names_of(folders)
@@ -65,11 +65,27 @@ def _check_comparable(trained: list[Trained], part: str) -> None:
             raise InputError(
                 f"--run: {first} and {run.folder} were trained on different data; compare runs of the same"
             )
+        if _scored_by(run) != _scored_by(trained[0]):
+            raise InputError(
+                f"--run: {first} and {run.folder} do not have the same targets ({_targets(trained[0])}; "
+                f"{_targets(run)}); compare runs that do"
+            )
         if different := sorted(patients[first] ^ patients[run.folder]):
             raise InputError(
                 f"--run: {first} and {run.folder} do not have the same {part} patients, so they cannot be compared "
                 f"patient by patient; only one of them has {', '.join(different)}"
             )
+
+
+def _scored_by(run: Trained) -> tuple:
+    description = run.network.description
+    return description.targets, description.ignore
+
+
+def _targets(run: Trained) -> str:
+    description = run.network.description
+    targets = ", ".join(f"{target.name} {list(target.labels)}" for target in description.targets)
+    return targets + ("" if description.ignore is None else f", label {description.ignore} ignored")
 
 
 def _score_run(trained: Trained, name: str, part: str, tolerance: float) -> tuple[Scored, list[CasePictures]]:
@@ -85,7 +101,7 @@ def _score_run(trained: Trained, name: str, part: str, tolerance: float) -> tupl
         )
     cases = tuple(sorted(getattr(evaluation.split, part)))
     assessed = evaluation.assessor.assess(trained.network, cases, trained.posts, tolerance=tolerance)
-    told = facts(
+    rests_on = facts(
         config,
         evaluation,
         part=part,
@@ -99,7 +115,7 @@ def _score_run(trained: Trained, name: str, part: str, tolerance: float) -> tupl
     scored = Scored(
         name,
         assessed.rows,
-        told,
+        rests_on,
         epochs,
         assessed.calibrations,
         thresholds,

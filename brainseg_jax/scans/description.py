@@ -32,7 +32,7 @@ class Description:
       channels: names, in the order of the last axis of `Volume.voxels`.
       targets: one or more; each is a binary problem of its own, and they may overlap.
       stand_in: the channel whose voxels replace those of a missing one; "" where none may be missing.
-      ignore: value of the label map whose voxels count in no loss and no score; None where there is none.
+      ignore: value of the label map, 1 to 255, whose voxels count in no loss and no score; None where there is none.
       painted: the value of each target in a label map that is made from masks, in the order of the targets: a later one
         is painted over an earlier one. By default the first label of each.
     """
@@ -118,8 +118,10 @@ class Description:
             faults += [f"a {what} without a name" for name in names if not name]
         if len(self.targets) > MOST_TARGETS:
             faults.append(f"{len(self.targets)} targets; at most {MOST_TARGETS} are possible")
+        if self.ignore is not None and not _is_label(self.ignore):
+            faults.append(f"label {self.ignore} is to be ignored; give a whole number from 1 to 255")
         for target in self.targets:
-            wrong = [label for label in target.labels if not (isinstance(label, int) and 1 <= label <= 255)]
+            wrong = [label for label in target.labels if not _is_label(label)]
             if wrong or not target.labels:
                 found = ", ".join(map(str, wrong)) or "none"
                 faults.append(f"target {target.name!r} has labels {found}; give whole numbers from 1 to 255")
@@ -132,6 +134,10 @@ class Description:
         if len(self.painted) != len(self.targets):
             faults.append(f"{len(self.painted)} values to paint {len(self.targets)} targets; give one for each")
         return faults
+
+
+def _is_label(value: object) -> bool:
+    return isinstance(value, int) and 1 <= value <= 255
 
 
 def _repeated(names: Sequence[str]) -> list[str]:

@@ -200,7 +200,7 @@ def _data(trained: Trained) -> str:
     lines = [
         f"{data.get('name', trained.config.data.source)}, fingerprint `{trained.fingerprint}`. Split by patient:",
         "",
-        *(f"- {part}, {len(patients)} patients: {', '.join(patients)}" for part, patients in parts.items()),
+        *(f"- {part}, {len(cases)} cases: {', '.join(cases)}" for part, cases in parts.items()),
     ]
     return "\n".join(lines)
 

@@ -196,7 +196,7 @@ def _look(reports: list[Report], first: int, loop: LoopState, run: _Run) -> Loop
         loop = dataclasses.replace(loop, skipped_steps=loop.skipped_steps + 1)
         cohort = run.experiment.cohort
         batch = sorted({cohort.cases[i] for i in cohort.case_index[run.experiment.sampler(step)]})
-        words = f"loss or gradient is not a finite number (loss {float(report.loss)}) at step {step + 1}, patients "
+        words = f"loss or gradient is not a finite number (loss {float(report.loss)}) at step {step + 1}, cases "
         words += ", ".join(batch)
         if loop.skipped_steps > run.config.train.skip_nonfinite:
             raise _diverged(words, run)

@@ -42,7 +42,7 @@ class Batch(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What an update tells the host."""
+    """What an update reports to the host."""
 
     loss: jax.Array  # float32 scalar
     finite: jax.Array  # bool scalar: whether loss and gradient are finite numbers
@@ -211,8 +211,8 @@ def make_update(
         ema_params = state.ema_params
         if ema_params is not None:
             # The average starts short, or it would remember the random weights for 1 / (1 - decay) steps.
-            made = state.step.astype(jnp.float32)
-            decay = jnp.minimum(ema_decay, (1.0 + made) / (10.0 + made))
+            steps = state.step.astype(jnp.float32)
+            decay = jnp.minimum(ema_decay, (1.0 + steps) / (10.0 + steps))
             ema_params = optax.incremental_update(params, ema_params, 1.0 - decay)
         new = TrainState(
             step=state.step + 1,
@@ -241,7 +241,7 @@ def deep_loss(loss: Loss, logits: jax.Array, side_logits: list[jax.Array], batch
     """The mean loss of a batch; with side heads the mean over all heads, each level at half the weight of the finer.
 
     The weights are those of nnU-Net (Isensee et al. 2021, doi.org/10.1038/s41592-020-01008-z), which sum to 1. The
-    labels of a coarse level are the share of each target in each of its pixels.
+    labels of a coarse level are the share of each target in each of its pixels, of what counts there.
 
     Args:
       loss: logits, labels, mask=None -> [B].
@@ -258,8 +258,12 @@ def deep_loss(loss: Loss, logits: jax.Array, side_logits: list[jax.Array], batch
             blocks = x.reshape(examples, coarse, size // coarse, coarse, size // coarse, x.shape[-1])
             return blocks.mean(axis=(2, 4))
 
-        counted = None if batch.counted is None else shrunk(batch.counted)
-        total += coarse / size * jnp.mean(_loss_of(loss, side, shrunk(batch.targets), counted))
+        if batch.counted is None:
+            targets, counted = shrunk(batch.targets), None
+        else:  # ignored pixels are no background: the share is of the others
+            counted = shrunk(batch.counted)
+            targets = shrunk(batch.targets * batch.counted) / jnp.where(counted > 0.0, counted, 1.0)
+        total += coarse / size * jnp.mean(_loss_of(loss, side, targets, counted))
         weights += coarse / size
     return total / weights
 
