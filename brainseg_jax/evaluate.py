@@ -26,7 +26,7 @@ from brainseg_jax.runs.run_folder import check_folder
 RUN = flags.DEFINE_list("run", [], f"Run folders, up to {MAX_RUNS}, with a comma between; the first is compared with.")
 PART = flags.DEFINE_enum("part", "test", ["val", "test"], "Which patients of the runs.")
 PREDICTIONS = flags.DEFINE_string("predictions", None, "A folder of predicted masks.")
-TRUTH = flags.DEFINE_string("truth", None, "A folder of the true masks of the same cases.")
+TRUTH = flags.DEFINE_string("truth", None, "A folder of the reference masks of the same cases.")
 TARGETS = flags.DEFINE_string(
     "targets",
     "",

@@ -24,7 +24,7 @@ def main(_: list[str]) -> None:
     for flag in (RUN, OUTPUT):
         if not flag.value:
             raise InputError(f"--{flag.name} is empty: give --run=RUN_FOLDER --output=FILE_OR_FOLDER")
-    made = share(
+    shared = share(
         user_path(RUN.value, "--run"),
         user_path(OUTPUT.value, "--output"),
         file_format=FORMAT.value,
@@ -32,10 +32,10 @@ def main(_: list[str]) -> None:
         overwrite=OVERWRITE.value,
     )
     print(
-        f"{made.path}: {made.path.stat().st_size / 1e6:.1f} MB. On a synthetic scan its probabilities differ from this "
-        f"package's by at most {made.difference:.1e}"
+        f"{shared.path}: {shared.path.stat().st_size / 1e6:.1f} MB. On a synthetic scan its probabilities differ "
+        f"from this package's by at most {shared.difference:.1e}"
     )
-    print(f"Model card: {made.card}")
+    print(f"Model card: {shared.card}")
 
 
 if __name__ == "__main__":

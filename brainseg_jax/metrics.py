@@ -83,8 +83,8 @@ def soft_batch_iou(probability: jax.Array, labels: jax.Array, valid: jax.Array, 
     that project only.
 
     Args:
-      probability: [B, H, W, 1] in [0, 1].
-      labels: [B, H, W, 1] in {0, 1}.
+      probability: [B, H, W, K] in [0, 1].
+      labels: [B, H, W, K] in {0, 1}.
       valid: [B] bool; False marks padding.
       smooth: s.
 

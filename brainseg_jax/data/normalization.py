@@ -1,4 +1,4 @@
-"""Constants that bring each patient's channels to one scale, so that pixels stay uint8 until the jitted step."""
+"""Constants that bring the channels of each case to one scale, so that pixels stay uint8 until the jitted step."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,7 +13,7 @@ LEVELS = np.arange(256, dtype=np.float64)  # every value that a pixel can have
 
 
 class Normalization(NamedTuple):
-    """Constants for `normalize`, each float32 [3] for one patient or [P, 3] for many; one value a channel."""
+    """Constants for `normalize`, each float32 [C] for one case or [P, C] for many; one value a channel."""
 
     lower: jax.Array | np.ndarray  # pixels are clipped to lower..upper,
     upper: jax.Array | np.ndarray
@@ -74,14 +74,14 @@ METHODS: dict[str, Callable[[np.ndarray], tuple[float, float, float, float]]] = 
 
 
 def fit(volume: np.ndarray, method: str) -> Normalization:
-    """Constants of one patient, exact, from the histogram of each channel.
+    """Constants of one case, exact, from the histogram of each channel.
 
     Args:
-      volume: All slices of the patient, [S, H, W, 3] uint8.
+      volume: All slices of the case, [S, H, W, C] uint8.
       method: A name in `METHODS`.
 
     Returns:
-      Constants, each float32 [3].
+      Constants, each float32 [C].
 
     Raises:
       InputError: There is no such method.
@@ -104,11 +104,11 @@ def normalize(images: jax.Array, constants: Normalization) -> jax.Array:
     """Clips and standardizes: (clip(x, lower, upper) - mean) * inverse_std. A constant channel becomes zeros.
 
     Args:
-      images: [..., H, W, 3], uint8 or float on the scale 0..255.
-      constants: Each [..., 3] with the same leading axes: one row an image.
+      images: [..., H, W, C], uint8 or float on the scale 0..255.
+      constants: Each [..., C] with the same leading axes: one row an image.
 
     Returns:
-      [..., H, W, 3] float32.
+      [..., H, W, C] float32.
     """
     lower, upper, mean, inverse_std = (jnp.asarray(value)[..., None, None, :] for value in constants)
     return (jnp.clip(images.astype(jnp.float32), lower, upper) - mean) * inverse_std
@@ -117,6 +117,6 @@ def normalize(images: jax.Array, constants: Normalization) -> jax.Array:
 def _percentile(counts: np.ndarray, percent: float) -> float:
     """The percentile of the pixels behind a histogram, interpolated linearly between neighbors as numpy does."""
     cumulative = np.cumsum(counts)
-    place = percent / 100 * (cumulative[-1] - 1)
-    below, above = np.searchsorted(cumulative, [np.floor(place), np.ceil(place)], side="right")
-    return float(below + (above - below) * (place - np.floor(place)))
+    rank = percent / 100 * (cumulative[-1] - 1)
+    below, above = np.searchsorted(cumulative, [np.floor(rank), np.ceil(rank)], side="right")
+    return float(below + (above - below) * (rank - np.floor(rank)))

@@ -24,7 +24,7 @@ class Calibration:
       voxels: [BINS] int64; bin b holds probabilities from b / BINS up to but not (b + 1) / BINS, the last one 1 too.
       tumor: [BINS] int64, those of them that belong to the target.
       probability: [BINS] float64, the sum of their probabilities.
-      dice: [P, len(THRESHOLDS)] float64, 3-D Dice of each patient where no part is taken out after the threshold.
+      dice: [P, len(THRESHOLDS)] float64, 3-D Dice of each patient where no component is taken out after the threshold.
     """
 
     voxels: np.ndarray
@@ -117,7 +117,7 @@ def calibrate(
     if counted is None:
         counted = np.ones(truth.shape, bool)
     p, y = probability[head & counted].astype(np.float64), truth[head & counted]
-    place = np.minimum((p * BINS).astype(np.int64), BINS - 1)
+    bins = np.minimum((p * BINS).astype(np.int64), BINS - 1)
     # How many thresholds a voxel reaches; those it does not reach are the higher ones.
     reached = np.searchsorted(THRESHOLDS.astype(probability.dtype), probability[counted], side="right")
     true = truth[counted]
@@ -125,8 +125,8 @@ def calibrate(
     predicted, overlap = (n[::-1].cumsum()[::-1][1:] for n in counts)
     total = predicted + true.sum()
     return Calibration(
-        voxels=np.bincount(place, minlength=BINS),
-        tumor=np.bincount(place[y], minlength=BINS),
-        probability=np.bincount(place, weights=p, minlength=BINS),
+        voxels=np.bincount(bins, minlength=BINS),
+        tumor=np.bincount(bins[y], minlength=BINS),
+        probability=np.bincount(bins, weights=p, minlength=BINS),
         dice=np.where(total > 0, 2.0 * overlap / np.maximum(total, 1), 1.0)[None],
     )

@@ -1,4 +1,4 @@
-"""A folder of predicted masks against a folder of true ones, whoever made them."""
+"""Scores a folder of predicted masks against a folder of reference masks."""
 
 import math
 from collections import defaultdict

@@ -84,10 +84,10 @@ def holm(p_values: list[float | None]) -> list[float | None]:
     Returns:
       the adjusted ones, in the same order.
     """
-    made = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
+    tests = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
     adjusted: list[float | None] = [None] * len(p_values)
     least = 0.0
-    for k, (p, i) in enumerate(made):
-        least = max(least, min(1.0, p * (len(made) - k)))
+    for k, (p, i) in enumerate(tests):
+        least = max(least, min(1.0, p * (len(tests) - k)))
         adjusted[i] = least
     return adjusted

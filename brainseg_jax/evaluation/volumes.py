@@ -85,7 +85,7 @@ def score_volume(
 
 
 def lesion_counts(predicted: np.ndarray, truth: np.ndarray) -> dict[str, int]:
-    """Detection by lesion: a lesion is a part of the true mask connected through faces, edges or corners.
+    """Detection by lesion: a lesion is a connected component of the reference mask (26 neighbors).
 
     Args:
       predicted: [S, H, W] bool.
@@ -93,7 +93,7 @@ def lesion_counts(predicted: np.ndarray, truth: np.ndarray) -> dict[str, int]:
 
     Returns:
       found_lesions: which the prediction meets in one voxel at least; missed_lesions: the others; false_lesions:
-      connected parts of the prediction that meet no true voxel.
+      connected components of the prediction that meet no voxel of the reference.
     """
     true_parts, lesions = ndimage.label(truth, NEIGHBORS)
     predicted_parts, parts = ndimage.label(predicted, NEIGHBORS)

@@ -11,10 +11,10 @@ class Forward(NamedTuple):
     """What `forward` gives.
 
     Attributes:
-      logits: [B, S, S, 1] float32, of the slices as they are.
-      members: probabilities of tumor, each [B, S, S, 1], whose mean is the prediction: of the slices as they are, and
-        of their mirror images, mirrored back.
-      attention: [B, h, w, 1] in [0, 1] of the finest attention gate; None for a network without gates.
+      logits: [B, side, side, K] float32, of the slices as they are.
+      members: probabilities of the targets, each [B, side, side, K], whose mean is the prediction: of the slices as
+        they are, and of their mirror images, mirrored back.
+      attention: [B, side, side, 1] in [0, 1] of the finest attention gate; None for a network without gates.
     """
 
     logits: jax.Array
@@ -23,7 +23,7 @@ class Forward(NamedTuple):
 
     @property
     def probability(self) -> jax.Array:
-        """The mean of the members, [B, S, S, 1]."""
+        """The mean of the members, [B, side, side, K]."""
         return sum(self.members[1:], start=self.members[0]) / len(self.members)
 
 
@@ -31,9 +31,9 @@ def forward(model: nn.Module, variables: dict, images: jax.Array, *, mirror: boo
     """Runs the network in evaluation.
 
     Args:
-      model: maps [B, S, S, 3] to logits [B, S, S, 1].
+      model: maps [B, side, side, channels] to logits [B, side, side, K].
       variables: of the model.
-      images: [B, S, S, 3] float32, normalized; left and right along the third axis.
+      images: [B, side, side, channels] float32, normalized; left and right along the third axis.
       mirror: whether the left-right mirror image is predicted too (test-time augmentation).
     """
     logits, kept = model.apply(variables, images, train=False, mutable=["intermediates"])

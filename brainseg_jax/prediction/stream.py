@@ -71,7 +71,7 @@ def predict_scans(sources: list[Source], ensemble: Ensemble, output: Path, wante
         _predict_all(sources, ensemble, output, wanted, outcome)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
-            f"interrupted; {outcome.scans_done} of {len(sources)} scans are done and stand in the tables of {output}"
+            f"interrupted; {outcome.scans_done} of {len(sources)} scans are done and listed in the tables of {output}"
         ) from None
     finally:
         outcome.seconds, outcome.model_seconds = time.perf_counter() - start, ensemble.seconds - before
@@ -81,10 +81,10 @@ def _predict_all(sources: list[Source], ensemble: Ensemble, output: Path, wanted
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer, slice_progress(shown=True) as bar:
         writing: _Writing | None = None
         try:
-            for place, (source, load) in enumerate(_read_ahead(reader, sources, ensemble), start=1):
+            for number, (source, load) in enumerate(_read_ahead(reader, sources, ensemble), start=1):
                 try:
                     scan, prepared = load()
-                    bar.start(f"{source.name} ({place} of {len(sources)})", len(scan.voxels))
+                    bar.start(f"{source.name} ({number} of {len(sources)})", len(scan.voxels))
                     members = ensemble.predict(prepared, partial(_advance, bar))
                 except Exception as error:  # of any kind: it is this scan's
                     outcome.faults.append(_fault(source, error))
@@ -106,10 +106,10 @@ def _read_ahead(
         return scan, ensemble.prepare(scan)
 
     ahead = reader.submit(load, sources[0])
-    for place, source in enumerate(sources, start=1):
+    for following, source in enumerate(sources, start=1):
         current = ahead
-        if place < len(sources):
-            ahead = reader.submit(load, sources[place])
+        if following < len(sources):
+            ahead = reader.submit(load, sources[following])
         yield source, current.result
 
 

@@ -183,11 +183,11 @@ class Checkpoints:
         return record
 
     def _set_aside(self, step: int, error: StorageError) -> None:
-        place = self.folder.parent / DAMAGED
-        taken = len(list(place.glob(f"{step}.*")))
-        target = place / f"{step}.{taken}"
+        folder = self.folder.parent / DAMAGED
+        taken = len(list(folder.glob(f"{step}.*")))
+        target = folder / f"{step}.{taken}"
         if jax.process_index() == 0:
-            place.mkdir(exist_ok=True)
+            folder.mkdir(exist_ok=True)
             (self.folder / str(step)).rename(target)
         self._manager.reload()
         logging.warning("%s. It was moved to %s, and an earlier step is used", error, target)

@@ -42,10 +42,10 @@ def find_data(config: ConfigDict, run: Path | None, *, source_first: bool) -> Pa
             if not fingerprint:
                 raise
             if (folder := _data_of(before, config)) is None:
-                places = ", ".join(map(str, _data_folders(before, config))) or "a known folder"
+                folders = ", ".join(map(str, _data_folders(before, config))) or "a known folder"
                 raise InputError(
                     f"{reason}; nor do the data of the run, fingerprint {fingerprint[:12]}, lie prepared in "
-                    f"{places}; prepare them there again, or name the folder "
+                    f"{folders}; prepare them there again, or name the folder "
                     "that holds them in the environment variable TFDS_DATA_DIR"
                 ) from error
             logging.warning("%s; the run's own data, which lie prepared in %s, are used", reason, folder)
@@ -85,7 +85,7 @@ def choose_split(config: ConfigDict, cohort: Cohort, run: Path | None) -> Split:
 
 
 def recorded(run: Path | None) -> dict:
-    """What `config.json` of a run holds; empty where there is none that can be read (`claim_run_folder` tells)."""
+    """What `config.json` of a run holds; empty where there is none that can be read (`claim_run_folder` reports it)."""
     try:
         content = json.loads((run / "config.json").read_text()) if run else {}
     except (OSError, ValueError):
@@ -94,7 +94,9 @@ def recorded(run: Path | None) -> dict:
 
 
 def _data_of(run: dict, config: ConfigDict) -> Path | None:
-    """The data that a run was made with, told by their fingerprint; prepared again from its source where they are gone.
+    """The data that a run was trained on, recognized by their fingerprint.
+
+    Where they are gone they are prepared again from the source of the run.
 
     Args:
       run: of `recorded`.

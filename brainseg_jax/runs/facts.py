@@ -29,18 +29,18 @@ def facts(
     split, parts, model = config["split"], evaluation.split, config["model"]
     cohort, data = evaluation.cohort, config["data"]
     train, val, test = (len(cohort.patients_of(getattr(parts, part))) for part in PARTS)
-    made = f"by patient, {train} to train, {val} to validate, {test} to test; "
+    dealt = f"by patient, {train} to train, {val} to validate, {test} to test; "
     stratified = f"stratified by {'group' if cohort.grades is None else 'institution'}, " if any(cohort.groups) else ""
     if split["file"]:
-        made += "taken from a file"
+        dealt += "taken from a file"
     elif split["folds"]:
-        made += f"fold {split['fold']} of {split['folds']}, {stratified}seed {split['seed']}"
+        dealt += f"fold {split['fold']} of {split['folds']}, {stratified}seed {split['seed']}"
     else:
-        made += f"{stratified}seed {split['seed']}"
+        dealt += f"{stratified}seed {split['seed']}"
     return {
         "Data": f"{'/'.join(cohort.folder.parts[-3:-1])}, fingerprint {cohort.fingerprint[:12]}",
         "Scored": _scored_on(part, config, evaluation.kept, chose_posts=chose_posts),
-        "Split": made,
+        "Split": dealt,
         "Network": f"{model['name']}, {model['features']} features, depth {model['depth']}, {parameters:,} parameters",
         "Training": f"{config['loss']['name']} loss, {_pixels(data)}, seed {config['seed']}",
         "Checkpoint": f"step {step:,}, "

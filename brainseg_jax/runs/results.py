@@ -73,7 +73,7 @@ def write_results(workdir: Path, evaluation: Evaluation, kept: TrainState, *, ep
 
     def write() -> None:
         config, epochs_trained = json.loads((workdir / "config.json").read_text()), read_rows(workdir / "metrics.jsonl")
-        told = facts(
+        rests_on = facts(
             config,
             evaluation,
             part="test",
@@ -86,7 +86,7 @@ def write_results(workdir: Path, evaluation: Evaluation, kept: TrainState, *, ep
         run = Scored(
             workdir.name,
             rows,
-            told,
+            rests_on,
             epochs_trained,
             assessed.calibrations,
             thresholds,

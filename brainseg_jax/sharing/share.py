@@ -61,9 +61,9 @@ def share(run: Path, output: Path, *, file_format: str, size: int | None, overwr
         raise InputError(f"--output={output} does not end with {ending}, as a file of --format={file_format} does")
     path = output if output.suffix == ending else output / f"{run.absolute().name}{ending}"
     card = path.with_name(f"{path.name}.md")
-    for place in (path, card):
-        if place.is_dir() or (place.exists() and not overwrite):
-            raise InputError(f"{place}: there already; give another --output, or --overwrite to replace it")
+    for file in (path, card):
+        if file.is_dir() or (file.exists() and not overwrite):
+            raise InputError(f"{file}: there already; give another --output, or --overwrite to replace it")
     if file_format == "onnx":
         _require_onnx()
     trained = load_trained(run)
@@ -78,7 +78,7 @@ def share(run: Path, output: Path, *, file_format: str, size: int | None, overwr
             card, lambda part: part.write_text(describe(trained, path.name, size, difference), encoding="utf-8")
         )
     except OSError as error:
-        raise InputError(f"--output={output} cannot be written to ({error}); give another place") from error
+        raise InputError(f"--output={output} cannot be written to ({error}); give another folder") from error
     return Shared(path, card, difference)
 
 

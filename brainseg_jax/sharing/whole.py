@@ -119,7 +119,7 @@ def _fit(scan: jax.Array, method: str) -> Normalization:
 def _percentile(counts: jax.Array, percent: int) -> jax.Array:
     """Of the pixels behind histograms [C, 256] int32, interpolated as `normalization` does; [C] float32.
 
-    The place is kept in whole numbers: 32-bit floats do not count the voxels of a scan.
+    The rank is kept in whole numbers: 32-bit floats do not count the voxels of a scan.
     """
     cumulative = jnp.cumsum(counts, axis=1)
     last = cumulative[:, -1] - 1

@@ -29,7 +29,7 @@ def build_loss(
     Args:
       name: of `losses`, without "_loss".
       target_fractions: for each target its share of the pixels of the training masks, each mask as often as it is
-        drawn; class weights are made from it.
+        drawn; class weights are computed from it.
       target_weights: of each target in their mean; empty: all alike.
       smooth: of the losses of overlap, but for generalized Dice.
       batch_wide: of the losses of overlap.
@@ -62,7 +62,7 @@ def build_loss(
         "background_weight": 1.0 - focal_tumor_weight,
         **weighted,
     }
-    made = {
+    by_name = {
         "dice": partial(losses.dice_loss, **overlap),
         "dice_cross_entropy": partial(losses.dice_cross_entropy, **overlap),
         "generalized_dice": partial(losses.generalized_dice_loss, batch_wide=batch_wide, **weighted),
@@ -70,10 +70,10 @@ def build_loss(
         "focal_tversky": partial(losses.focal_tversky_loss, gamma=focal_tversky_gamma, **tversky),
         "focal": partial(losses.focal_loss, **focal),
     }
-    if name in made:
-        return made[name]
+    if name in by_name:
+        return by_name[name]
     if name != "weighted_cross_entropy":
-        known = ", ".join((*made, "weighted_cross_entropy"))
+        known = ", ".join((*by_name, "weighted_cross_entropy"))
         raise InputError(f"loss.name={name!r} is not a loss; choose one of {known}")
     try:
         weights = [losses.class_weights(fraction) for fraction in target_fractions]

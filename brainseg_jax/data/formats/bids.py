@@ -61,7 +61,7 @@ def list_bids(root: Path, files: Iterable[Path], passed_over: PassedOver, labels
             continue
         case = f"sub-{match['subject']}" + (f"_ses-{match['session']}" if match["session"] else "")
         *entities, suffix = match["rest"].split("_")
-        told = channel_of(stem(path))
+        named = channel_of(stem(path))
         if parts[0] == "derivatives":
             if _is_label(entities, suffix, draft.short(path), labels.replace("{case}", case)):
                 pipeline = "/".join(part for part in parts[:-2] if not part.startswith(("sub-", "ses-")))
@@ -70,8 +70,8 @@ def list_bids(root: Path, files: Iterable[Path], passed_over: PassedOver, labels
                 patients[case] = f"sub-{match['subject']}"
             else:
                 draft.passed_over["no label map, or not the one to use"].append(path)
-        elif parts[0].startswith("sub-") and told:
-            _, channel = told
+        elif parts[0].startswith("sub-") and named:
+            _, channel = named
             patients[case] = f"sub-{match['subject']}"
             if (first := images[case].setdefault(channel, path)) != path:
                 draft.faults.append(

@@ -86,10 +86,10 @@ def read_labels(content: dict, draft: Draft, *, numbers_first: bool) -> None:
 
 def check_count(content: dict, draft: Draft, found: int, where: str) -> None:
     """Compares `numTraining` with the files."""
-    told = content.get("numTraining")
-    if told is not None and told != found:
+    declared = content.get("numTraining")
+    if declared is not None and declared != found:
         draft.faults.append(
-            f"{NAME}: numTraining is {_short(told)}, but {where} has {found} cases; restore what is missing, or "
+            f"{NAME}: numTraining is {_short(declared)}, but {where} has {found} cases; restore what is missing, or "
             "correct the number"
         )
 

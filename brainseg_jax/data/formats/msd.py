@@ -67,11 +67,11 @@ def _training(content: dict, draft: Draft) -> tuple[dict[Path, Path], set[Path]]
         return pairs, named
     check_count(content, draft, len(entries), "the list 'training'")
     for number, entry in enumerate(entries):
-        told = [entry.get(key) if isinstance(entry, dict) else None for key in ("image", "label")]
-        if not all(isinstance(path, str) for path in told):
+        paths = [entry.get(key) if isinstance(entry, dict) else None for key in ("image", "label")]
+        if not all(isinstance(path, str) for path in paths):
             draft.faults.append(f"{NAME}: entry {number} of training names no image and label; complete or remove it")
             continue
-        image, label = (_inside(path, draft) for path in told)
+        image, label = (_inside(path, draft) for path in paths)
         if image is None or label is None:
             continue
         if image in named:
