@@ -295,3 +295,21 @@ def assert_refused(root, *words):
     message = refusal(root)
     for word in words:
         assert word in message
+
+
+def test_an_ignored_label_among_the_targets(tmp_path):
+    pairs(tmp_path, "a", "b")
+    (tmp_path / "cohort.toml").write_text("[targets]\ntumor = 1\nignore = 2")
+    assert "ignore = [2]; a label whose voxels do not count is no target: write `ignore = LABEL` above" in refusal(
+        tmp_path
+    )
+
+
+def test_regions_of_one_s_own_take_the_place_of_those_of_brats(tmp_path):
+    names = [f"BraTS-GLI-0000{n}-000" for n in (1, 2)]
+    touch(tmp_path, *(f"{name}/{name}-{end}.nii.gz" for name in names for end in ("t1n", "t1c", "t2w", "t2f", "seg")))
+    assert any("regions of BraTS" in note for note in list_cohort(tmp_path).notes)
+    (tmp_path / "cohort.toml").write_text("[targets]\ntumor = [1, 2, 3]")
+    listing = list_cohort(tmp_path)
+    assert listing.description.names == ("tumor",)
+    assert not any("regions of BraTS" in note for note in listing.notes)

@@ -265,3 +265,8 @@ def test_faults_of_msd(task):
         "dataset.json: training names '/e.nii.gz', outside of this folder; give paths within it",
         "imagesTr/c.nii.gz: not in the list 'training' of dataset.json; add it, or take it away",
     ]
+
+
+def test_a_file_ending_that_is_not_read(root):
+    write_json(root, {**V2, "file_ending": ".nrrd"})
+    assert any("file_ending is '.nrrd', which is not read; convert the files to NIfTI" in f for f in faults(root))

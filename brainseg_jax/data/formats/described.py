@@ -34,6 +34,7 @@ from brainseg_jax.data.formats.listing import CaseFiles, Draft, Files, few
 from brainseg_jax.data.formats.names import is_flat, is_image
 from brainseg_jax.data.formats.pairs import PAIRS
 from brainseg_jax.data.formats.patients import apply_pattern, apply_table
+from brainseg_jax.data.formats.sequence_files import BRATS_NOTE
 from brainseg_jax.errors import InputError
 from brainseg_jax.scans.description import Target
 from brainseg_jax.scans.untrusted import read_bounded
@@ -133,6 +134,11 @@ def _understand(content: dict) -> tuple[list[str], Described]:
     targets = {
         name: values if isinstance(values, list) else [values] for name, values in content.get("targets", {}).items()
     }
+    if "ignore" in targets:
+        faults.append(
+            f"targets: ignore = {targets.pop('ignore')}; a label whose voxels do not count is no target: write "
+            "`ignore = LABEL` above [targets]"
+        )
     for name, values in targets.items():
         if not values or not all(type(value) is int and 1 <= value <= 255 for value in values):
             faults.append(f"targets: {name} = {values}; give label values from 1 to 255, as in [1, 2]")
@@ -222,6 +228,7 @@ def apply(described: Described, draft: Draft) -> None:
         draft.stand_in = described.stand_in
     if described.targets:
         draft.targets, draft.painted = described.targets, ()
+        draft.notes = [note for note in draft.notes if not note.startswith(BRATS_NOTE)]
     if described.ignore is not None:
         draft.ignore = described.ignore
     for key, pattern in described.patterns_of.items():

@@ -21,6 +21,7 @@ from brainseg_jax.data.formats.pairs import as_files
 
 CHANNEL_NUMBER = re.compile(r"(?P<case>.+)_(?P<number>[0-9]{4})")
 COLORS = 3  # channels of a 2-D image
+READ = (".nii", ".nii.gz", ".png", ".tif", ".tiff")  # endings of files
 
 
 def list_nnunet(root: Path, content: dict) -> Draft:
@@ -111,6 +112,12 @@ def _with_ending(content: dict, draft: Draft, files: list[Path], labels: list[Pa
                 f"imagesTr and labelsTr: files that end in {', '.join(endings)}; save all in one format, or name it in "
                 f'{NAME}, as in "file_ending": ".nii.gz"'
             )
+        return files, labels
+    if str(declared).lower() not in READ:
+        draft.faults.append(
+            f"{NAME}: file_ending is {declared!r}, which is not read; convert the files to NIfTI (.nii.gz), and "
+            "correct it"
+        )
         return files, labels
     wrong = [path for path in (*files, *labels) if ending(path).lower() != str(declared).lower()]
     if wrong and len(wrong) == len(files) + len(labels):

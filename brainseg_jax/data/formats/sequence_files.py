@@ -17,6 +17,7 @@ from brainseg_jax.scans.walk import PassedOver
 BRATS_OLD, BRATS_NEW = ("t1", "t1ce", "t2", "flair"), ("t1n", "t1c", "t2w", "t2f")
 _ENHANCING = {BRATS_OLD: 4, BRATS_NEW: 3}
 _TIME_POINT = re.compile(r"(?P<patient>BraTS(?:-[A-Za-z]+)+-[0-9]+)-[0-9]+", re.IGNORECASE)
+BRATS_NOTE = "regions of BraTS by the names"
 
 
 def tells_sequence(path: Path) -> bool:
@@ -99,6 +100,6 @@ def _set_brats_targets(draft: Draft) -> None:
         Target("enhancing tumor", (enhancing,)),
     )
     draft.notes.append(
-        f"regions of BraTS by the names: whole tumor = 1, 2, {enhancing}; tumor core = 1, {enhancing}; enhancing "
+        f"{BRATS_NOTE}: whole tumor = 1, 2, {enhancing}; tumor core = 1, {enhancing}; enhancing "
         f"tumor = {enhancing}; other regions can be given in cohort.toml"
     )
