@@ -222,6 +222,15 @@ def check_config(config: ConfigDict) -> None:
         if not (least <= value <= greatest and math.isfinite(value)):
             wanted = f"at least {least}" if greatest == math.inf else f"{least} to {greatest}"
             faults.append(f"  {key}={value}: give {wanted}")
+    if config.data.view in ("sagittal", "all"):
+        faults += [
+            f"  {key}={value} with data.view={config.data.view}: sagittal slices have no left and right; give {off}"
+            for key, value, off in (
+                ("augment.flip", max(0.0, config.augment.flip), 0.0),
+                ("eval.mirror", config.eval.mirror, False),
+            )
+            if value
+        ]
     if faults:
         raise InputError("the config has values that cannot be used:\n" + "\n".join(faults))
 
@@ -253,7 +262,7 @@ _USED = {  # key: where it has an effect, in words; and whether that is so in a 
     "split.val": ("without split.file and split.folds", lambda c: not c.split.file and not c.split.folds),
     "split.test": ("without split.file and split.folds", lambda c: not c.split.file and not c.split.folds),
     "split.folds": ("without split.file", lambda c: not c.split.file),
-    "split.fold": ("with split.folds, without split.file", lambda c: not c.split.file and c.split.folds > 0),
+    "split.fold": ("with split.folds, or a split.file of nnU-Net", lambda c: bool(c.split.file) or c.split.folds > 0),
     "optimizer.plateau_factor": ("with optimizer.schedule=plateau", lambda c: c.optimizer.schedule == "plateau"),
     "optimizer.plateau_patience": ("with optimizer.schedule=plateau", lambda c: c.optimizer.schedule == "plateau"),
     "optimizer.plateau_min": ("with optimizer.schedule=plateau", lambda c: c.optimizer.schedule == "plateau"),

@@ -56,7 +56,7 @@ def test_what_is_set_by_hand_stays():
 
 
 def test_a_side_is_not_mirrored_away():
-    sided = Description(("T1",), (Target("left_hippocampus", (1,)), Target("right_hippocampus", (2,))))
+    sided = Description(("T1",), (Target("Left-Hippocampus", (1,)), Target("hippocampus R", (2,))))
     config, _ = plan_for(to_plan("cpu"), sided, CROPS, 0.8)
     assert config.augment.flip == 0.0
     config, _ = plan_for(to_plan("cpu", data__view="sagittal"), HIPPOCAMPUS, CROPS, 0.8)

@@ -11,8 +11,8 @@ LARGEST = PostProcess(largest_component=True)
 
 def choose(volumes):
     chooser = Chooser()
-    for probability, truth in volumes:
-        chooser.add(probability, truth, Canvas((20, 20), (256, 256), 128))
+    for index, (probability, truth) in enumerate(volumes):
+        chooser.add(probability, truth, Canvas((20, 20), (256, 256), 128), patient=str(index))
     return chooser.best()
 
 
@@ -62,14 +62,14 @@ def test_one_part_and_none_stay_as_they_are():
 
 
 def test_nested_targets_are_what_their_label_map_holds():
-    """A voxel of the core alone belongs to the whole too; one of the whole alone stays edema."""
+    """A voxel of the core counts within the whole only; one of the whole alone stays edema."""
     nested = Description(("T1",), (Target("whole", (2, 1)), Target("core", (1,))))
     probability = np.zeros((1, 1, 4, 2), np.float32)
     probability[0, 0, :, 0] = [0.9, 0.2, 0.7, 0.1]
     probability[0, 0, :, 1] = [0.8, 0.9, 0.1, 0.2]
     masks = make_masks(probability, (PostProcess(), PostProcess()), nested, Canvas((1, 4), (4, 4), 16))
-    np.testing.assert_array_equal(masks[0, 0], [[True, True], [True, True], [True, False], [False, False]])
-    np.testing.assert_array_equal(nested.label_map(masks)[0, 0], [1, 1, 2, 0])
+    np.testing.assert_array_equal(masks[0, 0], [[True, True], [False, False], [True, False], [False, False]])
+    np.testing.assert_array_equal(nested.label_map(masks)[0, 0], [1, 0, 2, 0])
 
 
 def test_of_targets_that_exclude_each_other_the_most_probable_stands():

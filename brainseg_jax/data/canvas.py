@@ -11,6 +11,7 @@ from brainseg_jax.errors import InputError
 
 VIEWS = {"axial": 0, "coronal": 1, "sagittal": 2}  # the axis of [S, H, W] along which the slices follow one another
 ALL_VIEWS = "all"
+SLACK = 1e-2  # pixels by which a slice may be larger than an image: spacings are rounded to 32 bits
 LARGEST = 4096  # pixels a side of an image; more mean a spacing that is wrong
 
 
@@ -70,7 +71,7 @@ class Canvas:
         )
         side = image_size
         if pixel_spacing:
-            needed = math.ceil(max(height * row, width * column) / pixel_spacing - 1e-6)
+            needed = math.ceil(max(height * row, width * column) / pixel_spacing - SLACK)
             if needed > side:
                 side = -(-needed // multiple) * multiple
             extent = side * pixel_spacing

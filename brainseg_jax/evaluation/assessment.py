@@ -117,10 +117,16 @@ class Assessor:
         for index, probability, _ in self._outputs(network, cases):
             masks = self._masks(index, probability, posts)
             truth, counted = self._truth(index)
-            found = [dice(masks[..., k] & counted, truth[..., k] & counted) for k in range(masks.shape[-1])]
-            by_patient.setdefault(self.cohort.patients[index], []).append(np.array(found))
-        of_targets = np.array([np.mean(rows, axis=0) for rows in by_patient.values()])
-        return {"loss": self.loss.loss, **_summary(of_targets)}
+            found = np.array([dice(masks[..., k] & counted, truth[..., k] & counted) for k in range(masks.shape[-1])])
+            scores = np.array([found.mean(), (found / (2.0 - found)).mean()])  # Dice and IoU, over the targets
+            by_patient.setdefault(self.cohort.patients[index], []).append(scores)
+        patients = np.array([np.mean(cases, axis=0) for cases in by_patient.values()])
+        return {
+            "loss": self.loss.loss,
+            "dice_mean": float(patients[:, 0].mean()),
+            "dice_median": float(np.median(patients[:, 0])),
+            "iou_mean": float(patients[:, 1].mean()),
+        }
 
     def choose(self, network: Network, cases: Sequence[str]) -> tuple[PostProcess, ...]:
         """For each target what makes the best masks of these cases, see `postprocess.Chooser`."""
@@ -129,7 +135,7 @@ class Assessor:
             canvas = self.cohort.canvases[index][0]
             truth, counted = self._truth(index)
             for k, chooser in enumerate(choosers):
-                chooser.add(probability[..., k], truth[..., k], canvas, counted)
+                chooser.add(probability[..., k], truth[..., k], canvas, counted, patient=self.cohort.patients[index])
         return tuple(chooser.best()[0] for chooser in choosers)
 
     def assess(
@@ -250,13 +256,3 @@ class Assessor:
 def _mean(maps: Iterator[np.ndarray]) -> np.ndarray:
     first, *others = maps
     return sum(others, start=first) / np.float32(1 + len(others)) if others else first
-
-
-def _summary(dice_of: np.ndarray) -> dict[str, float]:
-    """Of Dice by patient and target, [P, K]: the mean over targets of mean and median over patients."""
-    patients = dice_of.mean(axis=1)
-    return {
-        "dice_mean": float(patients.mean()),
-        "dice_median": float(np.median(patients)),
-        "iou_mean": float((dice_of / (2.0 - dice_of)).mean()),
-    }

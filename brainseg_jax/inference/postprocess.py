@@ -85,8 +85,9 @@ def make_masks(
     """From the probabilities of all targets to their masks.
 
     Of targets that exclude each other a voxel belongs to the one of the highest probability, of those that reach their
-    threshold. Connected components are kept target by target after that. At last the masks are painted as a label map
-    and read back, so that those of nested targets are nested; but for targets that no label map can hold.
+    threshold. Connected components are kept target by target after that. Of a target whose labels are a part of
+    another's, what lies outside of that other one is taken out. At last the masks are painted as a label map and read
+    back, but for targets that no label map can hold.
 
     Args:
       probability: [S, H, W, K], on the volume's own grid.
@@ -103,6 +104,8 @@ def make_masks(
         reached &= np.arange(len(posts)) == highest[..., None]
     kept = [post.on_grid(canvas.padded).keep_parts(reached[..., k]) for k, post in enumerate(posts)]
     masks = np.stack(kept, axis=-1)
+    for inner, outer in description.nested:
+        masks[..., inner] &= masks[..., outer]
     # What is scored is what a label map of these masks holds: nested targets stay nested.
     several = len(posts) > 1 and not description.painted_over
     return description.masks(description.label_map(masks)) if several else masks
@@ -126,10 +129,16 @@ class Chooser:
 
     def __init__(self) -> None:
         """Has seen no patient yet."""
-        self._dice: list[list[float]] = []
+        self._dice: dict[str, list[list[float]]] = {}
 
     def add(
-        self, probability: np.ndarray, truth: np.ndarray, canvas: Canvas, counted: np.ndarray | None = None
+        self,
+        probability: np.ndarray,
+        truth: np.ndarray,
+        canvas: Canvas,
+        counted: np.ndarray | None = None,
+        *,
+        patient: str,
     ) -> None:
         """Scores all candidates on one volume.
 
@@ -138,13 +147,16 @@ class Chooser:
           truth: the reference mask, [S, H, W] bool.
           canvas: of the volume, see `make_masks`.
           counted: which voxels count, [S, H, W] bool; None: all.
+          patient: whose volume it is; all of a patient count as much as one of another.
         """
         counted = np.ones_like(truth) if counted is None else counted
         posts = [post.on_grid(canvas.padded) for post in CANDIDATES]
-        self._dice.append([dice(post(probability) & counted, truth & counted) for post in posts])
+        self._dice.setdefault(patient, []).append(
+            [dice(post(probability) & counted, truth & counted) for post in posts]
+        )
 
     def best(self) -> tuple[PostProcess, float]:
         """The choice and its mean Dice; of a tie the one that stands first in `CANDIDATES`, the plainest."""
-        mean = np.mean(self._dice, axis=0)
+        mean = np.mean([np.mean(cases, axis=0) for cases in self._dice.values()], axis=0)
         best = int(np.argmax(mean))
         return CANDIDATES[best], float(mean[best])

@@ -70,6 +70,13 @@ class Description:
         return tuple(name for name, is_wrong in zip(self.names, wrong, strict=True) if is_wrong)
 
     @property
+    def nested(self) -> tuple[tuple[int, int], ...]:
+        """Pairs (inner, outer) of indices of targets whose labels are a part of the other's; outer ones come first."""
+        labels = [set(target.labels) for target in self.targets]
+        order = sorted(range(len(labels)), key=lambda index: -len(labels[index]))
+        return tuple((inner, outer) for inner in order for outer in order if labels[inner] < labels[outer])
+
+    @property
     def shown(self) -> int:
         """Index of the channel that pictures show: the one that stands in for others, else the last FLAIR, else 0."""
         if self.stand_in:

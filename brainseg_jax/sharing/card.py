@@ -108,7 +108,7 @@ def _output(description: Description, size: int) -> str:
     rule = (
         "A voxel belongs to the target of the highest probability, of those that reach their threshold."
         if description.exclusive
-        else "Targets are painted in this order, a later one over an earlier one."
+        else "A target counts within those that contain it only; a later one is painted over an earlier one."
     )
     return _wrapped(
         f"`probability` is float32, `[{grid}, {len(description.targets)}]`, along the last axis {names}. `labels` is "

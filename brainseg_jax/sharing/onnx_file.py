@@ -74,10 +74,12 @@ def _labels(graph: Graph, probability: str, posts: Sequence[PostProcess], descri
     if description.exclusive:
         highest = add("ArgMax", add("Where", reached, probability, _scalar(-1.0)), axis=3, keepdims=1)
         reached = add("And", reached, add("Equal", np.arange(len(posts)), highest))
+    masks = [add("Gather", reached, np.array(index, np.int64), axis=3) for index in range(len(posts))]
+    for inner, outer in description.nested:
+        masks[inner] = add("And", masks[inner], masks[outer])
     labels: str | np.ndarray = np.array(0, np.int64)
-    for index, value in enumerate(description.painted):
-        one = add("Gather", reached, np.array(index, np.int64), axis=3)
-        labels = add("Where", one, np.array(value, np.int64), labels)
+    for mask, value in zip(masks, description.painted, strict=True):
+        labels = add("Where", mask, np.array(value, np.int64), labels)
     return add("Cast", labels, to=TensorProto.UINT8, name="labels")
 
 

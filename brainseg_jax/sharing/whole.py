@@ -66,9 +66,12 @@ def _label_map(probability: jax.Array, reached: jax.Array, description: Descript
     if description.exclusive:
         highest = jnp.argmax(jnp.where(reached, probability, -1.0), axis=-1)
         reached &= jnp.arange(len(description.targets)) == highest[..., None]
+    masks = [reached[..., index] for index in range(len(description.targets))]
+    for inner, outer in description.nested:
+        masks[inner] &= masks[outer]
     labels = jnp.zeros(reached.shape[:-1], jnp.uint8)
-    for index, value in enumerate(description.painted):
-        labels = jnp.where(reached[..., index], np.uint8(value), labels)
+    for mask, value in zip(masks, description.painted, strict=True):
+        labels = jnp.where(mask, np.uint8(value), labels)
     return labels
 
 

@@ -110,6 +110,7 @@ def build_experiment(
     mesh = sharding.data_mesh()
     folder = find_data(config.data, run, source_first=True)
     config, planned = plan(config, folder)
+    check_config(config)
     sharding.check_divides(mesh, "train.batch_size", config.train.batch_size)
     sharding.check_divides(mesh, "eval.batch_size", config.eval.batch_size)
     cohort = read_cohort(config, folder, load)

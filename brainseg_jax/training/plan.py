@@ -4,6 +4,7 @@ A value to be planned is `config.AUTO`, or "auto" for a word. Whatever else stan
 """
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from brainseg_jax.config import AUTO, PLANNED
-from brainseg_jax.data.canvas import ALL_VIEWS, VIEWS
+from brainseg_jax.data.canvas import ALL_VIEWS, SLACK, VIEWS
 from brainseg_jax.data.prepared import read_summary
 from brainseg_jax.data.prepared_cases import read_cases
 from brainseg_jax.scans.description import Description
@@ -22,6 +23,7 @@ SMALLEST = 8  # pixels a side at the bottom of the network, at the least
 DEEPEST = 4  # poolings
 FEWEST = 16  # slices along each axis, in the median, of volumes that are seen in several views
 LARGEST_BATCH = 32  # slices; more steps are better than larger ones
+SIDES = {"left", "right", "l", "r", "lh", "rh"}  # words in the name of a target that is on one side
 SPARSE = 0.5  # share of slices with a target; where it is lower, slices with one are preferred
 
 
@@ -132,7 +134,7 @@ def _image_size(config: ConfigDict, in_plane: Sequence) -> tuple[int, str]:
     longest = max(count * spacing for case in in_plane for count, spacing in case)
     if not config.data.pixel_spacing:
         return config.plan.image_size, "slices are fitted to the size of this scale"
-    size = max(multiple, -(-math.ceil(longest / config.data.pixel_spacing - 1e-6) // multiple) * multiple)
+    size = max(multiple, -(-math.ceil(longest / config.data.pixel_spacing - SLACK) // multiple) * multiple)
     return size, f"the longest slice has {longest / config.data.pixel_spacing:.0f} pixels; a multiple of {multiple}"
 
 
@@ -164,7 +166,7 @@ def _sampling(config: ConfigDict, target_share: float) -> tuple[float, str]:
 def _flip(config: ConfigDict, description: Description) -> tuple[float, str]:
     if config.data.view in ("sagittal", ALL_VIEWS):
         return 0.0, "sagittal slices have no left and right to be mirrored"
-    sided = [name for name in description.names if {"left", "right"} & set(name.lower().replace("_", " ").split())]
+    sided = [name for name in description.names if SIDES & set(re.split("[^a-z]+", name.lower()))]
     if sided:
         return 0.0, f"targets are on one side ({', '.join(sided)}), which a mirror image would swap"
     return 0.5, "left and right are alike to the targets"
