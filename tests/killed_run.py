@@ -11,7 +11,7 @@ import time
 from absl import flags
 
 from brainseg_jax import cli, main
-from brainseg_jax.runs import results
+from brainseg_jax.evaluation.assessment import Assessor
 from brainseg_jax.runs.checkpoint import Checkpoints
 from brainseg_jax.runs.journal import Journal
 from brainseg_jax.training import loop
@@ -20,12 +20,12 @@ from brainseg_jax.training import loop
 MOMENTS = {
     "before the first step": (loop, "_train_epoch", 1, "start"),
     "in the second epoch": (loop, "_look", 4, "end"),  # looks: after steps 2, 4, 5, 7, ...
-    "before the second validation": (loop, "evaluate", 2, "start"),
-    "after the second validation": (loop, "evaluate", 2, "end"),
+    "before the second validation": (loop, "_validate", 2, "start"),
+    "after the second validation": (loop, "_validate", 2, "end"),
     "with a row and no checkpoint": (Journal, "end_epoch", 2, "end"),
     "in the second save": (Checkpoints, "save", 2, "end"),  # it writes after it has returned
     "before the results": (Checkpoints, "wait", 1, "end"),
-    "in the results": (results, "assess", 1, "end"),
+    "in the results": (Assessor, "assess", 1, "end"),
 }
 
 

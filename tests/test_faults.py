@@ -364,7 +364,7 @@ def test_exact_resume_from_any_place(place, step, short, tmp_path, monkeypatch):
     owner, name, at = {
         "in an epoch": (story, "_look", 4),  # looks: after steps 2, 4, 5, 7, ...
         "last step of an epoch": (story, "_look", 6),
-        "evaluation": (story, "evaluate", 2),
+        "evaluation": (story, "_validate", 2),
         "save": (Checkpoints, "save", 2),
     }[place]
     original, calls = getattr(owner, name), []
