@@ -80,7 +80,7 @@ def test_from_file_to_run(tmp_path):
     saved(tmp_path / "unet.pt", 2)
     published.convert(tmp_path / "unet.pt", tmp_path / "run")
     expected = published.to_variables(published_state_dict(2), tmp_path)
-    jax.tree.map(np.testing.assert_array_equal, load_trained(tmp_path / "run").variables, expected)
+    jax.tree.map(np.testing.assert_array_equal, load_trained(tmp_path / "run").network.variables, expected)
 
 
 class Trap:
