@@ -15,7 +15,7 @@ MAIN_TESTS := $(PYTEST) --numprocesses=auto --maxprocesses=4 --dist=worksteal --
 demo: $(VENV)/installed  ## train on made-up scans and score them, a few minutes
 	$(BIN)/python -m brainseg_jax.main --config=configs/attn_dice.py:quick --workdir=runs/demo
 
-test: $(VENV)/installed  ## what a change needs: every test but the slow ones, under 4 minutes on two cores
+test: $(VENV)/installed  ## what a change needs: every test but the slow ones, some minutes on two cores
 	$(MAIN_TESTS) -m "not slow"
 
 check: lint test slow interop browser  ## everything; `make test check` runs nothing twice

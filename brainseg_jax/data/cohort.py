@@ -65,7 +65,7 @@ class Cohort:
     def neighbors(self, context: int) -> np.ndarray:
         """Indices of the slices around each, from `context` before to `context` after it, [N, 2 * context + 1] int32.
 
-        Beyond the ends of a case its first or last slice is repeated, as in `canvas.with_neighbors`.
+        Beyond the ends of a view of a case its first or last slice is repeated, as in `canvas.with_neighbors`.
         """
         bounds = np.concatenate([self.stacks(index) for index in range(len(self.cases))])
         counts = bounds[:, 1] - bounds[:, 0]

@@ -24,7 +24,7 @@ class Network:
     """A network with all that must be known to show it a volume.
 
     Attributes:
-      model: maps [B, side, side, C], normalized, to logits [B, side, side, K].
+      model: maps [B, side, side, channels], normalized, to logits [B, side, side, K].
       variables: of the model.
       description: channels and targets.
       image_size: height and width of the images it was trained on, in pixels.

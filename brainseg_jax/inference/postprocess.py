@@ -20,7 +20,7 @@ class PostProcess(NamedTuple):
     """What makes a mask of a volume's probabilities.
 
     Attributes:
-      threshold: probability from which a voxel counts as tumor.
+      threshold: probability from which a voxel counts as target.
       largest_component: whether the largest connected 3-D part is kept alone.
       min_voxels: connected 3-D components of fewer voxels are taken out, 0 and 1 keep all. It is counted on slices of
         256 x 256 pixels, see `on_grid`.
@@ -147,7 +147,7 @@ class Chooser:
           truth: the reference mask, [S, H, W] bool.
           canvas: of the volume, see `make_masks`.
           counted: which voxels count, [S, H, W] bool; None: all.
-          patient: whose volume it is; all of a patient count as much as one of another.
+          patient: whose volume it is. Each patient counts once, however many volumes there are.
         """
         counted = np.ones_like(truth) if counted is None else counted
         posts = [post.on_grid(canvas.padded) for post in CANDIDATES]
