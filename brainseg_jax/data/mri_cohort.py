@@ -102,6 +102,7 @@ class MriCohort(tfds.core.ShardBasedBuilder):
                     "spacing": np.array(volume.spacing or (0, 0, 0), np.float32),
                 }
                 yield f"{case.files.name}_{number}", record
+                record.clear()  # TFDS keeps every record of a shard, to count them when it is written
             self.builder_config.on_case()
 
 
