@@ -83,8 +83,8 @@ def _train_step(work: Work, repetitions: int) -> dict[str, float]:
 
 def _patients() -> tuple[list[tuple[int, dict]], list[tuple[int, dict]]]:
     """Milliseconds to prepare made-up patients, their making included, and to load them at 128 pixels."""
-    from brainseg_jax.data.cohort import load_cohort
     from brainseg_jax.data.lgg import prepare
+    from brainseg_jax.data.load_cohort import load_cohort
 
     prepared, loaded = [], []
     for patients in PATIENTS:
@@ -118,9 +118,8 @@ def _step_on_devices(repetitions: int) -> float:
         experiment = build_experiment(config)
     state, seconds = experiment.initial_state, []
     for step in range(repetitions + 2):
-        slices = experiment.put_batch(experiment.sampler(step))
         started = time.perf_counter()
-        state, _ = experiment.train_step(state, experiment.on_devices, slices)
+        state, _ = experiment.train_step(state, experiment.feed(step))
         jax.block_until_ready(state)
         seconds.append(time.perf_counter() - started)
     return statistics.median(seconds[2:])

@@ -60,7 +60,7 @@ class _Block:
     def __init__(self, experiment: Experiment, around: Callable | None = None, checkpoints: Checkpoints | None = None):
         self._experiment, self._around, self._checkpoints = experiment, around, checkpoints
         self._state = jax.tree.map(jax.numpy.copy, experiment.initial_state)  # it is donated
-        self._slices = experiment.put_batch(experiment.sampler(0))
+        self._slices = experiment.feed(0)
 
     def seconds(self) -> float:
         started = time.perf_counter()
@@ -70,8 +70,8 @@ class _Block:
         for step in range(int(self._state.step), int(self._state.step) + STEPS):
             slices = self._slices
             if self._around:
-                slices = self._experiment.put_batch(self._experiment.sampler(step))
-            self._state, report = self._experiment.train_step(self._state, self._experiment.on_devices, slices)
+                slices = self._experiment.feed(step)
+            self._state, report = self._experiment.train_step(self._state, slices)
             reports.append(report)
         if self._around:
             self._around(reports, step)

@@ -77,8 +77,7 @@ def _do(work: str, data: str) -> float:
     experiment = build_experiment(config)
     state = experiment.initial_state
     if work != "score a patient":
-        slices = experiment.put_batch(experiment.sampler(0))
-        updated = experiment.train_step(state, experiment.on_devices, slices)
+        updated = experiment.train_step(state, experiment.feed(0))
         launched = time.perf_counter() - started
         jax.block_until_ready(updated)
         return launched if work == "launch" else time.perf_counter() - started

@@ -61,6 +61,7 @@ def _paper() -> ConfigDict:
     config.data = ConfigDict()
     config.data.source = "kaggle"  # kaggle | phantom | phantom:PATIENTS:SEED | a kaggle_3m folder or zip | any cohort
     config.data.dir = ""  # where prepared data live; empty: TFDS_DATA_DIR, else ~/tensorflow_datasets
+    config.data.residence = "auto"  # auto (memory, where the slices fit) | memory | disk; batches are the same
     config.data.image_size = 256  # pixels a side in training; scores are always on each scan's own grid
     config.data.pixel_spacing = 0.0  # mm of such a pixel (pixels where no spacing is known); 0: slices fill the image
     config.data.view = "axial"  # axial | coronal | sagittal | all: the slices that the network sees
@@ -192,6 +193,7 @@ _CHOICES = {
         *("generalized_dice", "tversky", "focal_tversky", "focal"),
     ),
     "model.formulation": ("auto", "lax", "cpu"),
+    "data.residence": ("auto", "memory", "disk"),
     "data.view": ("axial", "coronal", "sagittal", "all"),
     "data.normalization": ("rescale", "volume_zscore", "volume_median"),
     "train.keep": ("best", "last"),

@@ -57,6 +57,11 @@ def explain(error: BaseException, instead: str = "another folder") -> str:
     return f"{reason}; give {instead}"
 
 
+def gigabytes(count: float) -> str:
+    """A number of bytes in words."""
+    return f"{count / 2**30:.2f} GiB"
+
+
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Calls `write` with a path beside `path`, of the same suffix and nobody else's, and renames: all or nothing.
 

@@ -1,4 +1,4 @@
-"""The mesh, one axis over all devices of all hosts, and the two ways an array lies on it."""
+"""The mesh, one axis over all devices of all hosts, and the ways an array lies on it."""
 
 import jax
 import numpy as np
@@ -29,6 +29,31 @@ def over_batch(mesh: Mesh) -> NamedSharding:
 def put(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
     """Lays an array, known whole to each process, on the devices."""
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def put_padded(array: np.ndarray, mesh: Mesh) -> jax.Array:
+    """Divides an array, known whole to each process, over the devices by rows; rows of zeros make it divide evenly."""
+    rows = -(-len(array) // mesh.size) * mesh.size
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        start, stop, _ = index[0].indices(rows)
+        own = array[start:stop]
+        if len(own) == stop - start:
+            return own
+        return np.concatenate([own, np.zeros((stop - start - len(own), *array.shape[1:]), array.dtype)])
+
+    return jax.make_array_from_callback((rows, *array.shape[1:]), over_batch(mesh), part)
+
+
+def own_rows(sharding: NamedSharding, rows: int) -> np.ndarray:
+    """Indices of the rows, of an array of `rows` rows, that lie on the devices of this process, ascending."""
+    parts = sharding.addressable_devices_indices_map((rows,)).values()
+    return np.unique(np.concatenate([np.arange(rows)[part] for part in parts]))
+
+
+def put_own(array: np.ndarray, sharding: NamedSharding, rows: int) -> jax.Array:
+    """Lays an array of `rows` rows, of which each process knows its `own_rows`, on the devices."""
+    return jax.make_array_from_process_local_data(sharding, array, (rows, *array.shape[1:]))
 
 
 def check_divides(mesh: Mesh, key: str, batch_size: int) -> None:

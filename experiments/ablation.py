@@ -18,7 +18,7 @@ from rich.table import Table
 
 from brainseg_jax import cli
 from brainseg_jax.data import prepare_source
-from brainseg_jax.data.cohort import load_cohort
+from brainseg_jax.data.load_cohort import load_cohort
 from brainseg_jax.errors import InputError
 from brainseg_jax.runs.run_folder import check_folder
 from experiments.panel import draw_study_panel

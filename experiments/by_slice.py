@@ -74,14 +74,20 @@ def torn(cohort: Cohort, *, fold: int) -> Cohort:
     names = tuple(part_of(case, part) for case in cohort.cases for part in PARTS)
     return replace(
         cohort,
-        images=cohort.images[order],
-        target_bits=cohort.target_bits[order],
+        slices=cohort.slices.reordered(order),
+        target_area=cohort.target_area[order],
+        target_fractions=cohort.target_fractions[order],
         case_index=case_index[order],
         cases=names,
         patients=names,
         groups=tuple(np.repeat(cohort.groups, thirds).tolist()),
         grades=tuple(np.repeat(cohort.grades, thirds).tolist()),
-        labels=divided(cohort.labels),
+        labels=None if cohort.labels is None else divided(cohort.labels),
+        shapes=tuple(
+            (int((part == third).sum()), *shape[1:])
+            for part, shape in zip(parts, cohort.shapes, strict=True)
+            for third in range(thirds)
+        ),
         numbers=tuple(tuple(numbers.tolist()) for numbers in divided(cohort.numbers)),
         records=divided(cohort.records),
         spacings=tuple(spacing for spacing in cohort.spacings for _ in PARTS),

@@ -15,7 +15,8 @@ from ml_collections import ConfigDict
 
 from brainseg_jax import cli
 from brainseg_jax.compilation import use_plain_numbers
-from brainseg_jax.data.cohort import Cohort, load_cohort
+from brainseg_jax.data.cohort import Cohort
+from brainseg_jax.data.load_cohort import load_cohort
 from brainseg_jax.errors import InputError
 from brainseg_jax.main import CONFIG, WORKDIR
 from brainseg_jax.runs.evaluation import build_evaluation

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from brainseg_jax.data.cohort import load_cohort
+from brainseg_jax.data.load_cohort import load_cohort
 from brainseg_jax.data.normalization import normalize
 from brainseg_jax.data.prepare_source import prepare
 
@@ -26,8 +26,8 @@ def medians(source: str, patients: list[str], method: str) -> tuple[np.ndarray, 
     for patient in patients:
         slices = cohort.slices_of([patient])
         constants = type(cohort.normalization)(*(c[cohort.cases.index(patient)] for c in cohort.normalization))
-        levels = np.asarray(normalize(cohort.images[slices], constants))[..., FLAIR]
-        flair, mask = cohort.images[slices][..., FLAIR], cohort.target_bits[slices][..., 0] > 0
+        levels = np.asarray(normalize(cohort.slices.images[slices], constants))[..., FLAIR]
+        flair, mask = cohort.slices.images[slices][..., FLAIR], cohort.slices.target_bits[slices][..., 0] > 0
         tumor.append(np.median(levels[mask]))
         rest.append(np.median(levels[~mask & (flair > 0.2 * np.percentile(flair, 99))]))
     return np.array(tumor), np.array(rest)

@@ -53,7 +53,7 @@ def slices_under(job: Job, grid: Grid, patients: list[str]) -> list[PictureSlice
     slices = []
     for patient in patients:
         (index,) = cohort.indices([patient])
-        truth = cohort.description.masks(cohort.labels[index])
+        truth = cohort.description.masks(cohort.read_labels(index))
         largest = int(np.argmax(truth.sum(axis=(1, 2, 3))))
         slices.append(
             PictureSlice(

@@ -23,8 +23,9 @@ from ml_collections import ConfigDict
 from skips import pytest_sessionfinish, pytest_terminal_summary  # noqa: F401
 
 from brainseg_jax.config import default_config
-from brainseg_jax.data.cohort import Cohort, load_cohort
+from brainseg_jax.data.cohort import Cohort
 from brainseg_jax.data.lgg import prepare
+from brainseg_jax.data.load_cohort import load_cohort
 from brainseg_jax.data.phantom import write_phantom
 from brainseg_jax.prediction.job import predict
 from brainseg_jax.prediction.results import Wanted

@@ -111,15 +111,15 @@ def test_a_split_by_slice_deals_each_slice_and_keeps_everything_else(cohort):
     for index, case in enumerate(twice.cases):  # each third has its own slices, in their order
         whole, numbers = cohort.cases.index(case_of(case)), np.array(twice.numbers[index]) - 1
         own, of_whole = twice.slices_of([case]), cohort.slices_of([case_of(case)])
-        np.testing.assert_array_equal(twice.images[own], cohort.images[of_whole][numbers])
-        np.testing.assert_array_equal(twice.target_bits[own], cohort.target_bits[of_whole][numbers])
+        np.testing.assert_array_equal(twice.slices.images[own], cohort.slices.images[of_whole][numbers])
+        np.testing.assert_array_equal(twice.slices.target_bits[own], cohort.slices.target_bits[of_whole][numbers])
         np.testing.assert_array_equal(twice.labels[index], cohort.labels[whole][numbers])
         np.testing.assert_array_equal(
             twice.read_voxels(case)[..., 0], cohort.read_voxels(case_of(case))[numbers][..., 0]
         )
     split = split_by_slice(cohort.cases)
     slices = [twice.slices_of(cases) for cases in (split.train, split.val, split.test)]
-    assert sorted(np.concatenate(slices).tolist()) == list(range(len(cohort.images)))
+    assert sorted(np.concatenate(slices).tolist()) == list(range(len(cohort.slices.images)))
     for names in (split.train, split.val, split.test):
         assert [case_of(name) for name in names] == list(cohort.cases)
     for new, old in zip(twice.normalization, cohort.normalization, strict=True):

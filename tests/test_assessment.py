@@ -37,7 +37,7 @@ def restless(targets=1, mirror=False, seed=0, description=LGG, channels=3):
 def normalized_by_hand(cohort, indices):
     constants = [np.asarray(c, np.float64)[cohort.case_index[indices]][:, None, None] for c in cohort.normalization]
     lower, upper, mean, inverse_std = constants
-    images = (np.clip(cohort.images[indices].astype(np.float64), lower, upper) - mean) * inverse_std
+    images = (np.clip(cohort.slices.images[indices].astype(np.float64), lower, upper) - mean) * inverse_std
     return images.astype(np.float32)
 
 
@@ -86,7 +86,7 @@ def test_cases_are_scored_on_their_own_grid(cohort, mirror):
     np.testing.assert_allclose(quick["dice_median"], np.median(list(dice.values())), rtol=1e-3)
     np.testing.assert_allclose(quick["iou_mean"], np.mean([d / (2 - d) for d in dice.values()]), rtol=1e-3)
 
-    masks = cohort.target_bits[indices]
+    masks = cohort.slices.target_bits[indices]
     np.testing.assert_allclose(loss, LOSS(logits.astype(np.float32), masks).mean(), rtol=1e-4)
     parts = []
     for batch in (slice(0, 24), slice(24, 48)):  # of the logits as they are, also where mirror images are averaged

@@ -8,8 +8,8 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from brainseg_jax.data.canvas import resize_images, resize_masks
-from brainseg_jax.data.cohort import load_cohort
 from brainseg_jax.data.lgg import prepare
+from brainseg_jax.data.load_cohort import load_cohort
 from brainseg_jax.data.normalization import Normalization, fit, normalize
 from brainseg_jax.data.phantom import SLICES
 from brainseg_jax.errors import InputError
@@ -27,9 +27,9 @@ def on_disk(phantom_folder, patient: str, number: int) -> tuple[np.ndarray, np.n
 
 
 def test_native_size_holds_the_files_pixel_for_pixel(native, phantom_folder):
-    assert native.images.shape == (8 * SLICES, 256, 256, 3) and native.images.dtype == np.uint8
-    assert native.target_bits.shape == (8 * SLICES, 256, 256, 1) and native.target_bits.dtype == np.uint8
-    np.testing.assert_array_equal(np.concatenate(native.labels), native.target_bits[..., 0])
+    assert native.slices.images.shape == (8 * SLICES, 256, 256, 3) and native.slices.images.dtype == np.uint8
+    assert native.slices.target_bits.shape == (8 * SLICES, 256, 256, 1) and native.slices.target_bits.dtype == np.uint8
+    np.testing.assert_array_equal(np.concatenate(native.labels), native.slices.target_bits[..., 0])
     assert native.cases == tuple(sorted(path.name for path in phantom_folder.iterdir() if path.is_dir()))
     assert native.patients == tuple(case[:12] for case in native.cases)
     assert native.groups == tuple(case.split("_")[1] for case in native.cases)
@@ -37,8 +37,8 @@ def test_native_size_holds_the_files_pixel_for_pixel(native, phantom_folder):
         image, mask = on_disk(
             phantom_folder, native.cases[native.case_index[index]], native.numbers[index // SLICES][index % SLICES]
         )
-        np.testing.assert_array_equal(native.images[index], image)
-        np.testing.assert_array_equal(native.target_bits[index, ..., 0] * 255, mask)
+        np.testing.assert_array_equal(native.slices.images[index], image)
+        np.testing.assert_array_equal(native.slices.target_bits[index, ..., 0] * 255, mask)
 
 
 def test_slices_stand_in_order_of_patient_and_number(cohort):
@@ -48,19 +48,19 @@ def test_slices_stand_in_order_of_patient_and_number(cohort):
 
 
 def test_smaller_size_shrinks_the_same_slices(cohort, native):
-    assert cohort.images.shape == (8 * SLICES, 64, 64, 3)
-    np.testing.assert_array_equal(np.concatenate(cohort.labels), native.target_bits[..., 0])
+    assert cohort.slices.images.shape == (8 * SLICES, 64, 64, 3)
+    np.testing.assert_array_equal(np.concatenate(cohort.labels), native.slices.target_bits[..., 0])
     index = SLICES // 2
-    blocks = native.images[index].reshape(64, 4, 64, 4, 3).mean(axis=(1, 3))
-    assert np.corrcoef(cohort.images[index].ravel(), blocks.ravel())[0, 1] > 0.98
-    covered = native.target_bits.reshape(-1, 64, 4, 64, 4).sum(axis=(2, 4))
-    np.testing.assert_array_equal(cohort.target_bits[..., 0], covered >= 8)  # half of the 16 pixels
+    blocks = native.slices.images[index].reshape(64, 4, 64, 4, 3).mean(axis=(1, 3))
+    assert np.corrcoef(cohort.slices.images[index].ravel(), blocks.ravel())[0, 1] > 0.98
+    covered = native.slices.target_bits.reshape(-1, 64, 4, 64, 4).sum(axis=(2, 4))
+    np.testing.assert_array_equal(cohort.slices.target_bits[..., 0], covered >= 8)  # half of the 16 pixels
     assert cohort.fingerprint == native.fingerprint != ""
 
 
 def test_constants_come_from_the_native_volume_of_each_patient(cohort, native):
     for place in range(8):
-        expected = fit(native.images[place * SLICES : (place + 1) * SLICES], "volume_zscore")
+        expected = fit(native.slices.images[place * SLICES : (place + 1) * SLICES], "volume_zscore")
         for values, value in zip(cohort.normalization, expected, strict=True):
             assert values.shape == (8, 3)
             np.testing.assert_array_equal(values[place], value)
@@ -80,7 +80,7 @@ def test_tumor_is_counted_on_the_native_masks(cohort, phantom_folder):
 
 @pytest.mark.parametrize("size", [64, 96, 100])
 def test_image_resize_agrees_with_jaxs_antialiased_linear_resize(native, size):
-    images = native.images[6:9]
+    images = native.slices.images[6:9]
     expected = jax.image.resize(images.astype(np.float32), (3, size, size, 3), "linear", antialias=True)
     difference = resize_images(images, size) - np.asarray(expected)
     assert np.abs(difference).max() <= 1.01  # two roundings to whole levels
@@ -126,9 +126,9 @@ def test_real_patients_show_their_tumors_on_flair(lgg_folder, tmp_path):
         chosen = real.slices_of([case])
         assert real.has_target[chosen].any()
         constants = Normalization(*(np.tile(values[place], (len(chosen), 1)) for values in real.normalization))
-        flair = np.asarray(normalize(jnp.asarray(real.images[chosen]), constants))[..., 1:2]
+        flair = np.asarray(normalize(jnp.asarray(real.slices.images[chosen]), constants))[..., 1:2]
         assert abs(flair.mean()) < 0.2 and 0.7 < flair.std() < 1.1  # somewhat smoothed by the resize
-        brighter.append(flair[real.target_bits[chosen] == 1].mean())
+        brighter.append(flair[real.slices.target_bits[chosen] == 1].mean())
     assert np.median(brighter) > 1  # standard deviations above the mean
 
 

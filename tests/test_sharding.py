@@ -18,13 +18,14 @@ from jax.sharding import AxisType
 from twenty_steps import twenty_losses
 
 from brainseg_jax import sharding
-from brainseg_jax.data.cohort import load_cohort
+from brainseg_jax.data.load_cohort import load_cohort
 from brainseg_jax.errors import InputError
 from brainseg_jax.losses import dice_loss
 from brainseg_jax.models import build_model
+from brainseg_jax.training.feed import MemoryFeed
 from brainseg_jax.training.optimizer import build_optimizer
 from brainseg_jax.training.state import create_state
-from brainseg_jax.training.step import make_batches, make_update, put_cohort
+from brainseg_jax.training.step import make_batches, make_update
 
 
 def mesh_of(devices):
@@ -86,8 +87,8 @@ def test_devices_talk_once_a_norm_and_pass_and_once_for_the_gradients(cohort, no
     )
     loss = partial(dice_loss, smooth=0.1, batch_wide=True)
     update = make_update(model, optimizer, loss, mesh=mesh, ema_decay=0.9)
-    state = create_state(model, optimizer, image_shape=cohort.images.shape[1:], seed=0, ema=True, mesh=mesh)
-    drawn = (state.step, put_cohort(cohort, mesh), np.zeros(16, np.int32))
+    state = create_state(model, optimizer, image_shape=cohort.slices.shape, seed=0, ema=True, mesh=mesh)
+    drawn = (state.step, MemoryFeed(cohort, lambda step: np.zeros(16, np.int32), mesh)(0))
     assert not collectives(jax.jit(batch), *drawn)
     found = collectives(update, state, jax.eval_shape(batch, *drawn))
     assert {kind for _, kind in found} == {"all-reduce"}

@@ -16,15 +16,21 @@ from brainseg_jax.inference.network import Runner
 from brainseg_jax.losses import dice_loss
 from brainseg_jax.models import build_model
 from brainseg_jax.scans.description import LGG, Description, Target
+from brainseg_jax.training.feed import MemoryFeed
 from brainseg_jax.training.optimizer import build_optimizer
 from brainseg_jax.training.state import create_state
-from brainseg_jax.training.step import Batch, deep_loss, make_batches, make_train_step, put_cohort
+from brainseg_jax.training.step import Batch, deep_loss, make_batches, make_train_step
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 STILL = {"rotation": 0.0, "scale": 0.0, "shift": 0.0, "shear": 0.0, "flip": 0.0}
 PLAIN = {"contrast": 0.0, "gamma": 0.0, "noise": 0.0}
 LOSS = partial(dice_loss, smooth=1.0)
 RATE = 0.25
+
+
+def draw(cohort, indices, context=0):
+    """What a step is given of these slices."""
+    return MemoryFeed(cohort, lambda step: np.asarray(indices, np.int32), sharding.data_mesh(), context=context)(0)
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +40,13 @@ def parts(cohort):
     mesh = sharding.data_mesh()
     make_state = partial(create_state, model, optimizer, image_shape=(64, 64, 3), seed=0, ema=True, mesh=mesh)
     train_step = partial(make_train_step, model, optimizer, LOSS, description=LGG, mesh=mesh, seed=0, ema_decay=0.5)
-    return model, mesh, make_state, train_step, put_cohort(cohort, mesh)
+    return model, mesh, make_state, train_step, partial(draw, cohort)
 
 
 def normalized_by_hand(cohort, indices):
     constants = [np.asarray(c, np.float64)[cohort.case_index[indices]][:, None, None] for c in cohort.normalization]
     lower, upper, mean, inverse_std = constants
-    images = (np.clip(cohort.images[indices].astype(np.float64), lower, upper) - mean) * inverse_std
+    images = (np.clip(cohort.slices.images[indices].astype(np.float64), lower, upper) - mean) * inverse_std
     return images.astype(np.float32)
 
 
@@ -54,7 +60,7 @@ def test_each_step_is_compiled_with_the_options_of_its_backend(parts, monkeypatc
 
 
 def test_train_step(parts, cohort):
-    model, mesh, make_state, train_step, on_devices = parts
+    model, _, make_state, train_step, drawn = parts
     indices = np.array([7, 40, 8, 100, 23, 24, 60, 90], np.int32)
     before = jax.tree.map(np.asarray, make_state())
 
@@ -62,11 +68,11 @@ def test_train_step(parts, cohort):
         variables = {"params": params, "batch_stats": before.batch_stats}
         images = normalized_by_hand(cohort, indices)
         logits, _ = model.apply(variables, images, train=True, mutable="batch_stats")
-        return LOSS(logits, cohort.target_bits[indices]).mean()
+        return LOSS(logits, cohort.slices.target_bits[indices]).mean()
 
     loss, gradient = jax.jit(jax.value_and_grad(loss_by_hand))(before.params)
     step = train_step(geometry=STILL, intensity=PLAIN)
-    state, report = step(make_state(), on_devices, sharding.put(indices, sharding.over_batch(mesh)))
+    state, report = step(make_state(), drawn(indices))
     np.testing.assert_allclose(report.loss, loss, rtol=1e-5)
     assert report.finite
     assert int(state.step) == 1
@@ -80,16 +86,16 @@ def test_train_step(parts, cohort):
 
 
 def test_the_plateau_scale_multiplies_the_update(parts):
-    _, mesh, make_state, train_step, on_devices = parts
+    _, mesh, make_state, train_step, drawn = parts
     step = train_step(geometry=STILL, intensity=PLAIN)
-    indices = sharding.put(np.arange(8, dtype=np.int32), sharding.over_batch(mesh))
+    indices = np.arange(8)
     start = jax.tree.map(np.asarray, make_state().params)
 
     def change(scale):
         scaled = make_state().replace(
             learning_rate_scale=sharding.put(np.asarray(scale, np.float32), sharding.replicated(mesh))
         )
-        moved, _ = step(scaled, on_devices, indices)
+        moved, _ = step(scaled, drawn(indices))
         return np.concatenate(
             [(n - o).ravel() for n, o in zip(*map(jax.tree.leaves, (moved.params, start)), strict=True)]
         )
@@ -99,14 +105,13 @@ def test_the_plateau_scale_multiplies_the_update(parts):
 
 
 def test_augmentation_differs_by_step_and_by_example(parts):
-    _, mesh, make_state, train_step, on_devices = parts
-    same_slice = sharding.put(np.full(8, 7, np.int32), sharding.over_batch(mesh))
+    _, mesh, make_state, train_step, drawn = parts
+    same_slice = drawn(np.full(8, 7))
     step = train_step(geometry=STILL | {"rotation": 90.0}, intensity=PLAIN)
     losses = {
         float(
             step(
                 make_state().replace(step=jax.device_put(jnp.int32(s), sharding.replicated(mesh))),
-                on_devices,
                 same_slice,
             )[1].loss
         )
@@ -118,7 +123,7 @@ def test_augmentation_differs_by_step_and_by_example(parts):
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_an_update_that_is_not_finite_is_reported_and_can_be_left_out(parts, where):
     """A loss of its own: NaN, or finite with an infinite gradient, on slices that hold no tumor."""
-    model, mesh, make_state, _, on_devices = parts
+    model, mesh, make_state, _, drawn = parts
 
     def poisoned(logits, labels):
         good, empty = LOSS(logits, labels), labels.sum(axis=(1, 2, 3)) == 0
@@ -138,13 +143,13 @@ def test_an_update_that_is_not_finite_is_reported_and_can_be_left_out(parts, whe
         geometry=STILL,
         intensity=PLAIN,
     )
-    indices = sharding.put(np.arange(8, dtype=np.int32), sharding.over_batch(mesh))
+    indices = np.arange(8)
     before = jax.tree.map(np.asarray, make_state())
-    state, report = make(skip_nonfinite=True)(make_state(), on_devices, indices)
+    state, report = make(skip_nonfinite=True)(make_state(), drawn(indices))
     assert not report.finite and np.isnan(report.loss) == (where == "loss")
     assert int(state.step) == 1
     chex.assert_trees_all_equal(state.replace(step=before.step), before)
-    state, report = make(skip_nonfinite=False)(make_state(), on_devices, indices)
+    state, report = make(skip_nonfinite=False)(make_state(), drawn(indices))
     assert not report.finite and not all(np.isfinite(p).all() for p in jax.tree.leaves(state.params))
 
 
@@ -156,20 +161,20 @@ def several(cohort, ignore):
         stand_in="FLAIR",
         ignore=3 if ignore else None,
     )
-    bits = cohort.target_bits.copy()
+    bits = cohort.slices.target_bits.copy()
     bits[:, :, :32] |= bits[:, :, :32] << 1
     if ignore:
         bits[:, 32:] = 4
-    return dataclasses.replace(cohort, description=description, target_bits=bits)
+    return dataclasses.replace(cohort, description=description, slices=cohort.slices._replace(target_bits=bits))
 
 
 @pytest.mark.parametrize("ignore", [False, True])
 def test_a_batch_holds_every_target_and_what_counts(cohort, ignore):
     changed, mesh = several(cohort, ignore), sharding.data_mesh()
     batch = make_batches(description=changed.description, mesh=mesh, seed=0, geometry=STILL, intensity=PLAIN)
-    indices = np.flatnonzero(cohort.target_bits[:, :, :32].any(axis=(1, 2, 3)))[:8].astype(np.int32)
-    drawn = batch(jnp.int32(0), put_cohort(changed, mesh), sharding.put(indices, sharding.over_batch(mesh)))
-    whole = cohort.target_bits[indices, ..., 0].astype(np.float32)
+    indices = np.flatnonzero(cohort.slices.target_bits[:, :, :32].any(axis=(1, 2, 3)))[:8].astype(np.int32)
+    drawn = batch(jnp.int32(0), draw(changed, indices))
+    whole = cohort.slices.target_bits[indices, ..., 0].astype(np.float32)
     if ignore:
         whole[:, 32:] = 0
         np.testing.assert_array_equal(drawn.counted[..., 0], np.broadcast_to(np.arange(64)[:, None] < 32, (8, 64, 64)))
@@ -189,8 +194,8 @@ def test_an_ignored_pixel_changes_no_update(parts, cohort):
     losses = []
     for extra in (0, 3):
         changed = several(cohort, True)
-        bits = changed.target_bits | np.where(changed.target_bits == 4, extra, 0).astype(np.uint8)
-        changed = dataclasses.replace(changed, target_bits=bits)
+        bits = changed.slices.target_bits | np.where(changed.slices.target_bits == 4, extra, 0).astype(np.uint8)
+        changed = dataclasses.replace(changed, slices=changed.slices._replace(target_bits=bits))
         state = create_state(model, optimizer, image_shape=(64, 64, 3), seed=0, ema=False, mesh=mesh)
         step = make_train_step(
             model,
@@ -203,8 +208,7 @@ def test_an_ignored_pixel_changes_no_update(parts, cohort):
             geometry=STILL,
             intensity=PLAIN,
         )
-        indices = sharding.put(np.arange(4, 12, dtype=np.int32), sharding.over_batch(mesh))
-        state, report = step(state, put_cohort(changed, mesh), indices)
+        state, report = step(state, draw(changed, np.arange(4, 12)))
         losses.append((float(report.loss), jax.tree.map(np.asarray, state.params)))
     assert losses[0][0] == losses[1][0]
     chex.assert_trees_all_equal(losses[0][1], losses[1][1])
@@ -238,7 +242,7 @@ def test_ignored_pixels_are_no_background_of_a_coarse_level():
 
 
 def test_side_heads_learn_and_are_only_in_training(parts, cohort):
-    _, mesh, _, _, on_devices = parts
+    _, mesh, _, _, drawn = parts
     plain, deep = (build_model("unet", features=2, depth=3, deep_supervision=on) for on in (False, True))
     optimizer = build_optimizer("adam", lambda step: RATE, b2=0.99, weight_decay=0.0, clip_norm=0.0)
     states = [create_state(m, optimizer, image_shape=(64, 64, 3), seed=0, ema=False, mesh=mesh) for m in (plain, deep)]
@@ -255,8 +259,8 @@ def test_side_heads_learn_and_are_only_in_training(parts, cohort):
     step = make_train_step(
         deep, optimizer, LOSS, description=LGG, mesh=mesh, seed=0, ema_decay=0.0, geometry=STILL, intensity=PLAIN
     )
-    indices = sharding.put(np.arange(8, dtype=np.int32), sharding.over_batch(mesh))
-    after, _ = step(states[1], on_devices, indices)
+    indices = np.arange(8)
+    after, _ = step(states[1], drawn(indices))
     for name in added:
         assert (np.asarray(after.params[name]["kernel"]) != before[name]["kernel"]).all()
 
@@ -266,10 +270,10 @@ def test_neighboring_slices_are_the_same_in_training_and_in_inference(cohort):
     mesh = sharding.data_mesh()
     batch = make_batches(description=LGG, mesh=mesh, seed=0, geometry=STILL, intensity=PLAIN)
     indices = np.array([0, 1, 7, 14, 15, 16, 17, 127], np.int32)  # of cases of 16 slices
-    drawn = batch(jnp.int32(0), put_cohort(cohort, mesh, context=2), sharding.put(indices, sharding.over_batch(mesh)))
-    stacked = np.concatenate([with_neighbors(cohort.images[16 * case : 16 * case + 16], 2) for case in range(8)])
+    drawn = batch(jnp.int32(0), draw(cohort, indices, context=2))
+    stacked = np.concatenate([with_neighbors(cohort.slices.images[16 * case : 16 * case + 16], 2) for case in range(8)])
     constants = Normalization(*(np.tile(c, (1, 5))[cohort.case_index[indices]] for c in cohort.normalization))
     expected = jax.vmap(normalize)(stacked[indices], constants)
     assert drawn.images.shape == (8, 64, 64, 15)
     np.testing.assert_allclose(drawn.images, expected, atol=1e-5)
-    np.testing.assert_array_equal(drawn.targets, cohort.target_bits[indices])
+    np.testing.assert_array_equal(drawn.targets, cohort.slices.target_bits[indices])

@@ -10,7 +10,7 @@ from test_assessment import LOSS, SUPPORT, restless, sigmoid
 
 from brainseg_jax import sharding
 from brainseg_jax.data.canvas import Canvas
-from brainseg_jax.data.cohort import load_cohort
+from brainseg_jax.data.load_cohort import load_cohort
 from brainseg_jax.data.normalization import Normalization, normalize
 from brainseg_jax.data.phantom_cohort import write_phantom_cohort
 from brainseg_jax.data.prepare_source import prepare
@@ -45,8 +45,8 @@ def test_the_slices_of_a_case_are_those_of_each_view(in_three_views):
         assert [stop - start for start, stop in stacks] == list(cohort.labels[index].shape)
         for (start, stop), view in zip(stacks, single.values(), strict=True):
             own = view.slices_of([case])
-            np.testing.assert_array_equal(cohort.images[start:stop], view.images[own])
-            np.testing.assert_array_equal(cohort.target_bits[start:stop], view.target_bits[own])
+            np.testing.assert_array_equal(cohort.slices.images[start:stop], view.slices.images[own])
+            np.testing.assert_array_equal(cohort.slices.target_bits[start:stop], view.slices.target_bits[own])
             np.testing.assert_array_equal(cohort.target_fractions[start:stop], view.target_fractions[own])
     neighbors = cohort.neighbors(1)
     for start, stop in cohort.stacks(1):  # none beyond the ends of a view
@@ -64,9 +64,11 @@ def test_views_are_averaged_on_the_grid_of_the_volume(in_three_views, folder):
     for view in single.values():
         own = view.slices_of([case.name])
         constants = Normalization(*(np.repeat(values[:1], len(own), axis=0) for values in view.normalization))
-        logits = apply(network.variables, np.asarray(jax.vmap(normalize)(view.images[own], constants)))
+        logits = apply(network.variables, np.asarray(jax.vmap(normalize)(view.slices.images[own], constants)))
         expected = expected + view.canvases[0][0].from_network(np.asarray(sigmoid(logits), np.float32)) / 3
-        targets = np.stack([view.target_bits[own, ..., 0] >> k & 1 for k in range(3)], axis=-1).astype(np.float32)
+        targets = np.stack([view.slices.target_bits[own, ..., 0] >> k & 1 for k in range(3)], axis=-1).astype(
+            np.float32
+        )
         losses, slices = losses + float(LOSS(logits, targets).sum()), slices + len(own)
     ensemble = Ensemble([network], (SUPPORT,) * 3, mirror=False)
     assert ensemble.members == 3

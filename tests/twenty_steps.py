@@ -12,16 +12,18 @@ import jax
 import numpy as np
 
 from brainseg_jax import sharding
-from brainseg_jax.data.cohort import Cohort, load_cohort
+from brainseg_jax.data.cohort import Cohort
+from brainseg_jax.data.load_cohort import load_cohort
 from brainseg_jax.data.sampling import BatchSampler
 from brainseg_jax.losses import dice_loss
 from brainseg_jax.models import build_model
+from brainseg_jax.training.feed import DiskFeed, MemoryFeed
 from brainseg_jax.training.optimizer import build_optimizer, build_schedule
 from brainseg_jax.training.state import create_state
-from brainseg_jax.training.step import make_train_step, put_cohort
+from brainseg_jax.training.step import make_train_step
 
 
-def twenty_losses(cohort: Cohort, mesh: jax.sharding.Mesh) -> list[float]:
+def twenty_losses(cohort: Cohort, mesh: jax.sharding.Mesh, *, divided: bool = False) -> list[float]:
     """Batch norm, a batch-wide loss and augmentation: whatever would differ if a device saw its own part alone."""
     model = build_model("attention_unet", features=4, depth=3)
     schedule = build_schedule("cosine", learning_rate=1e-3, total_steps=20, warmup_steps=5)
@@ -37,14 +39,15 @@ def twenty_losses(cohort: Cohort, mesh: jax.sharding.Mesh) -> list[float]:
         geometry={"rotation": 15.0, "scale": 0.1, "shift": 0.05, "shear": 5.0, "flip": 0.5},
         intensity={"contrast": 0.1, "gamma": 0.2, "noise": 0.1},
     )
-    state = create_state(model, optimizer, image_shape=cohort.images.shape[1:], seed=0, ema=True, mesh=mesh)
-    on_devices = put_cohort(cohort, mesh)
-    slices = np.arange(len(cohort.images))
-    sampler = BatchSampler(slices, cohort.has_target, batch_size=8, tumor_share=0.5)
+    state = create_state(model, optimizer, image_shape=cohort.slices.shape, seed=0, ema=True, mesh=mesh)
+    sampler = BatchSampler(np.arange(cohort.slices.count), cohort.has_target, batch_size=8, tumor_share=0.5)
+    on_disk = cohort.labels is None
+    feed = DiskFeed(cohort, sampler, mesh) if on_disk else MemoryFeed(cohort, sampler, mesh, divided=divided)
     losses = []
     for i in range(20):
-        state, report = step(state, on_devices, sharding.put(sampler(i), sharding.over_batch(mesh)))
+        state, report = step(state, feed(i))
         losses.append(float(report.loss))
+    feed.close()
     return losses
 
 

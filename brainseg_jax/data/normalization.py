@@ -86,10 +86,19 @@ def fit(volume: np.ndarray, method: str) -> Normalization:
     Raises:
       InputError: There is no such method.
     """
+    return fit_histograms(histograms(volume), method)
+
+
+def histograms(volume: np.ndarray) -> np.ndarray:
+    """How many voxels of each channel have each value, [C, 256] int64; volume [S, H, W, C] uint8."""
+    return np.stack([np.bincount(volume[..., c].ravel(), minlength=256) for c in range(volume.shape[-1])])
+
+
+def fit_histograms(counts: np.ndarray, method: str) -> Normalization:
+    """As `fit`, from the histograms of a volume, [C, 256]."""
     if method not in METHODS:
         raise InputError(f"data.normalization={method!r}: there is no such method; give one of {', '.join(METHODS)}")
-    channels = [METHODS[method](np.bincount(volume[..., c].ravel(), minlength=256)) for c in range(volume.shape[-1])]
-    return Normalization(*np.array(channels, np.float32).T)
+    return Normalization(*np.array([METHODS[method](of_channel) for of_channel in counts], np.float32).T)
 
 
 def repeated(constants: Normalization, context: int) -> Normalization:

@@ -48,7 +48,7 @@ class LossSums:
 
     def add(self, outputs: Forward, owners: np.ndarray, slices: np.ndarray, valid: np.ndarray) -> None:
         """See `network.OnBatch`."""
-        bits = self._cohort.target_bits[self._first[owners] + slices]
+        _, bits = self._cohort.slices.read(self._first[owners] + slices)
         everywhere = sharding.replicated(self._runner.mesh)
         loss, soft_iou = self._of_batch(outputs.logits, *(sharding.put(array, everywhere) for array in (bits, valid)))
         self._loss += float(loss)
@@ -163,7 +163,7 @@ class Assessor:
         calibrations: dict[str, dict[str, Calibration]] = {}
         indices = cohort.indices(cases)
         spacing_known = all(cohort.spacings[index] for index in indices)
-        every = case_pictures.slice_step(sum(len(cohort.labels[index]) for index in indices))
+        every = case_pictures.slice_step(sum(cohort.shapes[index][0] for index in indices))
         for index, probability, attention in self._outputs(network, cases):
             name, masks = cohort.cases[index], self._masks(index, probability, posts)
             truth, counted = self._truth(index)
@@ -227,7 +227,9 @@ class Assessor:
         cohort = self.cohort
         indices = np.sort(cohort.indices(cases)).tolist()
         inputs = (
-            network.inputs(cohort.images[start:stop], Normalization(*(c[index] for c in cohort.normalization)))
+            network.inputs(
+                cohort.slices.read_range(start, stop)[0], Normalization(*(c[index] for c in cohort.normalization))
+            )
             for index in indices
             for start, stop in cohort.stacks(index)
         )
@@ -248,7 +250,7 @@ class Assessor:
 
     def _truth(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """The reference masks of a case, [S, H, W, K] bool, and which voxels count, [S, H, W] bool."""
-        labels, description = self.cohort.labels[index], self.cohort.description
+        labels, description = self.cohort.read_labels(index), self.cohort.description
         counted = description.counted(labels)
         return description.masks(labels), np.ones(labels.shape, bool) if counted is None else counted
 

@@ -45,3 +45,10 @@ def on_first_process(what: str, action: Callable[[], T], *, quiet: bool = False)
     if error is not None:
         raise error
     return result
+
+
+def most_of_processes(number: int) -> int:
+    """The maximum over all processes of a whole number that each has."""
+    if jax.process_count() == 1:
+        return number
+    return int(np.max(multihost_utils.process_allgather(np.int32(number))))

@@ -125,7 +125,7 @@ def _best_median_worst(cohort: Cohort, assessed: Assessment) -> dict[str, Pictur
     for name, row in chosen.items():
         case = case_name(row)
         (index,) = cohort.indices([case])
-        truth = cohort.description.masks(cohort.labels[index])
+        truth = cohort.description.masks(cohort.read_labels(index))
         largest = int(np.argmax(truth.sum(axis=(1, 2, 3), dtype=np.int64)))
         attention = assessed.attention[case]
         pictures[name] = PictureSlice(

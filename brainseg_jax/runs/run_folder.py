@@ -27,6 +27,7 @@ MAY_CHANGE = frozenset(
     (
         "compilation_cache",
         "data.dir",
+        "data.residence",  # batches are the same wherever they come from
         "data.source",  # the fingerprint of the data is compared in its place
         "split.file",  # and so is the split
         "train.epochs",

@@ -2,10 +2,10 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import flax.linen as nn
-import jax
 import numpy as np
 import optax
 from absl import logging
@@ -14,17 +14,20 @@ from ml_collections import ConfigDict
 
 from brainseg_jax import sharding
 from brainseg_jax.config import check_config
-from brainseg_jax.data.cohort import Cohort, load_cohort
+from brainseg_jax.data.cohort import Cohort
+from brainseg_jax.data.load_cohort import load_cohort
+from brainseg_jax.data.residence import DISK, DIVIDED, Residence
 from brainseg_jax.data.sampling import BatchSampler, PatientSampler
 from brainseg_jax.files import user_path
 from brainseg_jax.runs.data import choose_split, find_data
-from brainseg_jax.runs.evaluation import Evaluation, evaluation_of, read_cohort
+from brainseg_jax.runs.evaluation import Evaluation, choose_for, evaluation_of, read_cohort
 from brainseg_jax.runs.trained import cases_of_training, start_from
+from brainseg_jax.training.feed import DiskFeed, MemoryFeed
 from brainseg_jax.training.objective import Loss, build_loss
 from brainseg_jax.training.optimizer import build_optimizer, build_schedule
 from brainseg_jax.training.plan import Planned, plan
 from brainseg_jax.training.state import TrainState, create_state
-from brainseg_jax.training.step import DeviceCohort, make_train_step, put_cohort
+from brainseg_jax.training.step import make_train_step
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,11 +37,12 @@ class Experiment:
     Attributes:
       config: with every planned value filled in.
       planned: what was filled in, and why.
+      residence: where the slices are.
       evaluation: what its scores rest on: cohort, split, network, masks.
       mesh: of all devices.
-      on_devices: the cohort's arrays on the devices.
       schedule: learning rate by step.
       sampler: the slices of each step.
+      feed: the same, on the devices.
       steps_per_epoch: updates an epoch.
       initial_state: of the training, with random weights.
       init_from: the run whose weights the training starts from, as the config says it, or None.
@@ -47,11 +51,12 @@ class Experiment:
 
     config: ConfigDict
     planned: list[Planned]
+    residence: Residence
     evaluation: Evaluation
     mesh: Mesh
-    on_devices: DeviceCohort
     schedule: optax.Schedule
     sampler: BatchSampler | PatientSampler
+    feed: MemoryFeed | DiskFeed
     steps_per_epoch: int
     initial_state: TrainState
     init_from: str | None
@@ -87,10 +92,6 @@ class Experiment:
             )
         return state
 
-    def put_batch(self, array: np.ndarray) -> jax.Array:
-        """Lays the indices of a batch on the devices, divided among them."""
-        return sharding.put(array, sharding.over_batch(self.mesh))
-
 
 def build_experiment(
     config: ConfigDict, *, load: Callable[..., Cohort] = load_cohort, run: Path | None = None
@@ -113,7 +114,9 @@ def build_experiment(
     check_config(config)
     sharding.check_divides(mesh, "train.batch_size", config.train.batch_size)
     sharding.check_divides(mesh, "eval.batch_size", config.eval.batch_size)
-    cohort = read_cohort(config, folder, load)
+    residence = choose_for(config, folder, trains=True)
+    cohort = read_cohort(config, folder, load, on_disk=residence.kind == DISK)
+    feed = DiskFeed if residence.kind == DISK else partial(MemoryFeed, divided=residence.kind == DIVIDED)
     split = choose_split(config.split, cohort, run)
     train_slices = cohort.slices_of(split.train)
     sampler = _choose_sampler(config, cohort, train_slices)
@@ -131,20 +134,22 @@ def build_experiment(
     )
     optimizer = build_optimizer(opt.name, schedule, b2=opt.b2, weight_decay=opt.weight_decay, clip_norm=opt.clip_norm)
     model = evaluation.network.model
+    side, _, channels = cohort.slices.shape
     augment = config.augment
     return Experiment(
         config=config,
         planned=planned,
+        residence=residence,
         evaluation=evaluation,
         mesh=mesh,
-        on_devices=put_cohort(cohort, mesh, context=config.data.context),
         schedule=schedule,
         sampler=sampler,
+        feed=feed(cohort, sampler, mesh, context=config.data.context),
         steps_per_epoch=steps_per_epoch,
         initial_state=create_state(
             model,
             optimizer,
-            image_shape=(*cohort.images.shape[1:3], (2 * config.data.context + 1) * cohort.images.shape[3]),
+            image_shape=(side, side, (2 * config.data.context + 1) * channels),
             seed=config.seed,
             ema=opt.ema_decay > 0.0,
             mesh=mesh,

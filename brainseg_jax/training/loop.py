@@ -14,7 +14,8 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from brainseg_jax.config import idle_keys
-from brainseg_jax.data.cohort import Cohort, load_cohort
+from brainseg_jax.data.cohort import Cohort
+from brainseg_jax.data.load_cohort import load_cohort
 from brainseg_jax.errors import TrainingDiverged, TrainingStopped
 from brainseg_jax.runs.checkpoint import Checkpoints, saved_steps
 from brainseg_jax.runs.journal import Journal, conclusion, cut_rows, epoch_line, introduction
@@ -53,6 +54,7 @@ def train(config: ConfigDict, workdir: Path, *, load: Callable[..., Cohort] = lo
     # Before anything is written: what a run starts from is the last that can be wrong.
     state, loop = experiment.initial_state if goes_on else experiment.first_state(), LoopState()
     with ExitStack() as held, StopSignal() as stop:
+        held.callback(experiment.feed.close)
         on_first_process("take the run folder", lambda: held.enter_context(own_run_folder(workdir)))
         claim_run_folder(workdir, config, experiment.cohort, experiment.evaluation.split)
         checkpoints = Checkpoints(workdir / "checkpoints")
@@ -158,8 +160,7 @@ def _train_epoch(state: TrainState, loop: LoopState, run: _Run) -> tuple[TrainSt
     waiting: list[Report] = []  # of steps that the host has not looked at
     looked = time.monotonic()
     for step in range(int(state.step), last):
-        indices = experiment.put_batch(experiment.sampler(step))
-        state, report = experiment.train_step(state, experiment.on_devices, indices)
+        state, report = experiment.train_step(state, experiment.feed(step))
         waiting.append(report)
         ends = step + 1 == last
         if len(waiting) < run.config.train.log_every and not ends and not run.stop.at_once():

@@ -1,4 +1,4 @@
-"""A training step, from the batch to the update: pure functions of state, cohort and slice indices, compiled.
+"""A training step, from the batch to the update: pure functions of the state and the slices drawn, compiled.
 
 The batch and the update are separate programs. In one, XLA on a CPU works out the warp anew in each loop that reads a
 pixel. `benchmarks/overhead.py` measures it.
@@ -16,21 +16,12 @@ from jax.sharding import Mesh
 
 from brainseg_jax import ops, sharding
 from brainseg_jax.data.augment import perturb_intensity, replace_channels, warp
-from brainseg_jax.data.cohort import Cohort, unpack_targets
+from brainseg_jax.data.cohort import unpack_targets
 from brainseg_jax.data.normalization import Normalization, normalize, repeated
 from brainseg_jax.scans.description import Description
+from brainseg_jax.training.feed import Drawn
 from brainseg_jax.training.objective import Loss
 from brainseg_jax.training.state import TrainState
-
-
-class DeviceCohort(NamedTuple):
-    """The cohort's arrays, whole on each device. An argument of each step: closed over, they would be compiled in."""
-
-    images: jax.Array  # [N, side, side, C] uint8
-    target_bits: jax.Array  # [N, side, side, 1], see `Cohort`
-    case_index: jax.Array  # [N] int32
-    neighbors: jax.Array  # [N, n] int32, see `Cohort.neighbors`
-    normalization: Normalization  # of [P, C]
 
 
 class Batch(NamedTuple):
@@ -48,18 +39,6 @@ class Report(NamedTuple):
     finite: jax.Array  # bool scalar: whether loss and gradient are finite numbers
 
 
-def put_cohort(cohort: Cohort, mesh: Mesh, *, context: int = 0) -> DeviceCohort:
-    """Lays the cohort on every device, once a run; `context` neighbors on either side are further channels."""
-    put = partial(sharding.put, sharding=sharding.replicated(mesh))
-    return DeviceCohort(
-        images=put(cohort.images),
-        target_bits=put(cohort.target_bits),
-        case_index=put(cohort.case_index),
-        neighbors=put(cohort.neighbors(context)),
-        normalization=jax.tree.map(put, cohort.normalization),
-    )
-
-
 def augmentation_keys(seed: int, step: int | jax.Array, examples: int) -> list[jax.Array]:
     """The keys of warp, intensity and replaced channels, [B] each; all of one split, so that no two are equal."""
     key = jax.random.fold_in(jax.random.key(seed), step)
@@ -75,8 +54,8 @@ def make_batches(
     intensity: dict[str, float],
     replaced_channels: float = 0.0,
     deterministic: bool = False,
-) -> Callable[[jax.Array, DeviceCohort, jax.Array], Batch]:
-    """Compiles what comes before an update: gather, warp, normalize, change the intensity.
+) -> Callable[[jax.Array, Drawn], Batch]:
+    """Compiles what comes before an update: warp, normalize, change the intensity.
 
     Args:
       description: of the cohort.
@@ -88,21 +67,16 @@ def make_batches(
       deterministic: see `ops.compiler_options`.
 
     Returns:
-      (step, cohort, indices [B] int32) -> `Batch`.
+      (step, `Drawn`) -> `Batch`.
     """
 
-    def gather_and_warp(step: jax.Array, cohort: DeviceCohort, indices: jax.Array) -> tuple[jax.Array, jax.Array]:
-        keys, _, _ = augmentation_keys(seed, step, len(indices))
-        around = cohort.images[cohort.neighbors[indices]]  # [B, n, side, side, C]
-        images = jnp.concatenate(list(jnp.moveaxis(around, 1, 0)), axis=-1).astype(jnp.float32)
-        bits = cohort.target_bits[indices].astype(jnp.float32)
-        return jax.vmap(partial(warp, **geometry))(keys, images, bits)
+    def warp_all(step: jax.Array, drawn: Drawn) -> tuple[jax.Array, jax.Array]:
+        keys, _, _ = augmentation_keys(seed, step, len(drawn.images))
+        images = jnp.concatenate(list(jnp.moveaxis(drawn.images, 1, 0)), axis=-1).astype(jnp.float32)
+        return jax.vmap(partial(warp, **geometry))(keys, images, drawn.target_bits.astype(jnp.float32))
 
-    def normalize_and_change(
-        step: jax.Array, cohort: DeviceCohort, indices: jax.Array, images: jax.Array, bits: jax.Array
-    ) -> Batch:
-        _, keys, replace_keys = augmentation_keys(seed, step, len(indices))
-        constants = jax.tree.map(lambda c: c[cohort.case_index[indices]], cohort.normalization)
+    def normalize_and_change(step: jax.Array, constants: Normalization, images: jax.Array, bits: jax.Array) -> Batch:
+        _, keys, replace_keys = augmentation_keys(seed, step, len(images))
         constants = repeated(constants, (images.shape[-1] // len(description.channels) - 1) // 2)
         images = jax.vmap(normalize)(images, constants)
         images = jax.vmap(partial(replace_channels, description=description, probability=replaced_channels))(
@@ -117,12 +91,12 @@ def make_batches(
         out_shardings=divided,
         compiler_options=ops.compiler_options(deterministic=deterministic, network=False),
     )
-    first = compiled(gather_and_warp, in_shardings=(everywhere, everywhere, divided))
-    second = compiled(normalize_and_change, in_shardings=(everywhere, everywhere, divided, divided, divided))
+    first = compiled(warp_all, in_shardings=(everywhere, divided))
+    second = compiled(normalize_and_change, in_shardings=(everywhere, divided, divided, divided))
 
-    def batch(step: jax.Array, cohort: DeviceCohort, indices: jax.Array) -> Batch:
+    def batch(step: jax.Array, drawn: Drawn) -> Batch:
         # Warped before normalization, so that what comes in from outside the image is black, not mean gray.
-        return second(step, cohort, indices, *first(step, cohort, indices))
+        return second(step, drawn.normalization, *first(step, drawn))
 
     return batch
 
@@ -141,11 +115,11 @@ def make_train_step(
     replaced_channels: float = 0.0,
     skip_nonfinite: bool = False,
     deterministic: bool = False,
-) -> Callable[[TrainState, DeviceCohort, jax.Array], tuple[TrainState, Report]]:
+) -> Callable[[TrainState, Drawn], tuple[TrainState, Report]]:
     """Joins the batch of a step and its update; for the arguments see `make_batches` and `make_update`.
 
     Returns:
-      (state, cohort, indices [B] int32) -> (state, `Report`). The state given is donated.
+      (state, `Drawn`) -> (state, `Report`). The state given is donated.
     """
     batch = make_batches(
         description=description,
@@ -166,8 +140,8 @@ def make_train_step(
         deterministic=deterministic,
     )
 
-    def step(state: TrainState, cohort: DeviceCohort, indices: jax.Array) -> tuple[TrainState, Report]:
-        return update(state, batch(state.step, cohort, indices))
+    def step(state: TrainState, drawn: Drawn) -> tuple[TrainState, Report]:
+        return update(state, batch(state.step, drawn))
 
     return step
 

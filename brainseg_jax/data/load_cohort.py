@@ -1,0 +1,266 @@
+"""From a prepared dataset to a `Cohort`: slices at the network's size, in memory or in a file beside the dataset."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from absl import logging
+
+from brainseg_jax.data import normalization as norm
+from brainseg_jax.data import slice_store
+from brainseg_jax.data.canvas import Canvas
+from brainseg_jax.data.cohort import Cohort
+from brainseg_jax.data.prepared import read_summary
+from brainseg_jax.data.prepared_cases import LabelledCase, read_cases
+from brainseg_jax.data.progress import slice_progress
+from brainseg_jax.data.residence import bytes_of_slices
+from brainseg_jax.data.slice_store import SlicesInMemory, SlicesOnDisk, bits_type
+from brainseg_jax.errors import InputError
+from brainseg_jax.files import gigabytes
+from brainseg_jax.scans.description import Description
+
+
+class _Case(NamedTuple):
+    """What a cohort keeps of a case, but for its slices and labels."""
+
+    name: str
+    patient: str
+    group: str
+    grade: int | None
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float, float] | None
+    numbers: tuple[int, ...]
+    histograms: np.ndarray  # [C, 256], see `normalization.histograms`
+    area: np.ndarray  # of each slice of each view
+    fractions: np.ndarray
+
+
+class _Look(NamedTuple):
+    """How a network looks at volumes: what the arguments of `load_cohort` of the same names say."""
+
+    image_size: int
+    pixel_spacing: float
+    view: str
+
+    def canvases(self, shape: tuple[int, int, int], spacing: tuple[float, float, float] | None) -> tuple[Canvas, ...]:
+        return Canvas.of_views(
+            self.view, shape, spacing=spacing, image_size=self.image_size, pixel_spacing=self.pixel_spacing
+        )
+
+
+def load_cohort(
+    dataset_folder: Path,
+    *,
+    image_size: int,
+    normalization: str,
+    pixel_spacing: float = 0.0,
+    view: str = "axial",
+    on_disk: bool = False,
+) -> Cohort:
+    """Reads a prepared dataset.
+
+    Args:
+      dataset_folder: the folder that `prepare` returned.
+      image_size: height and width of the network's images, in pixels.
+      normalization: a name in `normalization.METHODS`.
+      pixel_spacing: millimeters of a pixel of the network; 0: each slice is fitted to the image.
+      view: a key of `canvas.VIEWS`, or "all" for the slices of all of them.
+      on_disk: whether slices and labels stay on disk. The first call for a dataset and a way to look at it writes the
+        slices at the network's size to a file beside the prepared data; later calls use it.
+
+    Raises:
+      InputError: an argument is out of range, a slice does not fit the image, or the folder holds no whole dataset.
+    """
+    look = _Look(image_size, pixel_spacing, view)
+    if on_disk:
+        slices, cases, labels = *_slices_on_disk(dataset_folder, look), None
+    else:
+        slices, cases, labels = _slices_in_memory(dataset_folder, look)
+    summary = read_summary(dataset_folder)
+    grades = tuple(case.grade for case in cases)
+    ends = np.cumsum([case.shape[0] for case in cases])
+    constants = [norm.fit_histograms(case.histograms, normalization) for case in cases]
+    return Cohort(
+        description=summary.description,
+        slices=slices,
+        case_index=np.repeat(np.arange(len(cases), dtype=np.int32), [len(case.area) for case in cases]),
+        target_area=np.concatenate([case.area for case in cases]),
+        target_fractions=np.concatenate([case.fractions for case in cases]),
+        cases=tuple(case.name for case in cases),
+        patients=tuple(case.patient for case in cases),
+        groups=tuple(case.group for case in cases),
+        grades=None if None in grades else grades,
+        shapes=tuple(case.shape for case in cases),
+        spacings=tuple(case.spacing for case in cases),
+        numbers=tuple(case.numbers for case in cases),
+        canvases=tuple(look.canvases(case.shape, case.spacing) for case in cases),
+        records=tuple(np.arange(end - case.shape[0], end) for case, end in zip(cases, ends, strict=True)),
+        normalization=norm.Normalization(*(np.stack(values) for values in zip(*constants, strict=True))),
+        labels=labels,
+        fingerprint=summary.fingerprint,
+        folder=dataset_folder,
+    )
+
+
+def _slices_in_memory(folder: Path, look: _Look) -> tuple[SlicesInMemory, list[_Case], tuple[np.ndarray, ...]]:
+    images, bits, cases, labels = [], [], [], []
+    for case, of_case in _walk(folder, look):
+        cases.append(case)
+        images += [image for image, _ in of_case]
+        bits += [of_view for _, of_view in of_case]
+        labels.append(of_case.labels)
+    return SlicesInMemory(_joined(images), _joined(bits)), cases, tuple(labels)
+
+
+def _slices_on_disk(folder: Path, look: _Look) -> tuple[SlicesOnDisk, list[_Case]]:
+    summary = read_summary(folder)
+    name = f"{folder.parent.name}_{folder.name}_{look.image_size}px_{look.pixel_spacing:g}mm_{look.view}"
+    store = folder.absolute().parents[2] / slice_store.FOLDER / name
+    columns = slice_store.read_index(store)
+    if columns is None:
+        size = bytes_of_slices(summary, look.image_size, look.view)
+        logging.info("the slices are written once at the network's size, %s, to %s", gigabytes(size), store)
+        cases: list[_Case] = []
+        with slice_progress(shown=True) as bar:
+            bar.start("slices at the network's size", summary.slices)
+
+            def slices() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+                for case, views, _ in _walk(folder, look):
+                    cases.append(case)
+                    yield from views
+                    for _ in range(case.shape[0]):
+                        bar.advance()
+
+            slice_store.write_slices(store, slices(), lambda: _to_columns(cases), expected_bytes=size)
+        columns = slice_store.read_index(store)
+    cases = _from_columns(columns)
+    side, channels = look.image_size, len(summary.description.channels)
+    count = sum(len(case.area) for case in cases)
+    bits = bits_type(summary.description)
+    return SlicesOnDisk(store, shape=(side, side, channels), bits=bits, count=count), cases
+
+
+def _slices_in_memory(folder: Path, look: _Look) -> tuple[SlicesInMemory, list[_Case], tuple[np.ndarray, ...]]:
+    images, bits, cases, labels = [], [], [], []
+    for case, views, of_case in _walk(folder, look):
+        cases.append(case)
+        labels.append(of_case)
+        for of_view, bits_of_view in views:
+            images.append(of_view)
+            bits.append(bits_of_view)
+    return SlicesInMemory(_joined(images), _joined(bits)), cases, tuple(labels)
+
+
+def _walk(folder: Path, look: _Look) -> Iterator[tuple[_Case, list[tuple[np.ndarray, np.ndarray]], np.ndarray]]:
+    """Case after case what is kept of it, images and target bits of each view, and its labels."""
+    description, too_large = read_summary(folder).description, []
+    for case in read_cases(folder):
+        volume = case.volume
+        try:
+            canvases = look.canvases(volume.labels.shape, volume.spacing)
+        except InputError as error:
+            raise InputError(f"case {case.name} of {folder}: {error}, and prepare again") from None
+        if (side := max(canvas.side for canvas in canvases)) > look.image_size:
+            too_large.append(f"{case.name} ({side})")
+        if too_large:  # the others are looked at for the message alone
+            continue
+        views = [(canvas.to_network(volume.voxels), _pack(canvas, description, volume.labels)) for canvas in canvases]
+        yield _kept(case, canvases, description), views, volume.labels
+    if too_large:
+        more = f" and {len(too_large) - 5} more" if len(too_large) > 5 else ""
+        raise InputError(
+            f"slices of {', '.join(too_large[:5])}{more} have more pixels of {look.pixel_spacing:g} mm a side than "
+            f"data.image_size={look.image_size}; raise it, or data.pixel_spacing"
+        )
+
+
+def _kept(case: LabelledCase, canvases: tuple[Canvas, ...], description: Description) -> _Case:
+    volume, area, fractions = case.volume, [], []
+    for canvas in canvases:
+        labels = np.moveaxis(volume.labels, canvas.axis, 0)
+        masks, counted = description.masks(labels), description.counted(labels)
+        area.append(masks.any(axis=-1).sum(axis=(1, 2)))
+        pixels = np.prod(masks.shape[1:3]) if counted is None else np.maximum(counted.sum(axis=(1, 2)), 1)[:, None]
+        fractions.append(masks.sum(axis=(1, 2), dtype=np.float64) / pixels)
+    return _Case(
+        case.name,
+        case.patient,
+        case.group,
+        case.grade,
+        volume.labels.shape,
+        volume.spacing,
+        volume.numbers,
+        norm.histograms(volume.voxels),
+        np.concatenate(area),
+        np.concatenate(fractions),
+    )
+
+
+def _to_columns(cases: list[_Case]) -> dict[str, np.ndarray]:
+    """The cases as arrays, which `_from_columns` reads."""
+    columns = _Case(*zip(*cases, strict=True))
+    grades = [-2 if grade is None else grade for grade in columns.grade]
+    return {
+        "name": np.array(columns.name),
+        "patient": np.array(columns.patient),
+        "group": np.array(columns.group),
+        "grade": np.array(grades),
+        "shape": np.array(columns.shape),
+        "spacing": np.array([spacing or (0.0, 0.0, 0.0) for spacing in columns.spacing]),
+        "numbers": np.concatenate(columns.numbers),
+        "histograms": np.stack(columns.histograms),
+        "slices": np.array([len(area) for area in columns.area]),
+        "area": np.concatenate(columns.area),
+        "fractions": np.concatenate(columns.fractions),
+    }
+
+
+def _from_columns(columns: dict[str, np.ndarray]) -> list[_Case]:
+    def parts(name: str, lengths: np.ndarray) -> list[np.ndarray]:
+        return np.split(columns[name], np.cumsum(lengths)[:-1])
+
+    return [
+        _Case(
+            *words,
+            grade=None if grade == -2 else grade,
+            shape=tuple(shape),
+            spacing=tuple(spacing) if any(spacing) else None,
+            numbers=tuple(numbers.tolist()),
+            histograms=histograms,
+            area=area,
+            fractions=fractions,
+        )
+        for *words, grade, shape, spacing, numbers, histograms, area, fractions in zip(
+            *(columns[name].tolist() for name in ("name", "patient", "group", "grade", "shape", "spacing")),
+            parts("numbers", columns["shape"][:, 0]),
+            columns["histograms"],
+            parts("area", columns["slices"]),
+            parts("fractions", columns["slices"]),
+            strict=True,
+        )
+    ]
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    """`np.concatenate` that lets go of each part once it is copied, so that memory does not hold everything twice."""
+    whole = np.empty((sum(map(len, parts)), *parts[0].shape[1:]), parts[0].dtype)
+    end = len(whole)
+    while parts:
+        part = parts.pop()
+        whole[end - len(part) : end] = part
+        end -= len(part)
+    return whole
+
+
+def _pack(canvas: Canvas, description: Description, labels: np.ndarray) -> np.ndarray:
+    """Labels [S, H, W] of a volume as target bits of its slices, see `unpack_targets`, [n, side, side, 1]."""
+    masks = description.masks(labels)
+    if description.ignore is not None:
+        masks = np.concatenate([masks, (labels == description.ignore)[..., None]], axis=-1)
+    masks = canvas.masks_to_network(masks)
+    dtype = bits_type(description)
+    bits = np.zeros((*masks.shape[:-1], 1), dtype)
+    for k in range(masks.shape[-1]):
+        bits[..., 0] |= masks[..., k].astype(dtype) << dtype.type(k)
+    return bits
