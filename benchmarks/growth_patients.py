@@ -1,0 +1,270 @@
+"""How time and memory grow with the patients, up to BraTS's 1 251: `python -m benchmarks.growth_patients`.
+
+Every point is a process of its own, whose peak is the largest memory that the kernel saw it hold. A time with a start
+in it (of the command, the network, the compiler) falls to that of a patient as there are more of them.
+
+    python -m benchmarks.growth_patients                    # growth_patients.json and .png; 15 minutes, 5 GB of disk
+    python -m benchmarks.growth_patients --patients=4,16 --files=2,4 --slices=12 --side=64 --output=/tmp/growth
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+PATIENTS = (10, 40, 160, 640, 1251)  # of synthetic records
+FILES = (4, 10, 40, 100)  # patients in NIfTI files
+MOST_PREDICTED = 40  # patients that are validated or predicted
+OWN = "benchmarks.growth_patients"
+REPETITIONS = 5  # of a training step
+STEP = "training step"  # the one that is a time a step, and not of all patients
+RECORDS = ("write records", "first start", "later start", STEP)  # in this order
+OF_FILES = {"prepare": "prepare files", "predict": "predict files", "evaluate": "score files"}
+
+
+def main() -> None:
+    """Measures every point, or does in a process of its own the work of one."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--patients", type=_numbers, default=PATIENTS, help="of synthetic records, as in 10,40,160")
+    parser.add_argument("--files", type=_numbers, default=FILES, help="patients in files, as in 4,10,40")
+    parser.add_argument("--slices", type=int, default=155, help="of a patient")
+    parser.add_argument("--side", type=int, default=128, help="pixels, a multiple of 16")
+    parser.add_argument("--folder", type=Path, help="for the records; default: that of temporary files")
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(""), help="without .json and .png")
+    parser.add_argument("--work", choices=WORK, help="of this process; prints seconds")
+    arguments = parser.parse_args()
+    if arguments.work:
+        print(WORK[arguments.work](arguments.folder, arguments.patients[0], arguments.slices, arguments.side))
+        return
+    lines: dict[str, list[dict]] = {}
+    print("| work | patients | seconds | seconds a patient | peak, MB |\n| --- | --- | --- | --- | --- |")
+    for work, point in _points(arguments):
+        lines.setdefault(work, []).append(point)
+        print(f"| {work} | {' | '.join(f'{value:.4g}' for value in point.values())} |", flush=True)
+    arguments.output.with_suffix(".json").write_text(json.dumps(lines, indent=1) + "\n")
+    draw(lines, arguments.output.with_suffix(".png"))
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(sorted(int(number) for number in text.split(",")))
+
+
+def _points(arguments: argparse.Namespace) -> Iterator[tuple[str, dict]]:
+    """Yields the name of a work and a point of it; what a point leaves on disk is removed after it."""
+    size = (f"--slices={arguments.slices}", f"--side={arguments.side}")
+
+    def own(work: str, folder: str | Path, patients: int) -> dict:
+        flags = (f"--work={work}", f"--folder={folder}", f"--patients={patients}")
+        return _measure(patients, OWN, *flags, *size)
+
+    for patients in arguments.patients:
+        with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+            for work in (*RECORDS, *(("validate",) if patients <= MOST_PREDICTED else ())):
+                yield work, own(work, folder, patients)
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        own("write files", folder, arguments.files[-1])
+        run = Path(folder) / "run"
+        for patients in arguments.files:
+            scans = Path(folder) / f"{patients}"
+            own("link files", scans, patients)
+            commands = {
+                "prepare": (f"--source={scans}", f"--data_dir={scans}_data"),
+                "predict": (f"--run={run}", f"--input={scans}/imagesTr", f"--output={scans}_masks"),
+                "evaluate": (
+                    *(f"--predictions={scans}/predicted", f"--truth={scans}/labelsTr"),
+                    f"--output={scans}_scores",
+                ),
+            }
+            for command, flags in commands.items():
+                module = f"brainseg_jax.{'data.' * (command == 'prepare')}{command}"
+                if command != "predict" or patients <= MOST_PREDICTED:
+                    yield OF_FILES[command], _measure(patients, module, *flags)
+                if command == "prepare" and not run.exists():
+                    own("train on files", folder, patients)
+
+
+def _measure(patients: int, module: str, *flags: str) -> dict:
+    """Runs a command to its end; the seconds of a work of this module are those that it prints."""
+    started = time.perf_counter()
+    with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+") as logged:
+        process = subprocess.Popen([sys.executable, "-m", module, *flags], stdout=said, stderr=logged)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        seconds = time.perf_counter() - started
+        said.seek(0)
+        logged.seek(0)
+        if process.returncode:
+            raise RuntimeError(f"python -m {module} {' '.join(flags)}: {logged.read()[-3000:]}")
+        if module == OWN:
+            seconds = float(said.read().split()[-1])
+    a_patient = seconds if f"--work={STEP}" in flags else seconds / patients
+    return {"at": patients, "seconds": seconds, "seconds_a_patient": a_patient, "peak_mb": usage.ru_maxrss / 1024}
+
+
+def _timed(function: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    function()
+    return time.perf_counter() - started
+
+
+# The work of a process: (folder, patients, slices, side) to seconds.
+
+
+def _write_records(folder: Path, patients: int, slices: int, side: int) -> float:
+    from benchmarks.synthetic_records import write_records
+    from brainseg_jax.data.prepared import read_summary
+
+    def write() -> None:
+        dataset = {"folder": write_records(folder, patients=patients, slices=slices, side=side)}
+        summary = read_summary(dataset["folder"])
+        # By this a run finds its data where their source is gone.
+        known = {"fingerprint": summary.fingerprint, "description": summary.description.to_json()}
+        (folder / "known").mkdir()
+        (folder / "known" / "config.json").write_text(json.dumps({"dataset": known}))
+
+    return _timed(write)
+
+
+def _build(folder: Path, side: int):
+    """The experiment of the records in a folder, at the scale of `:cpu`."""
+    from brainseg_jax.compilation import keep_compiled
+    from brainseg_jax.config import default_config
+    from brainseg_jax.training.experiment import build_experiment
+
+    config = default_config("cpu")
+    config.data.source, config.data.dir = str(folder / "no source"), str(folder)
+    config.data.residence, config.data.image_size = "disk", side
+    config.split.val = config.split.test = 0.2
+    keep_compiled(config.compilation_cache)
+    return build_experiment(config, run=folder / "known")
+
+
+def _start(folder: Path, patients: int, slices: int, side: int) -> float:
+    return _timed(lambda: _build(folder, side))
+
+
+def _step(folder: Path, patients: int, slices: int, side: int) -> float:
+    """Median seconds of a step, its slices read from disk."""
+    import jax
+
+    experiment = _build(folder, side)
+    state, seconds = experiment.initial_state, []
+    for step in range(REPETITIONS + 2):
+        started = time.perf_counter()
+        state, _ = experiment.train_step(state, experiment.feed(step))
+        jax.block_until_ready(state)
+        seconds.append(time.perf_counter() - started)
+    experiment.feed.close()
+    return statistics.median(seconds[2:])
+
+
+def _validate(folder: Path, patients: int, slices: int, side: int) -> float:
+    experiment = _build(folder, side)
+    evaluation = experiment.evaluation
+    network = evaluation.with_variables(experiment.initial_state.variables)
+    cases = experiment.cohort.cases
+    evaluation.assessor.quick(network, cases[:1], evaluation.posts)  # compiles
+    seconds = _timed(lambda: evaluation.assessor.quick(network, cases, evaluation.posts))
+    experiment.feed.close()
+    return seconds
+
+
+def _write_files(folder: Path, patients: int, slices: int, side: int) -> float:
+    """Scans, reference masks and other masks as NIfTI, the scans in the layout of nnU-Net."""
+    import nibabel as nib
+    import numpy as np
+
+    from benchmarks.synthetic_records import SyntheticPatients
+    from brainseg_jax.scans.grid import Grid
+
+    drawn = SyntheticPatients(patients=patients, slices=slices, side=side, channels=1)
+    for name in _FOLDERS:
+        (folder / "all" / name).mkdir(parents=True)
+    for case in drawn.cases:
+        volume = drawn.volume(case)
+        between, rows, columns = volume.spacing
+        grid = Grid(np.diag([columns, rows, between, 1.0]), (side, side, slices))
+        arrays = (volume.voxels[..., 0].astype(np.int16) * 4, volume.labels, np.roll(volume.labels, 1, axis=1))
+        for name, suffix, array in zip(_FOLDERS, ("_0000", "", ""), arrays, strict=True):
+            image = nib.Nifti1Image(np.ascontiguousarray(grid.from_slices(array)), grid.affine)
+            nib.save(image, folder / "all" / name / f"{case.name}{suffix}.nii.gz")
+    return 0.0
+
+
+def _link_files(folder: Path, patients: int, slices: int, side: int) -> float:
+    """The first patients of `_write_files` in a folder of their own."""
+    from brainseg_jax.data.phantom_cohort import REGIONS
+
+    for name in _FOLDERS:
+        (folder / name).mkdir(parents=True)
+        for path in sorted((folder.parent / "all" / name).iterdir())[:patients]:
+            os.link(path, folder / name / path.name)
+    content = {
+        "channel_names": {"0": "t2f"},
+        "labels": {"background": 0, **REGIONS},
+        "regions_class_order": [2, 1, 3],
+        "numTraining": patients,
+        "file_ending": ".nii.gz",
+    }
+    (folder / "dataset.json").write_text(json.dumps(content))
+    return 0.0
+
+
+def _train_on_files(folder: Path, patients: int, slices: int, side: int) -> float:
+    """A run folder for `predict`: a network of two steps."""
+    from brainseg_jax.compilation import keep_compiled
+    from brainseg_jax.config import default_config
+    from brainseg_jax.training.loop import train
+
+    config = default_config("cpu")
+    config.data.source, config.data.dir = str(folder / f"{patients}"), str(folder / f"{patients}_data")
+    config.data.image_size, config.train.epochs, config.train.steps_per_epoch = side, 1, 2
+    config.split.val = config.split.test = 0.25
+    keep_compiled(config.compilation_cache)
+    return _timed(lambda: train(config, folder / "run"))
+
+
+_FOLDERS = ("imagesTr", "labelsTr", "predicted")
+WORK = {
+    "write records": _write_records,
+    "first start": _start,
+    "later start": _start,
+    STEP: _step,
+    "validate": _validate,
+    "write files": _write_files,
+    "link files": _link_files,
+    "train on files": _train_on_files,
+}
+
+
+def draw(lines: dict[str, list[dict]], path: Path) -> None:
+    """Two plots against the patients: seconds a patient, both scales logarithmic; and peak memory from 0 on."""
+    import matplotlib.pyplot as plt
+
+    figure, (times, memory) = plt.subplots(1, 2, figsize=(12, 5), layout="constrained")
+    for work, points in lines.items():
+        at = [point["at"] for point in points]
+        dashed = {"linestyle": "--" if work == STEP else "-", "marker": "o", "markersize": 4}
+        label = f"{work} (s a step)" if work == STEP else work
+        times.plot(at, [point["seconds_a_patient"] for point in points], label=label, **dashed)
+        memory.plot(at, [point["peak_mb"] for point in points], label=work, **dashed)
+    ticks = sorted({point["at"] for points in lines.values() for point in points})
+    for axes, title, unit in ((times, "time a patient", "s"), (memory, "peak memory of the process", "MB")):
+        axes.set(title=title, ylabel=unit, xlabel="patients", xscale="log")
+        axes.set_xticks(ticks, [str(tick) for tick in ticks])
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+    times.set_yscale("log")
+    memory.set_ylim(bottom=0)
+    times.legend(fontsize=8)
+    figure.savefig(path, dpi=100)
+
+
+if __name__ == "__main__":
+    main()
