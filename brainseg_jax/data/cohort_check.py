@@ -6,6 +6,7 @@ import re
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -73,7 +74,13 @@ def digest_of(volume: Volume) -> str:
     return digest.hexdigest()
 
 
-def check_cohort(listing: Listing, source: str, *, on_case: Callable[[], None] = lambda: None) -> CheckedCohort:
+def check_cohort(
+    listing: Listing,
+    source: str,
+    *,
+    read: Callable[[CaseFiles], Reading] | None = None,
+    on_case: Callable[[], None] = lambda: None,
+) -> CheckedCohort:
     """Reads and checks all cases, one at a time in each of two threads, and writes nothing.
 
     The fingerprint is the hexadecimal SHA-256 of the cases in order: name, patient, group, spacing, voxels and label
@@ -82,47 +89,49 @@ def check_cohort(listing: Listing, source: str, *, on_case: Callable[[], None] =
     Args:
       listing: of the cohort.
       source: as the user gave it.
+      read: the labelled reading of a case whose voxels come from elsewhere than its files; by default `open_case`.
       on_case: called after each case.
 
     Raises:
       InputError: something is wrong; the message lists all faults, each with its file, the value found and the remedy.
     """
+    read = read or partial(open_case, description=listing.description, targets_known=listing.targets_known)
     facts = []
-    for each in map_ahead(lambda case: _read(case, listing), listing.cases):
+    for each in map_ahead(lambda case: _read(case, read, listing.description), listing.cases):
         facts.append(each)
         on_case()
     faults = _faults_of_names(listing.cases) + [fault for each in facts for fault in each.faults]
-    read = [(case, each) for case, each in zip(listing.cases, facts, strict=True) if not each.faults]
-    shared, notes = _shared(read)
+    found = [(case, each) for case, each in zip(listing.cases, facts, strict=True) if not each.faults]
+    shared, notes = _shared(found)
     faults += shared
     description = listing.description
     if not listing.targets_known and not faults:
-        description, unclear = _described(description, read)
+        description, unclear = _described(description, found)
         faults += unclear
     if not faults:
-        faults += _without_targets(description, read)
+        faults += _without_targets(description, found)
     if faults:
         raise InputError(list_faults(listing.root, faults))
-    notes = [*listing.notes, *_gathered(read), *notes, *_groups_of_patients(listing.cases)]
+    notes = [*listing.notes, *_gathered(found), *notes, *_groups_of_patients(listing.cases)]
     notes += [
         f"no case has a voxel of {target.name} ({', '.join(map(str, target.labels))})"
-        for target in _absent(description, read)
+        for target in _absent(description, found)
     ]
-    summary = _summary(listing, description, source, read, notes)
+    summary = _summary(listing, description, source, found, notes)
     cases = [
-        CheckedCase(case, each.digest, int(np.prod(each.shape)) + sum(each.voxels.values())) for case, each in read
+        CheckedCase(case, each.digest, int(np.prod(each.shape)) + sum(each.voxels.values())) for case, each in found
     ]
     return CheckedCohort(tuple(cases), summary)
 
 
-def _read(case: CaseFiles, listing: Listing) -> _Facts:
+def _read(case: CaseFiles, read: Callable[[CaseFiles], Reading], description: Description) -> _Facts:
     if case.labels is None:
         return _Facts((f"{case.name}: no label map; add the file, or remove the case",))
     try:
-        reading = open_case(case, listing.description, targets_known=listing.targets_known)
+        reading = read(case)
     except InputError as error:
         return _Facts(tuple(str(error).split("\n")))
-    return _facts(reading, listing.description)
+    return _facts(reading, description)
 
 
 def _facts(reading: Reading, description: Description) -> _Facts:

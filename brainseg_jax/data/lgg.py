@@ -134,6 +134,7 @@ class LggMri(tfds.core.ShardBasedBuilder):
                     **case.clinical._asdict(),
                 }
                 yield f"{case.name}_{item.number}", record
+                record.clear()  # TFDS keeps every record of a shard, to count them when it is written
                 self.builder_config.on_slice()
 
 

@@ -18,9 +18,9 @@ import tensorflow_datasets as tfds
 from brainseg_jax.data import prepared
 from brainseg_jax.data.ahead import map_ahead
 from brainseg_jax.data.cohort_check import CheckedCase, CheckedCohort, digest_of
+from brainseg_jax.data.formats.listing import CaseFiles
 from brainseg_jax.data.labelled import read_case
 from brainseg_jax.errors import InputError
-from brainseg_jax.scans.description import Description
 from brainseg_jax.scans.volume import Volume
 
 SPLIT = "slices"
@@ -38,6 +38,7 @@ class MriCohortConfig(tfds.core.BuilderConfig):
 
     cases: tuple[CheckedCase, ...] = dataclasses.field(default=(), repr=False)
     summary: prepared.Summary | None = dataclasses.field(default=None, repr=False)
+    read: Callable[[CaseFiles], Volume] | None = dataclasses.field(default=None, repr=False)
     on_case: Callable[[], None] = dataclasses.field(default=lambda: None, repr=False)
 
 
@@ -89,7 +90,7 @@ class MriCohort(tfds.core.ShardBasedBuilder):
         return {SPLIT: [partial(self._records, shard) for shard in shards]}
 
     def _records(self, cases: list[CheckedCase]) -> Iterator[tuple[str, dict[str, Any]]]:
-        read = partial(_read_again, description=self.builder_config.summary.description)
+        read = partial(_read_again, read=self.builder_config.read)
         for case, volume in zip(cases, map_ahead(read, cases), strict=True):
             for number, image, labels in zip(volume.numbers, volume.voxels, volume.labels, strict=True):
                 record = {
@@ -102,6 +103,7 @@ class MriCohort(tfds.core.ShardBasedBuilder):
                     "spacing": np.array(volume.spacing or (0, 0, 0), np.float32),
                 }
                 yield f"{case.files.name}_{number}", record
+                record.clear()  # TFDS keeps every record of a shard, to count them when it is written
             self.builder_config.on_case()
 
 
@@ -113,12 +115,19 @@ def folder_of(root: Path, cohort: CheckedCohort) -> Path:
     return root / prepared.COHORT_DATASET / name / str(MriCohort.VERSION)
 
 
-def write(cohort: CheckedCohort, root: Path, *, on_case: Callable[[], None] = lambda: None) -> Path:
+def write(
+    cohort: CheckedCohort,
+    root: Path,
+    *,
+    read: Callable[[CaseFiles], Volume] | None = None,
+    on_case: Callable[[], None] = lambda: None,
+) -> Path:
     """Writes a cohort as a set of `mri_cohort`, all or nothing, and returns its folder.
 
     Args:
       cohort: as `check_cohort` returned it.
       root: the data folder.
+      read: the labelled volume of a case whose voxels come from elsewhere than its files; by default `read_case`.
       on_case: called after each case.
 
     Raises:
@@ -131,14 +140,15 @@ def write(cohort: CheckedCohort, root: Path, *, on_case: Callable[[], None] = la
         description=f"{summary.cases} cases, prepared from {summary.source}",
         cases=cohort.cases,
         summary=summary,
+        read=read or (lambda files: read_case(files, summary.description)[0]),
         on_case=on_case,
     )
     prepared.write(MriCohort, config, root, folder)
     return folder
 
 
-def _read_again(case: CheckedCase, description: Description) -> Volume:
-    volume, _ = read_case(case.files, description)
+def _read_again(case: CheckedCase, read: Callable[[CaseFiles], Volume]) -> Volume:
+    volume = read(case.files)
     if digest_of(volume) != case.digest:
         raise InputError(f"case {case.files.name}: its files changed while it was prepared; prepare again")
     return volume

@@ -130,7 +130,32 @@ def _make_case(seed: int, patient: int, time: int) -> PhantomCase:
     noise = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, patient, time + 1])))
     height = int(anatomy.integers(15, 18)) * 4
     shape = (int(anatomy.integers(11, 14)), height, height - 8)
-    head = head_coordinates(anatomy, shape, scale=height / 256)
+    voxels, labels = paint(anatomy, noise, shape, time=time)
+    spacing = 230 / (height * float(anatomy.uniform(0.95, 1.05)))  # mm in the plane; a head is some 200 mm long
+    return PhantomCase(
+        patient,
+        time,
+        _grid(shape, (round(165 / shape[0], 2), round(spacing, 2)), flipped=patient % 2 == 1),
+        voxels,
+        labels,
+    )
+
+
+def paint(
+    anatomy: np.random.Generator, noise: np.random.Generator, shape: tuple[int, int, int], *, time: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Paints a head with a tumor.
+
+    Args:
+      anatomy: gives the numbers of head and tumor.
+      noise: those of the scan.
+      shape: (S, H, W); the head is as large as it is in an image of H x H.
+      time: the tumor grows with it.
+
+    Returns:
+      [C, S, H, W] int16, the channels those of `SEQUENCES`; and labels [S, H, W] uint8.
+    """
+    head = head_coordinates(anatomy, shape, scale=shape[1] / 256)
     depth = tumor_depth(anatomy, head) + np.float32(0.08 + 0.12 * time)
     tissue = tissues(anatomy, head, depth > 0)
     inside = (tissue == GRAY) | (tissue == WHITE)
@@ -138,14 +163,7 @@ def _make_case(seed: int, patient: int, time: int) -> PhantomCase:
     labels[inside & (depth > 0.35)] = ENHANCING
     labels[inside & (depth > 0.65)] = NECROSIS
     brightness = soften(np.take(_BRIGHTNESS.T, tissue, axis=1) + np.take(_TUMOR.T, labels, axis=1))
-    spacing = 230 / (height * float(anatomy.uniform(0.95, 1.05)))  # mm in the plane; a head is some 200 mm long
-    return PhantomCase(
-        patient,
-        time,
-        _grid(shape, (round(165 / shape[0], 2), round(spacing, 2)), flipped=patient % 2 == 1),
-        _scan(noise, brightness),
-        labels,
-    )
+    return _scan(noise, brightness), labels
 
 
 def _scan(rng: np.random.Generator, brightness: np.ndarray) -> np.ndarray:
