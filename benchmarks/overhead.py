@@ -4,7 +4,8 @@
 
 Blocks of ten steps of `configs/unet_dice.py:cpu` on made-up scans, turn by turn: bare (no augmentation, one batch of
 slices), with augmentation, as the loop makes them (slices drawn, reports looked at, bar moved, writes looked after),
-and with a checkpoint in front, which is written in the background during the steps. An epoch has one checkpoint.
+the same with slices read from disk, and with a checkpoint in front, which is written in the background during the
+steps. An epoch has one checkpoint.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from brainseg_jax.training.experiment import Experiment, build_experiment
 from brainseg_jax.training.loop_state import LoopState
 
 STEPS = 10  # of a block: `train.log_every`
+FROM_DISK = "input from disk, log and bar"
 
 
 def main() -> None:
@@ -32,7 +34,8 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=8)
     repetitions = parser.parse_args().repetitions
     with tempfile.TemporaryDirectory() as folder:
-        bare, whole = (_experiment(Path(folder), augmented=augmented) for augmented in (False, True))
+        bare = _experiment(Path(folder), "memory", augmented=False)
+        whole, on_disk = (_experiment(Path(folder), residence) for residence in ("memory", "disk"))
         checkpoints = Checkpoints(Path(folder) / "checkpoints")
         with Journal(
             Path(folder), epochs=1, steps_per_epoch=whole.steps_per_epoch, resumed_epoch=0, speaks=True
@@ -41,6 +44,7 @@ def main() -> None:
                 "bare": _Block(bare),
                 "augmentation": _Block(whole),
                 "input, log and bar": _Block(whole, _as_the_loop(whole, checkpoints, journal)),
+                FROM_DISK: _Block(on_disk, _as_the_loop(on_disk, checkpoints, journal)),
                 "checkpoint": _Block(whole, _as_the_loop(whole, checkpoints, journal), checkpoints),
             }
             seconds: dict[str, list[float]] = {name: [] for name in blocks}
@@ -51,6 +55,7 @@ def main() -> None:
                 for name in [*blocks][turn:] + [*blocks][:turn]:
                     seconds[name].append(blocks[name].seconds())
         checkpoints.close()
+        on_disk.feed.close()
     _tell({name: statistics.median(values) for name, values in seconds.items()}, whole.steps_per_epoch)
 
 
@@ -82,9 +87,9 @@ class _Block:
         return taken
 
 
-def _experiment(folder: Path, *, augmented: bool) -> Experiment:
+def _experiment(folder: Path, residence: str, *, augmented: bool = True) -> Experiment:
     config = default_config("cpu")
-    config.data.source, config.data.dir = "phantom:20:0", str(folder)
+    config.data.source, config.data.dir, config.data.residence = "phantom:20:0", str(folder), residence
     if not augmented:
         config.augment.update(dict.fromkeys(config.augment, 0.0))
     return build_experiment(config)
@@ -106,13 +111,14 @@ def _tell(medians: dict[str, float], steps_per_epoch: int) -> None:
     spent = {
         "augmentation": (medians["augmentation"] - medians["bare"]) / STEPS * steps_per_epoch,
         "input, log and bar": (medians["input, log and bar"] - medians["augmentation"]) / STEPS * steps_per_epoch,
+        FROM_DISK: (medians[FROM_DISK] - medians["augmentation"]) / STEPS * steps_per_epoch,
         "checkpoint": medians["checkpoint"] - medians["input, log and bar"],
     }
     print(f"medians of {STEPS} steps: " + ", ".join(f"{name} {value:.3f} s" for name, value in medians.items()))
     for name, value in spent.items():
         print(f"{name}: {value:.2f} s, {value / epoch:.1%} of an epoch of {epoch:.1f} s")
-    total = sum(spent.values()) / (epoch + spent["checkpoint"])
-    print(f"together: {total:.1%}")
+    total = sum(value for name, value in spent.items() if name != FROM_DISK) / (epoch + spent["checkpoint"])
+    print(f"together, from memory: {total:.1%}")
     content = {"seconds_of_ten_steps": medians, "share_of_an_epoch": {n: v / epoch for n, v in spent.items()}}
     Path(__file__).with_name("overhead.json").write_text(json.dumps({**content, "together": total}, indent=1) + "\n")
 

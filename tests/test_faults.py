@@ -197,6 +197,28 @@ def test_kill_storm(undisturbed, dataset_folder, tmp_path):
     assert_same_run(workdir, undisturbed)
 
 
+@pytest.mark.slow
+def test_killed_while_its_slices_lie_on_disk_it_is_the_run_in_memory(undisturbed, dataset_folder, tmp_path):
+    workdir, data_dir = tmp_path / "run", tmp_path / "data"
+    shutil.copytree(dataset_folder.parents[2], data_dir)
+    folder = data_dir / dataset_folder.relative_to(dataset_folder.parents[2])
+    for moment in ("in the second epoch", "in the second save"):
+        program = (Path(__file__).with_name("killed_run.py"), moment, "0.0")
+        training = Training(folder, workdir, "--config.data.residence=disk", program=program)
+        assert training.end() == -signal.SIGKILL, training.console
+        assert "slices on disk (data.residence=disk)" in training.console
+    last = Training(folder, workdir, "--config.data.residence=disk")
+    assert last.end() == 0, last.console
+    assert "going on from step" in last.console
+    here, there = (json.loads((run / "config.json").read_text()) for run in (workdir, undisturbed))
+    assert here["data"].pop("residence") == "disk" and here["data"].pop("dir") == str(data_dir)
+    assert there["data"].pop("residence") == "auto" and there["data"].pop("dir")
+    assert here == there
+    for name in ("config.json", "report.html"):  # a report lists the settings
+        shutil.copy(undisturbed / name, workdir)
+    assert_same_run(workdir, undisturbed)
+
+
 def flip_bits(path):
     """One in each of 64 places, as not every byte of the file belongs to an array."""
     content = bytearray(path.read_bytes())

@@ -162,7 +162,7 @@ def read_index(folder: Path) -> dict[str, np.ndarray] | None:
     if not folder.exists():
         return None
     try:
-        with np.load(folder / _INDEX, allow_pickle=False) as file:
+        with np.load(folder / _INDEX) as file:
             return dict(file)
     except Exception as error:  # a zip file raises many kinds
         raise _damaged(folder, error) from error

@@ -1,0 +1,198 @@
+"""Batches from memory, from divided arrays and from disk are the same; what lies on disk is whole or refused."""
+
+import dataclasses
+import shutil
+import threading
+import time
+from functools import partial
+
+import chex
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+from twenty_steps import twenty_losses
+
+from brainseg_jax import sharding
+from brainseg_jax.data import slice_store
+from brainseg_jax.data.load_cohort import load_cohort
+from brainseg_jax.errors import InputError
+from brainseg_jax.training.feed import AHEAD, DiskFeed, MemoryFeed
+
+BATCH = 8
+
+
+def mesh_of(devices: int) -> jax.sharding.Mesh:
+    return jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
+
+
+def sampler(step: int) -> np.ndarray:
+    return np.random.default_rng(step).choice(128, BATCH, replace=False).astype(np.int32)
+
+
+@pytest.fixture(scope="module")
+def data_folder(dataset_folder, tmp_path_factory):
+    """A copy of the prepared data, beside which slices may be written."""
+    root = tmp_path_factory.mktemp("on_disk")
+    shutil.copytree(dataset_folder.parents[1], root / dataset_folder.parts[-3])
+    return root / dataset_folder.relative_to(dataset_folder.parents[2])
+
+
+@pytest.fixture(scope="module")
+def on_disk(data_folder):
+    return load_cohort(data_folder, image_size=64, normalization="volume_zscore", on_disk=True)
+
+
+def store_of(cohort):
+    return cohort.slices.folder
+
+
+@pytest.mark.parametrize("view", ["axial", "all"])
+def test_a_cohort_on_disk_is_that_in_memory(data_folder, view):
+    load = partial(load_cohort, data_folder, image_size=96, normalization="volume_median", view=view, pixel_spacing=3.0)
+    memory, disk, again = load(), load(on_disk=True), load(on_disk=True)
+    for one in (disk, again):  # as it was written, and as it is read from the index
+        for field in dataclasses.fields(memory):
+            if field.name not in ("slices", "labels"):
+                chex.assert_trees_all_equal(getattr(one, field.name), getattr(memory, field.name))
+        assert (one.slices.count, one.slices.shape) == (memory.slices.count, memory.slices.shape)
+        chex.assert_trees_all_equal(one.slices.read_range(3, 90), memory.slices.read_range(3, 90))
+        chex.assert_trees_all_equal(one.slices.read(np.array([7, 0, 7])), memory.slices.read(np.array([7, 0, 7])))
+        for index in range(len(memory.cases)):
+            np.testing.assert_array_equal(one.read_labels(index), memory.labels[index])
+    order = np.random.default_rng(0).permutation(memory.slices.count)
+    picked = np.array([5, 1, 2])
+    for one in (memory, disk):
+        twice = one.slices.reordered(order).reordered(order)
+        chex.assert_trees_all_equal(twice.read(picked), memory.slices.read(order[order[picked]]))
+
+
+@pytest.mark.parametrize("context", [0, 2])
+@pytest.mark.parametrize("devices", [1, 4])
+def test_a_step_is_given_the_same_slices_from_everywhere(cohort, on_disk, devices, context):
+    mesh = mesh_of(devices)
+    whole = MemoryFeed(cohort, sampler, mesh, context=context)
+    others = (
+        MemoryFeed(cohort, sampler, mesh, context=context, divided=True),
+        DiskFeed(on_disk, sampler, mesh, context=context),
+    )
+    for step in (0, 1, 2, 7, 3):  # also out of order, as after a resume
+        expected, indices = whole(step), sampler(step)
+        assert expected.images.shape == (BATCH, 2 * context + 1, 64, 64, 3)
+        np.testing.assert_array_equal(expected.images[:, context], cohort.slices.images[indices])
+        np.testing.assert_array_equal(expected.target_bits, cohort.slices.target_bits[indices])
+        for feed in others:
+            drawn = feed(step)
+            chex.assert_trees_all_equal(drawn, expected)
+            assert drawn.images.sharding.is_equivalent_to(sharding.over_batch(mesh), 5)
+    for feed in others:
+        feed.close()
+
+
+def test_divided_arrays_are_not_whole_on_a_device(cohort):
+    feed = MemoryFeed(cohort, sampler, mesh_of(8), divided=True)
+    assert {shard.data.shape[0] for shard in feed._cohort.images.addressable_shards} == {128 // 8}
+    odd = dataclasses.replace(
+        cohort, slices=cohort.slices.reordered(np.arange(125)), case_index=cohort.case_index[:125]
+    )
+    odd = dataclasses.replace(odd, shapes=(*odd.shapes[:-1], (13, *odd.shapes[-1][1:])))
+    feed = MemoryFeed(odd, lambda step: np.array([124, 0, 123, 5], np.int32), mesh_of(4), divided=True)
+    np.testing.assert_array_equal(feed(0).images[:, 0], cohort.slices.images[[124, 0, 123, 5]])
+
+
+def test_losses_from_disk_are_those_from_memory(dataset_folder, data_folder):
+    memory, disk = (
+        load_cohort(folder, image_size=32, normalization="volume_zscore", on_disk=on_disk)
+        for folder, on_disk in ((dataset_folder, False), (data_folder, True))
+    )
+    with jax.numpy_dtype_promotion("standard"):
+        assert twenty_losses(disk, mesh_of(1)) == twenty_losses(memory, mesh_of(1))
+
+
+def test_the_next_steps_are_read_while_one_runs(on_disk):
+    asked, step_runs = [], threading.Event()
+
+    def slow_sampler(step):
+        asked.append(step)
+        return sampler(step)
+
+    feed = DiskFeed(on_disk, slow_sampler, mesh_of(1))
+    feed(4)
+    deadline = time.monotonic() + 20
+    while len(asked) <= AHEAD and time.monotonic() < deadline:
+        step_runs.wait(0.01)
+    assert sorted(asked) == list(range(4, 5 + AHEAD))  # and no further: memory holds no more batches
+    feed.close()
+
+
+def damage(folder):
+    path = folder / "slices.array_record"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "harm", [damage, lambda folder: (folder / "slices.array_record").unlink()], ids=["flipped bit", "file gone"]
+)
+def test_a_damaged_file_is_refused_with_its_name(on_disk, tmp_path, harm):
+    folder = tmp_path / "store"
+    shutil.copytree(store_of(on_disk), folder)
+    harm(folder)
+    slices = slice_store.SlicesOnDisk(folder, shape=(64, 64, 3), bits=np.dtype(np.uint8), count=128)
+    with pytest.raises(InputError, match=r"store: damaged .*Delete this folder"):
+        slices.read_range(0, 128)
+    feed = DiskFeed(
+        dataclasses.replace(on_disk, slices=slices), lambda step: np.arange(128, dtype=np.int32), mesh_of(1)
+    )
+    with pytest.raises(InputError, match=r"store: damaged"):
+        feed(0)
+    feed.close()
+
+
+def test_a_damaged_index_is_refused(on_disk, tmp_path):
+    folder = tmp_path / "store"
+    shutil.copytree(store_of(on_disk), folder)
+    (folder / "cases.npz").write_bytes(b"PK")
+    with pytest.raises(InputError, match=r"store: damaged .*Delete this folder"):
+        slice_store.read_index(folder)
+    assert slice_store.read_index(tmp_path / "nothing") is None
+
+
+def two_slices():
+    return iter([(np.zeros((2, 4, 4, 3), np.uint8), np.ones((2, 4, 4, 1), np.uint8))])
+
+
+def test_of_two_that_write_the_second_uses_the_file_of_the_first(tmp_path):
+    folder = tmp_path / "slices" / "of_a_cohort"
+
+    def second():
+        slice_store.write_slices(folder, two_slices(), lambda: {"by": np.array("first")}, expected_bytes=1)
+        return {"by": np.array("second")}
+
+    slice_store.write_slices(folder, two_slices(), second, expected_bytes=1)
+    assert slice_store.read_index(folder)["by"] == "first"
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_nothing_is_left_of_what_could_not_be_written(tmp_path, monkeypatch):
+    folder = tmp_path / "slices" / "of_a_cohort"
+    with pytest.raises(InputError, match=r"of_a_cohort: .* take 1048576.00 GiB, and .* are free; make room"):
+        slice_store.write_slices(folder, two_slices(), dict, expected_bytes=2**50)
+
+    def fails():
+        yield from two_slices()
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(InputError, match=r"of_a_cohort: cannot be written to .*No space left"):
+        slice_store.write_slices(folder, fails(), dict, expected_bytes=1)
+    assert not list(folder.parent.iterdir())
+
+
+def test_slices_too_large_are_listed_before_a_file_is_there(data_folder):
+    load = partial(load_cohort, data_folder, image_size=16, normalization="rescale", pixel_spacing=1.0)
+    for on_disk in (False, True):
+        with pytest.raises(InputError, match=r"and 3 more have more pixels of 1 mm .*data\.image_size=16"):
+            load(on_disk=on_disk)
+    assert not list((data_folder.parents[2] / "slices").glob("*16px*"))
+    assert not list((data_folder.parents[2] / "slices").glob("incomplete*"))

@@ -1,0 +1,93 @@
+"""Where slices are kept: by hand from bytes, and from files as the kernel writes them."""
+
+import dataclasses
+
+import pytest
+
+from brainseg_jax.data.prepared import read_summary
+from brainseg_jax.data.residence import (
+    DISK,
+    DIVIDED,
+    REPLICATED,
+    bytes_of_labels,
+    bytes_of_slices,
+    choose_residence,
+    free_memory,
+)
+from brainseg_jax.errors import InputError
+
+GIB = 2**30
+
+
+@pytest.mark.parametrize(
+    ("asked", "slices", "free", "devices", "trains", "kind"),
+    [
+        ("auto", 3, 16, [16], True, REPLICATED),  # 3 of slices and 1 of labels: within half of 16; 3 within 0.4 of 16
+        ("auto", 8, 16, [64], True, DISK),  # 9 are more than half of 16
+        ("auto", 7, 16, [16], True, DISK),  # 8 are half of 16, but 7 are more than 0.4 of 16
+        ("auto", 7, 16, [16, 16], True, DIVIDED),  # less than 0.4 of 32
+        ("auto", 7, 16, [80, 80], True, REPLICATED),
+        ("auto", 7, 16, [16], False, REPLICATED),  # scoring: the device holds a batch only
+        ("memory", 7, 8, [20], True, REPLICATED),  # asked for: all of the free memory
+        ("disk", 1, 16, [16], True, DISK),
+    ],
+)
+def test_choice(asked, slices, free, devices, trains, kind):
+    given = {"slices": slices * GIB, "labels": GIB, "free": free * GIB, "devices": [d * GIB for d in devices]}
+    assert choose_residence(asked, **given, trains=trains).kind == kind
+
+
+def test_memory_that_is_too_small_is_refused_when_asked_for():
+    with pytest.raises(InputError, match=r"residence=memory: 8.00 GiB of slices and labels, 7.00 .*residence=disk"):
+        choose_residence("memory", slices=7 * GIB, labels=GIB, free=7 * GIB, devices=[80 * GIB])
+    with pytest.raises(InputError, match=r"2 devices of 8.00 GiB"):
+        choose_residence("memory", slices=7 * GIB, labels=GIB, free=64 * GIB, devices=[8 * GIB, 8 * GIB])
+
+
+def test_bytes(dataset_folder, cohort):
+    summary = read_summary(dataset_folder)
+    slices = cohort.slices
+    assert bytes_of_slices(summary, 64, "axial") == slices.images.nbytes + slices.target_bits.nbytes
+    assert bytes_of_labels(summary) == sum(labels.nbytes for labels in cohort.labels)
+    assert bytes_of_slices(dataclasses.replace(summary, slices=1), 64, "all") == 3 * 64 * 64 * 4
+
+
+def cgroups(root, files):
+    for path, text in files.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(text)
+
+
+V1 = {
+    "proc/self/cgroup": "5:devices:/job\n4:memory:/job/step\n0::/\n",
+    "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
+    "sys/fs/cgroup/memory/memory.usage_in_bytes": "5000\n",
+    "sys/fs/cgroup/memory/memory.stat": "cache 10\ntotal_inactive_file 0\n",
+    "sys/fs/cgroup/memory/job/memory.limit_in_bytes": "4000\n",
+    "sys/fs/cgroup/memory/job/memory.usage_in_bytes": "3000\n",
+    "sys/fs/cgroup/memory/job/memory.stat": "total_inactive_file 600\n",
+    "sys/fs/cgroup/memory/job/step/memory.limit_in_bytes": "3500\n",
+    "sys/fs/cgroup/memory/job/step/memory.usage_in_bytes": "1000\n",
+    "sys/fs/cgroup/memory/job/step/memory.stat": "total_inactive_file 0\n",
+}
+V2 = {
+    "proc/self/cgroup": "0::/slurm/job\n",
+    "sys/fs/cgroup/slurm/job/memory.max": "9000\n",
+    "sys/fs/cgroup/slurm/job/memory.current": "8000\n",
+    "sys/fs/cgroup/slurm/job/memory.stat": "anon 4\ninactive_file 500\n",
+    "sys/fs/cgroup/slurm/memory.max": "max\n",
+    "sys/fs/cgroup/slurm/memory.current": "1\n",
+    "sys/fs/cgroup/slurm/memory.stat": "inactive_file 0\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("files", "left"),
+    [(V1, 4000 - (3000 - 600)), (V2, 9000 - (8000 - 500))],  # the tightest: of the parent; of the only limit
+    ids=["first version", "second version"],
+)
+def test_the_limit_of_a_cgroup_counts(tmp_path, files, left):
+    cgroups(tmp_path, files)
+    assert free_memory(tmp_path) == left
+    (tmp_path / "proc/self/cgroup").unlink()
+    assert free_memory(tmp_path) > 2**20  # that of the machine
