@@ -15,22 +15,40 @@ WORKDIR = flags.DEFINE_string("workdir", None, "The run folder; a run that lies 
 COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, for a run of several processes.")
 PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are.")
 PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0.")
+SCHEDULED = flags.DEFINE_bool(
+    "scheduled", False, "In place of these three: join the processes that srun, mpirun or Kubernetes started."
+)
 
 
 def main(_: list[str]) -> None:
     """Joins the other processes where there are any, then trains."""
     if not WORKDIR.value:
         raise InputError("--workdir is empty: give the run folder")
+    _join()
+    keep_compiled(CONFIG.value.compilation_cache)
+    train(CONFIG.value, user_path(WORKDIR.value, "--workdir"))
+
+
+def _join() -> None:
+    """Joins the other processes of a run, where the flags name or announce them."""
     together = (COORDINATOR.value, PROCESSES.value, PROCESS.value)
-    if any(value is not None for value in together):
+    if SCHEDULED.value:
+        if any(value is not None for value in together):
+            raise InputError("--scheduled with --coordinator, --processes or --process: give the one or the others")
+        try:
+            jax.distributed.initialize()
+        except ValueError as error:  # no environment that JAX knows
+            raise InputError(
+                "--scheduled: no scheduler that JAX knows started this process; start it by srun (slurm/train.slurm), "
+                "or give --coordinator, --processes and --process"
+            ) from error
+    elif any(value is not None for value in together):
         if any(value is None for value in together) or not 0 <= PROCESS.value < PROCESSES.value:
             raise InputError(
                 f"--coordinator={COORDINATOR.value} --processes={PROCESSES.value} --process={PROCESS.value}: a run of "
                 "several processes needs all three, and --process from 0 to --processes less one"
             )
         jax.distributed.initialize(*together)
-    keep_compiled(CONFIG.value.compilation_cache)
-    train(CONFIG.value, user_path(WORKDIR.value, "--workdir"))
 
 
 if __name__ == "__main__":
