@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-PATIENTS = (10, 40, 160, 640, 1251)  # of synthetic records
+PATIENTS = (10, 40, 200, 1251)  # of synthetic records
 FILES = (4, 10, 40, 100)  # patients in NIfTI files
 MOST_PREDICTED = 40  # patients that are validated or predicted
 OWN = "benchmarks.growth_patients"
@@ -31,7 +31,7 @@ OF_FILES = {"prepare": "prepare files", "predict": "predict files", "evaluate": 
 def main() -> None:
     """Measures every point, or does in a process of its own the work of one."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--patients", type=_numbers, default=PATIENTS, help="of synthetic records, as in 10,40,160")
+    parser.add_argument("--patients", type=_numbers, default=PATIENTS, help="of synthetic records, as in 10,40,200")
     parser.add_argument("--files", type=_numbers, default=FILES, help="patients in files, as in 4,10,40")
     parser.add_argument("--slices", type=int, default=155, help="of a patient")
     parser.add_argument("--side", type=int, default=128, help="pixels, a multiple of 16")
@@ -61,7 +61,7 @@ def _points(arguments: argparse.Namespace) -> Iterator[tuple[str, dict]]:
 
     def own(work: str, folder: str | Path, patients: int) -> dict:
         flags = (f"--work={work}", f"--folder={folder}", f"--patients={patients}")
-        return _measure(patients, OWN, *flags, *size)
+        return measure(patients, OWN, *flags, *size)
 
     for patients in arguments.patients:
         with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
@@ -84,13 +84,25 @@ def _points(arguments: argparse.Namespace) -> Iterator[tuple[str, dict]]:
             for command, flags in commands.items():
                 module = f"brainseg_jax.{'data.' * (command == 'prepare')}{command}"
                 if command != "predict" or patients <= MOST_PREDICTED:
-                    yield OF_FILES[command], _measure(patients, module, *flags)
+                    yield OF_FILES[command], measure(patients, module, *flags)
                 if command == "prepare" and not run.exists():
                     own("train on files", folder, patients)
 
 
-def _measure(patients: int, module: str, *flags: str) -> dict:
-    """Runs a command to its end; the seconds of a work of this module are those that it prints."""
+def measure(patients: int, module: str, *flags: str) -> dict:
+    """Runs a command to its end.
+
+    Args:
+      patients: of the point.
+      module: of the command; the seconds of a work of this one are those that it prints.
+      flags: of the command.
+
+    Returns:
+      at (the patients), seconds, seconds_a_patient, peak_mb.
+
+    Raises:
+      RuntimeError: the command failed.
+    """
     started = time.perf_counter()
     with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+") as logged:
         process = subprocess.Popen([sys.executable, "-m", module, *flags], stdout=said, stderr=logged)
