@@ -4,9 +4,18 @@ A run, or several side by side, on patients that it was not trained on:
 `python -m brainseg_jax.evaluate --run=runs/attn_dice --output=scores`. Any folder of masks against another:
 `python -m brainseg_jax.evaluate --predictions=FOLDER --truth=FOLDER --output=scores`. In label maps
 each label is a target, unless `--targets` or a `dataset.json` of nnU-Net in or beside the reference masks names them.
+
+Many cases can be shared out: the same command with `--shard=0/4` to `--shard=3/4`, in any order, on machines that share
+the folder of `--output`; then `python -m brainseg_jax.evaluate --merge --output=scores`.
 """
 
+import contextlib
+import itertools
 import math
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
 
 from absl import flags
 
@@ -14,14 +23,18 @@ from brainseg_jax import cli
 from brainseg_jax.compilation import keep_compiled
 from brainseg_jax.errors import InputError
 from brainseg_jax.evaluation.blocks import score_blocks
-from brainseg_jax.evaluation.folders import score_folders
+from brainseg_jax.evaluation.case_pictures import CasePictures
+from brainseg_jax.evaluation.folders import begin_folders
+from brainseg_jax.evaluation.records import Records, Scoring, join, read_records, write_records
 from brainseg_jax.evaluation.report import MAX_RUNS, write_report
 from brainseg_jax.evaluation.scores import by_target, differences, summarize, write_json, write_table
+from brainseg_jax.evaluation.shares import is_done, opened_shares, remove_shares, share_path, write_share
 from brainseg_jax.evaluation.views import Scored
 from brainseg_jax.evaluation.volumes import TOLERANCE
 from brainseg_jax.files import explain, user_path
-from brainseg_jax.runs.comparison import score_runs
+from brainseg_jax.runs.comparison import begin_runs
 from brainseg_jax.runs.run_folder import check_folder
+from brainseg_jax.shards import WHOLE, Shard, parse_shard
 
 RUN = flags.DEFINE_list("run", [], f"Run folders, up to {MAX_RUNS}, with a comma between; the first is compared with.")
 PART = flags.DEFINE_enum("part", "test", ["val", "test"], "Which patients of the runs.")
@@ -35,13 +48,15 @@ TARGETS = flags.DEFINE_string(
 )
 WITHIN = flags.DEFINE_float("tolerance", TOLERANCE, "Of surface Dice, in mm; in voxels where no spacing is known.")
 OUTPUT = flags.DEFINE_string("output", None, "Folder for scores.json, per_patient.csv and report.html.")
-OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace results that are there.")
+OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace results that are there, or with --shard this share.")
+SHARD = flags.DEFINE_string("shard", None, "i/n, i from 0: score every n-th case from the i-th on, for --merge.")
+MERGE = flags.DEFINE_bool("merge", False, "Put all shares in --output together to the results of one process.")
 
 FILES = ("scores.json", "per_patient.csv", "report.html")
 
 
 def main(_: list[str]) -> None:
-    """Scores what the flags name, writes the three files and prints a line for each run."""
+    """Scores what the flags name, writes the three files, or a share for them, and prints a line for each run."""
     _check_flags()
     output = user_path(OUTPUT.value, "--output")
     check_folder(output, "--output")
@@ -49,24 +64,76 @@ def main(_: list[str]) -> None:
         raise InputError(f"--output={output} is a run folder, whose own results would be lost; give another folder")
     if not OVERWRITE.value and (there := [output / name for name in FILES if (output / name).exists()]):
         raise InputError(f"{there[0]}: there already; give another --output, or --overwrite to replace it")
+    shard = parse_shard(SHARD.value) if SHARD.value else WHOLE
+    if MERGE.value:
+        with opened_shares(output) as shares:
+            _write_results(output, shares, tolerance=shares[0].about["command"]["tolerance"])
+        remove_shares(output)
+    elif shard.is_whole:
+        scorings = _begin(WHOLE)
+        with _scratch_file(output) as file:
+            write_records(file, scorings, {})
+            _write_results(output, [read_records(file)], tolerance=WITHIN.value)
+    else:
+        _score_share(output, shard)
+
+
+def _begin(shard: Shard) -> Iterator[Scoring]:
+    """What the flags name, a run each; faults of the input are raised here, before anything is scored or written."""
     keep_compiled()
     if RUN.value:
         folders = [user_path(folder, "--run") for folder in RUN.value]
-        runs, cases = score_runs(folders, part=PART.value, tolerance=WITHIN.value)
-    else:
-        predictions, truth = (user_path(flag.value, f"--{flag.name}") for flag in (PREDICTIONS, TRUTH))
-        scored, cases = score_folders(predictions, truth, tolerance=WITHIN.value, targets=TARGETS.value)
-        runs = [scored]
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        write_table(output / "per_patient.csv", _table(runs))
-        write_report(output / "report.html", runs, cases, tolerance=WITHIN.value)
-        write_json(output / "scores.json", _scores(runs))
-    except OSError as error:
-        raise InputError(f"--output={output} cannot be written to ({explain(error)})") from error
+        scorings = begin_runs(folders, part=PART.value, tolerance=WITHIN.value, shard=shard)
+        return itertools.chain([next(scorings)], scorings)
+    predictions, truth = (user_path(flag.value, f"--{flag.name}") for flag in (PREDICTIONS, TRUTH))
+    return iter([begin_folders(predictions, truth, tolerance=WITHIN.value, targets=TARGETS.value, shard=shard)])
+
+
+def _score_share(output: Path, shard: Shard) -> None:
+    command = {flag.name: flag.value for flag in (RUN, PREDICTIONS, TRUTH, TARGETS)} | {"tolerance": WITHIN.value}
+    command |= {"part": PART.value} if RUN.value else {}
+    path = share_path(output, shard)
+    if not OVERWRITE.value and is_done(output, shard, command):
+        print(f"Share {shard} is done: {path}")
+        return
+    count = write_share(output, shard, command, _begin(shard))
+    print(f"Share {shard}, {count} cases: {path}. When all are done: evaluate --merge --output={output}")
+
+
+@contextlib.contextmanager
+def _scratch_file(output: Path) -> Iterator[BinaryIO]:
+    """A file below `output` that vanishes with this process; without results the folder does not stay either."""
+    with contextlib.ExitStack() as stack:
+        if not output.exists():
+            stack.callback(_remove_empty, output)
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(tempfile.TemporaryFile(dir=output))
+        except OSError as error:
+            raise InputError(f"--output={output} cannot be written to ({explain(error)})") from error
+        yield file
+
+
+def _remove_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # there is none, or it is not empty
+        folder.rmdir()
+
+
+def _write_results(output: Path, shares: list[Records], *, tolerance: float) -> None:
+    runs, cases = join(shares)
+    _write_files(output, runs, cases, tolerance=tolerance)
     for run in runs:
         _print_scores(run)
     print(f"Report: {output / 'report.html'}")
+
+
+def _write_files(output: Path, runs: list[Scored], cases: Sequence[CasePictures], *, tolerance: float) -> None:
+    try:
+        write_table(output / "per_patient.csv", _table(runs))
+        write_report(output / "report.html", runs, cases, tolerance=tolerance)
+        write_json(output / "scores.json", _scores(runs, tolerance))
+    except OSError as error:
+        raise InputError(f"--output={output} cannot be written to ({explain(error)})") from error
 
 
 def _print_scores(run: Scored) -> None:
@@ -85,6 +152,14 @@ def _print_scores(run: Scored) -> None:
 
 def _check_flags() -> None:
     folders = (PREDICTIONS.value, TRUTH.value)
+    if not OUTPUT.value:
+        raise InputError("--output is empty: give the folder for the results")
+    if MERGE.value:
+        given = [flag.name for flag in (RUN, PREDICTIONS, TRUTH, TARGETS, SHARD) if flag.value]
+        given += [flag.name for flag in (WITHIN, PART) if flags.FLAGS[flag.name].present]
+        if given:
+            raise InputError(f"--merge: the shares say what was scored and how; leave out --{', --'.join(given)}")
+        return
     if bool(RUN.value) == any(folders) or any(folders) != all(folders):
         raise InputError("give --run=FOLDER, or --predictions=FOLDER and --truth=FOLDER")
     if TARGETS.value and RUN.value:
@@ -93,8 +168,6 @@ def _check_flags() -> None:
         raise InputError(f"--run={','.join(RUN.value)}: {len(RUN.value)} runs; give at most {MAX_RUNS}")
     if not (math.isfinite(WITHIN.value) and WITHIN.value >= 0.0):
         raise InputError(f"--tolerance={WITHIN.value}: give a length from 0")
-    if not OUTPUT.value:
-        raise InputError("--output is empty: give the folder for the results")
 
 
 def _table(runs: list[Scored]) -> list[dict]:
@@ -104,11 +177,11 @@ def _table(runs: list[Scored]) -> list[dict]:
     return [{"run": run.name, **row} for run in runs for row in run.rows]
 
 
-def _scores(runs: list[Scored]) -> dict:
+def _scores(runs: list[Scored], tolerance: float) -> dict:
     first, *others = runs
     return {
         "unit": first.rows[0]["unit"],
-        "surface_tolerance": WITHIN.value,
+        "surface_tolerance": tolerance,
         "runs": {
             run.name: {
                 **run.facts,

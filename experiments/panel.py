@@ -1,6 +1,5 @@
 """The same slices under each cell of a study: where the figures of a table come from."""
 
-import numpy as np
 from absl import logging
 
 from brainseg_jax.errors import InputError, StorageError
@@ -53,14 +52,14 @@ def slices_under(job: Job, grid: Grid, patients: list[str]) -> list[PictureSlice
     slices = []
     for patient in patients:
         (index,) = cohort.indices([patient])
-        truth = cohort.description.masks(cohort.read_labels(index))
-        largest = int(np.argmax(truth.sum(axis=(1, 2, 3))))
+        largest = assessed.largest[patient]
+        truth, prediction = largest.masks
         slices.append(
             PictureSlice(
-                title=f"{patient}, slice {cohort.numbers[index][largest]}: 3-D Dice {scored[patient]:.3f}",
-                scan=cohort.read_voxels(patient)[largest, ..., cohort.description.shown],
-                truth=truth[largest],
-                prediction=assessed.masks[patient][largest],
+                title=f"{patient}, slice {cohort.numbers[index][largest.index]}: 3-D Dice {scored[patient]:.3f}",
+                scan=largest.scan,
+                truth=truth,
+                prediction=prediction,
                 attention=None,
             )
         )

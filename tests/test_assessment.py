@@ -60,6 +60,7 @@ def test_cases_are_scored_on_their_own_grid(cohort, mirror):
     network, cases = restless(mirror=mirror), [cohort.cases[i] for i in (5, 0, 2)]
     assessor = Assessor(cohort, Runner(sharding.data_mesh(), 24), LOSS)
     assessed = assessor.assess(network, cases, (SUPPORT,), tolerance=2.0)
+    each = {one.name: one for one in assessor.assess_each(network, cases, (SUPPORT,), tolerance=2.0)}
     loss, soft_iou = assessor.loss.loss, assessor.loss.soft_iou
     quick = assessor.quick(network, cases, (SUPPORT,))
     assert quick["loss"] == loss
@@ -78,7 +79,7 @@ def test_cases_are_scored_on_their_own_grid(cohort, mirror):
     dice = {}
     for position, case in enumerate(sorted(cases)):
         part = slice(16 * position, 16 * position + 16)
-        assert (assessed.masks[case][..., 0] == predicted[part]).mean() > 0.9999  # but for rounding at the threshold
+        assert (each[case].masks[..., 0] == predicted[part]).mean() > 0.9999  # but for rounding at the threshold
         dice[case] = 2 * (predicted & truth)[part].sum() / (predicted[part].sum() + truth[part].sum())
     assert [row["patient"] for row in assessed.rows] == cases
     np.testing.assert_allclose([row["dice"] for row in assessed.rows], [dice[case] for case in cases], rtol=1e-3)
@@ -97,9 +98,34 @@ def test_cases_are_scored_on_their_own_grid(cohort, mirror):
 
 def test_attention_is_shown_where_the_network_has_gates(cohort):
     assessor = Assessor(cohort, Runner(sharding.data_mesh(), 24))
-    assessed = assessor.assess(restless(), cohort.cases[:1], (SUPPORT,), tolerance=2.0)
-    attention = assessed.attention[cohort.cases[0]]
-    assert attention.shape == (16, 256, 256) and 0 <= attention.min() < attention.max() <= 1
+    (one,) = assessor.assess_each(restless(), cohort.cases[:1], (SUPPORT,), tolerance=2.0)
+    assert one.attention.shape == (16, 256, 256) and 0 <= one.attention.min() < one.attention.max() <= 1
+
+
+def test_the_slice_kept_of_each_case_is_that_of_the_largest_reference(cohort):
+    assessor, cases = Assessor(cohort, Runner(sharding.data_mesh(), 24)), cohort.cases[1:3]
+    assessed = assessor.assess(restless(), cases, (SUPPORT,), tolerance=2.0)
+    for one in assessor.assess_each(restless(), cases, (SUPPORT,), tolerance=2.0):
+        labels = cohort.labels[cohort.indices([one.name])[0]]
+        index, kept = int((labels > 0).sum(axis=(1, 2)).argmax()), assessed.largest[one.name]
+        assert kept.index == index
+        np.testing.assert_array_equal(kept.scan, cohort.read_voxels(one.name)[index, ..., 1])
+        np.testing.assert_array_equal(kept.attention, one.attention[index])
+        for mask, expected in zip(kept.masks, (labels[index] > 0, one.masks[index, ..., 0]), strict=True):
+            np.testing.assert_array_equal(mask[..., 0], expected)
+        assert all(array.base is None for array in (kept.scan, kept.attention, kept.bits))  # no view of a whole volume
+
+
+def test_a_share_of_a_report_measures_as_the_whole(cohort):
+    """Where one case has no spacing no share is in mm, though its own cases have one; slices are chosen among all."""
+    spacings = ((5.0, 1.0, 1.0), None, *cohort.spacings[2:])
+    mixed = dataclasses.replace(cohort, spacings=spacings)
+    assessor, cases = Assessor(mixed, Runner(sharding.data_mesh(), 24)), mixed.cases[:2]
+    whole = assessor.assess(restless(), cases, (SUPPORT,), tolerance=2.0)
+    for index, case in enumerate(cases):
+        (share,) = assessor.assess_each(restless(), [case], (SUPPORT,), tolerance=2.0, report=cases)
+        assert share.rows == [whole.rows[index]] and share.rows[0]["unit"] == "voxel"
+        assert share.pictures == whole.cases[index]
 
 
 def test_a_patient_is_the_mean_of_cases_and_targets(cohort):

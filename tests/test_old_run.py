@@ -72,9 +72,9 @@ def test_predict_gives_the_masks_that_were_scored(old_run, tmp_path):
     trained = load_trained(old_run / "run")
     evaluation = build_evaluation(trained.config, old_run / "run")
     case = evaluation.split.test[0]
-    assessed = evaluation.assessor.assess(trained.network, (case,), trained.posts, tolerance=2.0)
+    (assessed,) = evaluation.assessor.assess_each(trained.network, (case,), trained.posts, tolerance=2.0)
     call_predict(old_run / "run", old_run / "kaggle_3m" / case, tmp_path / "masks")
-    masks = assessed.masks[case][..., 0]
+    masks = assessed.masks[..., 0]
     assert masks.any()
     for number, mask in enumerate(masks, start=1):
         with Image.open(tmp_path / "masks" / f"{case}_{number}_pred.tif") as picture:

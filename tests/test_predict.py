@@ -57,7 +57,8 @@ def test_masks_are_those_that_the_run_scores(trained_run, phantom_folder, tmp_pa
     workdir, config = trained_run
     trained, evaluation = load_trained(workdir), build_evaluation(config, workdir)
     patients = tuple(sorted(evaluation.split.test))
-    masks = evaluation.assessor.assess(trained.network, patients, trained.posts, tolerance=2.0).masks
+    assessed = evaluation.assessor.assess_each(trained.network, patients, trained.posts, tolerance=2.0)
+    masks = {one.name: one.masks for one in assessed}
     for patient in patients:
         shutil.copytree(phantom_folder / patient, tmp_path / "kaggle_3m" / patient)
     outcome = call_predict(workdir, tmp_path / "kaggle_3m", tmp_path / "out")

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from brainseg_jax.data.phantom_cohort import write_phantom_cohort
 from brainseg_jax.data.prepare import describe, print_summary, verdict
-from brainseg_jax.data.prepare_source import prepare
+from brainseg_jax.data.prepare_source import check, prepare
 from brainseg_jax.data.prepared import PUBLISHED_INSTITUTIONS, Contents, Summary, TargetCounts, read_summary
+from brainseg_jax.errors import InputError
 from brainseg_jax.scans.description import Description, Target
 
 WHOLE = Summary("f" * 64, "kaggle_3m", 110, 3929, 1373, 0.0103, PUBLISHED_INSTITUTIONS, 110)
@@ -242,3 +244,19 @@ def test_the_command_lists_all_faults_of_a_folder_and_writes_nothing(tmp_path):
         assert "c2.nii.gz: its grid is not that of c2_0000.nii.gz" in result.stderr
         assert "Traceback" not in result.stderr
         assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("layout", ["lgg", "nnunet"])
+def test_a_prepared_set_is_a_source_too(dataset_folder, tmp_path, layout):
+    folder = dataset_folder
+    if layout == "nnunet":
+        write_phantom_cohort(tmp_path / "files", layout=layout, patients=2, seed=0)
+        folder = prepare(str(tmp_path / "files" / "Dataset901_Phantom"), tmp_path / "data", progress=False)
+        shutil.rmtree(tmp_path / "files")
+    moved = shutil.copytree(folder, tmp_path / "moved" / Path(*folder.parts[-3:]))
+    assert prepare(str(moved), tmp_path / "elsewhere", progress=False) == moved
+    assert check(str(moved), progress=False).fingerprint == read_summary(folder).fingerprint
+    assert not (tmp_path / "elsewhere").exists()
+    (moved / "dataset_info.json").write_text("{")
+    with pytest.raises(InputError, match=r"1\.0\.0: damaged .*prepare again"):
+        prepare(str(moved), None, progress=False)

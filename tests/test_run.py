@@ -147,13 +147,13 @@ def test_the_largest_part_alone_is_scored(dataset_folder):
     experiment = build_experiment(config)
     evaluation = experiment.evaluation
     network, cases = evaluation.with_variables(experiment.initial_state.variables), evaluation.split.test
-    every_part, assessed = (
-        evaluation.assessor.assess(network, cases, (PostProcess(0.6, largest),), tolerance=2.0)
+    every_part, largest_part = (
+        evaluation.assessor.assess_each(network, cases, (PostProcess(0.6, largest),), tolerance=2.0)
         for largest in (False, True)
     )
-    for case, row in zip(cases, assessed.rows, strict=True):
-        truth = evaluation.cohort.labels[evaluation.cohort.indices([case])[0]] > 0
-        whole, mask = (of.masks[case][..., 0] for of in (every_part, assessed))
+    for one, assessed in zip(every_part, largest_part, strict=True):
+        truth = evaluation.cohort.labels[evaluation.cohort.indices([one.name])[0]] > 0
+        whole, mask, (row,) = one.masks[..., 0], assessed.masks[..., 0], assessed.rows
         parts, count = ndimage.label(whole, np.ones((3, 3, 3)))
         assert count > 1  # or the test could not fail
         sizes = ndimage.sum_labels(np.ones_like(parts), parts, range(1, count + 1))

@@ -173,7 +173,7 @@ def test_segments_are_labels(tmp_path):
     write_volume(tmp_path / "truth" / "a.nii.gz", labels)
     write_seg(tmp_path / "predicted" / "a_seg.dcm", series(), np.stack([first, second], axis=-1), segments=2)
     (mask,) = read_masks(tmp_path / "predicted").values()
-    assert mask.values == (1, 2) and np.bincount(mask.labels.ravel())[1:].tolist() == [26, 25]
+    assert mask.info.values == (1, 2) and np.bincount(mask.labels.ravel())[1:].tolist() == [26, 25]
     scored, _ = score_folders(tmp_path / "predicted", tmp_path / "truth", tolerance=0.0)
     assert [(row["target"], row["dice"]) for row in scored.rows] == [("label 1", 1.0), ("label 2", 1.0)]
 

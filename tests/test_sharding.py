@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -48,13 +49,16 @@ def test_devices(on_one_device, devices):
 
 
 @pytest.mark.slow
-def test_two_processes(on_one_device, dataset_folder):
+@pytest.mark.parametrize("residence", ["memory", "divided", "disk"])
+def test_two_processes(on_one_device, dataset_folder, tmp_path, residence):
+    """From disk both write the slices at once, and each reads its half of a batch."""
+    folder = shutil.copytree(dataset_folder, tmp_path / Path(*dataset_folder.parts[-3:]))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     script = Path(__file__).with_name("twenty_steps.py")
     environment = {**os.environ, "XLA_FLAGS": xla_flags(2)}
-    command = [sys.executable, script, dataset_folder, f"127.0.0.1:{port}", "2"]
+    command = [sys.executable, script, folder, residence, f"127.0.0.1:{port}", "2"]
     running = [
         subprocess.Popen([*command, str(i)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
         for i in range(2)

@@ -78,7 +78,7 @@ def test_views_are_averaged_on_the_grid_of_the_volume(in_three_views, folder):
     assert maps.uncertainty.max() > 0.05  # the views differ
 
     assessor = Assessor(cohort, Runner(sharding.data_mesh(), 24), LOSS)
-    assessed = assessor.assess(network, [case.name], (SUPPORT,) * 3, tolerance=2.0)
+    (assessed,) = assessor.assess_each(network, [case.name], (SUPPORT,) * 3, tolerance=2.0)
     assert assessor.loss.loss == pytest.approx(losses / slices, rel=1e-4)
     masks = ensemble.masks(maps.probability, Canvas.around(case.volume.labels.shape, None, image_size=256))
-    assert (assessed.masks[case.name] == masks).mean() > 0.9999
+    assert (assessed.masks == masks).mean() > 0.9999

@@ -1,6 +1,6 @@
 """Losses of twenty training steps, in this process or as one of several: shared by the tests of `sharding`.
 
-python tests/twenty_steps.py DATASET_FOLDER HOST:PORT PROCESSES PROCESS
+python tests/twenty_steps.py DATASET_FOLDER memory|divided|disk HOST:PORT PROCESSES PROCESS
 """
 
 import json
@@ -52,7 +52,7 @@ def twenty_losses(cohort: Cohort, mesh: jax.sharding.Mesh, *, divided: bool = Fa
 
 
 if __name__ == "__main__":
-    folder, coordinator, processes, process = sys.argv[1:]
+    folder, residence, coordinator, processes, process = sys.argv[1:]
     jax.distributed.initialize(coordinator, int(processes), int(process))
-    cohort = load_cohort(Path(folder), image_size=32, normalization="volume_zscore")
-    print(json.dumps(twenty_losses(cohort, sharding.data_mesh())))
+    cohort = load_cohort(Path(folder), image_size=32, normalization="volume_zscore", on_disk=residence == "disk")
+    print(json.dumps(twenty_losses(cohort, sharding.data_mesh(), divided=residence == "divided")))

@@ -21,8 +21,8 @@ def prepare(source: str, data_dir: str | Path | None, *, progress: bool = True) 
     leaves nothing that looks finished, and of two processes that prepare the same content one uses the other's.
 
     Args:
-      source: a folder of labelled scans in one of the layouts of `data.formats`; or the LGG data, `kaggle` or a
-        phantom, see `lgg.prepare`.
+      source: a folder of labelled scans in one of the layouts of `data.formats`; a set that is prepared already, as
+        this function returned it; or the LGG data, `kaggle` or a phantom, see `lgg.prepare`.
       data_dir: the folder of TFDS datasets; None is TFDS's own: `TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
       progress: whether to show a progress bar.
 
@@ -36,6 +36,9 @@ def prepare(source: str, data_dir: str | Path | None, *, progress: bool = True) 
     path = _folder_of_cohort(source)
     if path is None:
         return lgg.prepare(source, data_dir, progress=progress)
+    if prepared.is_prepared(path):
+        prepared.read_summary(path)  # raises where it is damaged
+        return path
     root = prepared.open_data_folder(data_dir)
     signature = source_index.signature_of(path)
     if folder := source_index.find(root, path, signature):
@@ -60,6 +63,8 @@ def check(source: str, *, progress: bool = True) -> prepared.Summary:
     path = _folder_of_cohort(source)
     if path is None:
         return lgg.check(source, progress=progress)
+    if prepared.is_prepared(path):
+        return prepared.read_summary(path)
     with slice_progress(shown=progress, unit="cases") as bar:
         return _check(path, bar).summary
 

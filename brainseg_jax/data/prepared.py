@@ -146,7 +146,7 @@ def _of_metadata(content: dict[str, Any]) -> Summary:
 
 def is_prepared(folder: Path) -> bool:
     """Whether a set lies whole in `folder`: TFDS gives a folder its name only when everything is in it."""
-    return (folder / "dataset_info.json").is_file()
+    return folder.absolute().parts[-3:][0] in VERSIONS and (folder / "dataset_info.json").is_file()
 
 
 def read_summary(folder: Path) -> Summary:

@@ -1,5 +1,6 @@
 """Cases of a cohort scored with a network: quickly while it trains, closely at the end."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ import numpy as np
 from brainseg_jax import sharding
 from brainseg_jax.data.cohort import Cohort, unpack_targets
 from brainseg_jax.data.normalization import Normalization
-from brainseg_jax.evaluation.calibration import Calibration, calibrate, combine
+from brainseg_jax.evaluation.calibration import Calibration, calibrate, combine_targets
 from brainseg_jax.evaluation.volumes import score_targets
 from brainseg_jax.inference.forward import Forward
 from brainseg_jax.inference.network import Network, Runner
@@ -67,23 +68,80 @@ class LossSums:
         return self._soft_iou / self._batches
 
 
+@dataclass(frozen=True, eq=False)
+class LargestSlice:
+    """The slice of a case with the largest reference mask: small enough to keep one of each case.
+
+    Attributes:
+      index: of the slice.
+      scan: [H, W] uint8, the channel that is shown.
+      attention: [H, W] in [0, 1]; None for a network without gates.
+      shape: (H, W, K).
+      bits: of both masks, packed.
+    """
+
+    index: int
+    scan: np.ndarray
+    attention: np.ndarray | None
+    shape: tuple[int, int, int]
+    bits: np.ndarray
+
+    @classmethod
+    def of(
+        cls, scan: np.ndarray, truth: np.ndarray, predicted: np.ndarray, attention: np.ndarray | None
+    ) -> "LargestSlice":
+        """Of a scan [S, H, W], masks [S, H, W, K] bool and attention [S, H, W]; it copies what it keeps."""
+        index = int(np.argmax(truth.sum(axis=(1, 2, 3), dtype=np.int64)))
+        bits = np.packbits(np.stack([truth[index], predicted[index]]))
+        shown = None if attention is None else attention[index].copy()
+        return cls(index, scan[index].copy(), shown, truth.shape[1:], bits)
+
+    @property
+    def masks(self) -> tuple[np.ndarray, np.ndarray]:
+        """The reference and the prediction, each [H, W, K] bool."""
+        shape = (2, *self.shape)
+        truth, predicted = np.unpackbits(self.bits, count=math.prod(shape)).astype(bool).reshape(shape)
+        return truth, predicted
+
+
+@dataclass(frozen=True, eq=False)
+class CaseAssessment:
+    """What is known of one case while it is scored; voxels are let go with it.
+
+    Attributes:
+      name: of the case.
+      rows: of `volumes.score_targets`, with who it is before.
+      calibrations: by target.
+      pictures: for the report.
+      largest: for a panel.
+      masks: [S, H, W, K] bool.
+      attention: [S, H, W] in [0, 1]; None for a network without gates.
+    """
+
+    name: str
+    rows: list[dict]
+    calibrations: dict[str, Calibration]
+    pictures: "CasePictures"
+    largest: LargestSlice
+    masks: np.ndarray
+    attention: np.ndarray | None
+
+
 @dataclass(frozen=True)
 class Assessment:
     """What is known of some cases.
 
     Attributes:
-      rows: of `volumes.score_targets`, with who it is before.
+      rows: of all cases.
       calibrations: of all cases, by target.
       cases: their pictures.
-      masks: of each case, [S, H, W, K] bool.
-      attention: of each case, [S, H, W] in [0, 1]; None for a network without gates.
+      largest: of each case, one slice.
     """
 
     rows: list[dict]
     calibrations: dict[str, Calibration]
     cases: "list[CasePictures]"
-    masks: dict[str, np.ndarray]
-    attention: dict[str, np.ndarray | None]
+    largest: dict[str, LargestSlice]
 
 
 class Assessor:
@@ -150,25 +208,50 @@ class Assessor:
           tolerance: of surface Dice: in mm, or in voxels where the spacing is not known.
 
         Returns:
-          rows and pictures in the order of `cases`.
+          rows and pictures in the order of `cases`. It holds one slice of each case and pictures of
+          `case_pictures.MOST_SLICES` slices, but no volume.
+        """
+        found = {}
+        for one in self.assess_each(network, cases, posts, tolerance=tolerance):
+            found[one.name] = one.rows, one.calibrations, one.pictures, one.largest
+        rows, calibrations, pictures, largest = zip(*(found[name] for name in cases), strict=True)
+        return Assessment(
+            rows=[row for own in rows for row in own],
+            calibrations=combine_targets(calibrations, [own[0]["patient"] for own in rows]),
+            cases=list(pictures),
+            largest=dict(zip(cases, largest, strict=True)),
+        )
+
+    def assess_each(
+        self,
+        network: Network,
+        cases: Sequence[str],
+        posts: Sequence[PostProcess],
+        *,
+        tolerance: float,
+        report: Sequence[str] = (),
+    ) -> Iterator[CaseAssessment]:
+        """Predicts cases and scores one after the other, in the order of the cohort.
+
+        Args:
+          network: see `assess`.
+          cases: of the cohort, in any order; may be none.
+          posts: see `assess`.
+          tolerance: see `assess`.
+          report: all cases of the report, where `cases` are a share of them: distances are in mm where the spacing of
+            all is known, and their slices decide how many are shown.
         """
         # Here, as matplotlib is slow to load and a training does without until its end.
         from brainseg_jax.evaluation import case_pictures
 
         cohort, description = self.cohort, self.cohort.description
-        rows: dict[str, list[dict]] = {}
-        pictures: dict[str, CasePictures] = {}
-        masks_of: dict[str, np.ndarray] = {}
-        attention_of: dict[str, np.ndarray | None] = {}
-        calibrations: dict[str, dict[str, Calibration]] = {}
-        indices = cohort.indices(cases)
-        spacing_known = all(cohort.spacings[index] for index in indices)
-        every = case_pictures.slice_step(sum(cohort.shapes[index][0] for index in indices))
+        every_case = cohort.indices(report or cases)
+        spacing_known = all(cohort.spacings[index] for index in every_case)
+        step = case_pictures.slice_step(sum(len(cohort.numbers[index]) for index in every_case))
         for index, probability, attention in self._outputs(network, cases):
             name, masks = cohort.cases[index], self._masks(index, probability, posts)
             truth, counted = self._truth(index)
             scan = cohort.read_voxels(name)[..., description.shown]
-            masks_of[name], attention_of[name] = masks, attention
             scores = score_targets(
                 masks,
                 truth,
@@ -177,36 +260,31 @@ class Assessor:
                 tolerance=tolerance,
                 counted=counted,
             )
-            rows[name] = [self.who(index) | row for row in scores]
-            calibrations[name] = {
-                target: calibrate(probability[..., k], truth[..., k], scan, counted=counted)
-                for k, target in enumerate(description.names)
-            }
             overlay = case_pictures.Overlay(
-                case_pictures.outlines((masks & counted[..., None])[::every]),
-                [case_pictures.probability_pictures(probability[::every, ..., k]) for k in range(masks.shape[-1])],
-                None if attention is None else case_pictures.attention_pictures(attention[::every]),
+                case_pictures.outlines((masks & counted[..., None])[::step]),
+                [case_pictures.probability_pictures(probability[::step, ..., k]) for k in range(masks.shape[-1])],
+                None if attention is None else case_pictures.attention_pictures(attention[::step]),
             )
-            pictures[name] = case_pictures.CasePictures(
+            yield CaseAssessment(
                 name=name,
-                size=truth.shape[1:3],
-                numbers=list(cohort.numbers[index])[::every],
-                scan=case_pictures.scan_pictures(scan[::every]),
-                truth=case_pictures.outlines(truth[::every]),
-                overlays=[overlay],
-                step=every,
+                rows=[self.who(index) | row for row in scores],
+                calibrations={
+                    target: calibrate(probability[..., k], truth[..., k], scan, counted=counted)
+                    for k, target in enumerate(description.names)
+                },
+                pictures=case_pictures.CasePictures(
+                    name=name,
+                    size=truth.shape[1:3],
+                    numbers=list(cohort.numbers[index])[::step],
+                    scan=case_pictures.scan_pictures(scan[::step]),
+                    truth=case_pictures.outlines(truth[::step]),
+                    overlays=[overlay],
+                    step=step,
+                ),
+                largest=LargestSlice.of(scan, truth, masks, attention),
+                masks=masks,
+                attention=attention,
             )
-        patients = [cohort.patients[index] for index in indices]
-        return Assessment(
-            rows=[row for name in cases for row in rows[name]],
-            calibrations={
-                target: combine([calibrations[name][target] for name in cases], patients)
-                for target in description.names
-            },
-            cases=[pictures[name] for name in cases],
-            masks=masks_of,
-            attention=attention_of,
-        )
 
     def who(self, index: int) -> dict[str, str | int]:
         """The first columns of a row: patient, case where patients have several, group, grade; where they are known."""

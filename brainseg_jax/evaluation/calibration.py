@@ -40,6 +40,15 @@ class Calibration:
             np.concatenate([self.dice, other.dice]),
         )
 
+    def to_json(self) -> dict[str, list]:
+        """What `from_json` takes; no digit is lost."""
+        return {field.name: getattr(self, field.name).tolist() for field in dataclasses.fields(self)}
+
+    @classmethod
+    def from_json(cls, content: dict[str, list]) -> "Calibration":
+        """The inverse of `to_json`."""
+        return cls(**{name: np.array(values) for name, values in content.items()})
+
     @property
     def error(self) -> float:
         """Expected calibration error: mean over voxels of |mean probability - share of tumor| of the voxel's bin.
@@ -75,6 +84,18 @@ def combine(calibrations: Sequence[Calibration], patients: Sequence[str]) -> Cal
     total = sum(calibrations[1:], start=calibrations[0])
     own = [[i for i, one in enumerate(patients) if one == patient] for patient in dict.fromkeys(patients)]
     return dataclasses.replace(total, dice=np.stack([total.dice[cases].mean(axis=0) for cases in own]))
+
+
+def combine_targets(
+    calibrations: Sequence[Mapping[str, Calibration]], patients: Sequence[str]
+) -> dict[str, Calibration]:
+    """`combine` of each target.
+
+    Args:
+      calibrations: of one case each, by target; one or more cases. Empty where there are no probabilities.
+      patients: whose case it is, in the same order.
+    """
+    return {target: combine([one[target] for one in calibrations], patients) for target in calibrations[0]}
 
 
 def summarize_targets(calibrations: Mapping[str, Calibration]) -> dict:

@@ -1,49 +1,94 @@
 """Scores a folder of predicted masks against a folder of reference masks."""
 
+import hashlib
 import math
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from absl import logging
 
+from brainseg_jax.data.ahead import map_ahead
 from brainseg_jax.data.source import CASE_NAME
 from brainseg_jax.errors import InputError
 from brainseg_jax.evaluation.case_pictures import CasePictures, Overlay, outlines, slice_step
-from brainseg_jax.evaluation.targets import describe_masks, find_naming
+from brainseg_jax.evaluation.records import CaseScores, Scoring, collect
+from brainseg_jax.evaluation.targets import Meaning, describe_masks, find_naming
 from brainseg_jax.evaluation.views import Scored
 from brainseg_jax.evaluation.volumes import score_targets
-from brainseg_jax.scans.masks import Mask, read_masks
+from brainseg_jax.scans.masks import Mask, MaskFiles, MaskInfo, describe_faults, find_masks
+from brainseg_jax.shards import WHOLE, Shard
+
+
+class _Survey(NamedTuple):
+    """What the first reading of a case finds; the voxels are let go.
+
+    Attributes:
+      case: its name.
+      predicted: of the predicted mask; None where there is none, or none that can be read.
+      true: of the reference mask, in the same way.
+      unusable: why the one and the other cannot be read; "" where they can.
+      faults: what keeps the two apart, a line each.
+      slices: how many there are on the grid of both.
+    """
+
+    case: str
+    predicted: MaskInfo | None
+    true: MaskInfo | None
+    unusable: tuple[str, str]
+    faults: list[str]
+    slices: int
 
 
 def score_folders(
     predictions: Path, truth: Path, *, tolerance: float, targets: str = ""
 ) -> tuple[Scored, list[CasePictures]]:
-    """Scores every case of two folders that hold the same cases.
-
-    Distances are in mm where the spacing of every case is known, else in voxels for all, as one mean is made of them.
-
-    Args:
-      predictions: see `read_masks`.
-      truth: see `read_masks`.
-      tolerance: of surface Dice, in mm or in voxels.
-      targets: names and labels, see `targets.parse_targets`; "": those of a `dataset.json` or of the values.
+    """Scores every case of two folders, and holds the pictures of all in memory; arguments: see `begin_folders`.
 
     Returns:
       what a report needs, and the cases with outlines but no scan.
+    """
+    (scored,), cases = collect([begin_folders(predictions, truth, tolerance=tolerance, targets=targets)])
+    return scored, cases
+
+
+def begin_folders(
+    predictions: Path, truth: Path, *, tolerance: float, targets: str = "", shard: Shard = WHOLE
+) -> Scoring:
+    """Reads every case of two folders that hold the same cases once, and prepares to score them one by one.
+
+    Distances are in mm where the spacing of every case is known, else in voxels for all, as one mean is made of them.
+    Memory holds a case at a time: each is read again when it is scored.
+
+    Args:
+      predictions: see `find_masks`.
+      truth: see `find_masks`.
+      tolerance: of surface Dice, in mm or in voxels.
+      targets: names and labels, see `targets.parse_targets`; "": those of a `dataset.json` or of the values.
+      shard: of the cases, which one is scored; all are read.
 
     Raises:
       InputError: a folder or the targets cannot be used; or cases are missing in one, hold labels that are not known,
         or differ in shape, slices or spacing: all are listed.
     """
     naming = find_naming(truth, targets)
-    predicted, true = read_masks(predictions), read_masks(truth)
+    files = find_masks(predictions), find_masks(truth)
+    found = list(map_ahead(partial(_survey, *files), sorted(files[0].keys() | files[1].keys())))
+    unusable = [[one.unusable[k] for one in found if one.unusable[k]] for k in (0, 1)]
+    words = [describe_faults(folder, own) for folder, own in zip((predictions, truth), unusable, strict=True) if own]
+    if words:
+        raise InputError("\n".join(words))
+    predicted = {one.case: one.predicted for one in found if one.predicted}
+    true = {one.case: one.true for one in found if one.true}
     _report_notes([*predicted.values(), *true.values()])
-    description, unknown = describe_masks(true, predicted, naming)
+    meaning = describe_masks(true, predicted, naming)
     faults = [f"  {case}: in {truth} only" for case in sorted(true.keys() - predicted.keys())]
     faults += [f"  {case}: in {predictions} only" for case in sorted(predicted.keys() - true.keys())]
-    faults += _bring_together(predicted, true) + [f"  {fault}" for fault in unknown]
+    faults += [f"  {one.case}: {fault}" for one in found for fault in one.faults]
+    faults += [f"  {fault}" for fault in meaning.faults]
     if faults:
-        labels = " or with the same labels" if unknown else ""
+        labels = " or with the same labels" if meaning.faults else ""
         raise InputError(
             f"--predictions={predictions} and --truth={truth} do not hold masks of the same cases on the same grid"
             f"{labels}; correct or take away:\n" + "\n".join(faults)
@@ -51,64 +96,126 @@ def score_folders(
     without = [case for case, mask in true.items() if mask.spacing is None]
     if without and len(without) < len(true):
         logging.warning("no spacing is known of %s, so distances are in voxels for all cases", ", ".join(without))
-    rows, cases = [], []
-    step = slice_step(sum(len(mask.labels) for mask in true.values()))
-    named = all(CASE_NAME.fullmatch(case) for case in true)
-    for case, mask in true.items():
-        known = {"patient": case} | ({"institution": case.split("_")[1]} if named else {})
-        ours, theirs = description.masks(predicted[case].labels), description.masks(mask.labels)
-        counted = description.counted(mask.labels)
-        scores = score_targets(
-            ours,
-            theirs,
-            description.names,
-            spacing=None if without else mask.spacing,
-            tolerance=tolerance,
-            counted=counted,
-        )
-        rows += [known | row for row in scores]
-        cases.append(
-            CasePictures(
-                name=case,
-                size=mask.labels.shape[1:],
-                numbers=list(mask.numbers or range(1, len(mask.labels) + 1))[::step],
-                scan=None,
-                truth=outlines(theirs[::step]),
-                overlays=[Overlay(outlines((ours if counted is None else ours & counted[..., None])[::step]))],
-                step=step,
-            )
-        )
     facts = {"Predicted masks": str(predictions), "True masks": str(truth)}
     if naming:
         facts["Targets named by"] = naming.source
-    if description.ignore is not None:
-        facts["Not scored"] = f"voxels of label {description.ignore}"
-    return Scored(predictions.absolute().name, rows, facts, description=description), cases
+    if meaning.description.ignore is not None:
+        facts["Not scored"] = f"voxels of label {meaning.description.ignore}"
+    score = partial(
+        _score,
+        meaning=meaning,
+        in_mm=not without,
+        tolerance=tolerance,
+        step=slice_step(sum(one.slices for one in found)),
+        named=all(CASE_NAME.fullmatch(case) for case in true),
+    )
+    return Scoring(
+        run=Scored(predictions.absolute().name, [], facts, description=meaning.description),
+        cases=tuple(true),
+        data=_fingerprint(predicted, true),
+        scores=(score(one, *_read_again(one, *files)) for one in shard.of(found)),
+    )
 
 
-def _report_notes(masks: list[Mask]) -> None:
+def _survey(predictions: dict[str, MaskFiles], truth: dict[str, MaskFiles], case: str) -> _Survey:
+    """Reads the masks of a case, and forgets their voxels."""
+    masks: list[Mask | None] = []
+    unusable = []
+    for files in (predictions, truth):
+        try:
+            masks.append(files[case].read() if case in files else None)
+            unusable.append("")
+        except InputError as error:
+            masks.append(None)
+            unusable.append(str(error))
+    infos = [mask and mask.info for mask in masks]
+    if not all(masks):
+        return _Survey(case, *infos, tuple(unusable), [], 0)
+    _, true, faults = _bring_together(*masks)
+    return _Survey(case, *infos, tuple(unusable), faults, len(true.labels))
+
+
+def _read_again(one: _Survey, predictions: dict[str, MaskFiles], truth: dict[str, MaskFiles]) -> tuple[Mask, Mask]:
+    """The masks of a case on one grid.
+
+    Raises:
+      InputError: a file is not what it was when all cases were looked at.
+    """
+    masks = [files[one.case].read() for files in (predictions, truth)]
+    for mask, info in zip(masks, (one.predicted, one.true), strict=True):
+        if mask.checksum != info.checksum:
+            raise InputError(f"{info.source}: it was changed while the masks were scored; score all again")
+    predicted, true, _ = _bring_together(*masks)
+    return predicted, true
+
+
+def _score(
+    one: _Survey,
+    predicted: Mask,
+    true: Mask,
+    *,
+    meaning: Meaning,
+    in_mm: bool,
+    tolerance: float,
+    step: int,
+    named: bool,
+) -> CaseScores:
+    """The scores and outlines of a case.
+
+    Args:
+      one: of the case.
+      predicted: on the grid of `true`.
+      true: the reference mask.
+      meaning: of the labels.
+      in_mm: whether the spacing of all cases is known.
+      tolerance: of surface Dice.
+      step: every how many slices the report shows.
+      named: whether the names of all cases hold the institution, as in the LGG set.
+    """
+    description = meaning.description
+    theirs = meaning.labels_of(true, one.true)
+    counted = description.counted(theirs)
+    ours, theirs = description.masks(meaning.labels_of(predicted, one.predicted)), description.masks(theirs)
+    known = {"patient": one.case} | ({"institution": one.case.split("_")[1]} if named else {})
+    spacing = true.spacing if in_mm else None
+    rows = score_targets(ours, theirs, description.names, spacing=spacing, tolerance=tolerance, counted=counted)
+    pictures = CasePictures(
+        name=one.case,
+        size=theirs.shape[1:3],
+        numbers=list(true.numbers or range(1, len(theirs) + 1))[::step],
+        scan=None,
+        truth=outlines(theirs[::step]),
+        overlays=[Overlay(outlines((ours if counted is None else ours & counted[..., None])[::step]))],
+        step=step,
+    )
+    return CaseScores(one.case, [known | row for row in rows], {}, pictures)
+
+
+def _fingerprint(predicted: dict[str, MaskInfo], true: dict[str, MaskInfo]) -> str:
+    """Names the masks of both folders: another voxel, case or spacing gives another one."""
+    known = [(case, mask.spacing, mask.checksum) for masks in (predicted, true) for case, mask in masks.items()]
+    return hashlib.sha256(repr(known).encode(errors="surrogateescape")).hexdigest()
+
+
+def _report_notes(masks: list[MaskInfo]) -> None:
     """Logs what a user must know of the files, once for all files with the same note."""
     noted: dict[str, list[str]] = defaultdict(list)
     for mask in masks:
         for note in mask.notes:
-            noted[note].append(str(mask.sources[0]))
+            noted[note].append(str(mask.source))
     for note, files in noted.items():
         more = f" and {len(files) - 1} more" if len(files) > 1 else ""
         logging.warning("%s%s: %s", files[0], more, note)
 
 
-def _bring_together(predicted: dict[str, Mask], true: dict[str, Mask]) -> list[str]:
-    """Brings the masks of each case onto one grid, in place; returns what keeps them apart, a line each."""
-    faults = []
-    for case in sorted(true.keys() & predicted.keys()):
-        if predicted[case].grid and true[case].grid:
-            grids = predicted[case].grid, true[case].grid
-            predicted[case], true[case] = predicted[case].widened(grids[1]), true[case].widened(grids[0])
-        if words := _differences(predicted[case], true[case]):
-            faults += [f"  {case}: {difference}" for difference in words]
-        elif true[case].grid:
-            predicted[case] = predicted[case].on(true[case].grid)
-    return faults
+def _bring_together(predicted: Mask, true: Mask) -> tuple[Mask, Mask, list[str]]:
+    """The masks of a case on one grid, and what keeps them apart, in words."""
+    if predicted.grid and true.grid:
+        predicted, true = predicted.widened(true.grid), true.widened(predicted.grid)
+    faults = _differences(predicted, true)
+    if not faults and true.grid:
+        predicted = predicted.on(true.grid)
+    return predicted, true, faults
 
 
 def _differences(predicted: Mask, true: Mask) -> list[str]:

@@ -8,6 +8,7 @@ The same input gives the same bytes: no date, no path, no random name is in it.
 import dataclasses
 import json
 import subprocess
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import numpy as np
 
 import brainseg_jax
 from brainseg_jax.evaluation import plots, wording
-from brainseg_jax.evaluation.case_pictures import CasePictures, target_style
+from brainseg_jax.evaluation.case_pictures import CasePictures, Outlines, Overlay, target_style
 from brainseg_jax.evaluation.scores import case_name
 from brainseg_jax.evaluation.views import Plot, Scored, one_view
 from brainseg_jax.files import write_whole
@@ -25,13 +26,15 @@ from brainseg_jax.scans.description import Description
 MAX_RUNS = len(plots.RUNS)
 
 
-def write_report(path: Path, runs: list[Scored], cases: list[CasePictures], *, tolerance: float) -> None:
+def write_report(path: Path, runs: list[Scored], cases: Sequence[CasePictures], *, tolerance: float) -> None:
     """Writes the report, all or nothing.
+
+    The page is written piece by piece: memory holds one picture of each case, and all pictures of one.
 
     Args:
       path: of the HTML file.
       runs: one to `MAX_RUNS`, of the same targets and of the same cases in the same order.
-      cases: their pictures in this order, with one overlay for each of the runs.
+      cases: their pictures in this order, with one overlay for each of the runs; each is taken twice.
       tolerance: of surface Dice, in the rows' unit.
     """
     description = runs[0].description
@@ -45,6 +48,8 @@ def write_report(path: Path, runs: list[Scored], cases: list[CasePictures], *, t
         training = []
     names, channel = list(description.names), description.channels[description.shown]
     rows = runs[0].rows
+    patient_of = {case_name(row): row["patient"] for row in rows}
+    shown = [_first_slice(case) for case in cases]
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("brainseg_jax.evaluation"),
         autoescape=True,
@@ -52,7 +57,7 @@ def write_report(path: Path, runs: list[Scored], cases: list[CasePictures], *, t
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page = environment.get_template("report.html").render(
+    page = environment.get_template("report.html").stream(
         names=[run.name for run in runs],
         targets=names,
         word=wording.capital(names[0]),
@@ -72,26 +77,22 @@ def write_report(path: Path, runs: list[Scored], cases: list[CasePictures], *, t
             calibrated=any(run.calibrations for run in runs),
             several_cases="case" in rows[0],
         ),
-        cases=[(cases[i], [[dice[i] for dice in view.dice] for view in views], _first_shown(cases[i])) for i in order],
-        data=[(cases[i].name, _patient_of(rows, cases[i].name), _data(cases[i])) for i in order],
+        cases=[(shown[i], [[dice[i] for dice in view.dice] for view in views]) for i in order],
+        data=((case.name, patient_of[case.name], _data(case)) for case in (cases[i] for i in order)),
         maps=[
-            name for name in ("probability", "attention") if any(getattr(o, name) for c in cases for o in c.overlays)
+            name for name in ("probability", "attention") if any(getattr(o, name) for c in shown for o in c.overlays)
         ],
-        step=max(case.step for case in cases),
-        has_scan=any(case.scan for case in cases),
+        step=max(case.step for case in shown),
+        has_scan=any(case.scan for case in shown),
         configs=[(run.name, json.dumps(_without_places(run.config), indent=2)) for run in runs if run.config],
         code=code_version(),
     )
-    write_whole(path, lambda part: part.write_text(page, encoding="utf-8"))
+    write_whole(path, lambda part: page.dump(str(part), encoding="utf-8"))
 
 
 def _selectable(description: Description) -> list[str | None]:
     """What the page can show: the only target, or the mean over the targets (None) and each of them."""
     return [description.names[0]] if len(description.names) == 1 else [None, *description.names]
-
-
-def _patient_of(rows: list[dict], name: str) -> str:
-    return next(row["patient"] for row in rows if case_name(row) == name)
 
 
 def code_version() -> str:
@@ -117,6 +118,25 @@ def _first_shown(case: CasePictures) -> int:
     true = np.sum([outlines.areas for outlines in case.truth], axis=0)
     predicted = np.sum([outlines.areas for overlay in case.overlays for outlines in overlay.masks], axis=0)
     return int(np.argmax(true if true.any() else predicted))
+
+
+def _first_slice(case: CasePictures) -> CasePictures:
+    """The same case with its first slice to be shown alone."""
+    first = _first_shown(case)
+
+    def pick(of_slices: list | None) -> list | None:
+        return of_slices and [of_slices[first]]
+
+    def pick_masks(masks: list[Outlines]) -> list[Outlines]:
+        return [Outlines(pick(one.paths), pick(one.areas)) for one in masks]
+
+    overlays = [
+        Overlay(pick_masks(one.masks), one.probability and [pick(own) for own in one.probability], pick(one.attention))
+        for one in case.overlays
+    ]
+    return dataclasses.replace(
+        case, numbers=pick(case.numbers), scan=pick(case.scan), truth=pick_masks(case.truth), overlays=overlays
+    )
 
 
 def _without_places(config: dict) -> dict:

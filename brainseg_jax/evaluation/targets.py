@@ -4,13 +4,14 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from absl import logging
 
 from brainseg_jax.errors import InputError
 from brainseg_jax.scans.description import Description, Target
-from brainseg_jax.scans.masks import Mask
+from brainseg_jax.scans.masks import Mask, MaskInfo
 
 IGNORE = "ignore"  # a target of this name is no target: its label counts in no score, as in nnU-Net
 _BACKGROUND = "background"
@@ -124,23 +125,36 @@ def find_naming(truth: Path, text: str) -> Naming | None:
     return dataclasses.replace(named, description=dataclasses.replace(named.description, ignore=ignore))
 
 
-def describe_masks(
-    true: dict[str, Mask], predicted: dict[str, Mask], naming: Naming | None
-) -> tuple[Description, list[str]]:
+class Meaning(NamedTuple):
+    """What the labels of two folders mean.
+
+    Attributes:
+      description: the targets.
+      as_ones: whether 255 means 1 in a mask that holds no other value.
+      faults: labels that belong to no target, each with its file.
+    """
+
+    description: Description
+    as_ones: bool
+    faults: list[str]
+
+    def labels_of(self, mask: Mask, info: MaskInfo) -> np.ndarray:
+        """The labels of a mask, [S, H, W] uint8, as the description knows them; `info` is what `describe_masks` got."""
+        return (mask.labels > 0).astype(np.uint8) if self.as_ones and info.values == (255,) else mask.labels
+
+
+def describe_masks(true: Mapping[str, MaskInfo], predicted: Mapping[str, MaskInfo], naming: Naming | None) -> Meaning:
     """Decides on the targets, and looks for labels that do not belong to one.
 
-    Masks of 0 and 255 become masks of 0 and 1, in place, where label 1 is the only one that is known.
+    Masks of 0 and 255 count as masks of 0 and 1 where label 1 is the only one that is known.
 
     Args:
-      true: the reference masks by case.
-      predicted: the predicted masks by case.
+      true: of the reference masks, by case.
+      predicted: of the predicted masks, by case.
       naming: None: the labels of the reference masks are the targets. Those of masks of one value are "tumor", else
         "label 1", "label 2".
-
-    Returns:
-      the targets, and the faults, each with its file.
     """
-    of_truth = sorted({value for mask in true.values() for value in mask.values})
+    of_truth = _values(true)
     faults: list[str] = []
     if naming:
         description = naming.description
@@ -149,23 +163,25 @@ def describe_masks(
         description, known = Description(_CHANNELS, (Target("tumor", (1,)),)), frozenset({1})
     else:
         description, known = _of_values(of_truth, true, faults), frozenset(of_truth)
-    if known <= {0, 1}:
-        for masks in (true, predicted):
-            masks |= {case: _as_ones(mask) for case, mask in masks.items() if mask.values == (255,)}
-        of_truth = sorted({value for mask in true.values() for value in mask.values})
+    if as_ones := known <= {0, 1}:
+        true, predicted = ({case: _as_ones(mask) for case, mask in masks.items()} for masks in (true, predicted))
     if naming and naming.known is None:
-        known |= frozenset(of_truth)
+        known |= frozenset(_values(true))
     ignored = frozenset() if description.ignore is None else {description.ignore}
     faults += _unknown(true, known | ignored, f"none of the labels of {naming.source}" if naming else "")
     others = ", ".join(map(str, sorted(known - ignored - {0}))) or "none"
     faults += _unknown(predicted, known - ignored, f"none of the labels of the reference masks ({others})")
-    return description, faults
+    return Meaning(description, as_ones, faults)
 
 
-def _of_values(values: list[int], true: dict[str, Mask], faults: list[str]) -> Description:
+def _values(masks: Mapping[str, MaskInfo]) -> list[int]:
+    return sorted({value for mask in masks.values() for value in mask.values})
+
+
+def _of_values(values: list[int], true: Mapping[str, MaskInfo], faults: list[str]) -> Description:
     """A target for each label; 255 beside others may mean that it is ignored, so it has to be named."""
     if 255 in values:
-        files = [str(mask.source_of(255)) for mask in true.values() if 255 in mask.values]
+        files = [str(mask.first_files[255]) for mask in true.values() if 255 in mask.values]
         faults.append(
             f"{files[0]}{f' and {len(files) - 1} more' if len(files) > 1 else ''}: value 255 beside labels "
             f"{', '.join(str(value) for value in values if value != 255)}; name all by --targets, as in "
@@ -177,14 +193,16 @@ def _of_values(values: list[int], true: dict[str, Mask], faults: list[str]) -> D
         raise InputError(f"the reference masks hold {error}; name those that count by --targets") from None
 
 
-def _as_ones(mask: Mask) -> Mask:
-    return dataclasses.replace(mask, labels=(mask.labels > 0).astype(np.uint8))
+def _as_ones(mask: MaskInfo) -> MaskInfo:
+    if mask.values != (255,):
+        return mask
+    return dataclasses.replace(mask, first_files={1: mask.first_files[255]})
 
 
-def _unknown(masks: dict[str, Mask], known: frozenset[int], words: str) -> list[str]:
+def _unknown(masks: Mapping[str, MaskInfo], known: frozenset[int], words: str) -> list[str]:
     return [
-        f"{mask.source_of(value)}: value {value}, {words}; correct it, or name it by --targets"
+        f"{path}: value {value}, {words}; correct it, or name it by --targets"
         for mask in masks.values()
-        for value in mask.values
+        for value, path in mask.first_files.items()
         if value not in known
     ]

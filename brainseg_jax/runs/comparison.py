@@ -1,27 +1,39 @@
 """Finished runs scored anew, one or several side by side."""
 
-import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 from brainseg_jax.errors import InputError
 from brainseg_jax.evaluation.case_pictures import CasePictures
+from brainseg_jax.evaluation.records import CaseScores, Scoring, collect
 from brainseg_jax.evaluation.views import Scored
 from brainseg_jax.runs.evaluation import build_evaluation
 from brainseg_jax.runs.facts import facts
 from brainseg_jax.runs.journal import read_rows
 from brainseg_jax.runs.trained import Trained, load_trained, read_json
+from brainseg_jax.shards import WHOLE, Shard
 
 
 def score_runs(folders: list[Path], *, part: str, tolerance: float) -> tuple[list[Scored], list[CasePictures]]:
-    """Scores the checkpoints that runs kept (`train.keep`) on the patients of one part of their split.
+    """Scores runs, and holds the pictures of all cases in memory; arguments and errors: see `begin_runs`.
+
+    Returns:
+      what a report needs of each run, and the pictures with an overlay of each.
+    """
+    return collect(begin_runs(folders, part=part, tolerance=tolerance))
+
+
+def begin_runs(folders: list[Path], *, part: str, tolerance: float, shard: Shard = WHOLE) -> Iterator[Scoring]:
+    """Prepares to score the checkpoints that runs kept (`train.keep`) on the patients of one part of their split.
 
     Args:
       folders: of the runs, one or more, all of the same data, targets and patients in this part.
       part: val or test.
       tolerance: of surface Dice, in mm, or in voxels where no spacing is known.
+      shard: of the cases, which one is scored.
 
-    Returns:
-      what a report needs of each run, and the pictures with an overlay of each.
+    Yields:
+      one run after the other, so that memory holds the data of one.
 
     Raises:
       InputError: a folder cannot be used, its data are not there, or the runs have other data, targets or patients.
@@ -36,14 +48,8 @@ def score_runs(folders: list[Path], *, part: str, tolerance: float) -> tuple[lis
                 "Use predict with it, and score the masks by evaluate --predictions=FOLDER --truth=FOLDER"
             )
     _check_comparable(trained, part)
-    scored, pictures = zip(
-        *(_score_run(run, name, part, tolerance) for run, name in zip(trained, names, strict=True)), strict=True
-    )
-    cases = [
-        dataclasses.replace(of_patient[0], overlays=[case.overlays[0] for case in of_patient])
-        for of_patient in zip(*pictures, strict=True)
-    ]
-    return list(scored), cases
+    for run, name in zip(trained, names, strict=True):
+        yield _begin_run(run, name, part, tolerance, shard)
 
 
 def names_of(folders: list[Path]) -> list[str]:
@@ -88,7 +94,7 @@ def _targets(run: Trained) -> str:
     return targets + ("" if description.ignore is None else f", label {description.ignore} ignored")
 
 
-def _score_run(trained: Trained, name: str, part: str, tolerance: float) -> tuple[Scored, list[CasePictures]]:
+def _begin_run(trained: Trained, name: str, part: str, tolerance: float, shard: Shard) -> Scoring:
     folder = trained.folder
     config = read_json(folder / "config.json")
     trained.config.split.file = str(folder / "split.json")  # the run's own, whatever a seed would make today
@@ -100,7 +106,9 @@ def _score_run(trained: Trained, name: str, part: str, tolerance: float) -> tupl
             f"{cohort.fingerprint[:12]}; prepare the data of the run again"
         )
     cases = tuple(sorted(getattr(evaluation.split, part)))
-    assessed = evaluation.assessor.assess(trained.network, cases, trained.posts, tolerance=tolerance)
+    assessed = evaluation.assessor.assess_each(
+        trained.network, shard.of(cases), trained.posts, tolerance=tolerance, report=cases
+    )
     rests_on = facts(
         config,
         evaluation,
@@ -110,17 +118,16 @@ def _score_run(trained: Trained, name: str, part: str, tolerance: float) -> tupl
         parameters=trained.parameters,
         step=trained.step,
     )
-    epochs = read_rows(folder / "metrics.jsonl")
     thresholds = dict(zip(cohort.description.names, (post.threshold for post in trained.posts), strict=True))
     scored = Scored(
         name,
-        assessed.rows,
+        [],
         rests_on,
-        epochs,
-        assessed.calibrations,
-        thresholds,
-        config,
-        evaluation.kept,
-        cohort.description,
+        read_rows(folder / "metrics.jsonl"),
+        thresholds=thresholds,
+        config=config,
+        kept=evaluation.kept,
+        description=cohort.description,
     )
-    return scored, assessed.cases
+    scores = (CaseScores(one.name, one.rows, one.calibrations, one.pictures) for one in assessed)
+    return Scoring(scored, cases, f"{cohort.fingerprint} {trained.step}", scores)

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import numpy as np
 
 from brainseg_jax.data.cohort import Cohort
 from brainseg_jax.data.splits import PARTS
@@ -125,15 +124,14 @@ def _best_median_worst(cohort: Cohort, assessed: Assessment) -> dict[str, Pictur
     for name, row in chosen.items():
         case = case_name(row)
         (index,) = cohort.indices([case])
-        truth = cohort.description.masks(cohort.read_labels(index))
-        largest = int(np.argmax(truth.sum(axis=(1, 2, 3), dtype=np.int64)))
-        attention = assessed.attention[case]
+        largest = assessed.largest[case]
+        truth, prediction = largest.masks
         pictures[name] = PictureSlice(
-            title=f"{name} of {len(order)} test {cases}: {case}, slice {cohort.numbers[index][largest]}, "
+            title=f"{name} of {len(order)} test {cases}: {case}, slice {cohort.numbers[index][largest.index]}, "
             f"3-D Dice {row['dice']:.3f}",
-            scan=cohort.read_voxels(case)[largest, ..., cohort.description.shown],
-            truth=truth[largest],
-            prediction=assessed.masks[case][largest],
-            attention=None if attention is None else attention[largest],
+            scan=largest.scan,
+            truth=truth,
+            prediction=prediction,
+            attention=largest.attention,
         )
     return pictures
