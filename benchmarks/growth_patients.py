@@ -130,31 +130,23 @@ def _timed(function: Callable[[], object]) -> float:
 
 def _write_records(folder: Path, patients: int, slices: int, side: int) -> float:
     from benchmarks.synthetic_records import write_records
-    from brainseg_jax.data.prepared import read_summary
 
-    def write() -> None:
-        dataset = {"folder": write_records(folder, patients=patients, slices=slices, side=side)}
-        summary = read_summary(dataset["folder"])
-        # By this a run finds its data where their source is gone.
-        known = {"fingerprint": summary.fingerprint, "description": summary.description.to_json()}
-        (folder / "known").mkdir()
-        (folder / "known" / "config.json").write_text(json.dumps({"dataset": known}))
-
-    return _timed(write)
+    return _timed(lambda: write_records(folder, patients=patients, slices=slices, side=side))
 
 
 def _build(folder: Path, side: int):
     """The experiment of the records in a folder, at the scale of `:cpu`."""
     from brainseg_jax.compilation import keep_compiled
     from brainseg_jax.config import default_config
+    from brainseg_jax.data.prepared import list_prepared
     from brainseg_jax.training.experiment import build_experiment
 
     config = default_config("cpu")
-    config.data.source, config.data.dir = str(folder / "no source"), str(folder)
-    config.data.residence, config.data.image_size = "disk", side
+    (config.data.source,) = map(str, list_prepared(folder))
+    config.data.dir, config.data.residence, config.data.image_size = str(folder), "disk", side
     config.split.val = config.split.test = 0.2
     keep_compiled(config.compilation_cache)
-    return build_experiment(config, run=folder / "known")
+    return build_experiment(config)
 
 
 def _start(folder: Path, patients: int, slices: int, side: int) -> float:
