@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -49,22 +50,37 @@ def save_masks(folder, shift):
         nib.save(nib.Nifti1Image(mask, np.diag([2, 2, 3, 1.0])), folder / f"case_{index}.nii.gz")
 
 
+@pytest.fixture(params=["evaluate", "predict"])
+def command(request, tmp_path):
+    """A command that can be shared out, without its output, and the files that it leaves."""
+    if request.param == "evaluate":
+        save_masks(tmp_path / "predicted", 1)
+        save_masks(tmp_path / "truth", 0)
+        flags = [f"--predictions={tmp_path / 'predicted'}", f"--truth={tmp_path / 'truth'}"]
+        return ["evaluate", *flags], ["scores.json", "per_patient.csv"]
+    run, _ = request.getfixturevalue("trained_run")
+    source = request.getfixturevalue("phantom_folder")
+    cases = sorted(folder for folder in source.iterdir() if folder.is_dir())[:2]
+    for folder in cases:
+        shutil.copytree(folder, tmp_path / "scans" / folder.name)
+    return ["predict", f"--run={run}", f"--input={tmp_path / 'scans'}"], ["predictions.csv", "areas.csv"]
+
+
 @pytest.mark.slow
-def test_shares_of_an_array_are_merged_to_the_results_of_one_process(tmp_path):
-    save_masks(tmp_path / "predicted", 1)
-    save_masks(tmp_path / "truth", 0)
-    folders = [f"--predictions={tmp_path / 'predicted'}", f"--truth={tmp_path / 'truth'}"]
-    scores = tmp_path / "scores"
+def test_shares_of_an_array_are_merged_to_the_results_of_one_process(command, tmp_path):
+    (name, *flags), files = command
+    together, alone = (f"--output={tmp_path / place}" for place in ("together", "alone"))
     for index in range(2):
         array = {"SLURM_ARRAY_TASK_ID": str(index), "SLURM_ARRAY_TASK_COUNT": "2"}
-        done = run_script("shares.slurm", "evaluate", *folders, f"--output={scores}", cwd=tmp_path, **array)
+        done = run_script("shares.slurm", name, *flags, together, cwd=tmp_path, **array)
         assert done.returncode == 0, done.stderr
-    done = run_script("shares.slurm", "evaluate", "--merge", f"--output={scores}", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    alone = tmp_path / "alone"
-    assert run_script("shares.slurm", "evaluate", *folders, f"--output={alone}", cwd=tmp_path).returncode == 0
-    for name in ("scores.json", "per_patient.csv"):
-        assert (scores / name).read_text() == (alone / name).read_text()
+    for given in (("--merge", together), (*flags, alone)):
+        done = run_script("shares.slurm", name, *given, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    left = [sorted(path.name for path in (tmp_path / place).rglob("*")) for place in ("together", "alone")]
+    assert left[0] == left[1] and set(files) <= set(left[0])
+    for file in files:
+        assert (tmp_path / "together" / file).read_text() == (tmp_path / "alone" / file).read_text()
 
 
 @pytest.mark.slow
