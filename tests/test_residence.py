@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from brainseg_jax.data.prepared import read_summary
+from brainseg_jax.data.prepared import Contents, read_summary
 from brainseg_jax.data.residence import (
     DISK,
     DIVIDED,
@@ -14,6 +14,7 @@ from brainseg_jax.data.residence import (
     bytes_of_slices,
     choose_residence,
     free_memory,
+    most_slices,
 )
 from brainseg_jax.errors import InputError
 
@@ -50,7 +51,16 @@ def test_bytes(dataset_folder, cohort):
     slices = cohort.slices
     assert bytes_of_slices(summary, 64, "axial") == slices.images.nbytes + slices.target_bits.nbytes
     assert bytes_of_labels(summary) == sum(labels.nbytes for labels in cohort.labels)
-    assert bytes_of_slices(dataclasses.replace(summary, slices=1), 64, "all") == 3 * 64 * 64 * 4
+    assert bytes_of_slices(summary, 64, "all") == (128 + 2 * 8 * 256) * 64 * 64 * 4  # 8 patients
+
+
+def test_the_most_slices_of_a_cohort(dataset_folder):
+    sizes = ((3.0, 4.0, 5.0), (10.0, 11.0, 12.0), (20.0, 21.0, 22.0))  # minimum, median, maximum of each axis
+    contents = Contents("", (), (), sizes, (), 0, {}, {})
+    summary = dataclasses.replace(read_summary(dataset_folder), contents=contents, cases=2, slices=9)
+    found = [most_slices(summary, view) for view in ("axial", "coronal", "sagittal", "all")]
+    assert found == [9, 2 * 12, 2 * 22, 9 + 24 + 44]
+    assert bytes_of_labels(summary) == 9 * 12 * 22
 
 
 def cgroups(root, files):

@@ -11,6 +11,7 @@ import psutil
 from brainseg_jax.data.canvas import ALL_VIEWS, VIEWS
 from brainseg_jax.data.prepared import Summary
 from brainseg_jax.data.slice_store import bits_type
+from brainseg_jax.data.validation import SIZE
 from brainseg_jax.errors import InputError
 from brainseg_jax.files import gigabytes
 
@@ -75,24 +76,29 @@ def choose_residence(
 
 
 def bytes_of_slices(summary: Summary, image_size: int, view: str) -> int:
-    """Bytes of images and target bits at the network's size; of other views than axial ones it is an estimate."""
+    """Bytes of images and target bits at the network's size, of `most_slices`."""
     of_pixel = len(summary.description.channels) + bits_type(summary.description).itemsize
-    return _slices(summary, view) * image_size**2 * of_pixel
+    return most_slices(summary, view) * image_size**2 * of_pixel
 
 
 def bytes_of_labels(summary: Summary) -> int:
-    """Bytes of all label maps on their own grids, an estimate from the median size."""
+    """Bytes of all label maps on their own grids, at most."""
+    rows, columns = _largest(summary)
+    return summary.slices * rows * columns
+
+
+def most_slices(summary: Summary, view: str) -> int:
+    """How many slices a network sees in a view: axial ones are counted, of others it is the most there can be."""
+    by_axis = (summary.slices, *(summary.cases * size for size in _largest(summary)))
+    return sum(by_axis) if view == ALL_VIEWS else by_axis[VIEWS[view]]
+
+
+def _largest(summary: Summary) -> tuple[int, int]:
+    """The most rows and columns of a case; the summary of the LGG data does not have them."""
     if summary.contents is None:
-        return summary.slices * 256**2
-    return summary.slices * int(summary.contents.sizes[1][1]) * int(summary.contents.sizes[1][2])
-
-
-def _slices(summary: Summary, view: str) -> int:
-    if view == "axial" or summary.contents is None:
-        return summary.slices * (len(VIEWS) if view == ALL_VIEWS else 1)
-    median = summary.contents.sizes[1]  # along slices, rows, columns
-    axes = VIEWS.values() if view == ALL_VIEWS else (VIEWS[view],)
-    return int(sum(summary.cases * median[axis] for axis in axes))
+        return SIZE, SIZE
+    _, (*_, rows), (*_, columns) = summary.contents.sizes
+    return int(rows), int(columns)
 
 
 def free_memory(root: Path = Path("/")) -> int:
