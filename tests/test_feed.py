@@ -16,8 +16,9 @@ from twenty_steps import twenty_losses
 from brainseg_jax import sharding
 from brainseg_jax.data import slice_store
 from brainseg_jax.data.load_cohort import load_cohort
+from brainseg_jax.data.residence import DISK, HOST, WHOLE
 from brainseg_jax.errors import InputError
-from brainseg_jax.training.feed import AHEAD, DiskFeed, MemoryFeed
+from brainseg_jax.training.feed import AHEAD, DeviceFeed, HostFeed
 
 BATCH = 8
 
@@ -71,10 +72,11 @@ def test_a_cohort_on_disk_is_that_in_memory(data_folder, view):
 @pytest.mark.parametrize("devices", [1, 4])
 def test_a_step_is_given_the_same_slices_from_everywhere(cohort, on_disk, devices, context):
     mesh = mesh_of(devices)
-    whole = MemoryFeed(cohort, sampler, mesh, context=context)
+    whole = DeviceFeed(cohort, sampler, mesh, context=context)
     others = (
-        MemoryFeed(cohort, sampler, mesh, context=context, divided=True),
-        DiskFeed(on_disk, sampler, mesh, context=context),
+        DeviceFeed(cohort, sampler, mesh, context=context, divided=True),
+        HostFeed(cohort, sampler, mesh, context=context),
+        HostFeed(on_disk, sampler, mesh, context=context),
     )
     for step in (0, 1, 2, 7, 3):  # also out of order, as after a resume
         expected, indices = whole(step), sampler(step)
@@ -90,23 +92,23 @@ def test_a_step_is_given_the_same_slices_from_everywhere(cohort, on_disk, device
 
 
 def test_divided_arrays_are_not_whole_on_a_device(cohort):
-    feed = MemoryFeed(cohort, sampler, mesh_of(8), divided=True)
+    feed = DeviceFeed(cohort, sampler, mesh_of(8), divided=True)
     assert {shard.data.shape[0] for shard in feed._cohort.images.addressable_shards} == {128 // 8}
     odd = dataclasses.replace(
         cohort, slices=cohort.slices.reordered(np.arange(125)), case_index=cohort.case_index[:125]
     )
     odd = dataclasses.replace(odd, shapes=(*odd.shapes[:-1], (13, *odd.shapes[-1][1:])))
-    feed = MemoryFeed(odd, lambda step: np.array([124, 0, 123, 5], np.int32), mesh_of(4), divided=True)
+    feed = DeviceFeed(odd, lambda step: np.array([124, 0, 123, 5], np.int32), mesh_of(4), divided=True)
     np.testing.assert_array_equal(feed(0).images[:, 0], cohort.slices.images[[124, 0, 123, 5]])
 
 
-def test_losses_from_disk_are_those_from_memory(dataset_folder, data_folder):
-    memory, disk = (
-        load_cohort(folder, image_size=32, normalization="volume_zscore", on_disk=on_disk)
-        for folder, on_disk in ((dataset_folder, False), (data_folder, True))
-    )
+def test_losses_are_the_same_wherever_the_slices_are(dataset_folder, data_folder):
+    load = partial(load_cohort, image_size=32, normalization="volume_zscore")
+    memory, disk = load(dataset_folder), load(data_folder, on_disk=True)
     with jax.numpy_dtype_promotion("standard"):
-        assert twenty_losses(disk, mesh_of(1)) == twenty_losses(memory, mesh_of(1))
+        expected = twenty_losses(memory, mesh_of(1), kind=WHOLE)
+        assert twenty_losses(memory, mesh_of(1), kind=HOST) == expected
+        assert twenty_losses(disk, mesh_of(1), kind=DISK) == expected
 
 
 def test_the_next_steps_are_read_while_one_runs(on_disk):
@@ -116,7 +118,7 @@ def test_the_next_steps_are_read_while_one_runs(on_disk):
         asked.append(step)
         return sampler(step)
 
-    feed = DiskFeed(on_disk, slow_sampler, mesh_of(1))
+    feed = HostFeed(on_disk, slow_sampler, mesh_of(1))
     feed(4)
     deadline = time.monotonic() + 20
     while len(asked) <= AHEAD and time.monotonic() < deadline:
@@ -142,7 +144,7 @@ def test_a_damaged_file_is_refused_with_its_name(on_disk, tmp_path, harm):
     slices = slice_store.SlicesOnDisk(folder, shape=(64, 64, 3), bits=np.dtype(np.uint8), count=128)
     with pytest.raises(InputError, match=r"store: damaged .*Delete this folder"):
         slices.read_range(0, 128)
-    feed = DiskFeed(
+    feed = HostFeed(
         dataclasses.replace(on_disk, slices=slices), lambda step: np.arange(128, dtype=np.int32), mesh_of(1)
     )
     with pytest.raises(InputError, match=r"store: damaged"):

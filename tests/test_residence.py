@@ -4,15 +4,17 @@ import dataclasses
 
 import pytest
 
-from brainseg_jax.data.prepared import read_summary
+from brainseg_jax.data.prepared import Contents, read_summary
 from brainseg_jax.data.residence import (
     DISK,
     DIVIDED,
-    REPLICATED,
+    HOST,
+    WHOLE,
     bytes_of_labels,
     bytes_of_slices,
     choose_residence,
     free_memory,
+    most_slices,
 )
 from brainseg_jax.errors import InputError
 
@@ -22,13 +24,15 @@ GIB = 2**30
 @pytest.mark.parametrize(
     ("asked", "slices", "free", "devices", "trains", "kind"),
     [
-        ("auto", 3, 16, [16], True, REPLICATED),  # 3 of slices and 1 of labels: within half of 16; 3 within 0.4 of 16
-        ("auto", 8, 16, [64], True, DISK),  # 9 are more than half of 16
-        ("auto", 7, 16, [16], True, DISK),  # 8 are half of 16, but 7 are more than 0.4 of 16
-        ("auto", 7, 16, [16, 16], True, DIVIDED),  # less than 0.4 of 32
-        ("auto", 7, 16, [80, 80], True, REPLICATED),
-        ("auto", 7, 16, [16], False, REPLICATED),  # scoring: the device holds a batch only
-        ("memory", 7, 8, [20], True, REPLICATED),  # asked for: all of the free memory
+        ("auto", 7, 16, [], True, HOST),  # with 1 of labels half of 16; a CPU has no memory of its own
+        ("auto", 8, 16, [], True, DISK),
+        ("auto", 8, 16, [80], True, DISK),
+        ("auto", 6, 16, [15], True, WHOLE),  # 0.4 of 15
+        ("auto", 7, 16, [16, 16], True, DIVIDED),  # more than 0.4 of 16, less than 0.4 of 32
+        ("auto", 7, 16, [8, 8], True, HOST),
+        ("auto", 6, 16, [15], False, HOST),  # scoring
+        ("memory", 7, 8, [], True, HOST),  # asked for: all of the free memory
+        ("memory", 7, 8, [80, 80], True, WHOLE),
         ("disk", 1, 16, [16], True, DISK),
     ],
 )
@@ -39,9 +43,7 @@ def test_choice(asked, slices, free, devices, trains, kind):
 
 def test_memory_that_is_too_small_is_refused_when_asked_for():
     with pytest.raises(InputError, match=r"residence=memory: 8.00 GiB of slices and labels, 7.00 .*residence=disk"):
-        choose_residence("memory", slices=7 * GIB, labels=GIB, free=7 * GIB, devices=[80 * GIB])
-    with pytest.raises(InputError, match=r"2 devices of 8.00 GiB"):
-        choose_residence("memory", slices=7 * GIB, labels=GIB, free=64 * GIB, devices=[8 * GIB, 8 * GIB])
+        choose_residence("memory", slices=7 * GIB, labels=GIB, free=7 * GIB, devices=[])
 
 
 def test_bytes(dataset_folder, cohort):
@@ -49,7 +51,16 @@ def test_bytes(dataset_folder, cohort):
     slices = cohort.slices
     assert bytes_of_slices(summary, 64, "axial") == slices.images.nbytes + slices.target_bits.nbytes
     assert bytes_of_labels(summary) == sum(labels.nbytes for labels in cohort.labels)
-    assert bytes_of_slices(dataclasses.replace(summary, slices=1), 64, "all") == 3 * 64 * 64 * 4
+    assert bytes_of_slices(summary, 64, "all") == (128 + 2 * 8 * 256) * 64 * 64 * 4  # 8 patients
+
+
+def test_the_most_slices_of_a_cohort(dataset_folder):
+    sizes = ((3.0, 4.0, 5.0), (10.0, 11.0, 12.0), (20.0, 21.0, 22.0))  # minimum, median, maximum of each axis
+    contents = Contents("", (), (), sizes, (), 0, {}, {})
+    summary = dataclasses.replace(read_summary(dataset_folder), contents=contents, cases=2, slices=9)
+    found = [most_slices(summary, view) for view in ("axial", "coronal", "sagittal", "all")]
+    assert found == [9, 2 * 12, 2 * 22, 9 + 24 + 44]
+    assert bytes_of_labels(summary) == 9 * 12 * 22
 
 
 def cgroups(root, files):

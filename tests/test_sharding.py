@@ -23,7 +23,7 @@ from brainseg_jax.data.load_cohort import load_cohort
 from brainseg_jax.errors import InputError
 from brainseg_jax.losses import dice_loss
 from brainseg_jax.models import build_model
-from brainseg_jax.training.feed import MemoryFeed
+from brainseg_jax.training.feed import DeviceFeed
 from brainseg_jax.training.optimizer import build_optimizer
 from brainseg_jax.training.state import create_state
 from brainseg_jax.training.step import make_batches, make_update
@@ -49,7 +49,7 @@ def test_devices(on_one_device, devices):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("residence", ["memory", "divided", "disk"])
+@pytest.mark.parametrize("residence", ["whole", "divided", "host", "disk"])
 def test_two_processes(on_one_device, dataset_folder, tmp_path, residence):
     """From disk both write the slices at once, and each reads its half of a batch."""
     folder = shutil.copytree(dataset_folder, tmp_path / Path(*dataset_folder.parts[-3:]))
@@ -92,7 +92,7 @@ def test_devices_talk_once_a_norm_and_pass_and_once_for_the_gradients(cohort, no
     loss = partial(dice_loss, smooth=0.1, batch_wide=True)
     update = make_update(model, optimizer, loss, mesh=mesh, ema_decay=0.9)
     state = create_state(model, optimizer, image_shape=cohort.slices.shape, seed=0, ema=True, mesh=mesh)
-    drawn = (state.step, MemoryFeed(cohort, lambda step: np.zeros(16, np.int32), mesh)(0))
+    drawn = (state.step, DeviceFeed(cohort, lambda step: np.zeros(16, np.int32), mesh)(0))
     assert not collectives(jax.jit(batch), *drawn)
     found = collectives(update, state, jax.eval_shape(batch, *drawn))
     assert {kind for _, kind in found} == {"all-reduce"}

@@ -16,7 +16,7 @@ from brainseg_jax.inference.network import Runner
 from brainseg_jax.losses import dice_loss
 from brainseg_jax.models import build_model
 from brainseg_jax.scans.description import LGG, Description, Target
-from brainseg_jax.training.feed import MemoryFeed
+from brainseg_jax.training.feed import DeviceFeed
 from brainseg_jax.training.optimizer import build_optimizer
 from brainseg_jax.training.state import create_state
 from brainseg_jax.training.step import Batch, deep_loss, make_batches, make_train_step
@@ -30,7 +30,7 @@ RATE = 0.25
 
 def draw(cohort, indices, context=0):
     """What a step is given of these slices."""
-    return MemoryFeed(cohort, lambda step: np.asarray(indices, np.int32), sharding.data_mesh(), context=context)(0)
+    return DeviceFeed(cohort, lambda step: np.asarray(indices, np.int32), sharding.data_mesh(), context=context)(0)
 
 
 @pytest.fixture(scope="module")

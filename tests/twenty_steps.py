@@ -1,6 +1,6 @@
 """Losses of twenty training steps, in this process or as one of several: shared by the tests of `sharding`.
 
-python tests/twenty_steps.py DATASET_FOLDER memory|divided|disk HOST:PORT PROCESSES PROCESS
+python tests/twenty_steps.py DATASET_FOLDER whole|divided|host|disk HOST:PORT PROCESSES PROCESS
 """
 
 import json
@@ -14,16 +14,17 @@ import numpy as np
 from brainseg_jax import sharding
 from brainseg_jax.data.cohort import Cohort
 from brainseg_jax.data.load_cohort import load_cohort
+from brainseg_jax.data.residence import DISK, DIVIDED, HOST, WHOLE
 from brainseg_jax.data.sampling import BatchSampler
 from brainseg_jax.losses import dice_loss
 from brainseg_jax.models import build_model
-from brainseg_jax.training.feed import DiskFeed, MemoryFeed
+from brainseg_jax.training.feed import make_feed
 from brainseg_jax.training.optimizer import build_optimizer, build_schedule
 from brainseg_jax.training.state import create_state
 from brainseg_jax.training.step import make_train_step
 
 
-def twenty_losses(cohort: Cohort, mesh: jax.sharding.Mesh, *, divided: bool = False) -> list[float]:
+def twenty_losses(cohort: Cohort, mesh: jax.sharding.Mesh, *, kind: int = WHOLE) -> list[float]:
     """Batch norm, a batch-wide loss and augmentation: whatever would differ if a device saw its own part alone."""
     model = build_model("attention_unet", features=4, depth=3)
     schedule = build_schedule("cosine", learning_rate=1e-3, total_steps=20, warmup_steps=5)
@@ -41,8 +42,7 @@ def twenty_losses(cohort: Cohort, mesh: jax.sharding.Mesh, *, divided: bool = Fa
     )
     state = create_state(model, optimizer, image_shape=cohort.slices.shape, seed=0, ema=True, mesh=mesh)
     sampler = BatchSampler(np.arange(cohort.slices.count), cohort.has_target, batch_size=8, tumor_share=0.5)
-    on_disk = cohort.labels is None
-    feed = DiskFeed(cohort, sampler, mesh) if on_disk else MemoryFeed(cohort, sampler, mesh, divided=divided)
+    feed = make_feed(cohort, sampler, mesh, context=0, kind=kind)
     losses = []
     for i in range(20):
         state, report = step(state, feed(i))
@@ -54,5 +54,6 @@ def twenty_losses(cohort: Cohort, mesh: jax.sharding.Mesh, *, divided: bool = Fa
 if __name__ == "__main__":
     folder, residence, coordinator, processes, process = sys.argv[1:]
     jax.distributed.initialize(coordinator, int(processes), int(process))
-    cohort = load_cohort(Path(folder), image_size=32, normalization="volume_zscore", on_disk=residence == "disk")
-    print(json.dumps(twenty_losses(cohort, sharding.data_mesh(), divided=residence == "divided")))
+    kind = {"whole": WHOLE, "divided": DIVIDED, "host": HOST, "disk": DISK}[residence]
+    cohort = load_cohort(Path(folder), image_size=32, normalization="volume_zscore", on_disk=kind == DISK)
+    print(json.dumps(twenty_losses(cohort, sharding.data_mesh(), kind=kind)))

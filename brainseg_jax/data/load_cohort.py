@@ -14,7 +14,7 @@ from brainseg_jax.data.cohort import Cohort
 from brainseg_jax.data.prepared import read_summary
 from brainseg_jax.data.prepared_cases import LabelledCase, read_cases
 from brainseg_jax.data.progress import slice_progress
-from brainseg_jax.data.residence import bytes_of_slices
+from brainseg_jax.data.residence import bytes_of_slices, most_slices
 from brainseg_jax.data.slice_store import SlicesInMemory, SlicesOnDisk, bits_type
 from brainseg_jax.errors import InputError
 from brainseg_jax.files import gigabytes
@@ -103,16 +103,6 @@ def load_cohort(
     )
 
 
-def _slices_in_memory(folder: Path, look: _Look) -> tuple[SlicesInMemory, list[_Case], tuple[np.ndarray, ...]]:
-    images, bits, cases, labels = [], [], [], []
-    for case, of_case in _walk(folder, look):
-        cases.append(case)
-        images += [image for image, _ in of_case]
-        bits += [of_view for _, of_view in of_case]
-        labels.append(of_case.labels)
-    return SlicesInMemory(_joined(images), _joined(bits)), cases, tuple(labels)
-
-
 def _slices_on_disk(folder: Path, look: _Look) -> tuple[SlicesOnDisk, list[_Case]]:
     summary = read_summary(folder)
     name = f"{folder.parent.name}_{folder.name}_{look.image_size}px_{look.pixel_spacing:g}mm_{look.view}"
@@ -142,14 +132,19 @@ def _slices_on_disk(folder: Path, look: _Look) -> tuple[SlicesOnDisk, list[_Case
 
 
 def _slices_in_memory(folder: Path, look: _Look) -> tuple[SlicesInMemory, list[_Case], tuple[np.ndarray, ...]]:
-    images, bits, cases, labels = [], [], [], []
+    summary, side, cases, labels, count = read_summary(folder), look.image_size, [], [], 0
+    # Filled in place: parts that are joined later would take the memory twice. What is not filled takes none.
+    most = most_slices(summary, look.view)
+    images = np.empty((most, side, side, len(summary.description.channels)), np.uint8)
+    bits = np.empty((most, side, side, 1), bits_type(summary.description))
     for case, views, of_case in _walk(folder, look):
         cases.append(case)
         labels.append(of_case)
         for of_view, bits_of_view in views:
-            images.append(of_view)
-            bits.append(bits_of_view)
-    return SlicesInMemory(_joined(images), _joined(bits)), cases, tuple(labels)
+            images[count : count + len(of_view)] = of_view
+            bits[count : count + len(of_view)] = bits_of_view
+            count += len(of_view)
+    return SlicesInMemory(images[:count], bits[:count]), cases, tuple(labels)
 
 
 def _walk(folder: Path, look: _Look) -> Iterator[tuple[_Case, list[tuple[np.ndarray, np.ndarray]], np.ndarray]]:
@@ -240,17 +235,6 @@ def _from_columns(columns: dict[str, np.ndarray]) -> list[_Case]:
             strict=True,
         )
     ]
-
-
-def _joined(parts: list[np.ndarray]) -> np.ndarray:
-    """`np.concatenate` that lets go of each part once it is copied, so that memory does not hold everything twice."""
-    whole = np.empty((sum(map(len, parts)), *parts[0].shape[1:]), parts[0].dtype)
-    end = len(whole)
-    while parts:
-        part = parts.pop()
-        whole[end - len(part) : end] = part
-        end -= len(part)
-    return whole
 
 
 def _pack(canvas: Canvas, description: Description, labels: np.ndarray) -> np.ndarray:

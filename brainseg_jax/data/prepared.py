@@ -27,7 +27,7 @@ PUBLISHED_SLICES = 3929
 PUBLISHED_TUMOR_SLICES = 1373
 PUBLISHED_TUMOR_FRACTION = 0.0103  # of pixels
 PUBLISHED_INSTITUTIONS = {"DU": 45, "HT": 34, "CS": 16, "FG": 14, "EZ": 1}  # patients
-Spread = tuple[tuple[float, float, float], ...]  # minimum, median and maximum along slices, rows and columns
+Spread = tuple[tuple[float, float, float], ...]  # along slices, rows and columns the minimum, median and maximum
 
 
 @dataclasses.dataclass(frozen=True)

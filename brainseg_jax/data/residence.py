@@ -11,11 +11,14 @@ import psutil
 from brainseg_jax.data.canvas import ALL_VIEWS, VIEWS
 from brainseg_jax.data.prepared import Summary
 from brainseg_jax.data.slice_store import bits_type
+from brainseg_jax.data.validation import SIZE
 from brainseg_jax.errors import InputError
 from brainseg_jax.files import gigabytes
 
 NAMES = ("auto", "memory", "disk")
-REPLICATED, DIVIDED, DISK = range(3)  # whole on each device; a part on each device; in a file
+# Whole on each device; a part on each device; in memory of the host; in a file. Batches of the last two are put on the
+# devices step by step.
+WHOLE, DIVIDED, HOST, DISK = range(4)
 HOST_SHARE = 0.5  # of the free memory of the host: programs, batches and volumes need the rest
 DEVICE_SHARE = 0.4  # of the memory of a device: activations need most of it
 _CGROUP_FILES = {  # limit, usage, and in the statistics the files in the cache that the kernel can let go of
@@ -28,12 +31,17 @@ class Residence(NamedTuple):
     """A decision.
 
     Attributes:
-      kind: REPLICATED, DIVIDED or DISK.
+      kind: WHOLE, DIVIDED, HOST or DISK.
       reason: for the log, with the sizes that it rests on.
     """
 
     kind: int
     reason: str
+
+    def __str__(self) -> str:
+        """The decision in words."""
+        where = ("in memory and on each device", "in memory and divided over the devices", "in memory", "on disk")
+        return f"slices {where[self.kind]} ({self.reason})"
 
 
 def choose_residence(
@@ -46,52 +54,51 @@ def choose_residence(
       slices: bytes of the slices, see `bytes_of_slices`.
       labels: bytes of the label maps, which are in memory where the slices are.
       free: bytes of host memory, see `free_memory`.
-      devices: bytes of memory of each device, see `device_memory`.
-      trains: whether the devices hold the slices; scoring puts batches on them alone.
+      devices: bytes of memory of each device, see `device_memory`; none where the devices have no memory of their own.
+      trains: whether batches of all slices will be drawn; scoring puts volumes on the devices one after the other.
 
     Raises:
       InputError: memory is asked for, and it is too small.
     """
     if asked == "disk":
         return Residence(DISK, "data.residence=disk")
-    device = DEVICE_SHARE * min(devices)
-    kinds = {
-        REPLICATED: not trains or slices <= device,
-        DIVIDED: trains and slices <= device * len(devices),
-    }
-    on_devices = next((kind for kind, fits in kinds.items() if fits), None)
-    share = 1.0 if asked == "memory" else HOST_SHARE
     words = f"{gigabytes(slices + labels)} of slices and labels, {gigabytes(free)} of memory free"
-    if slices + labels <= share * free and on_devices is not None:
-        divided = f", divided over {len(devices)} devices of {gigabytes(min(devices))}"
-        return Residence(on_devices, words + (divided if on_devices == DIVIDED else ""))
-    if asked == "memory":
-        raise InputError(
-            f"data.residence=memory: {words}, {len(devices)} device{'s' * (len(devices) > 1)} of "
-            f"{gigabytes(min(devices))}; give data.residence=disk, or a smaller data.image_size"
-        )
-    return Residence(DISK, words)
+    if slices + labels > (free if asked == "memory" else HOST_SHARE * free):
+        if asked == "memory":
+            raise InputError(f"data.residence=memory: {words}; give data.residence=disk, or a smaller data.image_size")
+        return Residence(DISK, words)
+    if not trains or not devices:
+        return Residence(HOST, words)
+    words += f"; {len(devices)} x {gigabytes(min(devices))} of devices"
+    if slices <= DEVICE_SHARE * min(devices):
+        return Residence(WHOLE, words)
+    return Residence(DIVIDED if slices <= DEVICE_SHARE * min(devices) * len(devices) else HOST, words)
 
 
 def bytes_of_slices(summary: Summary, image_size: int, view: str) -> int:
-    """Bytes of images and target bits at the network's size; of other views than axial ones it is an estimate."""
+    """Bytes of images and target bits at the network's size, of `most_slices`."""
     of_pixel = len(summary.description.channels) + bits_type(summary.description).itemsize
-    return _slices(summary, view) * image_size**2 * of_pixel
+    return most_slices(summary, view) * image_size**2 * of_pixel
 
 
 def bytes_of_labels(summary: Summary) -> int:
-    """Bytes of all label maps on their own grids, an estimate from the median size."""
+    """Bytes of all label maps on their own grids, at most."""
+    rows, columns = _largest(summary)
+    return summary.slices * rows * columns
+
+
+def most_slices(summary: Summary, view: str) -> int:
+    """How many slices a network sees in a view: axial ones are counted, of others it is the most there can be."""
+    by_axis = (summary.slices, *(summary.cases * size for size in _largest(summary)))
+    return sum(by_axis) if view == ALL_VIEWS else by_axis[VIEWS[view]]
+
+
+def _largest(summary: Summary) -> tuple[int, int]:
+    """The most rows and columns of a case; the summary of the LGG data does not have them."""
     if summary.contents is None:
-        return summary.slices * 256**2
-    return summary.slices * int(summary.contents.sizes[1][1]) * int(summary.contents.sizes[1][2])
-
-
-def _slices(summary: Summary, view: str) -> int:
-    if view == "axial" or summary.contents is None:
-        return summary.slices * (len(VIEWS) if view == ALL_VIEWS else 1)
-    median = summary.contents.sizes[1]  # along slices, rows, columns
-    axes = VIEWS.values() if view == ALL_VIEWS else (VIEWS[view],)
-    return int(sum(summary.cases * median[axis] for axis in axes))
+        return SIZE, SIZE
+    _, (*_, rows), (*_, columns) = summary.contents.sizes
+    return int(rows), int(columns)
 
 
 def free_memory(root: Path = Path("/")) -> int:
@@ -131,8 +138,7 @@ def _left_in_cgroups(root: Path) -> list[int]:
     return left
 
 
-def device_memory(free: int) -> list[int]:
-    """Bytes of memory of each device of this process; those that do not report it, as a CPU, share `free` bytes."""
-    devices = jax.local_devices()
-    statistics = [device.memory_stats() or {} for device in devices]
-    return [of_device.get("bytes_limit", free // len(devices)) for of_device in statistics]
+def device_memory() -> list[int]:
+    """Bytes of memory of each device of this process; empty where they have none of their own, as a CPU."""
+    statistics = [device.memory_stats() or {} for device in jax.local_devices()]
+    return [of_device["bytes_limit"] for of_device in statistics if "bytes_limit" in of_device]

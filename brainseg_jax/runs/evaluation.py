@@ -86,13 +86,13 @@ def choose_for(config: ConfigDict, folder: Path, *, trains: bool) -> Residence:
     Raises:
       InputError: see `choose_residence`.
     """
-    summary, free = read_summary(folder), free_memory()
+    summary = read_summary(folder)
     residence = choose_residence(
         config.data.residence,
         slices=bytes_of_slices(summary, config.data.image_size, config.data.view),
         labels=bytes_of_labels(summary),
-        free=free,
-        devices=device_memory(free),
+        free=free_memory(),
+        devices=device_memory(),
         trains=trains,
     )
     kind = most_of_processes(residence.kind)

@@ -10,7 +10,6 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from brainseg_jax.data.residence import DISK
 from brainseg_jax.data.splits import PARTS
 from brainseg_jax.errors import InputError, StorageError
 from brainseg_jax.files import write_whole
@@ -182,8 +181,7 @@ def introduction(experiment: Experiment, state: TrainState, workdir: Path) -> st
     patients = " / ".join(str(len(cohort.patients_of(getattr(split, part)))) for part in PARTS)
     lines = [f"planned {key}={value}: {reason}" for key, value, reason in experiment.planned]
     return "\n".join(lines + [""] * bool(lines)) + (
-        f"data {cohort.folder}; slices {'on disk' if experiment.residence.kind == DISK else 'in memory'} "
-        f"({experiment.residence.reason})\n"
+        f"data {cohort.folder}; {experiment.residence}\n"
         f"{type(experiment.model).__name__}, {count:,} parameters; {patients} patients to train / validate / test, "
         f"{len(experiment.sampler.slices)} training slices; "
         f"{experiment.mesh.size} device(s); run folder {workdir}"

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import flax.linen as nn
@@ -16,13 +15,13 @@ from brainseg_jax import sharding
 from brainseg_jax.config import check_config
 from brainseg_jax.data.cohort import Cohort
 from brainseg_jax.data.load_cohort import load_cohort
-from brainseg_jax.data.residence import DISK, DIVIDED, Residence
+from brainseg_jax.data.residence import DISK, Residence
 from brainseg_jax.data.sampling import BatchSampler, PatientSampler
 from brainseg_jax.files import user_path
 from brainseg_jax.runs.data import choose_split, find_data
 from brainseg_jax.runs.evaluation import Evaluation, choose_for, evaluation_of, read_cohort
 from brainseg_jax.runs.trained import cases_of_training, start_from
-from brainseg_jax.training.feed import DiskFeed, MemoryFeed
+from brainseg_jax.training.feed import DeviceFeed, HostFeed, make_feed
 from brainseg_jax.training.objective import Loss, build_loss
 from brainseg_jax.training.optimizer import build_optimizer, build_schedule
 from brainseg_jax.training.plan import Planned, plan
@@ -56,7 +55,7 @@ class Experiment:
     mesh: Mesh
     schedule: optax.Schedule
     sampler: BatchSampler | PatientSampler
-    feed: MemoryFeed | DiskFeed
+    feed: DeviceFeed | HostFeed
     steps_per_epoch: int
     initial_state: TrainState
     init_from: str | None
@@ -116,7 +115,6 @@ def build_experiment(
     sharding.check_divides(mesh, "eval.batch_size", config.eval.batch_size)
     residence = choose_for(config, folder, trains=True)
     cohort = read_cohort(config, folder, load, on_disk=residence.kind == DISK)
-    feed = DiskFeed if residence.kind == DISK else partial(MemoryFeed, divided=residence.kind == DIVIDED)
     split = choose_split(config.split, cohort, run)
     train_slices = cohort.slices_of(split.train)
     sampler = _choose_sampler(config, cohort, train_slices)
@@ -144,7 +142,7 @@ def build_experiment(
         mesh=mesh,
         schedule=schedule,
         sampler=sampler,
-        feed=feed(cohort, sampler, mesh, context=config.data.context),
+        feed=make_feed(cohort, sampler, mesh, context=config.data.context, kind=residence.kind),
         steps_per_epoch=steps_per_epoch,
         initial_state=create_state(
             model,

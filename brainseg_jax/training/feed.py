@@ -1,4 +1,4 @@
-"""The slices of each step on the devices: gathered there from the whole cohort, or read from disk ahead of the step."""
+"""The slices of each step on the devices: gathered there from the whole cohort, or put there ahead of the step."""
 
 from collections import deque
 from collections.abc import Callable
@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from brainseg_jax import sharding
 from brainseg_jax.data.cohort import Cohort
 from brainseg_jax.data.normalization import Normalization
+from brainseg_jax.data.residence import DIVIDED, WHOLE
 
 AHEAD = 2  # steps that are read before they are asked for, in as many threads
 Sampler = Callable[[int], np.ndarray]  # step to indices of slices, [B] int32
@@ -36,7 +37,14 @@ class _OnDevices(NamedTuple):
     normalization: Normalization  # of [P, C]
 
 
-class MemoryFeed:
+def make_feed(cohort: Cohort, sampler: Sampler, mesh: Mesh, *, context: int, kind: int) -> "DeviceFeed | HostFeed":
+    """The feed for where the slices are, a kind of `data.residence`; for the other arguments see `DeviceFeed`."""
+    if kind in (WHOLE, DIVIDED):
+        return DeviceFeed(cohort, sampler, mesh, context=context, divided=kind == DIVIDED)
+    return HostFeed(cohort, sampler, mesh, context=context)
+
+
+class DeviceFeed:
     """Gathers the slices of a step from arrays that lie on the devices, whole on each or divided."""
 
     def __init__(
@@ -78,14 +86,14 @@ def _gather(cohort: _OnDevices, indices: jax.Array) -> Drawn:
     return Drawn(cohort.images[cohort.neighbors[indices]], cohort.target_bits[indices], constants)
 
 
-class DiskFeed:
-    """Reads the slices of the next steps in threads and puts them on the devices while a step runs.
+class HostFeed:
+    """Reads the slices of the next steps, from memory or disk, and puts them on the devices while a step runs.
 
     Each process reads what its own devices need.
     """
 
     def __init__(self, cohort: Cohort, sampler: Sampler, mesh: Mesh, *, context: int = 0) -> None:
-        """Reads nothing yet; for the arguments see `MemoryFeed`."""
+        """Reads nothing yet; the cohort is in memory or on disk, for the other arguments see `DeviceFeed`."""
         self._cohort, self._sampler, self._context = cohort, sampler, context
         self._neighbors = cohort.neighbors(context)
         self._over_batch = sharding.over_batch(mesh)
