@@ -129,8 +129,8 @@ def _opened(path: Path) -> Iterator[Records]:
     with file:
         try:
             records = read_records(file)
-            _ = records.about["command"], records.about["code"]
-        except (ValueError, KeyError) as error:
+            _ = records.about["command"]["tolerance"], records.about["code"]
+        except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path}: damaged ({error}); make this share again with --overwrite") from error
         yield records
 
