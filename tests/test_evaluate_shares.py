@@ -12,7 +12,7 @@ from test_evaluate import box, call, write_slices, write_volume
 
 from brainseg_jax import evaluate
 from brainseg_jax.errors import InputError
-from brainseg_jax.evaluation import folders, report
+from brainseg_jax.evaluation import case_pictures, folders, report
 from brainseg_jax.evaluation.case_pictures import Outlines
 from brainseg_jax.scans.masks import Mask
 
@@ -69,6 +69,21 @@ def test_folders_in_two_processes(tmp_path):
     assert list(scores["runs"]["predicted"]["groups"]["institution"]) == ["CS", "DU"]
 
 
+def test_labels_and_slices_are_those_of_all_cases(tmp_path, monkeypatch):
+    """Each label is a target, and each is in one share alone; 16 slices, at most 6: one in 3."""
+    monkeypatch.setattr(case_pictures, "MOST_SLICES", 6)
+    for index, name in enumerate("abcd"):
+        labels = box(slice(2, 6), slice(2, 10)) * np.uint8(1 + index)
+        write_volume(tmp_path / "truth", name, labels)
+        write_volume(tmp_path / "predicted", name, labels)
+    call(**flags_of(tmp_path), output=str(tmp_path / "one"))
+    share_out(3, **flags_of(tmp_path), output=str(tmp_path / "many"))
+    call(merge=True, output=str(tmp_path / "many"))
+    assert content(tmp_path / "many") == content(tmp_path / "one")
+    page = (tmp_path / "many" / "report.html").read_text()
+    assert "label 4" in page and "The page holds one in 3 slices" in page
+
+
 def test_a_run_in_two_processes(trained_run, tmp_path):
     """The validation patients, of whom there are two, so that each share has one."""
     values = {"run": str(trained_run[0]), "part": "val"}
@@ -83,7 +98,7 @@ def test_runs_side_by_side_in_more_shares_than_cases(trained_run, tmp_path):
     shutil.copytree(trained_run[0], tmp_path / "other")
     values = {"run": [str(trained_run[0]), str(tmp_path / "other")]}
     call(**values, output=str(tmp_path / "one"))
-    share_out(4, **values, output=str(tmp_path / "many"))
+    share_out(3, **values, output=str(tmp_path / "many"))
     call(merge=True, output=str(tmp_path / "many"))
     assert content(tmp_path / "many") == content(tmp_path / "one")
 

@@ -106,8 +106,9 @@ def opened_shares(output: Path) -> Iterator[list[Records]]:
 
 
 def remove_shares(output: Path) -> None:
-    """Removes all shares, and their folder where nothing else is in it."""
-    for path, _ in _find(output):
+    """Removes all shares and the half of one that a kill left, and their folder where nothing else is in it."""
+    halves = (output / FOLDER).glob(".part-*.jsonl")
+    for path in (*(path for path, _ in _find(output)), *halves):
         path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         (output / FOLDER).rmdir()
