@@ -34,7 +34,7 @@ from brainseg_jax.evaluation.volumes import TOLERANCE
 from brainseg_jax.files import explain, user_path
 from brainseg_jax.runs.comparison import begin_runs
 from brainseg_jax.runs.run_folder import check_folder
-from brainseg_jax.shards import WHOLE, Shard, parse_shard
+from brainseg_jax.shards import Shard, parse_shard
 
 RUN = flags.DEFINE_list("run", [], f"Run folders, up to {MAX_RUNS}, with a comma between; the first is compared with.")
 PART = flags.DEFINE_enum("part", "test", ["val", "test"], "Which patients of the runs.")
@@ -49,8 +49,11 @@ TARGETS = flags.DEFINE_string(
 WITHIN = flags.DEFINE_float("tolerance", TOLERANCE, "Of surface Dice, in mm; in voxels where no spacing is known.")
 OUTPUT = flags.DEFINE_string("output", None, "Folder for scores.json, per_patient.csv and report.html.")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace results that are there, or with --shard this share.")
-SHARD = flags.DEFINE_string("shard", None, "i/n, i from 0: score every n-th case from the i-th on, for --merge.")
-MERGE = flags.DEFINE_bool("merge", False, "Put all shares in --output together to the results of one process.")
+SHARD = flags.DEFINE_string(
+    "shard", "0/1", "i/n: score the i-th of n shares of the cases, from 0, for job arrays; --merge joins them."
+)
+MERGE = flags.DEFINE_bool("merge", False, "Score nothing; join the shares to the results. Takes --output alone.")
+ALONE = (RUN, PART, PREDICTIONS, TRUTH, TARGETS, WITHIN, SHARD)  # flags without a meaning for --merge
 
 FILES = ("scores.json", "per_patient.csv", "report.html")
 
@@ -64,18 +67,19 @@ def main(_: list[str]) -> None:
         raise InputError(f"--output={output} is a run folder, whose own results would be lost; give another folder")
     if not OVERWRITE.value and (there := [output / name for name in FILES if (output / name).exists()]):
         raise InputError(f"{there[0]}: there already; give another --output, or --overwrite to replace it")
-    shard = parse_shard(SHARD.value) if SHARD.value else WHOLE
-    if MERGE.value:
-        with opened_shares(output) as shares:
-            _write_results(output, shares, tolerance=shares[0].about["command"]["tolerance"])
-        remove_shares(output)
-    elif shard.is_whole:
-        scorings = _begin(WHOLE)
-        with _scratch_file(output) as file:
-            write_records(file, scorings, {})
-            _write_results(output, [read_records(file)], tolerance=WITHIN.value)
-    else:
-        _score_share(output, shard)
+    shard = parse_shard(SHARD.value)
+    with cli.sigterm_interrupts():  # so that nothing half-written is left
+        if MERGE.value:
+            with opened_shares(output) as shares:
+                _write_results(output, shares, tolerance=shares[0].about["command"]["tolerance"])
+            remove_shares(output)
+        elif shard.is_whole:
+            scorings = _begin(shard)
+            with _scratch_file(output) as file:
+                write_records(file, scorings, {})
+                _write_results(output, [read_records(file)], tolerance=WITHIN.value)
+        else:
+            _score_share(output, shard)
 
 
 def _begin(shard: Shard) -> Iterator[Scoring]:
@@ -155,10 +159,8 @@ def _check_flags() -> None:
     if not OUTPUT.value:
         raise InputError("--output is empty: give the folder for the results")
     if MERGE.value:
-        given = [flag.name for flag in (RUN, PREDICTIONS, TRUTH, TARGETS, SHARD) if flag.value]
-        given += [flag.name for flag in (WITHIN, PART) if flags.FLAGS[flag.name].present]
-        if given:
-            raise InputError(f"--merge: the shares say what was scored and how; leave out --{', --'.join(given)}")
+        if given := [f"--{flag.name}" for flag in ALONE if flag.value != flag.default]:
+            raise InputError(f"--merge scores nothing: leave out {', '.join(given)}, the shares tell all but --output")
         return
     if bool(RUN.value) == any(folders) or any(folders) != all(folders):
         raise InputError("give --run=FOLDER, or --predictions=FOLDER and --truth=FOLDER")

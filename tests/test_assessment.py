@@ -10,6 +10,7 @@ from scipy import ndimage
 
 from brainseg_jax import sharding
 from brainseg_jax.data.normalization import Normalization
+from brainseg_jax.evaluation import case_pictures
 from brainseg_jax.evaluation.assessment import Assessor
 from brainseg_jax.inference.network import Inputs, Network, Runner
 from brainseg_jax.inference.postprocess import PostProcess
@@ -116,8 +117,9 @@ def test_the_slice_kept_of_each_case_is_that_of_the_largest_reference(cohort):
         assert all(array.base is None for array in (kept.scan, kept.attention, kept.bits))  # no view of a whole volume
 
 
-def test_a_share_of_a_report_measures_as_the_whole(cohort):
-    """Where one case has no spacing no share is in mm, though its own cases have one; slices are chosen among all."""
+def test_a_share_of_a_report_measures_as_the_whole(cohort, monkeypatch):
+    """Where one case has no spacing no share is in mm; of two cases of 16 slices every second one is shown."""
+    monkeypatch.setattr(case_pictures, "MOST_SLICES", 20)
     spacings = ((5.0, 1.0, 1.0), None, *cohort.spacings[2:])
     mixed = dataclasses.replace(cohort, spacings=spacings)
     assessor, cases = Assessor(mixed, Runner(sharding.data_mesh(), 24)), mixed.cases[:2]
@@ -125,7 +127,7 @@ def test_a_share_of_a_report_measures_as_the_whole(cohort):
     for index, case in enumerate(cases):
         (share,) = assessor.assess_each(restless(), [case], (SUPPORT,), tolerance=2.0, report=cases)
         assert share.rows == [whole.rows[index]] and share.rows[0]["unit"] == "voxel"
-        assert share.pictures == whole.cases[index]
+        assert share.pictures == whole.cases[index] and share.pictures.step == 2
 
 
 def test_a_patient_is_the_mean_of_cases_and_targets(cohort):

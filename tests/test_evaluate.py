@@ -45,7 +45,7 @@ def box(rows, columns, slices=slice(1, 3)):
 def call(**values):
     if not flags.FLAGS.is_parsed():
         flags.FLAGS(["evaluate"])
-    names = ("run", "part", "predictions", "truth", "targets", "tolerance", "output")
+    names = ("run", "part", "predictions", "truth", "targets", "tolerance", "output", "shard", "merge", "overwrite")
     with flagsaver.flagsaver(**{name: values.get(name, flags.FLAGS[name].default) for name in names}):
         evaluate.main([])
 
@@ -196,6 +196,12 @@ def test_names_tell_runs_apart(tmp_path):
         ({"run": ["nowhere"]}, "nowhere: no run in it"),
         ({"run": ["a"], "tolerance": -1.0}, r"--tolerance=-1\.0: give a length from 0"),
         ({"run": ["a"], "output": ""}, "--output is empty"),
+        ({"run": ["a"], "shard": "2/2"}, "--shard=2/2: give i/n with i from 0"),
+        (
+            {"merge": True, "run": ["a"], "shard": "0/2"},
+            "--merge scores nothing: leave out --run, --shard, the shares tell",
+        ),
+        ({"merge": True}, "no share in out/shards; make them by --shard=0/N"),
         ({"run": ["a"], "output": __file__}, "is a file; give a folder"),
         ({"predictions": "nowhere", "truth": "nowhere"}, "nowhere: no such folder"),
     ],

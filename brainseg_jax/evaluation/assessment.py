@@ -260,11 +260,6 @@ class Assessor:
                 tolerance=tolerance,
                 counted=counted,
             )
-            overlay = case_pictures.Overlay(
-                case_pictures.outlines((masks & counted[..., None])[::step]),
-                [case_pictures.probability_pictures(probability[::step, ..., k]) for k in range(masks.shape[-1])],
-                None if attention is None else case_pictures.attention_pictures(attention[::step]),
-            )
             yield CaseAssessment(
                 name=name,
                 rows=[self.who(index) | row for row in scores],
@@ -272,13 +267,14 @@ class Assessor:
                     target: calibrate(probability[..., k], truth[..., k], scan, counted=counted)
                     for k, target in enumerate(description.names)
                 },
-                pictures=case_pictures.CasePictures(
-                    name=name,
-                    size=truth.shape[1:3],
-                    numbers=list(cohort.numbers[index])[::step],
-                    scan=case_pictures.scan_pictures(scan[::step]),
-                    truth=case_pictures.outlines(truth[::step]),
-                    overlays=[overlay],
+                pictures=case_pictures.draw_case(
+                    name,
+                    list(cohort.numbers[index]),
+                    scan=scan,
+                    truth=truth,
+                    masks=masks & counted[..., None],
+                    probability=probability,
+                    attention=attention,
                     step=step,
                 ),
                 largest=LargestSlice.of(scan, truth, masks, attention),

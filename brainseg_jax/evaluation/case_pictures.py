@@ -89,6 +89,46 @@ class CasePictures:
     step: int = 1
 
 
+def draw_case(
+    name: str,
+    numbers: list[int],
+    *,
+    scan: np.ndarray | None,
+    truth: np.ndarray,
+    masks: np.ndarray,
+    probability: np.ndarray | None = None,
+    attention: np.ndarray | None = None,
+    step: int = 1,
+) -> CasePictures:
+    """The pictures of a case, with one overlay.
+
+    Args:
+      name: of the case.
+      numbers: of all its slices.
+      scan: [S, H, W] uint8, the channel shown, or None.
+      truth: [S, H, W, K] bool.
+      masks: [S, H, W, K] bool, as they are scored.
+      probability: [S, H, W, K] in [0, 1], or None.
+      attention: [S, H, W] in [0, 1], or None.
+      step: see `slice_step`.
+    """
+    probabilities = None
+    if probability is not None:
+        probabilities = [probability_pictures(probability[::step, ..., k]) for k in range(probability.shape[-1])]
+    overlay = Overlay(
+        outlines(masks[::step]), probabilities, None if attention is None else attention_pictures(attention[::step])
+    )
+    return CasePictures(
+        name=name,
+        size=truth.shape[1:3],
+        numbers=numbers[::step],
+        scan=None if scan is None else scan_pictures(scan[::step]),
+        truth=outlines(truth[::step]),
+        overlays=[overlay],
+        step=step,
+    )
+
+
 def slice_step(total: int) -> int:
     """Every how many slices a report shows, of cases with `total` slices together; 1 up to `MOST_SLICES`."""
     return max(1, -(-total // MOST_SLICES))

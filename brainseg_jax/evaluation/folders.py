@@ -12,7 +12,7 @@ from absl import logging
 from brainseg_jax.data.ahead import map_ahead
 from brainseg_jax.data.source import CASE_NAME
 from brainseg_jax.errors import InputError
-from brainseg_jax.evaluation.case_pictures import CasePictures, Overlay, outlines, slice_step
+from brainseg_jax.evaluation.case_pictures import CasePictures, draw_case, slice_step
 from brainseg_jax.evaluation.records import CaseScores, Scoring, collect
 from brainseg_jax.evaluation.targets import Meaning, describe_masks, find_naming
 from brainseg_jax.evaluation.views import Scored
@@ -75,24 +75,12 @@ def begin_folders(
     naming = find_naming(truth, targets)
     files = find_masks(predictions), find_masks(truth)
     found = list(map_ahead(partial(_survey, *files), sorted(files[0].keys() | files[1].keys())))
-    unusable = [[one.unusable[k] for one in found if one.unusable[k]] for k in (0, 1)]
-    words = [describe_faults(folder, own) for folder, own in zip((predictions, truth), unusable, strict=True) if own]
-    if words:
-        raise InputError("\n".join(words))
+    _check_readable(found, predictions, truth)
     predicted = {one.case: one.predicted for one in found if one.predicted}
     true = {one.case: one.true for one in found if one.true}
     _report_notes([*predicted.values(), *true.values()])
     meaning = describe_masks(true, predicted, naming)
-    faults = [f"  {case}: in {truth} only" for case in sorted(true.keys() - predicted.keys())]
-    faults += [f"  {case}: in {predictions} only" for case in sorted(predicted.keys() - true.keys())]
-    faults += [f"  {one.case}: {fault}" for one in found for fault in one.faults]
-    faults += [f"  {fault}" for fault in meaning.faults]
-    if faults:
-        labels = " or with the same labels" if meaning.faults else ""
-        raise InputError(
-            f"--predictions={predictions} and --truth={truth} do not hold masks of the same cases on the same grid"
-            f"{labels}; correct or take away:\n" + "\n".join(faults)
-        )
+    _check(found, meaning, predictions, truth)
     without = [case for case, mask in true.items() if mask.spacing is None]
     if without and len(without) < len(true):
         logging.warning("no spacing is known of %s, so distances are in voxels for all cases", ", ".join(without))
@@ -115,6 +103,30 @@ def begin_folders(
         data=_fingerprint(predicted, true),
         scores=(score(one, *_read_again(one, *files)) for one in shard.of(found)),
     )
+
+
+def _check_readable(found: list[_Survey], *folders: Path) -> None:
+    """Raises InputError where a mask of one of the folders cannot be read; all are listed."""
+    words = []
+    for k, folder in enumerate(folders):
+        if faults := [one.unusable[k] for one in found if one.unusable[k]]:
+            words.append(describe_faults(folder, faults))
+    if words:
+        raise InputError("\n".join(words))
+
+
+def _check(found: list[_Survey], meaning: Meaning, predictions: Path, truth: Path) -> None:
+    """Raises InputError where the folders cannot be compared, with everything that is in the way."""
+    faults = [f"  {one.case}: in {truth} only" for one in found if not one.predicted]
+    faults += [f"  {one.case}: in {predictions} only" for one in found if not one.true]
+    faults += [f"  {one.case}: {fault}" for one in found for fault in one.faults]
+    faults += [f"  {fault}" for fault in meaning.faults]
+    if faults:
+        labels = " or with the same labels" if meaning.faults else ""
+        raise InputError(
+            f"--predictions={predictions} and --truth={truth} do not hold masks of the same cases on the same grid"
+            f"{labels}; correct or take away:\n" + "\n".join(faults)
+        )
 
 
 def _survey(predictions: dict[str, MaskFiles], truth: dict[str, MaskFiles], case: str) -> _Survey:
@@ -179,15 +191,9 @@ def _score(
     known = {"patient": one.case} | ({"institution": one.case.split("_")[1]} if named else {})
     spacing = true.spacing if in_mm else None
     rows = score_targets(ours, theirs, description.names, spacing=spacing, tolerance=tolerance, counted=counted)
-    pictures = CasePictures(
-        name=one.case,
-        size=theirs.shape[1:3],
-        numbers=list(true.numbers or range(1, len(theirs) + 1))[::step],
-        scan=None,
-        truth=outlines(theirs[::step]),
-        overlays=[Overlay(outlines((ours if counted is None else ours & counted[..., None])[::step]))],
-        step=step,
-    )
+    numbers = list(true.numbers or range(1, len(theirs) + 1))
+    ours = ours if counted is None else ours & counted[..., None]
+    pictures = draw_case(one.case, numbers, scan=None, truth=theirs, masks=ours, step=step)
     return CaseScores(one.case, [known | row for row in rows], {}, pictures)
 
 

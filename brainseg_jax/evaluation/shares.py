@@ -106,8 +106,9 @@ def opened_shares(output: Path) -> Iterator[list[Records]]:
 
 
 def remove_shares(output: Path) -> None:
-    """Removes all shares, and their folder where nothing else is in it."""
-    for path, _ in _find(output):
+    """Removes all shares and the half of one that a kill left, and their folder where nothing else is in it."""
+    halves = (output / FOLDER).glob(".part-*.jsonl")
+    for path in (*(path for path, _ in _find(output)), *halves):
         path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         (output / FOLDER).rmdir()
@@ -129,8 +130,8 @@ def _opened(path: Path) -> Iterator[Records]:
     with file:
         try:
             records = read_records(file)
-            _ = records.about["command"], records.about["code"]
-        except (ValueError, KeyError) as error:
+            _ = records.about["command"]["tolerance"], records.about["code"]
+        except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path}: damaged ({error}); make this share again with --overwrite") from error
         yield records
 

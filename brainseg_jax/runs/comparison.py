@@ -1,7 +1,11 @@
 """Finished runs scored anew, one or several side by side."""
 
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
+
+import jax
+import numpy as np
 
 from brainseg_jax.errors import InputError
 from brainseg_jax.evaluation.case_pictures import CasePictures
@@ -130,4 +134,6 @@ def _begin_run(trained: Trained, name: str, part: str, tolerance: float, shard: 
         description=cohort.description,
     )
     scores = (CaseScores(one.name, one.rows, one.calibrations, one.pictures) for one in assessed)
-    return Scoring(scored, cases, f"{cohort.fingerprint} {trained.step}", scores)
+    leaves = jax.tree.leaves(trained.network.variables)
+    weights = zlib.crc32(b"".join(np.asarray(leaf).tobytes() for leaf in leaves))
+    return Scoring(scored, cases, f"data {cohort.fingerprint}, step {trained.step}, weights {weights}", scores)

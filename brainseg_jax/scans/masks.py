@@ -258,7 +258,9 @@ def _read_slice(path: Path) -> np.ndarray:
 
 def _as_labels(values: np.ndarray, path: Path) -> np.ndarray:
     """Values as uint8; what is near 0 and near 1, or near 0 and near 255, is a mask, whatever its rounding."""
-    found = _distinct(values)
+    if values.dtype == np.uint8:
+        return values
+    found = np.unique(values)
     for one in (1, 255):
         distances = np.minimum(np.abs(found - float(one)), np.abs(found - 0.0))
         if (distances <= _NEAR * one).all():
@@ -274,9 +276,6 @@ def _as_labels(values: np.ndarray, path: Path) -> np.ndarray:
     )
 
 
-def _distinct(values: np.ndarray) -> np.ndarray:
-    """`np.unique`; of bytes it is counted slab by slab, which takes a quarter of the time."""
-    if values.dtype != np.uint8 or values.ndim < 3:
-        return np.unique(values)
-    slabs = values.T if values.flags.f_contiguous else values
-    return np.flatnonzero(sum(np.bincount(slab.ravel(), minlength=256) for slab in slabs)).astype(np.uint8)
+def _distinct(labels: np.ndarray) -> np.ndarray:
+    """`np.unique` of labels [S, H, W] uint8, in a quarter of its time."""
+    return np.flatnonzero(sum(np.bincount(one.ravel(), minlength=256) for one in labels))
