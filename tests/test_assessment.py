@@ -1,6 +1,7 @@
 """Scores of a cohort by the one road, against the same work done by hand: numpy and scipy around the bare network."""
 
 import dataclasses
+import gc
 from functools import partial
 
 import jax
@@ -11,7 +12,7 @@ from scipy import ndimage
 from brainseg_jax import sharding
 from brainseg_jax.data.normalization import Normalization
 from brainseg_jax.evaluation import case_pictures
-from brainseg_jax.evaluation.assessment import Assessor
+from brainseg_jax.evaluation.assessment import Assessor, CaseAssessment, LargestSlice
 from brainseg_jax.inference.network import Inputs, Network, Runner
 from brainseg_jax.inference.postprocess import PostProcess
 from brainseg_jax.losses import dice_loss
@@ -115,6 +116,19 @@ def test_the_slice_kept_of_each_case_is_that_of_the_largest_reference(cohort):
         for mask, expected in zip(kept.masks, (labels[index] > 0, one.masks[index, ..., 0]), strict=True):
             np.testing.assert_array_equal(mask[..., 0], expected)
         assert all(array.base is None for array in (kept.scan, kept.attention, kept.bits))  # no view of a whole volume
+
+
+def test_volumes_are_let_go_case_by_case(cohort, monkeypatch):
+    """Of six cases, at most the one that is scored and the one before."""
+    found, of_case = [], LargestSlice.of
+
+    def count(*arrays):
+        found.append(sum(type(one) is CaseAssessment for one in gc.get_objects()))
+        return of_case(*arrays)
+
+    monkeypatch.setattr(LargestSlice, "of", count)
+    Assessor(cohort, Runner(sharding.data_mesh(), 24)).assess(restless(), cohort.cases[:6], (SUPPORT,), tolerance=2.0)
+    assert len(found) == 6 and max(found) <= 1  # before this case's own is made
 
 
 def test_a_share_of_a_report_measures_as_the_whole(cohort, monkeypatch):

@@ -94,7 +94,9 @@ def test_a_run_in_two_processes(trained_run, tmp_path):
     assert sorted(content(tmp_path / "two")) == sorted(FILES) and content(tmp_path / "two") == content(tmp_path / "one")
 
 
-def test_runs_side_by_side_in_more_shares_than_cases(trained_run, tmp_path):
+def test_runs_side_by_side_in_more_shares_than_cases(trained_run, tmp_path, monkeypatch):
+    """The page shows one slice in so many of all cases, not of a share."""
+    monkeypatch.setattr(case_pictures, "MOST_SLICES", 10)
     shutil.copytree(trained_run[0], tmp_path / "other")
     values = {"run": [str(trained_run[0]), str(tmp_path / "other")]}
     call(**values, output=str(tmp_path / "one"))
