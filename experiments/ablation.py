@@ -21,10 +21,11 @@ from brainseg_jax.data import prepare_source
 from brainseg_jax.data.cohort import load_cohort
 from brainseg_jax.errors import InputError
 from brainseg_jax.runs.run_folder import check_folder
+from brainseg_jax.shards import parse_shard
 from experiments.panel import draw_study_panel
 from experiments.running import DONE, ELSEWHERE, FAILED, LEFT, RUNNING, Grid, report_failures, run_all, shard
 from experiments.splits import write_splits
-from experiments.studies import Budget, Job, config_of, jobs, parse_cell, parse_study
+from experiments.studies import Budget, Job, config_of, jobs, parse_study
 from experiments.tables import SCORES, collect, write_tables
 
 STUDY = flags.DEFINE_string("study", None, "NAME or NAME:SCALE, see studies.py.")
@@ -41,7 +42,7 @@ def main(_: list[str]) -> None:
     check_folder(output, "--output")
     if not jax.config.jax_compilation_cache_dir:  # of this host alone: another may have other instructions
         jax.config.update("jax_compilation_cache_dir", str(output / "compiled" / socket.gethostname()))
-    number, of = parse_cell(CELL.value)
+    number, of = parse_shard(CELL.value, "--cell")
     source = SOURCE.value
     if source and Path(source).expanduser().exists():
         source = str(Path(source).expanduser().absolute())

@@ -1,7 +1,6 @@
 """The grid, written down in one place: what each study compares, on which folds and seeds, and at what budget."""
 
 import dataclasses
-import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -245,14 +244,6 @@ def parse_study(text: str) -> tuple[Study, Budget]:
         scales = ", ".join(f"{name}:{known}" if known else name for known in study.budgets)
         raise InputError(f"--study={text}: there is no budget {scale!r}; give one of {scales}")
     return study, study.budgets[scale or None]
-
-
-def parse_cell(text: str) -> tuple[int, int]:
-    """The numbers i and n of `--cell=i/n`."""
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not match or not int(match[1]) < int(match[2]):
-        raise InputError(f"--cell={text}: give i/n with i from 0 to n - 1, for example 0/4")
-    return int(match[1]), int(match[2])
 
 
 def jobs(study: Study, budget: Budget) -> Iterator[Job]:

@@ -20,12 +20,13 @@ from conftest import xla_flags
 
 from brainseg_jax.config import check_config
 from brainseg_jax.errors import InputError, TrainingStopped
+from brainseg_jax.shards import parse_shard
 from experiments import running
 from experiments.by_slice import case_of, deal, part_of, split_by_slice, torn
 from experiments.cell import rescore
 from experiments.running import DONE, ELSEWHERE, FAILED, LEFT, Grid, report_failures, run_all, shard
 from experiments.splits import split_of
-from experiments.studies import FOLDS, STUDIES, Budget, Cell, Job, Study, config_of, jobs, parse_cell, parse_study
+from experiments.studies import FOLDS, STUDIES, Budget, Cell, Job, Study, config_of, jobs, parse_study
 
 ROOT = Path(__file__).parents[1]
 TINY = Study(
@@ -73,7 +74,7 @@ def test_an_unknown_study(text):
 @pytest.mark.parametrize("text", ["3", "3/3", "-1/3", "a/b"])
 def test_a_share_that_is_none(text):
     with pytest.raises(InputError, match="give i/n with i from 0"):
-        parse_cell(text)
+        parse_shard(text, "--cell")
 
 
 def test_shares_cover_each_cell_once_and_keep_a_checkpoint_with_its_scoring():
