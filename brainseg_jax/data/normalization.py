@@ -88,8 +88,11 @@ def fit(volume: np.ndarray, method: str) -> Normalization:
     """
     if method not in METHODS:
         raise InputError(f"data.normalization={method!r}: there is no such method; give one of {', '.join(METHODS)}")
-    channels = [METHODS[method](np.bincount(volume[..., c].ravel(), minlength=256)) for c in range(volume.shape[-1])]
-    return Normalization(*np.array(channels, np.float32).T)
+    counts = np.zeros((volume.shape[-1], 256), np.int64)
+    for image in volume:  # one at a time, as each pixel takes 8 bytes while it is counted
+        for channel, of_channel in enumerate(counts):
+            of_channel += np.bincount(image[..., channel].ravel(), minlength=256)
+    return Normalization(*np.array([METHODS[method](of_channel) for of_channel in counts], np.float32).T)
 
 
 def repeated(constants: Normalization, context: int) -> Normalization:
