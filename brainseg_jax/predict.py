@@ -8,7 +8,9 @@ from brainseg_jax.errors import InputError
 from brainseg_jax.files import user_path
 from brainseg_jax.prediction.job import predict
 from brainseg_jax.prediction.results import Wanted
+from brainseg_jax.prediction.shares import merge_shares
 from brainseg_jax.scans.patterns import read_patterns
+from brainseg_jax.shards import parse_shard
 
 RUN = flags.DEFINE_list("run", None, "A run folder; several, with a comma between, predict together.")
 INPUT = flags.DEFINE_string(
@@ -30,15 +32,28 @@ UNCERTAINTY = flags.DEFINE_bool("uncertainty", False, "Write the standard deviat
 OVERLAYS = flags.DEFINE_bool("overlays", False, "Draw a PNG of each scan with the masks outlined too.")
 TTA = flags.DEFINE_bool("tta", None, "Average with left-right mirror images; by default as each run was scored.")
 
+SHARD = flags.DEFINE_string(
+    "shard", "0/1", "i/n: predict the i-th of n shares of the scans, from 0, for job arrays; --merge joins the tables."
+)
+MERGE = flags.DEFINE_bool("merge", False, "Predict nothing; join the tables of all shares. Takes --output alone.")
+ALONE = (RUN, INPUT, SEQUENCES, PROBABILITIES, UNCERTAINTY, OVERLAYS, TTA, SHARD)  # flags without a meaning for --merge
+
 
 def main(_: list[str]) -> None:
     """Predicts what the flags name.
 
     SIGTERM ends it as Ctrl-C does: what is done stands in the tables, and the status is 130.
     """
+    if MERGE.value and OUTPUT.value:
+        if given := [f"--{flag.name}" for flag in ALONE if flag.present]:
+            raise InputError(
+                f"--merge predicts nothing: leave out {', '.join(given)}, the shares tell all but --output"
+            )
+        return merge_shares(user_path(OUTPUT.value, "--output"), overwrite=OVERWRITE.value)
     for flag in (RUN, INPUT, OUTPUT):
         if not flag.value:
             raise InputError(f"--{flag.name} is empty: give --run=RUN_FOLDER --input=SCANS --output=FOLDER")
+    shard = parse_shard(SHARD.value)
     keep_compiled()
     with cli.sigterm_interrupts():
         predict(
@@ -49,9 +64,10 @@ def main(_: list[str]) -> None:
             mirror=TTA.value,
             overwrite=OVERWRITE.value,
             sequences=read_patterns(SEQUENCES.value),
+            shard=shard,
         )
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["run", "input", "output"])
+    flags.mark_flag_as_required("output")
     cli.run(main)

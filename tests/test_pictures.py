@@ -5,6 +5,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
 
+from brainseg_jax.evaluation import pictures
 from brainseg_jax.evaluation.case_pictures import target_style
 from brainseg_jax.evaluation.pictures import (
     PREDICTION_COLOR,
@@ -14,6 +15,7 @@ from brainseg_jax.evaluation.pictures import (
     draw_grid,
     draw_overlay,
     draw_panel,
+    shown_slices,
 )
 from brainseg_jax.scans.description import Description, Target
 
@@ -94,6 +96,62 @@ def test_an_overlay_of_one_target_has_its_outline_and_no_legend(tmp_path):
     assert pixels_of(tmp_path / "overlay.png", PREDICTION_COLOR) == 4 * 19
     with Image.open(tmp_path / "overlay.png") as image:
         assert image.size == (64, 64)
+
+
+def tall(count, *ranges):
+    """Masks of so many slices of 8 x 8 pixels, filled in slices `first` to `last`."""
+    masks = np.zeros((count, 8, 8, 2), bool)
+    for first, last in ranges:
+        masks[first : last + 1, 2:5, 2:5, 1] = True
+    return masks
+
+
+def test_a_small_scan_is_shown_whole():
+    assert shown_slices(tall(80, (3, 3))) == (list(range(80)), "")
+
+
+def test_of_a_large_scan_an_overlay_shows_what_is_predicted_and_its_neighbors():
+    shown, reason = shown_slices(tall(300, (0, 1), (100, 102), (299, 299)))
+    assert shown == [0, 1, 2, 99, 100, 101, 102, 103, 298, 299] and "one on either side" in reason
+
+
+def test_of_a_large_prediction_an_overlay_shows_evenly_spaced_slices():
+    shown, reason = shown_slices(tall(300, (10, 169)))
+    assert len(shown) == 80 and (shown[0], shown[-1]) == (9, 170) and set(np.diff(shown)) == {2, 3}
+    assert "among 162 with" in reason
+
+
+def test_of_a_large_scan_without_a_prediction_evenly_spaced_slices_are_shown():
+    shown, reason = shown_slices(tall(191))
+    assert shown == list(range(0, 191, 10)) and "nothing is predicted" in reason
+
+
+@pytest.mark.parametrize("count", [20, 300])
+def test_a_picture_lists_the_slices_that_it_does_not_show(tmp_path, monkeypatch, count):
+    texts = []
+    wrap = pictures.textwrap.wrap
+    monkeypatch.setattr(pictures.textwrap, "wrap", lambda text, width: texts.append(text) or wrap(text, width))
+    numbers, masks = tuple(reversed(range(count))), tall(count, (5, 6), (15, 15))
+    draw_overlay(tmp_path / "a.png", scan=np.full((count, 8, 8), 9, np.uint8), masks=masks[..., 1:], numbers=numbers)
+    words = (
+        "7 of 300 slices: those with a prediction, and one on either side. Not shown: 299 to 296, 291 to 286, 282 to 0"
+    )
+    assert texts == ([words] if count == 300 else [])
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.width == (160 if count == 300 else 5 * 8) and (image.height > 4 * 8) is (count == 300)
+
+
+def test_a_large_picture_is_reduced_and_keeps_its_outlines(tmp_path):
+    """10 slices of 1024 x 1024 are 10 million pixels, so each becomes 512 x 512, and a line of one pixel stays one."""
+    masks, scan = np.zeros((10, 1024, 1024, 1), bool), np.full((10, 1024, 1024), 90, np.uint8)
+    masks[4, 200:400, 300:600] = True
+    draw_overlay(tmp_path / "overlay.png", scan=scan, masks=masks, numbers=tuple(range(10)))
+    with Image.open(tmp_path / "overlay.png") as image:
+        assert image.size == (4 * 512, 3 * 512)
+        red = (np.asarray(image) == [255, 61, 0]).all(axis=-1)
+    rows, columns = np.nonzero(red[512:, :512])
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (100, 199, 150, 299)
+    assert red.sum() == 2 * (100 + 150) - 4
 
 
 def test_no_two_targets_look_alike():

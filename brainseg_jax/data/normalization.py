@@ -91,7 +91,11 @@ def fit(volume: np.ndarray, method: str) -> Normalization:
 
 def histograms(volume: np.ndarray) -> np.ndarray:
     """How many voxels of each channel have each value, [C, 256] int64; volume [S, H, W, C] uint8."""
-    return np.stack([np.bincount(volume[..., c].ravel(), minlength=256) for c in range(volume.shape[-1])])
+    counts = np.zeros((volume.shape[-1], 256), np.int64)
+    for image in volume:  # one at a time, as each pixel takes 8 bytes while it is counted
+        for channel, of_channel in enumerate(counts):
+            of_channel += np.bincount(image[..., channel].ravel(), minlength=256)
+    return counts
 
 
 def fit_histograms(counts: np.ndarray, method: str) -> Normalization:

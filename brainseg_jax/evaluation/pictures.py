@@ -1,7 +1,9 @@
 """What a run looks like: curves of the training, and panels of scan, truth and prediction."""
 
 import dataclasses
+import itertools
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +13,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from PIL import Image, ImageDraw
-from scipy import ndimage
 
 from brainseg_jax.evaluation.case_pictures import stretched, target_style
 from brainseg_jax.scans.description import LGG, Description
@@ -19,6 +20,9 @@ from brainseg_jax.scans.description import LGG, Description
 matplotlib.use("Agg", force=False)
 
 TRUTH_COLOR, PREDICTION_COLOR = "#00c853", "#ff3d00"  # of the only target
+MOST_TILES, TILES_OF_NOTHING = 80, 20  # slices of an overlay: scans of up to so many, as those of LGG, are shown whole
+MOST_PIXELS = 2**23  # of an overlay: a large monitor shows as many
+MIN_WIDTH, LINE, CHARACTER = 160, 16, 7  # pixels, of a picture with text below it, and of the text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,10 +135,12 @@ def draw_curves(path: Path, epochs: list[dict]) -> None:
 def draw_overlay(
     path: Path, *, scan: np.ndarray, masks: np.ndarray, numbers: tuple[int, ...], targets: Sequence[str] = ("",)
 ) -> None:
-    """Writes a PNG of all slices of a scan side by side, about a square, with the outlines of the masks.
+    """Writes a PNG of the slices of a scan side by side, about a square, with the outlines of the masks.
 
     The outline of one target is red. Several have the colors of `target_style`, a later one over an earlier one, and a
-    legend below.
+    legend below. A scan of more than `MOST_TILES` slices is shown in part, see `shown_slices`; lines below the picture
+    list the slices that are not shown. Slices are reduced by a whole factor where the picture would have more than
+    `MOST_PIXELS`.
 
     Args:
       path: of the PNG.
@@ -143,35 +149,103 @@ def draw_overlay(
       numbers: of the slices, written into each.
       targets: names of the K targets.
     """
-    count, height, width = scan.shape
-    columns = math.ceil(math.sqrt(count * height / width))
-    rows = -(-count // columns)
-    pixels = np.repeat(stretched(scan)[..., None], 3, axis=-1)
+    shown, reason = shown_slices(masks)
+    height, width = scan.shape[1:]
+    factor = max(1, math.ceil(math.sqrt(len(shown) * height * width / MOST_PIXELS)))
+    pixels = stretched(np.stack([_reduced(scan[index], factor) for index in shown]))
+    height, width = pixels.shape[1:]
+    pixels = np.repeat(pixels[..., None], 3, axis=-1)
     colors = [PREDICTION_COLOR] if len(targets) == 1 else [target_style(k).color for k in range(len(targets))]
     for k, color in enumerate(colors):
-        mask = masks[..., k]
-        inner = np.stack([ndimage.binary_erosion(one) for one in mask])
-        pixels[mask & ~inner] = _rgb(color)
-    sheet = Image.new("RGB", (columns * width, rows * height))
-    for index, (tile, number) in enumerate(zip(pixels, numbers, strict=True)):
-        corner = (index % columns * width, index // columns * height)
+        for tile, index in zip(pixels, shown, strict=True):
+            if masks[index, ..., k].any():
+                tile[_reduced(_border(masks[index, ..., k]) * np.uint8(255), factor) > 0] = _rgb(color)
+    columns = math.ceil(math.sqrt(len(shown) * height / width))
+    sheet = Image.new("RGB", (columns * width, -(-len(shown) // columns) * height))
+    for place, (tile, index) in enumerate(zip(pixels, shown, strict=True)):
+        corner = (place % columns * width, place // columns * height)
         sheet.paste(Image.fromarray(tile), corner)
-        ImageDraw.Draw(sheet).text((corner[0] + 3, corner[1] + 2), str(number), fill="white")
+        ImageDraw.Draw(sheet).text((corner[0] + 3, corner[1] + 2), str(numbers[index]), fill="white")
     if len(targets) > 1:
         sheet = _with_legend(sheet, dict(zip(targets, colors, strict=True)))
-    sheet.save(path, "PNG")
+    if reason:
+        sheet = _with_text(sheet, f"{len(shown)} of {len(scan)} slices: {reason}. {_not_shown(shown, numbers)}")
+    sheet.save(path, "PNG", compress_level=1)  # a quarter of the time of level 6, and a fifth more bytes
+
+
+def shown_slices(masks: np.ndarray) -> tuple[list[int], str]:
+    """Which slices an overlay shows, and why these: "" where it shows all.
+
+    Args:
+      masks: [S, H, W, K] bool.
+
+    Returns:
+      all indices of a scan of up to `MOST_TILES` slices. Of a larger one the slices with a prediction, and one on
+      either side; where these are more than `MOST_TILES`, so many of them, evenly spaced. `TILES_OF_NOTHING` slices,
+      evenly spaced, where nothing is predicted.
+    """
+    if len(masks) <= MOST_TILES:
+        return list(range(len(masks))), ""
+    found = np.array([mask.any() for mask in masks])
+    near = found.copy()
+    near[1:] |= found[:-1]
+    near[:-1] |= found[1:]
+    if not near.any():
+        return _evenly(np.arange(len(masks)), TILES_OF_NOTHING), "nothing is predicted, these are evenly spaced"
+    indices = np.flatnonzero(near)
+    if len(indices) <= MOST_TILES:
+        return indices.tolist(), "those with a prediction, and one on either side"
+    return _evenly(indices, MOST_TILES), f"evenly spaced among {len(indices)} with a prediction or beside one"
+
+
+def _evenly(indices: np.ndarray, count: int) -> list[int]:
+    """So many of the indices, the first and the last among them."""
+    return indices[np.linspace(0, len(indices) - 1, count).round().astype(int)].tolist()
+
+
+def _not_shown(shown: Sequence[int], numbers: Sequence[int]) -> str:
+    """The numbers of all slices whose indices are not among `shown`, as ranges."""
+    edges = [-1, *shown, len(numbers)]
+    gaps = [(before + 1, after - 1) for before, after in itertools.pairwise(edges) if after - before > 1]
+    words = [f"{numbers[a]}" if a == b else f"{numbers[a]} to {numbers[b]}" for a, b in gaps]
+    return f"Not shown: {', '.join(words)}"
+
+
+def _reduced(image: np.ndarray, factor: int) -> np.ndarray:
+    """The means of blocks of factor x factor pixels, [H, W] uint8 to the same divided by the factor, rounded up."""
+    return image if factor == 1 else np.asarray(Image.fromarray(image).reduce(factor))
+
+
+def _border(mask: np.ndarray) -> np.ndarray:
+    """The pixels of a mask [H, W] bool of whose four neighbors one is outside of the mask or of the image."""
+    padded = np.pad(mask, 1)
+    inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return mask & ~inner
 
 
 def _with_legend(sheet: Image.Image, colors: dict[str, str]) -> Image.Image:
     """The sheet with a line below it for each target: a bar of its color, and its name."""
-    line = 16
-    larger = Image.new("RGB", (max(sheet.width, 160), sheet.height + line * len(colors) + 4))
-    larger.paste(sheet)
+    larger, top = _with_lines(sheet, len(colors)), sheet.height + 4
     draw = ImageDraw.Draw(larger)
     for index, (name, color) in enumerate(colors.items()):
-        top = sheet.height + 4 + line * index
-        draw.rectangle((4, top + 4, 28, top + 7), fill=color)
-        draw.text((34, top), name, fill="white")
+        draw.rectangle((4, top + LINE * index + 4, 28, top + LINE * index + 7), fill=color)
+        draw.text((34, top + LINE * index), name, fill="white")
+    return larger
+
+
+def _with_text(sheet: Image.Image, text: str) -> Image.Image:
+    """The sheet with a text below it, in as many lines as its width asks for."""
+    lines = textwrap.wrap(text, max(20, (max(sheet.width, MIN_WIDTH) - 8) // CHARACTER))
+    larger = _with_lines(sheet, len(lines))
+    for index, line in enumerate(lines):
+        ImageDraw.Draw(larger).text((4, sheet.height + 4 + LINE * index), line, fill="white")
+    return larger
+
+
+def _with_lines(sheet: Image.Image, count: int) -> Image.Image:
+    """The sheet with room for so many lines of text below it."""
+    larger = Image.new("RGB", (max(sheet.width, MIN_WIDTH), sheet.height + LINE * count + 4))
+    larger.paste(sheet)
     return larger
 
 

@@ -1,7 +1,7 @@
 """One or several networks that predict a volume together."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -31,11 +31,12 @@ class Maps:
     Attributes:
       probability: of each target, [S, H, W, K] float32, the mean over all members: networks, and mirror images where
         they are asked for.
-      uncertainty: standard deviation over the members, [S, H, W, K] float32; 0 everywhere for a single one.
+      uncertainty: standard deviation over the members, [S, H, W, K] float32, 0 everywhere for a single one; None where
+        nobody asks for it.
     """
 
     probability: np.ndarray
-    uncertainty: np.ndarray
+    uncertainty: np.ndarray | None
 
 
 class Ensemble:
@@ -103,15 +104,31 @@ class Ensemble:
         return make_masks(probability, self.posts, self.description, canvas)
 
 
-def combine(members: Sequence[Member]) -> Maps:
+def combine(members: Sequence[Member], *, uncertainty: bool = True) -> Maps:
     """Brings the members of an ensemble onto the grid of the volume, and takes their mean and standard deviation.
 
-    One member at a time (Welford 1962, Technometrics 4), as a volume of many members would not fit into memory.
+    One member at a time (Welford 1962, Technometrics 4), and a few slices at a time, as a volume of many members would
+    not fit into memory.
     """
-    mean, squares = 0.0, 0.0
-    for count, (maps, canvas) in enumerate(members, start=1):
-        probability = canvas.from_network(maps)
-        change = probability - mean
-        mean = mean + change / np.float32(count)
-        squares = squares + change * (probability - mean)
-    return Maps(mean, np.sqrt(squares / np.float32(len(members))))
+    (maps, canvas), *others = members
+    mean = canvas.from_network(maps)
+    spread = np.zeros(mean.shape, np.float32) if uncertainty else None
+    for count, member in enumerate(others, start=2):
+        for block, probability in _on_grid(member):
+            change = probability - mean[block]
+            mean[block] += change / np.float32(count)
+            if spread is not None:
+                spread[block] += change * (probability - mean[block])
+    if spread is not None and others:
+        np.sqrt(np.divide(spread, np.float32(len(members)), out=spread), out=spread)
+    return Maps(mean, spread)
+
+
+def _on_grid(member: Member) -> Iterator[tuple[slice, np.ndarray]]:
+    """The probabilities of a few slices after another on the grid of the volume, and which slices these are."""
+    maps, canvas = member
+    if canvas.axis:  # its slices cross all slices of the volume
+        maps = canvas.from_network(maps)
+    for start in range(0, len(maps), BATCH_SIZE):
+        block = slice(start, start + BATCH_SIZE)
+        yield block, maps[block] if canvas.axis else canvas.from_network(maps[block])

@@ -3,7 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -108,20 +108,24 @@ class _Waiting:
 
     index: int
     inputs: Inputs
-    members: list[np.ndarray] = field(default_factory=list)
-    attention: list[np.ndarray] = field(default_factory=list)
+    members: np.ndarray | None = None
+    attention: np.ndarray | None = None
     left: int = 0
 
     def take(self, members: np.ndarray, attention: np.ndarray | None) -> None:
-        """Copies outputs of the next few slices."""
-        self.members.append(np.array(members, np.float32))
-        if attention is not None:
-            self.attention.append(np.array(attention, np.float32))
+        """Copies outputs of the next few slices, [M, b, side, side, K] and [b, side, side, 1]."""
+        count = len(self.inputs.images)
+        start = count - self.left
         self.left -= members.shape[1]
+        if self.members is None:  # made at once: parts that are joined at the end lie in memory twice
+            self.members = np.empty((len(members), count, *members.shape[2:]), np.float32)
+            self.attention = None if attention is None else np.empty((count, *attention.shape[1:]), np.float32)
+        self.members[:, start : count - self.left] = members
+        if attention is not None:
+            self.attention[start : count - self.left] = attention
 
     def output(self) -> Output:
-        attention = np.concatenate(self.attention) if self.attention else None
-        return Output(np.concatenate(self.members, axis=1), attention)
+        return Output(self.members, self.attention)
 
 
 class Runner:

@@ -58,17 +58,28 @@ class PostProcess(NamedTuple):
         al. 2019 keep the largest part too (in the authors' code, github.com/mateuszbuda/brain-segmentation-pytorch). Of
         parts of one size the first in memory order is the largest.
         """
+        result = volume.astype(bool)
         if not self.largest_component and self.min_voxels < 2:
-            return volume.astype(bool)
-        labels, parts = scipy.ndimage.label(volume, NEIGHBORS)
+            return result
+        box = _bounding_box(result)  # labels take four times the memory of a mask
+        labels, parts = scipy.ndimage.label(result[box], NEIGHBORS)
         if not parts:
-            return volume.astype(bool)
-        sizes = np.bincount(labels.ravel())
+            return result
+        sizes = sum(np.bincount(image.ravel(), minlength=parts + 1) for image in labels)
         sizes[0] = 0
         kept = sizes >= max(1, self.min_voxels)
         if self.largest_component:
             kept &= np.arange(len(sizes)) == np.argmax(sizes)
-        return kept[labels]
+        result[box] = kept[labels]
+        return result
+
+
+def _bounding_box(volume: np.ndarray) -> tuple[slice, ...]:
+    """The smallest box that holds a mask [S, H, W] bool; empty where that is."""
+    images = volume.any(axis=0)
+    lines = volume.any(axis=(1, 2)), images.any(axis=1), images.any(axis=0)
+    ends = [np.flatnonzero(line)[[0, -1]] if line.any() else (0, -1) for line in lines]
+    return tuple(slice(first, last + 1) for first, last in ends)
 
 
 CANDIDATES = tuple(
@@ -98,17 +109,23 @@ def make_masks(
     Returns:
       [S, H, W, K] bool.
     """
-    reached = probability >= np.array([post.threshold for post in posts], np.float32)
-    if description.exclusive and len(posts) > 1:
-        highest = np.argmax(np.where(reached, probability, -1.0), axis=-1)
-        reached &= np.arange(len(posts)) == highest[..., None]
-    kept = [post.on_grid(canvas.padded).keep_parts(reached[..., k]) for k, post in enumerate(posts)]
-    masks = np.stack(kept, axis=-1)
-    for inner, outer in description.nested:
-        masks[..., inner] &= masks[..., outer]
+    masks = np.empty(probability.shape, bool)
+    thresholds = np.array([post.threshold for post in posts], np.float32)
+    for reached, image in zip(masks, probability, strict=True):  # slice by slice, as of a volume these arrays are large
+        np.greater_equal(image, thresholds, out=reached)
+        if description.exclusive and len(posts) > 1:
+            highest = np.argmax(np.where(reached, image, -1.0), axis=-1)
+            reached &= np.arange(len(posts)) == highest[..., None]
+    for k, post in enumerate(posts):
+        masks[..., k] = post.on_grid(canvas.padded).keep_parts(masks[..., k])
     # What is scored is what a label map of these masks holds: nested targets stay nested.
     several = len(posts) > 1 and not description.painted_over
-    return description.masks(description.label_map(masks)) if several else masks
+    for image in masks:
+        for inner, outer in description.nested:
+            image[..., inner] &= image[..., outer]
+        if several:
+            image[...] = description.masks(description.label_map(image))
+    return masks
 
 
 def posts_to_json(posts: Sequence[PostProcess], description: Description) -> dict:

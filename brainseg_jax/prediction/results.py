@@ -48,13 +48,24 @@ class Written(NamedTuple):
     notes: tuple[str, ...]
 
 
-def check_free(sources: list[Source], description: Description, output: Path, wanted: Wanted) -> None:
-    """Raises InputError where a file that is to be written is there already; makes nothing."""
-    paths = [output / SCANS_TABLE, output / SLICES_TABLE]
+def check_tables_free(output: Path) -> None:
+    """Raises InputError where a table is there already."""
+    _refuse([path for path in (output / SCANS_TABLE, output / SLICES_TABLE) if os.path.exists(path)])
+
+
+def check_free(
+    sources: list[Source], description: Description, output: Path, wanted: Wanted, *, tables: bool = True
+) -> None:
+    """Raises InputError where a file of these scans is there already, or a table if `tables`; makes nothing."""
+    paths = [output / SCANS_TABLE, output / SLICES_TABLE] if tables else []
     for source in sources:
         own = _outputs(source, description, output, wanted)
         paths += own + [path.with_suffix(".nii.gz") for path in own if path.suffix == ".dcm"]  # see SeriesScan.write
-    if there := [path for path in paths if os.path.exists(path)]:  # also of names that are too long
+    _refuse([path for path in paths if os.path.exists(path)])  # also of names that are too long
+
+
+def _refuse(there: list[Path]) -> None:
+    if there:
         more = f" and {len(there) - 1} more of the results" if len(there) > 1 else ""
         raise InputError(f"{there[0]}{more}: there already; give another --output, or --overwrite to replace them")
 
@@ -83,7 +94,7 @@ def write_results(
 
     Args:
       source: names the files.
-      scan: gives grid and kind.
+      scan: gives grid and kind; of its channels the one that is shown, [S, H, W, 1].
       maps: its probabilities.
       masks: of the targets, [S, H, W, K] bool.
       description: of the network.
@@ -100,7 +111,7 @@ def write_results(
         if wanted.overlays:
             draw = partial(
                 draw_overlay,
-                scan=scan.voxels[..., description.shown],
+                scan=scan.voxels[..., 0],
                 masks=masks,
                 numbers=scan.numbers,
                 targets=description.names,

@@ -1,9 +1,10 @@
 """Scan after scan through the networks: the next one is read, and the last one written, while one is predicted."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -92,6 +93,7 @@ def _predict_all(sources: list[Source], ensemble: Ensemble, output: Path, wanted
                 previous, writing = writing, None
                 _collect(previous, outcome, output)  # so that no more than one scan waits to be written
                 writing = source, writer.submit(_finish, source, scan, members, ensemble, output, wanted)
+                del load, scan, prepared, members  # they would be held until the next scan is predicted
         finally:
             _collect(writing, outcome, output)
 
@@ -99,24 +101,27 @@ def _predict_all(sources: list[Source], ensemble: Ensemble, output: Path, wanted
 def _read_ahead(
     reader: ThreadPoolExecutor, sources: list[Source], ensemble: Ensemble
 ) -> Iterator[tuple[Source, Callable[[], tuple[Scan, Prepared]]]]:
-    """Each source with a call that waits for its scan; the one after it is being read by then."""
+    """Each source with a call that waits for its scan; the one after it is being read by then.
+
+    Of the channels the scans keep the one that is shown.
+    """
 
     def load(source: Source) -> tuple[Scan, Prepared]:
         scan = source.read()
-        return scan, ensemble.prepare(scan)
+        prepared = ensemble.prepare(scan)
+        return replace(scan, voxels=scan.voxels[..., [ensemble.description.shown]]), prepared
 
-    ahead = reader.submit(load, sources[0])
+    reading = deque(reader.submit(load, source) for source in sources[:1])
     for following, source in enumerate(sources, start=1):
-        current = ahead
         if following < len(sources):
-            ahead = reader.submit(load, sources[following])
-        yield source, current.result
+            reading.append(reader.submit(load, sources[following]))
+        yield source, reading.popleft().result
 
 
 def _finish(
     source: Source, scan: Scan, members: list[Member], ensemble: Ensemble, output: Path, wanted: Wanted
 ) -> Written:
-    maps = combine(members)
+    maps = combine(members, uncertainty=wanted.uncertainty)
     masks = ensemble.masks(maps.probability, members[0].canvas)
     return write_results(source, scan, maps, masks, ensemble.description, output, wanted)
 

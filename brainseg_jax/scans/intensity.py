@@ -1,5 +1,7 @@
 """Brings the values of a volume to the 0..255 that the networks were trained on, and reports how."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy import ndimage
 
@@ -61,10 +63,14 @@ def to_8_bits(volume: np.ndarray) -> tuple[np.ndarray, str | None]:
         notes.append(f"{int((values < black).sum())} voxels below, down to {lowest:g}, taken as 0")
     if highest - white > 2 * (white - black):
         notes.append(f"{int((values > white).sum())} voxels above, up to {highest:g}, taken as 255")
-    scaled = (volume.astype(np.float64) - black) * (255.0 / (white - black))
+    scaled = np.empty_like(volume, np.uint8)
+    axis = int(np.argmax(np.abs(volume.strides))) if volume.ndim else 0
+    # Block by block, as the whole volume takes eight times its memory in float64.
+    for target, block in zip(np.moveaxis(scaled, axis, 0), np.moveaxis(volume, axis, 0), strict=True):
+        target[...] = np.rint((block.astype(np.float64) - black) * (255.0 / (white - black))).clip(0, 255)
     if background is not None:
-        scaled[background] = 0.0
-    return np.rint(scaled).clip(0, 255).astype(np.uint8), "; ".join(notes)
+        scaled[background] = 0
+    return scaled, "; ".join(notes)
 
 
 def _background(volume: np.ndarray) -> tuple[np.ndarray | None, list[str]]:
@@ -144,26 +150,49 @@ def refuse_labels(values: np.ndarray) -> None:
 
 def _range(values: np.ndarray, background: int) -> tuple[float, float]:
     """The values that become 0 and 255, of [N] values beside so many voxels of background; see `to_8_bits`."""
-    values = values.astype(np.float64)
+    # A copy of their own type: as float64 a large volume takes several times the memory.
+    values = values.astype(np.float64 if values.dtype.itemsize > 8 else values.dtype.newbyteorder("="))
     if _is_positive(values):
-        values = np.concatenate([values.clip(0), np.zeros(background)])
-    low, high = np.percentile(values, _BULK).tolist()
+        np.maximum(values, 0, out=values)
+        values = np.concatenate([values, np.zeros(background, values.dtype)]) if background else values
+    low, high = _percentiles(values, _BULK, 0, values.size)
+    first, last = 0, values.size
     if high > low:
         beyond = _BEYOND * (high - low)
-        values = values[(values >= low - beyond) & (values <= high + beyond)]
-    black, white = np.percentile(values, (BLACKEST, WHITEST)).tolist()
+        first = np.count_nonzero(values < np.float64(low - beyond))
+        last -= np.count_nonzero(values > np.float64(high + beyond))
+    black, white = _percentiles(values, (BLACKEST, WHITEST), first, last)
     if white <= black:
-        white = float(values.max())
+        (white,) = _percentiles(values, (100.0,), first, last)
     if white <= black:  # nearly all voxels hold the highest value
-        black = float(values.min())
+        (black,) = _percentiles(values, (0.0,), first, last)
     if not np.isfinite(white - black):
         raise InputError(f"values from {black:g} to {white:g}, a range that no scan has; fix the header")
     return black, white
 
 
+def _percentiles(values: np.ndarray, percents: Sequence[float], first: int, last: int) -> list[float]:
+    """Percentiles of the values of rank `first` to `last` - 1, exactly as `np.percentile` has them of float64.
+
+    Args:
+      values: [N] of numbers, sorted in part, in place.
+      percents: from 0 to 100.
+      first: of the ranks, from 0.
+      last: one more than the last rank.
+    """
+    ranks = (last - first - 1) * (np.array(percents) / 100)
+    below = np.floor(ranks).astype(int)
+    shares, below = ranks - below, first + below
+    above = np.minimum(below + 1, last - 1)
+    values.partition(np.unique([below, above]))
+    low, high = values[below].astype(np.float64), values[above].astype(np.float64)
+    # From the nearer end, as numpy does.
+    return np.where(shares < 0.5, low + (high - low) * shares, high - (high - low) * (1 - shares)).tolist()
+
+
 def _is_positive(values: np.ndarray) -> bool:
-    """Whether 0 is black, and what lies below it noise, artifacts or padding; see `to_8_bits`."""
-    near = 2 * float(np.percentile(values, _BULK[1]))
+    """Whether 0 is black, and what lies below it noise, artifacts or padding, of values [N]; see `to_8_bits`."""
+    near = np.float64(2 * _percentiles(values, _BULK[1:], 0, values.size)[0])
     positive, negative = np.count_nonzero(values > 0), np.count_nonzero(values < 0)
     return positive >= max(negative, 2 * np.count_nonzero((values < 0) & (values >= -near)))
 

@@ -17,6 +17,7 @@ from brainseg_jax.scans.grid import Grid
 SINGLE, HEADER, IMAGE = (".nii", ".nii.gz"), ".hdr", ".img"
 MOST_VALUES = 2**28  # a header of a few bytes can declare more than there is memory; a brain has some 10 million
 _MOST_BEFORE = 2**24  # bytes before the values: header and extensions
+_AT_ONCE = 2**20  # bytes that are read
 _MOST_PACKED = 1032  # bytes that gzip makes of one, at the most
 _HEADERS = (nib.Nifti1Header, nib.Nifti2Header)
 _MILLIMETERS = {1: 1e3, 3: 1e-3}  # of a meter and a micron in `xyzt_units`; all else counts as millimeters
@@ -179,7 +180,7 @@ def _layout(fields: np.void) -> tuple[tuple[int, ...], np.dtype, float]:
     return shape, nib.nifti1.data_type_codes.dtype[code].newbyteorder(fields["dim"].dtype.byteorder), offset
 
 
-def _read(file: BinaryIO, path: Path, start: bytes, offset: int, shape: tuple[int, ...], kind: np.dtype) -> bytes:
+def _read(file: BinaryIO, path: Path, start: bytes, offset: int, shape: tuple[int, ...], kind: np.dtype) -> bytearray:
     """The bytes of a file up to the end of its values, of which `start` is read.
 
     Raises:
@@ -187,9 +188,14 @@ def _read(file: BinaryIO, path: Path, start: bytes, offset: int, shape: tuple[in
     """
     size = path.stat().st_size * (_MOST_PACKED if isinstance(file, gzip.GzipFile) else 1)
     end = offset + int(np.prod(shape, dtype=np.int64)) * kind.itemsize
-    data = start + file.read(end - len(start)) if end <= size else start
-    if len(data) < end:
-        held = f"it has {len(data) if end <= size else path.stat().st_size}"
+    data, filled = bytearray(end if end <= size else 0), len(start)
+    if end <= size:
+        data[: len(start)] = start[:end]
+        with memoryview(data) as view:  # a file that is read at once lies in memory twice
+            while filled < end and (count := file.readinto(view[filled : filled + _AT_ONCE])):
+                filled += count
+    if filled < end or end > size:
+        held = f"it has {filled if end <= size else path.stat().st_size}"
         raise InputError(f"cut short, or damaged: its header declares {end} bytes, and {held}; get a new copy")
     a_slice = int(np.prod(shape[:2], dtype=np.int64)) * kind.itemsize
     if len(file.read(a_slice)) == a_slice:  # its end; what some programs append is shorter

@@ -28,7 +28,7 @@ def result_image(
         volume = grid.from_slices(description.label_map(values))
     else:
         single = len(description.targets) == 1
-        volume = grid.from_slices(values[..., 0] if single else values).astype(np.float32)
+        volume = grid.from_slices(values[..., 0] if single else values).astype(np.float32, copy=False)
     if header is None:
         image = nib.Nifti1Image(volume, grid.affine)
     else:

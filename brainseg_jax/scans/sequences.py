@@ -268,17 +268,19 @@ def to_channels(grid: Grid, volumes: Mapping[str, np.ndarray], path: Path) -> tu
     Raises:
       InputError: see `to_8_bits`.
     """
-    notes, channels = [], {}
+    notes, missing = [], [sequence for sequence in CHANNELS if sequence not in volumes]
+    voxels = np.empty((*grid.to_slices(volumes[FLAIR]).shape, len(CHANNELS)), np.uint8)
     for sequence in CHANNELS:
-        if sequence not in volumes:
+        if sequence in missing:
             continue
         try:
-            channels[sequence], mapping = to_8_bits(volumes[sequence])
+            channel, mapping = to_8_bits(volumes[sequence])
         except InputError as error:
             raise InputError(f"{path}: {sequence}: {error}") from None
         notes += [f"{sequence}: {mapping}"] if mapping else []
-    missing = [sequence for sequence in CHANNELS if sequence not in channels]
+        for index, name in enumerate(CHANNELS):
+            if name == sequence or (sequence == FLAIR and name in missing):
+                voxels[..., index] = grid.to_slices(channel)
     if missing:
         notes.append(STAND_IN if len(missing) == 2 else f"no {missing[0]}: FLAIR stands in for it")
-    stacked = np.stack([channels.get(sequence, channels[FLAIR]) for sequence in CHANNELS], axis=-1)
-    return np.ascontiguousarray(grid.to_slices(stacked)), notes
+    return voxels, notes

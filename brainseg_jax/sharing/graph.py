@@ -1,5 +1,7 @@
 """A graph of ONNX nodes under construction, and the parts of our networks in it."""
 
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,11 +14,12 @@ OPSET, IR_VERSION = 18, 9  # those of 2023: older runtimes read the file too
 class Graph:
     """Nodes and constants, each named by its number."""
 
-    def __init__(self) -> None:
-        """An empty graph."""
+    def __init__(self, outer: "Graph | None" = None) -> None:
+        """An empty graph, or the empty body of a loop in the graph `outer`, which holds the constants of both."""
         self.nodes: list[onnx.NodeProto] = []
-        self.constants: list[onnx.TensorProto] = []
-        self._kept: dict[int, tuple[str, np.ndarray]] = {}
+        self.constants: list[onnx.TensorProto] = outer.constants if outer else []
+        self._kept: dict[int, tuple[str, np.ndarray]] = outer._kept if outer else {}
+        self._numbers: Iterator[int] = outer._numbers if outer else itertools.count()
 
     def constant(self, array: np.ndarray) -> str:
         """The name of a constant; the same array, used again, is kept once."""
@@ -29,9 +32,39 @@ class Graph:
     def add(self, kind: str, *inputs: str | np.ndarray, name: str | None = None, **attributes: Any) -> str:
         """Adds a node of one output; inputs are names or arrays. Returns the name of its output."""
         names = [given if isinstance(given, str) else self.constant(given) for given in inputs]
-        name = name or f"{kind}_{len(self.nodes)}"
+        name = name or f"{kind}_{next(self._numbers)}"
         self.nodes.append(helper.make_node(kind, names, [name], name=f"node_{name}", **attributes))
         return name
+
+    def scan(
+        self, body: "Graph", state: Sequence[tuple[str, str, np.ndarray]], item: str, items: str, outputs: Sequence[str]
+    ) -> list[str]:
+        """Adds a loop over the first axis of `items`; the body may use all names of this graph.
+
+        Args:
+          body: a graph made with this one as its `outer`.
+          state: of each array that goes from turn to turn: its names at the beginning and at the end of the body, and
+            its first value.
+          item: what the body calls the item of a turn.
+          items: an int64 or float32 array of this graph.
+          outputs: names in the body of what is kept of each turn.
+
+        Returns:
+          the names of the last state, and of the outputs stacked along a new first axis.
+        """
+        info = helper.make_empty_tensor_value_info
+        inputs, results = [name for name, _, _ in state], [name for _, name, _ in state]
+        graph = helper.make_graph(
+            body.nodes, "body", [info(name) for name in (*inputs, item)], [info(name) for name in (*results, *outputs)]
+        )
+        number = next(self._numbers)
+        names = [f"Scan_{number}_{index}" for index in range(len(results) + len(outputs))]
+        given = [self.constant(value) for _, _, value in state]
+        node = helper.make_node(
+            "Scan", [*given, items], names, name=f"node_Scan_{number}", body=graph, num_scan_inputs=1
+        )
+        self.nodes.append(node)
+        return names
 
     def model(self, inputs: list[onnx.ValueInfoProto], outputs: list[onnx.ValueInfoProto]) -> onnx.ModelProto:
         """The whole, checked by onnx."""

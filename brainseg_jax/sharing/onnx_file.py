@@ -9,7 +9,7 @@ from brainseg_jax.inference.network import Network
 from brainseg_jax.inference.postprocess import PostProcess
 from brainseg_jax.scans.description import Description
 from brainseg_jax.sharing.graph import Graph, NetworkNodes
-from brainseg_jax.sharing.whole import HALF, resize_weights
+from brainseg_jax.sharing.whole import BLOCK, HALF, resize_weights
 
 
 def to_onnx(network: Network, posts: Sequence[PostProcess], size: int) -> bytes:
@@ -17,33 +17,25 @@ def to_onnx(network: Network, posts: Sequence[PostProcess], size: int) -> bytes:
 
     The input is `scan`; the outputs are `probability`, and `mask` of one target or `labels` of several.
     """
-    graph = Graph()
-    add, description = graph.add, network.description
-    channels = len(description.channels)
-    scan = add("Clip", add("Floor", add("Add", "scan", _scalar(0.5))), _scalar(0.0), _scalar(255.0))
-    constants = _fit(graph, scan, network.normalization, channels)
-    x = add("Transpose", scan, perm=[0, 3, 1, 2])
-    down, up = resize_weights(size, network.image_size), resize_weights(network.image_size, size)
-    if down is not None:
-        x = add("Floor", add("Add", add("MatMul", x, np.ascontiguousarray(down.T)), HALF))
-        x = add("Floor", add("Add", add("MatMul", down, x), HALF))
-    lower, upper, mean, inverse_std = (
-        add("Reshape", value, np.array([1, channels, 1, 1], np.int64)) for value in constants
-    )
-    x = add("Mul", add("Sub", add("Min", add("Max", x, lower), upper), mean), inverse_std)
-    probability = _probability(graph, network, _with_neighbors(graph, x, network.context))
-    if up is not None:
-        probability = add("MatMul", up, add("MatMul", probability, np.ascontiguousarray(up.T)))
+    graph, description = Graph(), network.description
+    constants = _fit(graph, network.normalization, len(description.channels))
     grid = ["slices", size, size]
-    if len(posts) == 1:
-        probability = add("Squeeze", probability, np.array([1], np.int64), name="probability")
-        over = add("GreaterOrEqual", probability, _scalar(posts[0].threshold))
-        map_name, shape = add("Cast", over, to=TensorProto.UINT8, name="mask"), grid
-    else:
-        probability = add("Transpose", probability, perm=[0, 2, 3, 1], name="probability")
-        map_name, shape = _labels(graph, probability, posts, description), [*grid, len(posts)]
+    shape = grid if len(posts) == 1 else [*grid, len(posts)]
+    map_name = "mask" if len(posts) == 1 else "labels"
+    zero, one, block = (np.array(value, np.int64) for value in (0, 1, BLOCK))
+    count = graph.add("Gather", graph.add("Shape", "scan"), zero)
+    last = graph.add("Sub", count, one)
+    body = Graph(graph)
+    # Beyond the end the last slice again; it is cut off after the loop.
+    indices = body.add("Min", body.add("Add", "start", np.arange(BLOCK)), last)
+    found = _segment_slices(body, indices, last, constants, network, posts, size)
+    stacked = graph.scan(body, [], "start", graph.add("Range", zero, count, block), found)
+    for blocks, name, rest in zip(stacked, ("probability", map_name), (shape[1:], grid[1:]), strict=True):
+        padded = graph.add("Reshape", blocks, np.array([-1, *rest], np.int64))
+        ends = np.array([0], np.int64), graph.add("Unsqueeze", count, np.array([0], np.int64))
+        graph.add("Slice", padded, *ends, name=name)
     model = graph.model(
-        [helper.make_tensor_value_info("scan", TensorProto.FLOAT, [*grid, channels])],
+        [helper.make_tensor_value_info("scan", TensorProto.FLOAT, [*grid, len(description.channels)])],
         [
             helper.make_tensor_value_info("probability", TensorProto.FLOAT, shape),
             helper.make_tensor_value_info(map_name, TensorProto.UINT8, grid),
@@ -52,18 +44,54 @@ def to_onnx(network: Network, posts: Sequence[PostProcess], size: int) -> bytes:
     return model.SerializeToString()
 
 
-def _with_neighbors(graph: Graph, x: str, context: int) -> str:
-    """See `canvas.with_neighbors`; [S, C, H, W] to [S, (2 * context + 1) * C, H, W]."""
-    if not context:
-        return x
-    add, zero, one = graph.add, np.array(0, np.int64), np.array(1, np.int64)
-    count = add("Gather", add("Shape", x), zero)
-    indices, last = add("Range", zero, count, one), add("Sub", count, one)
-    around = [
-        add("Gather", x, add("Min", add("Max", add("Add", indices, np.array(offset, np.int64)), zero), last), axis=0)
-        for offset in range(-context, context + 1)
-    ]
-    return add("Concat", *around, axis=1)
+def _segment_slices(
+    graph: Graph,
+    indices: str,
+    last: str,
+    constants: Sequence[str | np.ndarray],
+    network: Network,
+    posts: Sequence[PostProcess],
+    size: int,
+) -> tuple[str, str]:
+    """Probability and mask or label map of the slices `indices` [BLOCK] of the scan, of which `last` is the last."""
+    add, description = graph.add, network.description
+    channels, zero = len(description.channels), np.array(0, np.int64)
+    around = []
+    for offset in range(-network.context, network.context + 1):  # see `canvas.with_neighbors`
+        beside = add("Min", add("Max", add("Add", indices, np.array(offset, np.int64)), zero), last)
+        around.append(_images(graph, add("Gather", "scan", beside, axis=0), constants, network, channels, size))
+    x = add("Concat", *around, axis=1) if network.context else around[0]
+    probability = _probability(graph, network, x)
+    up = resize_weights(network.image_size, size)
+    if up is not None:
+        probability = add("MatMul", up, add("MatMul", probability, np.ascontiguousarray(up.T)))
+    if len(posts) == 1:
+        probability = add("Squeeze", probability, np.array([1], np.int64))
+        over = add("GreaterOrEqual", probability, _scalar(posts[0].threshold))
+        return probability, add("Cast", over, to=TensorProto.UINT8)
+    probability = add("Transpose", probability, perm=[0, 2, 3, 1])
+    return probability, _labels(graph, probability, posts, description)
+
+
+def _levels(graph: Graph, slices: str) -> str:
+    """Rounded to the levels of 8-bit pixels."""
+    return graph.add("Clip", graph.add("Floor", graph.add("Add", slices, _scalar(0.5))), _scalar(0.0), _scalar(255.0))
+
+
+def _images(
+    graph: Graph, slices: str, constants: Sequence[str | np.ndarray], network: Network, channels: int, size: int
+) -> str:
+    """Images of the network, [B, C, side, side], of slices [B, H, W, C]."""
+    add = graph.add
+    x = add("Transpose", _levels(graph, slices), perm=[0, 3, 1, 2])
+    down = resize_weights(size, network.image_size)
+    if down is not None:
+        x = add("Floor", add("Add", add("MatMul", x, np.ascontiguousarray(down.T)), HALF))
+        x = add("Floor", add("Add", add("MatMul", down, x), HALF))
+    lower, upper, mean, inverse_std = (
+        add("Reshape", value, np.array([1, channels, 1, 1], np.int64)) for value in constants
+    )
+    return add("Mul", add("Sub", add("Min", add("Max", x, lower), upper), mean), inverse_std)
 
 
 def _labels(graph: Graph, probability: str, posts: Sequence[PostProcess], description: Description) -> str:
@@ -80,7 +108,7 @@ def _labels(graph: Graph, probability: str, posts: Sequence[PostProcess], descri
     labels: str | np.ndarray = np.array(0, np.int64)
     for mask, value in zip(masks, description.painted, strict=True):
         labels = add("Where", mask, np.array(value, np.int64), labels)
-    return add("Cast", labels, to=TensorProto.UINT8, name="labels")
+    return add("Cast", labels, to=TensorProto.UINT8)
 
 
 def _probability(graph: Graph, network: Network, x: str) -> str:
@@ -97,13 +125,13 @@ def _mirrored(graph: Graph, x: str) -> str:
     return graph.add("Slice", x, start, end, axis, step)
 
 
-def _fit(graph: Graph, scan: str, method: str, channels: int) -> tuple[str | np.ndarray, ...]:
+def _fit(graph: Graph, method: str, channels: int) -> tuple[str | np.ndarray, ...]:
     """See `whole._fit`; lower, upper, mean and inverse standard deviation, each [C]."""
     add = graph.add
     zeros = np.zeros(channels, np.float32)
     if method == "rescale":
         return zeros, zeros + 255, zeros, zeros + np.float32(1 / 255)
-    counts = _histogram(graph, scan, channels)
+    counts = _histogram(graph, channels)
     upper = _percentile(graph, counts, 99)
     levels = np.arange(256, dtype=np.float32)[None]
     column, one, none = np.array([1], np.int64), _scalar(1.0), _scalar(0.0)
@@ -126,16 +154,16 @@ def _fit(graph: Graph, scan: str, method: str, channels: int) -> tuple[str | np.
     return lower, upper, mean, add("Where", varies, inverse, none)
 
 
-def _histogram(graph: Graph, scan: str, channels: int) -> str:
-    """Counts of the 256 levels in each channel, [C, 256] int64."""
-    add = graph.add
-    rows = []
-    for channel in range(channels):
-        picked = add("Gather", scan, np.array([channel], np.int64), axis=3)
-        pixels = add("Cast", add("Reshape", picked, np.array([-1], np.int64)), to=TensorProto.INT64)
-        ones = add("Expand", np.array([1], np.int64), add("Shape", pixels))
-        rows.append(add("ScatterElements", np.zeros(256, np.int64), pixels, ones, axis=0, reduction="add"))
-    return add("Concat", *(add("Unsqueeze", row, np.array([0], np.int64)) for row in rows), axis=0)
+def _histogram(graph: Graph, channels: int) -> str:
+    """Counts of the 256 levels in each channel of the scan, [C, 256] int64, slice by slice."""
+    body = Graph(graph)
+    add = body.add
+    slice_ = add("Transpose", _levels(body, "slice"), perm=[2, 0, 1])
+    pixels = add("Cast", add("Reshape", slice_, np.array([channels, -1], np.int64)), to=TensorProto.INT64)
+    ones = add("Expand", np.array([[1]], np.int64), add("Shape", pixels))
+    counts = add("ScatterElements", "counts", pixels, ones, axis=1, reduction="add")
+    state = [("counts", counts, np.zeros((channels, 256), np.int64))]
+    return graph.scan(body, state, "slice", "scan", [])[0]
 
 
 def _percentile(graph: Graph, counts: str, percent: int) -> str:

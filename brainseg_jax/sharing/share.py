@@ -16,7 +16,7 @@ from brainseg_jax.inference.postprocess import PostProcess
 from brainseg_jax.runs.trained import load_trained
 from brainseg_jax.scans.description import LGG
 from brainseg_jax.sharing.card import describe
-from brainseg_jax.sharing.whole import make_segmenter
+from brainseg_jax.sharing.whole import BLOCK, make_segmenter
 
 FORMATS = {"onnx": ".onnx", "stablehlo": ".stablehlo"}
 TOLERANCE = 1e-4  # of probabilities, between the file and this package
@@ -136,8 +136,9 @@ def _require_onnx() -> None:
 def _check(segment: Segmenter, folder: Path, network: Network, posts: Posts, size: int) -> float:
     """The largest difference of probabilities on a synthetic scan; raises InputError where it is not small."""
     rng, channels = np.random.default_rng(0), len(network.description.channels)
-    coarse = rng.gamma(2.0, 25.0, (2, 8, 8, channels)).repeat(-(-size // 8), axis=1).repeat(-(-size // 8), axis=2)
-    noise = rng.normal(0, 8, (2, size, size, channels))
+    slices = BLOCK + 1
+    coarse = rng.gamma(2.0, 25.0, (slices, 8, 8, channels)).repeat(-(-size // 8), axis=1).repeat(-(-size // 8), axis=2)
+    noise = rng.normal(0, 8, (slices, size, size, channels))
     scan = (coarse[:, :size, :size] + noise).clip(0, 255).round().astype(np.float32)
     found, _ = segment(scan)
     expected, _ = jax.jit(make_segmenter(network, posts, size))(scan)

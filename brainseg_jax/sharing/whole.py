@@ -13,6 +13,7 @@ from brainseg_jax.inference.postprocess import PostProcess
 from brainseg_jax.scans.description import Description
 
 LEVELS = np.arange(256, dtype=np.int32)
+BLOCK = 4  # slices that lie in memory as images and activations at a time, however many a scan has
 # Halves are rounded up, also where a sum in another order comes out a little less: weights of eighths make many.
 HALF = np.float32(0.5 + 2**-10)
 
@@ -36,11 +37,13 @@ def make_segmenter(network: Network, posts: Sequence[PostProcess], size: int) ->
     down, up = resize_weights(size, side), resize_weights(side, size)
     thresholds = np.array([post.threshold for post in posts], np.float32)
 
-    def segment(scan: jax.Array) -> tuple[jax.Array, jax.Array]:
-        scan = jnp.clip(jnp.floor(scan + 0.5), 0.0, 255.0)
-        constants = _fit(scan, network.normalization)
-        small = scan if down is None else _rounded_resize(scan, down)
-        images = _with_neighbors(normalize(small, constants), network.context)
+    def segment_slices(scan: jax.Array, indices: jax.Array, constants: Normalization) -> tuple[jax.Array, jax.Array]:
+        """Of the slices `indices` [B], as below."""
+        around = jnp.clip(indices[:, None] + np.arange(-network.context, network.context + 1), 0, scan.shape[0] - 1)
+        slices = _levels(scan[around.ravel()])
+        images = normalize(slices if down is None else _rounded_resize(slices, down), constants)
+        # Neighboring slices, one after the other, as further channels: see `canvas.with_neighbors`.
+        images = jnp.moveaxis(images.reshape(*around.shape, *images.shape[1:]), 1, 3).reshape(BLOCK, side, side, -1)
         probability = forward(model, network.variables, images, mirror=network.mirror).probability
         if up is not None:
             probability = jnp.einsum("ih,shwk,jw->sijk", up, probability, up, precision="highest")
@@ -49,16 +52,27 @@ def make_segmenter(network: Network, posts: Sequence[PostProcess], size: int) ->
             return probability[..., 0], reached[..., 0].astype(jnp.uint8)
         return probability, _label_map(probability, reached, description)
 
+    def segment(scan: jax.Array) -> tuple[jax.Array, jax.Array]:
+        scan = jnp.asarray(scan)
+        constants = _fit(scan, network.normalization)
+        count, targets = scan.shape[0], len(thresholds)
+
+        def take_block(index: jax.Array, maps: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+            # Beyond the end the last slice again, which gives the same values again.
+            indices = jnp.clip(index * BLOCK + np.arange(BLOCK), 0, count - 1)
+            found = segment_slices(scan, indices, constants)
+            return tuple(map_.at[indices].set(values) for map_, values in zip(maps, found, strict=True))
+
+        probability = jnp.zeros((count, size, size, targets)[: 3 + (targets > 1)], jnp.float32)
+        blocks = jnp.array((count + BLOCK - 1) // BLOCK)
+        return jax.lax.fori_loop(0, blocks, take_block, (probability, jnp.zeros((count, size, size), jnp.uint8)))
+
     return segment
 
 
-def _with_neighbors(images: jax.Array, context: int) -> jax.Array:
-    """`canvas.with_neighbors` in jax, for any number of slices; [S, H, W, C] to [S, H, W, (2 * context + 1) * C]."""
-    if not context:
-        return images
-    count = images.shape[0]
-    around = [jnp.clip(jnp.arange(count) + offset, 0, count - 1) for offset in range(-context, context + 1)]
-    return jnp.concatenate([images[indices] for indices in around], axis=-1)
+def _levels(slices: jax.Array) -> jax.Array:
+    """Rounded to the levels of 8-bit pixels."""
+    return jnp.clip(jnp.floor(slices + 0.5), 0.0, 255.0)
 
 
 def _label_map(probability: jax.Array, reached: jax.Array, description: Description) -> jax.Array:
@@ -97,13 +111,17 @@ def _rounded_resize(scan: jax.Array, weights: np.ndarray) -> jax.Array:
 
 
 def _fit(scan: jax.Array, method: str) -> Normalization:
-    """`normalization.fit` in jax, from the exact histogram; scan [S, H, W, C] of whole numbers 0..255."""
+    """`normalization.fit` in jax, from the exact histogram; scan [S, H, W, C], rounded to whole numbers 0..255."""
     channels = scan.shape[-1]
     zeros, ones = jnp.zeros(channels, jnp.float32), jnp.ones(channels, jnp.float32)
     if method == "rescale":
         return Normalization(zeros, 255.0 * ones, zeros, ones / 255.0)
-    pixels = scan.astype(jnp.int32)
-    counts = jnp.stack([jnp.zeros(256, jnp.int32).at[pixels[..., c].ravel()].add(1) for c in range(channels)])
+
+    def count_slice(index: jax.Array, counts: jax.Array) -> jax.Array:
+        pixels = _levels(scan[index]).astype(jnp.int32).reshape(-1, channels)
+        return counts.at[np.arange(channels), pixels].add(1)
+
+    counts = jax.lax.fori_loop(0, jnp.array(scan.shape[0]), count_slice, jnp.zeros((channels, 256), jnp.int32))
     upper = _percentile(counts, 99)
     if method == "volume_median":
         head = jnp.where(5.0 * LEVELS.astype(np.float32) > upper[:, None], counts, 0)
