@@ -72,7 +72,7 @@ def main(_: list[str]) -> None:
         with cli.sigterm_interrupts():
             _run(output, shard)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("interrupted, so nothing is written; the same command begins anew") from None
+        raise KeyboardInterrupt("interrupted before all was written; the same command begins anew") from None
 
 
 def _run(output: Path, shard: Shard) -> None:
