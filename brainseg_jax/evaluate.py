@@ -68,18 +68,25 @@ def main(_: list[str]) -> None:
     if not OVERWRITE.value and (there := [output / name for name in FILES if (output / name).exists()]):
         raise InputError(f"{there[0]}: there already; give another --output, or --overwrite to replace it")
     shard = parse_shard(SHARD.value)
-    with cli.sigterm_interrupts():  # so that nothing half-written is left
-        if MERGE.value:
-            with opened_shares(output) as shares:
-                _write_results(output, shares, tolerance=shares[0].about["command"]["tolerance"])
-            remove_shares(output)
-        elif shard.is_whole:
-            scorings = _begin(shard)
-            with _scratch_file(output) as file:
-                write_records(file, scorings, {})
-                _write_results(output, [read_records(file)], tolerance=WITHIN.value)
-        else:
-            _score_share(output, shard)
+    try:
+        with cli.sigterm_interrupts():
+            _run(output, shard)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("interrupted before all was written; the same command begins anew") from None
+
+
+def _run(output: Path, shard: Shard) -> None:
+    if MERGE.value:
+        with opened_shares(output) as shares:
+            _write_results(output, shares, tolerance=shares[0].about["command"]["tolerance"])
+        remove_shares(output)
+    elif shard.is_whole:
+        scorings = _begin(shard)
+        with _scratch_file(output) as file:
+            write_records(file, scorings, {})
+            _write_results(output, [read_records(file)], tolerance=WITHIN.value)
+    else:
+        _score_share(output, shard)
 
 
 def _begin(shard: Shard) -> Iterator[Scoring]:

@@ -198,6 +198,7 @@ def test_shares_of_another_version_of_the_code(shared, monkeypatch):
 
 def test_results_are_not_replaced_by_a_merge(shared):
     values, shards = shared
+    (shards / ".part-0123456789ab-1-of-2.jsonl").write_text("the half of a share whose process was killed")
     call(merge=True, output=values["output"])
     assert not shards.exists()
     for again in (dict(merge=True, output=values["output"]), values | {"shard": "0/2"}):
