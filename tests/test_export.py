@@ -22,7 +22,7 @@ from brainseg_jax.scans.find import find_scans
 from brainseg_jax.scans.volume import Volume
 from brainseg_jax.sharing import share as share_module
 from brainseg_jax.sharing.share import load_stablehlo, share
-from brainseg_jax.sharing.whole import _fit, make_segmenter, resize_weights
+from brainseg_jax.sharing.whole import BLOCK, _fit, make_segmenter, resize_weights
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 
@@ -142,6 +142,31 @@ def test_missing_packages_are_named(trained_run, tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"pip install 'brainseg_jax\[export\]'"):
         share(trained_run[0], tmp_path / "out", file_format="onnx", size=64, overwrite=False)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("count", [1, BLOCK - 1, BLOCK, 2 * BLOCK + 1])
+def test_each_slice_of_a_block_is_its_own(count):
+    """Without a normalization of the volume, and without neighbors, a slice alone gives the same."""
+    network = small_network()
+    segment = jax.jit(make_segmenter(network, posts_for(network), 64))
+    scan = np.concatenate([next(scans())[1]] * 2)[:count].astype(np.float32)
+    probability, mask = segment(scan)
+    assert probability.shape == mask.shape == (count, 64, 64)
+    for index in range(count):
+        alone, mask_alone = segment(scan[index : index + 1])
+        np.testing.assert_allclose(probability[index], alone[0], atol=1e-6)
+        np.testing.assert_array_equal(mask[index], mask_alone[0])
+
+
+def test_memory_beside_input_and_output_does_not_grow_with_the_slices():
+    network = small_network(normalization="volume_zscore")
+    segment = jax.jit(make_segmenter(network, posts_for(network), 64))
+    few, many = (
+        segment.lower(jax.ShapeDtypeStruct((count, 64, 64, 3), jnp.float32)).compile().memory_analysis()
+        for count in (2 * BLOCK, 20 * BLOCK)
+    )
+    outputs = 64 * 64 * 18 * BLOCK * (4 + 1)  # bytes more, which the loop may hold once
+    assert many.temp_size_in_bytes - few.temp_size_in_bytes <= 1.1 * outputs
 
 
 @pytest.mark.parametrize("kind", KINDS, ids="-".join)

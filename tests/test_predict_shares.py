@@ -103,7 +103,7 @@ def test_a_stopped_share_refuses_the_merge_and_replaces_its_own_results(scans, t
     monkeypatch.setattr(job, "predict_scans", stop)
     with pytest.raises(KeyboardInterrupt, match="share 0/2 is not done: the same command does it again"):
         predict_share(trained_run[0], scans, shares, Shard(0, 2), overwrite=True)
-    with pytest.raises(InputError, match=r"share 0/2 was stopped before its end; run it again$"):
+    with pytest.raises(InputError, match=r"share 0/2 is not done: wait for it or, if it was stopped, run it again$"):
         merge_shares(shares, overwrite=False)
     monkeypatch.undo()
     predict_share(trained_run[0], scans, shares, Shard(0, 2))
@@ -163,7 +163,7 @@ def test_all_that_keeps_shares_apart_is_listed(shares):
     path.rename(shares / "kept")
     assert refusal(shares).splitlines()[1:] == [
         "predict-0-of-2.json: missing; run predict with --shard=0/2",
-        "predict-1-of-2.json: share 1/2 was stopped before its end; run it again",
+        "predict-1-of-2.json: share 1/2 is not done: wait for it or, if it was stopped, run it again",
     ]
     (shares / "kept").rename(path)
     edit(shares, 1, lambda part: part.update(done=True))

@@ -148,7 +148,7 @@ def _faults(parts: dict[Path, dict], output: Path) -> list[str]:
         if index not in indices:
             faults.append(f"{_path(output, shard)}: missing; run predict with --shard={shard}")
     faults += [
-        f"{path}: share {shards[path]} was stopped before its end; run it again"
+        f"{path}: share {shards[path]} is not done: wait for it or, if it was stopped, run it again"
         for path, part in parts.items()
         if not part["done"]
     ]

@@ -15,16 +15,19 @@ class Graph:
     """Nodes and constants, each named by its number."""
 
     def __init__(self, outer: "Graph | None" = None) -> None:
-        """An empty graph, or the empty body of a loop in the graph `outer`, which holds the constants of both."""
+        """An empty graph, or the empty body of a loop in the graph `outer`.
+
+        A body holds the constants that it uses, as onnxruntime prepares the weights of a convolution only there.
+        """
         self.nodes: list[onnx.NodeProto] = []
-        self.constants: list[onnx.TensorProto] = outer.constants if outer else []
-        self._kept: dict[int, tuple[str, np.ndarray]] = outer._kept if outer else {}
+        self.constants: list[onnx.TensorProto] = []
+        self._kept: dict[int, tuple[str, np.ndarray]] = {}
         self._numbers: Iterator[int] = outer._numbers if outer else itertools.count()
 
     def constant(self, array: np.ndarray) -> str:
         """The name of a constant; the same array, used again, is kept once."""
         if id(array) not in self._kept:
-            name = f"constant_{len(self.constants)}"
+            name = f"constant_{next(self._numbers)}"
             self.constants.append(numpy_helper.from_array(np.asarray(array, order="C"), name))
             self._kept[id(array)] = (name, array)  # with the array, so that its id stays its own
         return self._kept[id(array)][0]
@@ -55,7 +58,11 @@ class Graph:
         info = helper.make_empty_tensor_value_info
         inputs, results = [name for name, _, _ in state], [name for _, name, _ in state]
         graph = helper.make_graph(
-            body.nodes, "body", [info(name) for name in (*inputs, item)], [info(name) for name in (*results, *outputs)]
+            body.nodes,
+            "body",
+            [info(name) for name in (*inputs, item)],
+            [info(name) for name in (*results, *outputs)],
+            initializer=body.constants,
         )
         number = next(self._numbers)
         names = [f"Scan_{number}_{index}" for index in range(len(results) + len(outputs))]

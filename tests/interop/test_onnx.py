@@ -17,7 +17,7 @@ from brainseg_jax.inference.postprocess import PostProcess
 from brainseg_jax.runs.trained import load_trained
 from brainseg_jax.sharing.onnx_file import to_onnx
 from brainseg_jax.sharing.share import load_onnx, share
-from brainseg_jax.sharing.whole import make_segmenter
+from brainseg_jax.sharing.whole import BLOCK, make_segmenter
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 CASES = [(kind, method, 64, False) for kind, method in zip(KINDS, [*METHODS, *METHODS], strict=True)]
@@ -63,6 +63,16 @@ def test_files_of_several_targets_agree(description, side, context):
         _, labels = segment(next(scans(channels=4))[1].astype(np.float32))
     print(f"\n{description.names}: probabilities {largest:.1e}, {voxels} voxels of the label map")
     assert largest <= 1e-4 and voxels <= 3 and set(np.unique(labels)) == {0, *description.painted}
+
+
+def test_scans_of_several_blocks_agree():
+    network = small_network(normalization="volume_zscore")
+    scan = np.concatenate([next(scans())[1]] * 2)
+    given = [(count, scan[:count]) for count in (BLOCK, 2 * BLOCK, 2 * BLOCK + 1)]
+    with jax.numpy_rank_promotion("allow"):
+        content = to_onnx(network, posts_for(network), 64)
+        largest, voxels = largest_difference(load_onnx(content), network, posts_for(network), 64, given)
+    assert largest <= 1e-4 and voxels <= 3
 
 
 def test_a_run(trained_run, tmp_path):
