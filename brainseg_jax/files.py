@@ -57,9 +57,9 @@ def explain(error: BaseException, instead: str = "another folder") -> str:
     return f"{reason}; give {instead}"
 
 
-def gigabytes(count: float) -> str:
-    """A number of bytes in words."""
-    return f"{count / 2**30:.2f} GiB"
+def format_bytes(count: float) -> str:
+    """A number of bytes in words: MiB below one GiB."""
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:

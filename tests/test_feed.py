@@ -15,7 +15,7 @@ from twenty_steps import twenty_losses
 
 from brainseg_jax import sharding
 from brainseg_jax.data import slice_store
-from brainseg_jax.data.load_cohort import load_cohort
+from brainseg_jax.data.load_cohort import IN_MEMORY, NO_SLICES, ON_DISK, load_cohort
 from brainseg_jax.data.residence import DISK, HOST, WHOLE
 from brainseg_jax.errors import InputError
 from brainseg_jax.training.feed import AHEAD, DeviceFeed, HostFeed
@@ -41,7 +41,7 @@ def data_folder(dataset_folder, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def on_disk(data_folder):
-    return load_cohort(data_folder, image_size=64, normalization="volume_zscore", on_disk=True)
+    return load_cohort(data_folder, image_size=64, normalization="volume_zscore", slices=ON_DISK)
 
 
 def store_of(cohort):
@@ -51,16 +51,21 @@ def store_of(cohort):
 @pytest.mark.parametrize("view", ["axial", "all"])
 def test_a_cohort_on_disk_is_that_in_memory(data_folder, view):
     load = partial(load_cohort, data_folder, image_size=96, normalization="volume_median", view=view, pixel_spacing=3.0)
-    memory, disk, again = load(), load(on_disk=True), load(on_disk=True)
-    for one in (disk, again):  # as it was written, and as it is read from the index
+    memory, disk, again, alone = load(), load(slices=ON_DISK), load(slices=ON_DISK), load(slices=NO_SLICES)
+    for one in (disk, again, alone):  # as it was written, and as it is read from the index
         for field in dataclasses.fields(memory):
             if field.name not in ("slices", "labels"):
                 chex.assert_trees_all_equal(getattr(one, field.name), getattr(memory, field.name))
+        for index in range(len(memory.cases)):
+            np.testing.assert_array_equal(one.read_labels(index), memory.labels[index])
+            for (images, bits), (expected, expected_bits) in zip(one.views(index), memory.views(index), strict=True):
+                np.testing.assert_array_equal(images, expected)
+                if one is not alone:
+                    np.testing.assert_array_equal(bits, expected_bits)
+    for one in (disk, again):
         assert (one.slices.count, one.slices.shape) == (memory.slices.count, memory.slices.shape)
         chex.assert_trees_all_equal(one.slices.read_range(3, 90), memory.slices.read_range(3, 90))
         chex.assert_trees_all_equal(one.slices.read(np.array([7, 0, 7])), memory.slices.read(np.array([7, 0, 7])))
-        for index in range(len(memory.cases)):
-            np.testing.assert_array_equal(one.read_labels(index), memory.labels[index])
     order = np.random.default_rng(0).permutation(memory.slices.count)
     picked = np.array([5, 1, 2])
     for one in (memory, disk):
@@ -104,7 +109,7 @@ def test_divided_arrays_are_not_whole_on_a_device(cohort):
 
 def test_losses_are_the_same_wherever_the_slices_are(dataset_folder, data_folder):
     load = partial(load_cohort, image_size=32, normalization="volume_zscore")
-    memory, disk = load(dataset_folder), load(data_folder, on_disk=True)
+    memory, disk = load(dataset_folder), load(data_folder, slices=ON_DISK)
     with jax.numpy_dtype_promotion("standard"):
         expected = twenty_losses(memory, mesh_of(1), kind=WHOLE)
         assert twenty_losses(memory, mesh_of(1), kind=HOST) == expected
@@ -123,7 +128,8 @@ def test_the_next_steps_are_read_while_one_runs(on_disk):
     deadline = time.monotonic() + 20
     while len(asked) <= AHEAD and time.monotonic() < deadline:
         step_runs.wait(0.01)
-    assert sorted(asked) == list(range(4, 5 + AHEAD))  # and no further: memory holds no more batches
+    assert not step_runs.wait(0.3)  # for more to come: memory is to hold no more batches
+    assert sorted(asked) == list(range(4, 5 + AHEAD))
     feed.close()
 
 
@@ -161,6 +167,40 @@ def test_a_damaged_index_is_refused(on_disk, tmp_path):
     assert slice_store.read_index(tmp_path / "nothing") is None
 
 
+def test_other_content_has_another_file(data_folder, on_disk, monkeypatch):
+    load = partial(load_cohort, data_folder, normalization="volume_zscore", slices=ON_DISK)
+    assert store_of(load(image_size=64)) == store_of(on_disk)
+    assert store_of(load(image_size=80, pixel_spacing=4.0)) != store_of(load(image_size=80, pixel_spacing=4.0000001))
+    monkeypatch.setattr("brainseg_jax.data.load_cohort.FORMAT", 0)
+    assert store_of(load(image_size=64)) != store_of(on_disk)
+
+
+def test_the_file_lies_where_it_is_wanted(data_folder, tmp_path):
+    load = partial(load_cohort, data_folder, image_size=32, normalization="rescale", slices=ON_DISK)
+    assert store_of(load()).parent == data_folder.parents[2] / "slices"
+    assert store_of(load(slices_dir=tmp_path)).parent == tmp_path / "slices"
+
+
+def test_what_a_killed_process_left_is_removed_and_what_another_writes_is_not(tmp_path):
+    folder = tmp_path / "slices" / "of_a_cohort"
+    killed = folder.parent / "incomplete.killed"
+    killed.mkdir(parents=True)
+    (killed / "lock").touch()
+    (killed / "slices.array_record").write_bytes(b"half")
+    seen = []
+
+    def during():
+        (own,) = folder.parent.iterdir()  # that of the killed process is gone
+        slice_store.write_slices(folder.with_name("other"), two_slices(), dict, expected_bytes=1)
+        seen.append(own.exists())
+        yield from two_slices()
+
+    slice_store.write_slices(folder, during(), dict, expected_bytes=1)
+    assert seen == [True]
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["of_a_cohort", "other"]
+    assert sorted(path.name for path in folder.iterdir()) == ["cases.npz", "slices.array_record"]
+
+
 def two_slices():
     return iter([(np.zeros((2, 4, 4, 3), np.uint8), np.ones((2, 4, 4, 1), np.uint8))])
 
@@ -179,7 +219,7 @@ def test_of_two_that_write_the_second_uses_the_file_of_the_first(tmp_path):
 
 def test_nothing_is_left_of_what_could_not_be_written(tmp_path, monkeypatch):
     folder = tmp_path / "slices" / "of_a_cohort"
-    with pytest.raises(InputError, match=r"of_a_cohort: .* take 1048576.00 GiB, and .* are free; make room"):
+    with pytest.raises(InputError, match=r"of_a_cohort: .* take at most 1048576.00 GiB, and .* are free; make room"):
         slice_store.write_slices(folder, two_slices(), dict, expected_bytes=2**50)
 
     def fails():
@@ -193,8 +233,8 @@ def test_nothing_is_left_of_what_could_not_be_written(tmp_path, monkeypatch):
 
 def test_slices_too_large_are_listed_before_a_file_is_there(data_folder):
     load = partial(load_cohort, data_folder, image_size=16, normalization="rescale", pixel_spacing=1.0)
-    for on_disk in (False, True):
+    for slices in (IN_MEMORY, ON_DISK, NO_SLICES):
         with pytest.raises(InputError, match=r"and 3 more have more pixels of 1 mm .*data\.image_size=16"):
-            load(on_disk=on_disk)
-    assert not list((data_folder.parents[2] / "slices").glob("*16px*"))
+            load(slices=slices)
+    assert not list((data_folder.parents[2] / "slices").glob("*_16px_*"))
     assert not list((data_folder.parents[2] / "slices").glob("incomplete*"))

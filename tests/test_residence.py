@@ -1,6 +1,8 @@
 """Where slices are kept: by hand from bytes, and from files as the kernel writes them."""
 
 import dataclasses
+import subprocess
+import sys
 
 import pytest
 
@@ -22,28 +24,42 @@ GIB = 2**30
 
 
 @pytest.mark.parametrize(
-    ("asked", "slices", "free", "devices", "trains", "kind"),
+    ("asked", "slices", "free", "device", "devices", "kind"),
     [
-        ("auto", 7, 16, [], True, HOST),  # with 1 of labels half of 16; a CPU has no memory of its own
-        ("auto", 8, 16, [], True, DISK),
-        ("auto", 8, 16, [80], True, DISK),
-        ("auto", 6, 16, [15], True, WHOLE),  # 0.4 of 15
-        ("auto", 7, 16, [16, 16], True, DIVIDED),  # more than 0.4 of 16, less than 0.4 of 32
-        ("auto", 7, 16, [8, 8], True, HOST),
-        ("auto", 6, 16, [15], False, HOST),  # scoring
-        ("memory", 7, 8, [], True, HOST),  # asked for: all of the free memory
-        ("memory", 7, 8, [80, 80], True, WHOLE),
-        ("disk", 1, 16, [16], True, DISK),
+        ("auto", 7, 16, 0, 1, HOST),  # with 1 of labels half of 16; a CPU has no memory of its own
+        ("auto", 8, 16, 0, 1, DISK),
+        ("auto", 8, 16, 80, 1, DISK),
+        ("auto", 6, 16, 15, 1, WHOLE),  # 0.4 of 15
+        ("auto", 7, 16, 16, 2, DIVIDED),  # more than 0.4 of 16, less than 0.4 of 32
+        ("auto", 7, 16, 8, 2, HOST),
+        ("memory", 7, 8, 0, 1, HOST),  # asked for: all of the free memory
+        ("memory", 7, 8, 80, 2, WHOLE),
+        ("disk", 1, 16, 16, 1, DISK),
     ],
 )
-def test_choice(asked, slices, free, devices, trains, kind):
-    given = {"slices": slices * GIB, "labels": GIB, "free": free * GIB, "devices": [d * GIB for d in devices]}
-    assert choose_residence(asked, **given, trains=trains).kind == kind
+def test_choice(asked, slices, free, device, devices, kind):
+    given = {"slices": slices * GIB, "labels": GIB, "free": free * GIB, "device": device * GIB, "devices": devices}
+    assert choose_residence(asked, **given).kind == kind
 
 
 def test_memory_that_is_too_small_is_refused_when_asked_for():
-    with pytest.raises(InputError, match=r"residence=memory: 8.00 GiB of slices and labels, 7.00 .*residence=disk"):
-        choose_residence("memory", slices=7 * GIB, labels=GIB, free=7 * GIB, devices=[])
+    words = r"residence=memory: at most 8.00 GiB of slices and labels, 512.0 MiB of .*residence=disk"
+    with pytest.raises(InputError, match=words):
+        choose_residence("memory", slices=7 * GIB, labels=GIB, free=GIB // 2, device=0, devices=1)
+
+
+@pytest.mark.parametrize("limit", ["RLIMIT_AS", "RLIMIT_DATA"])
+def test_ulimit_counts(limit):
+    program = f"""
+import resource
+from brainseg_jax.data.residence import free_memory
+before = free_memory()
+resource.setrlimit(resource.{limit}, (3 * 2**30, resource.RLIM_INFINITY))
+print(before, free_memory())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    before, limited = map(int, done.stdout.split())
+    assert 0 < limited < min(3 * GIB, before)
 
 
 def test_bytes(dataset_folder, cohort):

@@ -1,6 +1,7 @@
 """A network that sees a volume in three views: what it is given, what counts, and how the views are averaged."""
 
 from functools import partial
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -29,7 +30,7 @@ def folder(tmp_path_factory):
         source = write_phantom_cohort(place, layout="nnunet", patients=3, seed=1)
         (place / "folder").write_text(str(prepare(str(source), place / "tfds", progress=False)))
 
-    return (once(tmp_path_factory, "views", make) / "folder").read_text()
+    return Path((once(tmp_path_factory, "views", make) / "folder").read_text())
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import numpy as np
 
 from brainseg_jax import sharding
 from brainseg_jax.data.cohort import Cohort
-from brainseg_jax.data.load_cohort import load_cohort
+from brainseg_jax.data.load_cohort import IN_MEMORY, ON_DISK, load_cohort
 from brainseg_jax.data.residence import DISK, DIVIDED, HOST, WHOLE
 from brainseg_jax.data.sampling import BatchSampler
 from brainseg_jax.losses import dice_loss
@@ -55,5 +55,7 @@ if __name__ == "__main__":
     folder, residence, coordinator, processes, process = sys.argv[1:]
     jax.distributed.initialize(coordinator, int(processes), int(process))
     kind = {"whole": WHOLE, "divided": DIVIDED, "host": HOST, "disk": DISK}[residence]
-    cohort = load_cohort(Path(folder), image_size=32, normalization="volume_zscore", on_disk=kind == DISK)
+    cohort = load_cohort(
+        Path(folder), image_size=32, normalization="volume_zscore", slices=ON_DISK if kind == DISK else IN_MEMORY
+    )
     print(json.dumps(twenty_losses(cohort, sharding.data_mesh(), kind=kind)))

@@ -1,6 +1,6 @@
 """A prepared cohort: what a network trains on, and what each case needs for its scores."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +28,7 @@ class Cohort:
 
     Attributes:
       description: channels and targets.
-      slices: the N slices as the network sees them, in memory or on disk.
+      slices: the N slices as the network sees them, in memory or on disk; None where cases are scored alone.
       case_index: [N] int32, index of the slice's case in `cases`.
       target_area: pixels of each slice that belong to any target, on the case's own grid, [N] int64.
       target_fractions: share of each slice's pixels that belongs to each target, of those whose label counts, on the
@@ -49,7 +49,7 @@ class Cohort:
     """
 
     description: Description
-    slices: SlicesInMemory | SlicesOnDisk
+    slices: SlicesInMemory | SlicesOnDisk | None
     case_index: np.ndarray
     target_area: np.ndarray
     target_fractions: np.ndarray
@@ -75,7 +75,7 @@ class Cohort:
         bounds = np.concatenate([self.stacks(index) for index in range(len(self.cases))])
         counts = bounds[:, 1] - bounds[:, 0]
         first, last = (np.repeat(ends, counts) for ends in bounds.T)
-        around = np.arange(self.slices.count)[:, None] + np.arange(-context, context + 1)
+        around = np.arange(len(self.case_index))[:, None] + np.arange(-context, context + 1)
         return around.clip(first[:, None], last[:, None] - 1).astype(np.int32)
 
     def stacks(self, index: int) -> np.ndarray:
@@ -122,11 +122,24 @@ class Cohort:
         """The label map of a case on its own grid, [S, H, W] uint8; from memory, or read from the prepared data."""
         if self.labels is not None:
             return self.labels[index]
-        return self._read(index, "mask" if self.grades is not None else "labels")[..., 0]
+        return self._read(index, "mask", "labels")[..., 0]
 
-    def _read(self, index: int, key: str) -> np.ndarray:
+    def views(self, index: int) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+        """The slices of a case, view by view: images [n, side, side, C] and target bits [n, side, side, 1].
+
+        Without `slices` the images are made of the prepared data, and there are no bits.
+        """
+        if self.slices is not None:
+            yield from (self.slices.read_range(start, stop) for start, stop in self.stacks(index))
+            return
+        voxels = self.read_voxels(self.cases[index])
+        yield from ((canvas.to_network(voxels), None) for canvas in self.canvases[index])
+
+    def _read(self, index: int, *keys: str) -> np.ndarray:
+        """What the prepared data have of a case under the first of these names that they know."""
         try:
-            return np.stack([self._prepared[int(record)][key] for record in self.records[index]])
+            records = (self._prepared[int(record)] for record in self.records[index])
+            return np.stack([next(record[key] for key in keys if key in record) for record in records])
         except Exception as error:  # array_record has no kinds of errors
             raise damaged(self.folder, f"case {self.cases[index]}: {error}") from error
 

@@ -1,5 +1,7 @@
 """From a prepared dataset to a `Cohort`: slices at the network's size, in memory or in a file beside the dataset."""
 
+import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -8,17 +10,19 @@ import numpy as np
 from absl import logging
 
 from brainseg_jax.data import normalization as norm
-from brainseg_jax.data import slice_store
 from brainseg_jax.data.canvas import Canvas
 from brainseg_jax.data.cohort import Cohort
 from brainseg_jax.data.prepared import read_summary
 from brainseg_jax.data.prepared_cases import LabelledCase, read_cases
 from brainseg_jax.data.progress import slice_progress
 from brainseg_jax.data.residence import bytes_of_slices, most_slices
-from brainseg_jax.data.slice_store import SlicesInMemory, SlicesOnDisk, bits_type
+from brainseg_jax.data.slice_store import FOLDER, SlicesInMemory, SlicesOnDisk, bits_type, read_index, write_slices
 from brainseg_jax.errors import InputError
-from brainseg_jax.files import gigabytes
+from brainseg_jax.files import format_bytes
 from brainseg_jax.scans.description import Description
+
+IN_MEMORY, ON_DISK, NO_SLICES = "memory", "disk", "none"
+FORMAT = 1  # of the file of slices: another number where slices come out otherwise, so that no old file is used
 
 
 class _Case(NamedTuple):
@@ -56,7 +60,8 @@ def load_cohort(
     normalization: str,
     pixel_spacing: float = 0.0,
     view: str = "axial",
-    on_disk: bool = False,
+    slices: str = IN_MEMORY,
+    slices_dir: Path | None = None,
 ) -> Cohort:
     """Reads a prepared dataset.
 
@@ -66,24 +71,30 @@ def load_cohort(
       normalization: a name in `normalization.METHODS`.
       pixel_spacing: millimeters of a pixel of the network; 0: each slice is fitted to the image.
       view: a key of `canvas.VIEWS`, or "all" for the slices of all of them.
-      on_disk: whether slices and labels stay on disk. The first call for a dataset and a way to look at it writes the
-        slices at the network's size to a file beside the prepared data; later calls use it.
+      slices: IN_MEMORY, with the label maps. ON_DISK: the first call for a dataset and a way to look at it writes them
+        at the network's size to a file below `slices_dir`, later calls use it. NO_SLICES: for scoring, where each case
+        is read from the prepared data when its turn comes.
+      slices_dir: a folder; None: the data folder of the dataset.
 
     Raises:
       InputError: an argument is out of range, a slice does not fit the image, or the folder holds no whole dataset.
     """
     look = _Look(image_size, pixel_spacing, view)
-    if on_disk:
-        slices, cases, labels = *_slices_on_disk(dataset_folder, look), None
+    store = (slices_dir or dataset_folder.absolute().parents[2]) / FOLDER / _name_of_store(dataset_folder, look)
+    labels = None
+    if slices == IN_MEMORY:
+        kept, cases, labels = _slices_in_memory(dataset_folder, look)
+    elif slices == ON_DISK:
+        kept, cases = _slices_on_disk(dataset_folder, look, store)
     else:
-        slices, cases, labels = _slices_in_memory(dataset_folder, look)
+        kept, cases = None, _cases_alone(dataset_folder, look, store)
     summary = read_summary(dataset_folder)
     grades = tuple(case.grade for case in cases)
     ends = np.cumsum([case.shape[0] for case in cases])
     constants = [norm.fit_histograms(case.histograms, normalization) for case in cases]
     return Cohort(
         description=summary.description,
-        slices=slices,
+        slices=kept,
         case_index=np.repeat(np.arange(len(cases), dtype=np.int32), [len(case.area) for case in cases]),
         target_area=np.concatenate([case.area for case in cases]),
         target_fractions=np.concatenate([case.fractions for case in cases]),
@@ -103,14 +114,25 @@ def load_cohort(
     )
 
 
-def _slices_on_disk(folder: Path, look: _Look) -> tuple[SlicesOnDisk, list[_Case]]:
+def _name_of_store(folder: Path, look: _Look) -> str:
+    """Of the file of slices; other content, another description or another way to look at it has another name."""
     summary = read_summary(folder)
-    name = f"{folder.parent.name}_{folder.name}_{look.image_size}px_{look.pixel_spacing:g}mm_{look.view}"
-    store = folder.absolute().parents[2] / slice_store.FOLDER / name
-    columns = slice_store.read_index(store)
+    known = json.dumps([FORMAT, summary.fingerprint, summary.description.to_json(), look])
+    digest = hashlib.sha256(known.encode()).hexdigest()[:8]
+    return f"{folder.parent.name}_{look.view}_{look.image_size}px_{digest}"
+
+
+def _cases_alone(folder: Path, look: _Look, store: Path) -> list[_Case]:
+    columns = read_index(store)
+    return [case for case, _, _ in _walk(folder, look, resized=False)] if columns is None else _from_columns(columns)
+
+
+def _slices_on_disk(folder: Path, look: _Look, store: Path) -> tuple[SlicesOnDisk, list[_Case]]:
+    summary = read_summary(folder)
+    columns = read_index(store)
     if columns is None:
         size = bytes_of_slices(summary, look.image_size, look.view)
-        logging.info("the slices are written once at the network's size, %s, to %s", gigabytes(size), store)
+        logging.info("the slices are written once at the network's size, at most %s, to %s", format_bytes(size), store)
         cases: list[_Case] = []
         with slice_progress(shown=True) as bar:
             bar.start("slices at the network's size", summary.slices)
@@ -122,8 +144,8 @@ def _slices_on_disk(folder: Path, look: _Look) -> tuple[SlicesOnDisk, list[_Case
                     for _ in range(case.shape[0]):
                         bar.advance()
 
-            slice_store.write_slices(store, slices(), lambda: _to_columns(cases), expected_bytes=size)
-        columns = slice_store.read_index(store)
+            write_slices(store, slices(), lambda: _to_columns(cases), expected_bytes=size)
+        columns = read_index(store)
     cases = _from_columns(columns)
     side, channels = look.image_size, len(summary.description.channels)
     count = sum(len(case.area) for case in cases)
@@ -147,8 +169,10 @@ def _slices_in_memory(folder: Path, look: _Look) -> tuple[SlicesInMemory, list[_
     return SlicesInMemory(images[:count], bits[:count]), cases, tuple(labels)
 
 
-def _walk(folder: Path, look: _Look) -> Iterator[tuple[_Case, list[tuple[np.ndarray, np.ndarray]], np.ndarray]]:
-    """Case after case what is kept of it, images and target bits of each view, and its labels."""
+def _walk(
+    folder: Path, look: _Look, *, resized: bool = True
+) -> Iterator[tuple[_Case, list[tuple[np.ndarray, np.ndarray]], np.ndarray]]:
+    """Case after case what is kept of it, images and target bits of each view where `resized`, and its labels."""
     description, too_large = read_summary(folder).description, []
     for case in read_cases(folder):
         volume = case.volume
@@ -160,7 +184,10 @@ def _walk(folder: Path, look: _Look) -> Iterator[tuple[_Case, list[tuple[np.ndar
             too_large.append(f"{case.name} ({side})")
         if too_large:  # the others are looked at for the message alone
             continue
-        views = [(canvas.to_network(volume.voxels), _pack(canvas, description, volume.labels)) for canvas in canvases]
+        views = [
+            (canvas.to_network(volume.voxels), _pack(canvas, description, volume.labels))
+            for canvas in (canvases if resized else ())
+        ]
         yield _kept(case, canvases, description), views, volume.labels
     if too_large:
         more = f" and {len(too_large) - 5} more" if len(too_large) > 5 else ""

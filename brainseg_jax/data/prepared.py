@@ -145,8 +145,12 @@ def _of_metadata(content: dict[str, Any]) -> Summary:
 
 
 def is_prepared(folder: Path) -> bool:
-    """Whether a set lies whole in `folder`: TFDS gives a folder its name only when everything is in it."""
-    return folder.absolute().parts[-3:][0] in VERSIONS and (folder / "dataset_info.json").is_file()
+    """Whether `folder` is `<dataset>/<config>/<version>` and holds a whole set.
+
+    TFDS gives a folder its name only when everything is in it.
+    """
+    parents = folder.absolute().parents
+    return len(parents) > 1 and parents[1].name in VERSIONS and (folder / "dataset_info.json").is_file()
 
 
 def read_summary(folder: Path) -> Summary:

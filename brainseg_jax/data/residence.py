@@ -1,7 +1,6 @@
 """Where the slices of a cohort are while a network trains: in memory where they fit, else on disk."""
 
 import resource
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,9 +12,8 @@ from brainseg_jax.data.prepared import Summary
 from brainseg_jax.data.slice_store import bits_type
 from brainseg_jax.data.validation import SIZE
 from brainseg_jax.errors import InputError
-from brainseg_jax.files import gigabytes
+from brainseg_jax.files import format_bytes
 
-NAMES = ("auto", "memory", "disk")
 # Whole on each device; a part on each device; in memory of the host; in a file. Batches of the last two are put on the
 # devices step by step.
 WHOLE, DIVIDED, HOST, DISK = range(4)
@@ -28,7 +26,7 @@ _CGROUP_FILES = {  # limit, usage, and in the statistics the files in the cache 
 
 
 class Residence(NamedTuple):
-    """A decision.
+    """Where the slices are, and why.
 
     Attributes:
       kind: WHOLE, DIVIDED, HOST or DISK.
@@ -39,40 +37,38 @@ class Residence(NamedTuple):
     reason: str
 
     def __str__(self) -> str:
-        """The decision in words."""
+        """Both in words."""
         where = ("in memory and on each device", "in memory and divided over the devices", "in memory", "on disk")
         return f"slices {where[self.kind]} ({self.reason})"
 
 
-def choose_residence(
-    asked: str, *, slices: int, labels: int, free: int, devices: Sequence[int], trains: bool = True
-) -> Residence:
+def choose_residence(asked: str, *, slices: int, labels: int, free: int, device: int, devices: int) -> Residence:
     """Decides where the slices are.
 
     Args:
-      asked: one of `NAMES`.
+      asked: the config's `data.residence`.
       slices: bytes of the slices, see `bytes_of_slices`.
       labels: bytes of the label maps, which are in memory where the slices are.
-      free: bytes of host memory, see `free_memory`.
-      devices: bytes of memory of each device, see `device_memory`; none where the devices have no memory of their own.
-      trains: whether batches of all slices will be drawn; scoring puts volumes on the devices one after the other.
+      free: bytes of host memory that a process can take, see `free_memory`.
+      device: bytes of memory of a device, see `device_memory`; 0 where devices have none of their own.
+      devices: how many there are, of all processes.
 
     Raises:
       InputError: memory is asked for, and it is too small.
     """
     if asked == "disk":
         return Residence(DISK, "data.residence=disk")
-    words = f"{gigabytes(slices + labels)} of slices and labels, {gigabytes(free)} of memory free"
+    words = f"at most {format_bytes(slices + labels)} of slices and labels, {format_bytes(free)} of memory free"
     if slices + labels > (free if asked == "memory" else HOST_SHARE * free):
         if asked == "memory":
             raise InputError(f"data.residence=memory: {words}; give data.residence=disk, or a smaller data.image_size")
         return Residence(DISK, words)
-    if not trains or not devices:
+    if not device:
         return Residence(HOST, words)
-    words += f"; {len(devices)} x {gigabytes(min(devices))} of devices"
-    if slices <= DEVICE_SHARE * min(devices):
+    words += f", {devices} devices of {format_bytes(device)}"
+    if slices <= DEVICE_SHARE * device:
         return Residence(WHOLE, words)
-    return Residence(DIVIDED if slices <= DEVICE_SHARE * min(devices) * len(devices) else HOST, words)
+    return Residence(DIVIDED if slices <= DEVICE_SHARE * device * devices else HOST, words)
 
 
 def bytes_of_slices(summary: Summary, image_size: int, view: str) -> int:
@@ -88,7 +84,7 @@ def bytes_of_labels(summary: Summary) -> int:
 
 
 def most_slices(summary: Summary, view: str) -> int:
-    """How many slices a network sees in a view: axial ones are counted, of others it is the most there can be."""
+    """Number of slices in a view: exact for axial slices, an upper bound for the others."""
     by_axis = (summary.slices, *(summary.cases * size for size in _largest(summary)))
     return sum(by_axis) if view == ALL_VIEWS else by_axis[VIEWS[view]]
 
@@ -102,7 +98,9 @@ def _largest(summary: Summary) -> tuple[int, int]:
 
 
 def free_memory(root: Path = Path("/")) -> int:
-    """Bytes of host memory that this process can still take: of the machine, of its cgroups, of `ulimit`.
+    """Bytes of host memory that the processes of this machine can still take together.
+
+    The limits are those of the machine, of the cgroups of this process, and of `ulimit`.
 
     Args:
       root: of the file system that has /proc and /sys.
@@ -138,7 +136,6 @@ def _left_in_cgroups(root: Path) -> list[int]:
     return left
 
 
-def device_memory() -> list[int]:
-    """Bytes of memory of each device of this process; empty where they have none of their own, as a CPU."""
-    statistics = [device.memory_stats() or {} for device in jax.local_devices()]
-    return [of_device["bytes_limit"] for of_device in statistics if "bytes_limit" in of_device]
+def device_memory() -> int:
+    """Bytes of memory of the smallest device of this process; 0 where devices have none of their own, as a CPU."""
+    return min((device.memory_stats() or {}).get("bytes_limit", 0) for device in jax.local_devices())

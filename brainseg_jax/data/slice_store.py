@@ -1,5 +1,7 @@
 """The slices of a cohort as the network sees them: arrays in memory, or records of a file, read as they are needed."""
 
+import contextlib
+import fcntl
 import shutil
 import uuid
 from collections.abc import Callable, Iterable
@@ -12,11 +14,11 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from brainseg_jax.errors import InputError
-from brainseg_jax.files import explain, gigabytes
+from brainseg_jax.files import explain, format_bytes
 from brainseg_jax.scans.description import Description
 
 FOLDER = "slices"  # below the data folder
-_RECORDS, _INDEX = "slices.array_record", "cases.npz"
+_RECORDS, _INDEX, _LOCK = "slices.array_record", "cases.npz", "lock"
 _OPTIONS = "group_size:1"  # a record a group, so that a random slice costs no other one
 
 
@@ -133,12 +135,17 @@ def write_slices(
       InputError: the disk has no room, or cannot be written to.
     """
     partial = folder.parent / f"incomplete.{uuid.uuid4().hex[:12]}"
+    lock = None
     try:
         partial.mkdir(parents=True)
+        lock = (partial / _LOCK).open("w")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _remove_stale(folder.parent)
         if (free := shutil.disk_usage(partial).free) < expected_bytes:
             raise InputError(
-                f"{folder}: the slices at the network's size take {gigabytes(expected_bytes)}, and {gigabytes(free)} "
-                "are free; make room, or give another data.dir, or a smaller data.image_size"
+                f"{folder}: the slices at the network's size take at most {format_bytes(expected_bytes)}, and "
+                f"{format_bytes(free)} are free; make room, or give another --config.data.dir, or a smaller "
+                "data.image_size"
             )
         writer = ArrayRecordWriter(str(partial / _RECORDS), _OPTIONS)
         try:
@@ -148,13 +155,24 @@ def write_slices(
         finally:
             writer.close()
         np.savez(partial / _INDEX, **index())
+        (partial / _LOCK).unlink()
         partial.rename(folder)
     except (OSError, RuntimeError) as error:  # array_record reports what the disk does as a RuntimeError
         if (folder / _INDEX).exists():
             return
-        raise InputError(f"{folder}: cannot be written to ({explain(error, 'another data.dir')})") from error
+        raise InputError(f"{folder}: cannot be written to ({explain(error, 'another --config.data.dir')})") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        if lock is not None:
+            lock.close()
+
+
+def _remove_stale(folder: Path) -> None:
+    """Removes what killed processes left: the lock of a file that is still being written cannot be taken."""
+    for left in folder.glob("incomplete.*"):
+        with contextlib.suppress(OSError), (left / _LOCK).open("r+") as lock:  # or it was renamed just now
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def read_index(folder: Path) -> dict[str, np.ndarray] | None:

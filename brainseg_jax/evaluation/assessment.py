@@ -15,7 +15,7 @@ from brainseg_jax.data.normalization import Normalization
 from brainseg_jax.evaluation.calibration import Calibration, calibrate, combine_targets
 from brainseg_jax.evaluation.volumes import score_targets
 from brainseg_jax.inference.forward import Forward
-from brainseg_jax.inference.network import Network, Runner
+from brainseg_jax.inference.network import Inputs, Network, Runner
 from brainseg_jax.inference.postprocess import Chooser, PostProcess, make_masks
 from brainseg_jax.metrics import dice, soft_batch_iou
 
@@ -30,7 +30,7 @@ class LossSums:
 
     def __init__(self, loss: Loss, cohort: Cohort, runner: Runner) -> None:
         """Compiles nothing yet."""
-        self._cohort, self._runner = cohort, runner
+        self._runner = runner
 
         def of_batch(logits: jax.Array, bits: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
             targets, counted = unpack_targets(bits, cohort.description)
@@ -39,17 +39,24 @@ class LossSums:
             return jnp.sum(jnp.where(valid, losses, 0.0)), soft_batch_iou(jax.nn.sigmoid(logits), targets, valid)
 
         self._of_batch = jax.jit(of_batch, out_shardings=sharding.replicated(runner.mesh))
-        self.start(())
+        self.start()
 
-    def start(self, cases: Sequence[int]) -> None:
-        """Begins anew, for the cases of these indices in the cohort, in this order, view by view."""
-        stacks = [self._cohort.stacks(case) for case in cases]
-        self._first = np.concatenate(stacks)[:, 0] if stacks else np.zeros(0, np.int64)
+    def start(self) -> None:
+        """Begins anew."""
+        self._bits: dict[int, np.ndarray] = {}  # of the volumes that the network was given and is not done with
+        self._volumes = 0
         self._loss, self._soft_iou, self._slices, self._batches = 0.0, 0.0, 0, 0
+
+    def expect(self, bits: np.ndarray) -> None:
+        """Takes the target bits of the next volume that the network is given, [n, side, side, 1]."""
+        self._bits[self._volumes] = bits
+        self._volumes += 1
 
     def add(self, outputs: Forward, owners: np.ndarray, slices: np.ndarray, valid: np.ndarray) -> None:
         """See `network.OnBatch`."""
-        _, bits = self._cohort.slices.read(self._first[owners] + slices)
+        bits = np.stack([self._bits[owner][index] for owner, index in zip(owners, slices, strict=True)])
+        for done in [volume for volume in self._bits if volume < owners.max()]:
+            del self._bits[done]
         everywhere = sharding.replicated(self._runner.mesh)
         loss, soft_iou = self._of_batch(outputs.logits, *(sharding.put(array, everywhere) for array in (bits, valid)))
         self._loss += float(loss)
@@ -300,16 +307,11 @@ class Assessor:
         """
         cohort = self.cohort
         indices = np.sort(cohort.indices(cases)).tolist()
-        inputs = (
-            network.inputs(
-                cohort.slices.read_range(start, stop)[0], Normalization(*(c[index] for c in cohort.normalization))
-            )
-            for index in indices
-            for start, stop in cohort.stacks(index)
-        )
         if self.loss:
-            self.loss.start(indices)
-        outputs = self.runner.run(network, inputs, on_batch=self.loss.add if self.loss else None)
+            self.loss.start()
+        outputs = self.runner.run(
+            network, self._inputs(network, indices), on_batch=self.loss.add if self.loss else None
+        )
         for index in indices:
             views = [(canvas, next(outputs)) for canvas in cohort.canvases[index]]
             probability = _mean(canvas.from_network(output.probability) for canvas, output in views)
@@ -317,6 +319,14 @@ class Assessor:
             if views[0][1].attention is not None:
                 attention = _mean(canvas.from_network(output.attention) for canvas, output in views)[..., 0]
             yield index, probability, attention
+
+    def _inputs(self, network: Network, indices: Sequence[int]) -> Iterator[Inputs]:
+        for index in indices:
+            constants = Normalization(*(c[index] for c in self.cohort.normalization))
+            for images, bits in self.cohort.views(index):
+                if self.loss:
+                    self.loss.expect(bits)
+                yield network.inputs(images, constants)
 
     def _masks(self, index: int, probability: np.ndarray, posts: Sequence[PostProcess]) -> np.ndarray:
         """Masks of a case on its own grid, [S, H, W, K] bool."""

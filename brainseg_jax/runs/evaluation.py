@@ -2,17 +2,18 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import jax
 from ml_collections import ConfigDict
 
 from brainseg_jax import sharding
 from brainseg_jax.config import check_config
 from brainseg_jax.data.cohort import Cohort
-from brainseg_jax.data.load_cohort import load_cohort
+from brainseg_jax.data.load_cohort import NO_SLICES, ON_DISK, load_cohort
 from brainseg_jax.data.prepared import read_summary
 from brainseg_jax.data.residence import (
-    DISK,
     Residence,
     bytes_of_labels,
     bytes_of_slices,
@@ -22,11 +23,12 @@ from brainseg_jax.data.residence import (
 )
 from brainseg_jax.data.splits import Split
 from brainseg_jax.evaluation.assessment import Assessor
+from brainseg_jax.files import user_path
 from brainseg_jax.inference.network import Network, Runner
 from brainseg_jax.inference.postprocess import PostProcess
 from brainseg_jax.models import build_model
 from brainseg_jax.runs.data import choose_split, find_data
-from brainseg_jax.runs.processes import most_of_processes, on_first_process
+from brainseg_jax.runs.processes import minimum_of_processes, on_all_processes, on_first_process, processes_of_host
 from brainseg_jax.scans.description import Description
 
 
@@ -70,53 +72,50 @@ def build_evaluation(config: ConfigDict, run: Path) -> Evaluation:
     """
     check_config(config)
     folder = find_data(config.data, run, source_first=False)
-    on_disk = choose_for(config, folder, trains=False).kind == DISK
-    cohort = read_cohort(config, folder, load_cohort, on_disk=on_disk)
+    cohort = read_cohort(config, folder, load_cohort, slices=NO_SLICES)
     return evaluation_of(config, cohort, choose_split(config.split, cohort, run))
 
 
-def choose_for(config: ConfigDict, folder: Path, *, trains: bool) -> Residence:
-    """Decides where the slices are, the same on all processes.
+def choose_for(config: ConfigDict, folder: Path) -> Residence:
+    """Decides where the slices are while a network trains, the same on all processes.
 
     Args:
       config: of a run.
       folder: of the prepared data.
-      trains: see `choose_residence`.
 
     Raises:
-      InputError: see `choose_residence`.
+      InputError: see `choose_residence`; on all processes.
     """
     summary = read_summary(folder)
-    residence = choose_residence(
+    return choose_residence(
         config.data.residence,
         slices=bytes_of_slices(summary, config.data.image_size, config.data.view),
         labels=bytes_of_labels(summary),
-        free=free_memory(),
-        devices=device_memory(),
-        trains=trains,
+        free=minimum_of_processes(free_memory() // processes_of_host()),
+        device=minimum_of_processes(device_memory()),
+        devices=jax.device_count(),
     )
-    kind = most_of_processes(residence.kind)
-    return residence if kind == residence.kind else Residence(kind, "as another process needs it")
 
 
-def read_cohort(config: ConfigDict, folder: Path, load: Callable[..., Cohort], *, on_disk: bool) -> Cohort:
+def read_cohort(config: ConfigDict, folder: Path, load: Callable[..., Cohort], *, slices: str) -> Cohort:
     """The prepared data as a config wants them; `load` is called as `load_cohort` is.
 
     With many processes the first one writes what is to lie on disk.
     """
     data = config.data
-
-    def read() -> Cohort:
-        return load(
-            folder,
-            image_size=data.image_size,
-            normalization=data.normalization,
-            pixel_spacing=data.pixel_spacing,
-            view=data.view,
-            on_disk=on_disk,
-        )
-
-    return (on_first_process("read the data", read) if on_disk else None) or read()
+    read = partial(
+        load,
+        folder,
+        image_size=data.image_size,
+        normalization=data.normalization,
+        pixel_spacing=data.pixel_spacing,
+        view=data.view,
+        slices=slices,
+        slices_dir=user_path(data.dir, "--config.data.dir") if data.dir else None,
+    )
+    if slices == ON_DISK:
+        on_first_process("write the slices", read)
+    return on_all_processes("read the data", read)
 
 
 def evaluation_of(config: ConfigDict, cohort: Cohort, split: Split, *, loss: Callable | None = None) -> Evaluation:

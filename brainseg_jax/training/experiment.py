@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from brainseg_jax import sharding
 from brainseg_jax.config import check_config
 from brainseg_jax.data.cohort import Cohort
-from brainseg_jax.data.load_cohort import load_cohort
+from brainseg_jax.data.load_cohort import IN_MEMORY, ON_DISK, load_cohort
 from brainseg_jax.data.residence import DISK, Residence
 from brainseg_jax.data.sampling import BatchSampler, PatientSampler
 from brainseg_jax.files import user_path
@@ -113,8 +113,8 @@ def build_experiment(
     check_config(config)
     sharding.check_divides(mesh, "train.batch_size", config.train.batch_size)
     sharding.check_divides(mesh, "eval.batch_size", config.eval.batch_size)
-    residence = choose_for(config, folder, trains=True)
-    cohort = read_cohort(config, folder, load, on_disk=residence.kind == DISK)
+    residence = choose_for(config, folder)
+    cohort = read_cohort(config, folder, load, slices=ON_DISK if residence.kind == DISK else IN_MEMORY)
     split = choose_split(config.split, cohort, run)
     train_slices = cohort.slices_of(split.train)
     sampler = _choose_sampler(config, cohort, train_slices)

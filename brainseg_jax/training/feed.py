@@ -78,7 +78,7 @@ class DeviceFeed:
         return self._gather(self._cohort, indices)
 
     def close(self) -> None:
-        """There is nothing to end."""
+        """Does nothing: this feed has no threads."""
 
 
 def _gather(cohort: _OnDevices, indices: jax.Array) -> Drawn:
