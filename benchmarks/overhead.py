@@ -2,7 +2,7 @@
 
     python -m benchmarks.overhead
 
-Blocks of ten steps of `configs/unet_dice.py:cpu` on made-up scans, turn by turn: bare (no augmentation, one batch of
+Blocks of thirty steps of `configs/unet_dice.py:cpu` on made-up scans, turn by turn: bare (no augmentation, one batch of
 slices), with augmentation, as the loop makes them (slices drawn, reports looked at, bar moved, writes looked after),
 the same with slices read from disk, and with a checkpoint in front, which is written in the background during the
 steps. An epoch has one checkpoint.
@@ -24,14 +24,15 @@ from brainseg_jax.runs.journal import Journal
 from brainseg_jax.training.experiment import Experiment, build_experiment
 from brainseg_jax.training.loop_state import LoopState
 
-STEPS = 10  # of a block: `train.log_every`
+LOOK = 10  # steps between looks at the reports: `train.log_every`
+STEPS = 3 * LOOK  # of a block: two of them find their slices read ahead by the block before
 FROM_DISK = "input from disk, log and bar"
 
 
 def main() -> None:
     """Prints the medians and shares and writes `overhead.json`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repetitions", type=int, default=8)
+    parser.add_argument("--repetitions", type=int, default=4)
     repetitions = parser.parse_args().repetitions
     with tempfile.TemporaryDirectory() as folder:
         bare = _experiment(Path(folder), "memory", augmented=False)
@@ -60,7 +61,7 @@ def main() -> None:
 
 
 class _Block:
-    """Ten updates of a state of its own."""
+    """Updates of a state of its own."""
 
     def __init__(self, experiment: Experiment, around: Callable | None = None, checkpoints: Checkpoints | None = None):
         self._experiment, self._around, self._checkpoints = experiment, around, checkpoints
@@ -78,8 +79,9 @@ class _Block:
                 slices = self._experiment.feed(step)
             self._state, report = self._experiment.train_step(self._state, slices)
             reports.append(report)
-        if self._around:
-            self._around(reports, step)
+            if self._around and len(reports) == LOOK:
+                self._around(reports, step)
+                reports = []
         jax.block_until_ready(self._state)
         taken = time.perf_counter() - started
         if self._checkpoints:
@@ -119,7 +121,7 @@ def _tell(medians: dict[str, float], steps_per_epoch: int) -> None:
         print(f"{name}: {value:.2f} s, {value / epoch:.1%} of an epoch of {epoch:.1f} s")
     total = sum(value for name, value in spent.items() if name != FROM_DISK) / (epoch + spent["checkpoint"])
     print(f"together, from memory: {total:.1%}")
-    content = {"seconds_of_ten_steps": medians, "share_of_an_epoch": {n: v / epoch for n, v in spent.items()}}
+    content = {f"seconds_of_{STEPS}_steps": medians, "share_of_an_epoch": {n: v / epoch for n, v in spent.items()}}
     Path(__file__).with_name("overhead.json").write_text(json.dumps({**content, "together": total}, indent=1) + "\n")
 
 

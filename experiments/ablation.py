@@ -18,7 +18,7 @@ from rich.table import Table
 
 from brainseg_jax import cli
 from brainseg_jax.data import prepare_source
-from brainseg_jax.data.load_cohort import load_cohort
+from brainseg_jax.data.load_cohort import NO_SLICES, load_cohort
 from brainseg_jax.errors import InputError
 from brainseg_jax.runs.run_folder import check_folder
 from brainseg_jax.shards import parse_shard
@@ -76,7 +76,7 @@ def prepare(everything: list[Job], budget: Budget, output: Path, source: str | N
     """
     config = config_of(everything[0], budget, source=source)
     folder = prepare_source.prepare(config.data.source, config.data.dir or None)
-    cohort = load_cohort(folder, image_size=16, normalization="rescale")  # for who is in it alone
+    cohort = load_cohort(folder, image_size=16, normalization="rescale", slices=NO_SLICES)  # for who is in it
     kept = write_splits(everything, cohort, output, seed=config.split.seed)
     for job in everything:
         if job not in kept:

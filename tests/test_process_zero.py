@@ -1,5 +1,9 @@
 """What fails on the first process fails on all; the run folder on a full disk; a stop in the first epoch; words."""
 
+import socket
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -12,7 +16,7 @@ from brainseg_jax.config import default_config, idle_keys
 from brainseg_jax.errors import InputError, StorageError, TrainingStopped
 from brainseg_jax.runs.checkpoint import Checkpoints
 from brainseg_jax.runs.journal import Journal, Progressed, cut_rows, epoch_line
-from brainseg_jax.runs.processes import on_first_process
+from brainseg_jax.runs.processes import on_all_processes, on_first_process
 from brainseg_jax.runs.run_folder import own_run_folder
 from brainseg_jax.training.loop_state import LoopState
 from brainseg_jax.training.state import TrainState
@@ -51,6 +55,79 @@ def test_an_error_of_the_first_process_comes_to_all(monkeypatch, raised, elsewhe
         with pytest.raises(kind, match=words):
             on_first_process("do it", action)
     assert len(sent) == 2
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "kind", "words"),
+    [
+        (None, -1, None, None),
+        (InputError, -1, InputError, "no luck"),
+        (None, 0, InputError, "another process could not do it"),
+        (None, 1, StorageError, "another process could not do it"),
+        (KeyError, 0, KeyError, "no luck"),
+    ],
+)
+def test_an_error_of_any_process_comes_to_all(monkeypatch, own, other, kind, words):
+    def action():
+        if own:
+            raise own("no luck")
+        return "done"
+
+    def gather(halves):
+        return np.stack([halves, np.array([other >> 31, other & (2**31 - 1)], np.int32)])
+
+    monkeypatch.setattr(multihost_utils, "process_allgather", gather)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    if kind is None:
+        assert on_all_processes("do it", action) == "done"
+        return
+    with pytest.raises(kind, match=words):
+        on_all_processes("do it", action)
+
+
+_CHOOSE = """
+import sys
+import jax
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+from pathlib import Path
+from brainseg_jax.config import default_config
+from brainseg_jax.errors import InputError
+from brainseg_jax.runs import evaluation
+from brainseg_jax.runs.processes import minimum_of_processes, processes_of_host
+evaluation.free_memory = lambda: (2**45, 2**20)[jax.process_index()]
+config = default_config("quick")
+print(evaluation.choose_for(config, Path(sys.argv[3])))
+config.data.residence = "memory"
+try:
+    evaluation.choose_for(config, Path(sys.argv[3]))
+except InputError as error:
+    print(error)
+print(minimum_of_processes(2**40 + 5 + jax.process_index()) - 2**40, processes_of_host())
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_of_different_memory_decide_alike(dataset_folder):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", _CHOOSE, address, str(process), str(dataset_folder)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for process in range(2)
+    ]
+    for process in running:
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err[-3000:]
+        chosen, refused, numbers = out.splitlines()[-3:]  # gloo writes too
+        # 128 slices of 64 x 64 with 4 bytes, and labels of 256 x 256; half of 1 MiB for each of two processes.
+        assert chosen == "slices on disk (at most 10.0 MiB of slices and labels, 0.5 MiB of memory free)"
+        assert refused.startswith("data.residence=memory: at most 10.0 MiB")
+        assert numbers == "5 2"
 
 
 def test_a_run_folder_on_a_full_disk(small_disk):
