@@ -21,12 +21,16 @@ SCHEDULED = flags.DEFINE_bool(
 
 
 def main(_: list[str]) -> None:
-    """Joins the other processes where there are any, then trains."""
+    """Joins the other processes where there are any, then trains.
+
+    Until the training heeds it itself, SIGTERM ends it as Ctrl-C does: nothing half-written is left.
+    """
     if not WORKDIR.value:
         raise InputError("--workdir is empty: give the run folder")
     _join()
     keep_compiled(CONFIG.value.compilation_cache)
-    train(CONFIG.value, user_path(WORKDIR.value, "--workdir"))
+    with cli.sigterm_interrupts():
+        train(CONFIG.value, user_path(WORKDIR.value, "--workdir"))
 
 
 def _join() -> None:

@@ -167,6 +167,20 @@ def test_a_damaged_index_is_refused(on_disk, tmp_path):
     assert slice_store.read_index(tmp_path / "nothing") is None
 
 
+def test_an_index_of_something_else_is_refused(data_folder):
+    load = partial(load_cohort, data_folder, image_size=48, normalization="volume_zscore", slices=ON_DISK)
+    folder = store_of(load())
+    np.savez(folder / "cases.npz", name=np.array(["a"]))
+    for slices in (ON_DISK, NO_SLICES):
+        with pytest.raises(InputError, match=r"48px.*: damaged .*Delete this folder"):
+            load(slices=slices)
+    shutil.rmtree(folder)
+    cohort = load()
+    shutil.copy(store_of(load(view="coronal")) / "slices.array_record", store_of(cohort))
+    with pytest.raises(InputError, match=r"damaged \(2048 slices in slices\.array_record, 128 in cases\.npz"):
+        cohort.slices.read_range(0, 2)
+
+
 def test_other_content_has_another_file(data_folder, on_disk, monkeypatch):
     load = partial(load_cohort, data_folder, normalization="volume_zscore", slices=ON_DISK)
     assert store_of(load(image_size=64)) == store_of(on_disk)
@@ -183,14 +197,14 @@ def test_the_file_lies_where_it_is_wanted(data_folder, tmp_path):
 
 def test_what_a_killed_process_left_is_removed_and_what_another_writes_is_not(tmp_path):
     folder = tmp_path / "slices" / "of_a_cohort"
-    killed = folder.parent / "incomplete.killed"
+    killed = folder.parent / "incomplete-killed"
     killed.mkdir(parents=True)
-    (killed / "lock").touch()
+    (folder.parent / "incomplete-killed.lock").touch()
     (killed / "slices.array_record").write_bytes(b"half")
     seen = []
 
     def during():
-        (own,) = folder.parent.iterdir()  # that of the killed process is gone
+        (own,) = (path for path in folder.parent.iterdir() if path.is_dir())  # that of the killed process is gone
         slice_store.write_slices(folder.with_name("other"), two_slices(), dict, expected_bytes=1)
         seen.append(own.exists())
         yield from two_slices()
@@ -228,7 +242,7 @@ def test_nothing_is_left_of_what_could_not_be_written(tmp_path, monkeypatch):
 
     with pytest.raises(InputError, match=r"of_a_cohort: cannot be written to .*No space left"):
         slice_store.write_slices(folder, fails(), dict, expected_bytes=1)
-    assert not list(folder.parent.iterdir())
+    assert not folder.parent.exists()
 
 
 def test_slices_too_large_are_listed_before_a_file_is_there(data_folder):
@@ -237,4 +251,4 @@ def test_slices_too_large_are_listed_before_a_file_is_there(data_folder):
         with pytest.raises(InputError, match=r"and 3 more have more pixels of 1 mm .*data\.image_size=16"):
             load(slices=slices)
     assert not list((data_folder.parents[2] / "slices").glob("*_16px_*"))
-    assert not list((data_folder.parents[2] / "slices").glob("incomplete*"))
+    assert not list((data_folder.parents[2] / "slices").glob("incomplete-*"))

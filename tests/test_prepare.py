@@ -257,6 +257,9 @@ def test_a_prepared_set_is_a_source_too(dataset_folder, tmp_path, layout):
     assert prepare(str(moved), tmp_path / "elsewhere", progress=False) == moved
     assert check(str(moved), progress=False).fingerprint == read_summary(folder).fingerprint
     assert not (tmp_path / "elsewhere").exists()
+    (tmp_path / "link").symlink_to(moved)
+    for other in (tmp_path / "link", moved / ".." / moved.name):
+        assert prepare(str(other), None, progress=False) == moved
     (moved / "dataset_info.json").write_text("{")
     with pytest.raises(InputError, match=r"1\.0\.0: damaged .*prepare again"):
         prepare(str(moved), None, progress=False)

@@ -16,7 +16,15 @@ from brainseg_jax.data.prepared import read_summary
 from brainseg_jax.data.prepared_cases import LabelledCase, read_cases
 from brainseg_jax.data.progress import slice_progress
 from brainseg_jax.data.residence import bytes_of_slices, most_slices
-from brainseg_jax.data.slice_store import FOLDER, SlicesInMemory, SlicesOnDisk, bits_type, read_index, write_slices
+from brainseg_jax.data.slice_store import (
+    FOLDER,
+    SlicesInMemory,
+    SlicesOnDisk,
+    bits_type,
+    damaged_store,
+    read_index,
+    write_slices,
+)
 from brainseg_jax.errors import InputError
 from brainseg_jax.files import format_bytes
 from brainseg_jax.scans.description import Description
@@ -123,30 +131,29 @@ def _name_of_store(folder: Path, look: _Look) -> str:
 
 
 def _cases_alone(folder: Path, look: _Look, store: Path) -> list[_Case]:
-    columns = read_index(store)
-    return [case for case, _, _ in _walk(folder, look, resized=False)] if columns is None else _from_columns(columns)
+    cases = _read_cases(store)
+    return [case for case, _, _ in _walk(folder, look, resized=False)] if cases is None else cases
 
 
 def _slices_on_disk(folder: Path, look: _Look, store: Path) -> tuple[SlicesOnDisk, list[_Case]]:
     summary = read_summary(folder)
-    columns = read_index(store)
-    if columns is None:
+    cases = _read_cases(store)
+    if cases is None:
         size = bytes_of_slices(summary, look.image_size, look.view)
         logging.info("the slices are written once at the network's size, at most %s, to %s", format_bytes(size), store)
-        cases: list[_Case] = []
+        walked: list[_Case] = []
         with slice_progress(shown=True) as bar:
             bar.start("slices at the network's size", summary.slices)
 
             def slices() -> Iterator[tuple[np.ndarray, np.ndarray]]:
                 for case, views, _ in _walk(folder, look):
-                    cases.append(case)
+                    walked.append(case)
                     yield from views
                     for _ in range(case.shape[0]):
                         bar.advance()
 
-            write_slices(store, slices(), lambda: _to_columns(cases), expected_bytes=size)
-        columns = read_index(store)
-    cases = _from_columns(columns)
+            write_slices(store, slices(), lambda: _to_columns(walked), expected_bytes=size)
+        cases = _read_cases(store)
     side, channels = look.image_size, len(summary.description.channels)
     count = sum(len(case.area) for case in cases)
     bits = bits_type(summary.description)
@@ -236,6 +243,15 @@ def _to_columns(cases: list[_Case]) -> dict[str, np.ndarray]:
         "area": np.concatenate(columns.area),
         "fractions": np.concatenate(columns.fractions),
     }
+
+
+def _read_cases(store: Path) -> list[_Case] | None:
+    """The cases of a file of slices; None where there is none."""
+    columns = read_index(store)
+    try:
+        return None if columns is None else _from_columns(columns)
+    except (KeyError, IndexError, ValueError, TypeError) as error:
+        raise damaged_store(store, error) from error
 
 
 def _from_columns(columns: dict[str, np.ndarray]) -> list[_Case]:

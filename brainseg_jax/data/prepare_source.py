@@ -38,7 +38,7 @@ def prepare(source: str, data_dir: str | Path | None, *, progress: bool = True) 
         return lgg.prepare(source, data_dir, progress=progress)
     if prepared.is_prepared(path):
         prepared.read_summary(path)  # raises where it is damaged
-        return path
+        return path.resolve()
     root = prepared.open_data_folder(data_dir)
     signature = source_index.signature_of(path)
     if folder := source_index.find(root, path, signature):

@@ -149,7 +149,7 @@ def is_prepared(folder: Path) -> bool:
 
     TFDS gives a folder its name only when everything is in it.
     """
-    parents = folder.absolute().parents
+    parents = folder.resolve().parents
     return len(parents) > 1 and parents[1].name in VERSIONS and (folder / "dataset_info.json").is_file()
 
 

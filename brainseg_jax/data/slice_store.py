@@ -18,7 +18,7 @@ from brainseg_jax.files import explain, format_bytes
 from brainseg_jax.scans.description import Description
 
 FOLDER = "slices"  # below the data folder
-_RECORDS, _INDEX, _LOCK = "slices.array_record", "cases.npz", "lock"
+_RECORDS, _INDEX, _LOCK = "slices.array_record", "cases.npz", ".lock"
 _OPTIONS = "group_size:1"  # a record a group, so that a random slice costs no other one
 
 
@@ -108,12 +108,15 @@ class SlicesOnDisk:
                 images[index] = np.frombuffer(record, np.uint8, pixels).reshape(self.shape)
                 bits[index] = np.frombuffer(record, self._bits, side * side, pixels).reshape(side, side, 1)
         except Exception as error:  # array_record has no kinds of errors
-            raise _damaged(self.folder, error) from error
+            raise damaged_store(self.folder, error) from error
         return images, bits
 
     @cached_property
     def _source(self) -> ArrayRecordDataSource:
-        return ArrayRecordDataSource(str(self.folder / _RECORDS))
+        source = ArrayRecordDataSource(str(self.folder / _RECORDS))
+        if len(source) != self.count:
+            raise ValueError(f"{len(source)} slices in {_RECORDS}, {self.count} in {_INDEX}")
+        return source
 
 
 def write_slices(
@@ -134,12 +137,13 @@ def write_slices(
     Raises:
       InputError: the disk has no room, or cannot be written to.
     """
-    partial = folder.parent / f"incomplete.{uuid.uuid4().hex[:12]}"
+    partial = folder.parent / f"incomplete-{uuid.uuid4().hex[:12]}"
     lock = None
     try:
-        partial.mkdir(parents=True)
-        lock = (partial / _LOCK).open("w")
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = _lock_of(partial).open("w")
+        fcntl.flock(lock, fcntl.LOCK_EX)  # before there is a folder that could be taken for a killed process's
+        partial.mkdir()
         _remove_stale(folder.parent)
         if (free := shutil.disk_usage(partial).free) < expected_bytes:
             raise InputError(
@@ -155,7 +159,6 @@ def write_slices(
         finally:
             writer.close()
         np.savez(partial / _INDEX, **index())
-        (partial / _LOCK).unlink()
         partial.rename(folder)
     except (OSError, RuntimeError) as error:  # array_record reports what the disk does as a RuntimeError
         if (folder / _INDEX).exists():
@@ -164,15 +167,25 @@ def write_slices(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         if lock is not None:
+            _lock_of(partial).unlink(missing_ok=True)
             lock.close()
+        with contextlib.suppress(OSError):  # others are in it
+            folder.parent.rmdir()
 
 
 def _remove_stale(folder: Path) -> None:
     """Removes what killed processes left: the lock of a file that is still being written cannot be taken."""
-    for left in folder.glob("incomplete.*"):
-        with contextlib.suppress(OSError), (left / _LOCK).open("r+") as lock:  # or it was renamed just now
+    for left in folder.glob("incomplete-*"):
+        if left.suffix == _LOCK:
+            continue
+        with contextlib.suppress(OSError), _lock_of(left).open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(left, ignore_errors=True)
+            _lock_of(left).unlink(missing_ok=True)
+
+
+def _lock_of(partial: Path) -> Path:
+    return partial.with_name(partial.name + _LOCK)
 
 
 def read_index(folder: Path) -> dict[str, np.ndarray] | None:
@@ -183,8 +196,9 @@ def read_index(folder: Path) -> dict[str, np.ndarray] | None:
         with np.load(folder / _INDEX) as file:
             return dict(file)
     except Exception as error:  # a zip file raises many kinds
-        raise _damaged(folder, error) from error
+        raise damaged_store(folder, error) from error
 
 
-def _damaged(folder: Path, reason: object) -> InputError:
+def damaged_store(folder: Path, reason: object) -> InputError:
+    """The error for a file of slices that cannot be read."""
     return InputError(f"{folder}: damaged ({reason}). Delete this folder; the next run makes it again.")
