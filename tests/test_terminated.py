@@ -56,3 +56,22 @@ def test_the_command_ends_with_the_status_of_ctrl_c(tmp_path):
     given = ["--run=run", "--input=in", "--output=out"]
     done = subprocess.run([sys.executable, "-c", COMMAND, *given], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 130 and "error: interrupted" in done.stderr
+
+
+WHILE_WRITING = """
+import os, signal
+from brainseg_jax import cli, main
+from brainseg_jax.data import slice_store
+index = slice_store.np.savez
+slice_store.np.savez = lambda *given, **options: (index(*given, **options), os.kill(os.getpid(), signal.SIGTERM))
+cli.run(main.main)
+"""
+
+
+def test_a_training_ended_while_its_slices_are_written_leaves_nothing(dataset_folder, tmp_path):
+    config = Path(__file__).parents[1] / "configs" / "unet_dice.py"
+    given = [f"--config={config}:quick", f"--workdir={tmp_path / 'run'}", "--config.data.residence=disk"]
+    given += [f"--config.data.source={dataset_folder}", f"--config.data.dir={tmp_path / 'data'}"]
+    done = subprocess.run([sys.executable, "-c", WHILE_WRITING, *given], capture_output=True, text=True)
+    assert done.returncode == 130 and "error: interrupted" in done.stderr, done.stderr
+    assert not (tmp_path / "run").exists() and not (tmp_path / "data" / "slices").exists()
