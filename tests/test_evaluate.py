@@ -13,11 +13,11 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 from PIL import Image
+from scored import score_folders, score_runs
 
 from brainseg_jax import evaluate
 from brainseg_jax.errors import InputError
-from brainseg_jax.evaluation.folders import score_folders
-from brainseg_jax.runs.comparison import names_of, score_runs
+from brainseg_jax.runs.comparison import names_of
 from brainseg_jax.scans.description import LGG, Target
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")

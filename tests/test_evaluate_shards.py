@@ -1,4 +1,4 @@
-"""An evaluation that is shared out gives the files of one process, to the byte, and shares that differ never meet."""
+"""An evaluation that is shared out gives the files of one process, to the byte, and shards that differ never meet."""
 
 import gc
 import json
@@ -38,7 +38,7 @@ def flags_of(folder, **others):
     return {"predictions": str(folder / "predicted"), "truth": str(folder / "truth"), **others}
 
 
-def share_out(count, **values):
+def run_shards(count, **values):
     for index in range(count):
         call(**values, shard=f"{index}/{count}")
 
@@ -48,13 +48,13 @@ def content(folder):
 
 
 def in_two_processes(**values):
-    """Both shares at once, as a user starts them."""
+    """Both shards at once, as a user starts them."""
     flags = [f"--{name}={value}" for name, value in values.items()]
     command = [sys.executable, "-m", "brainseg_jax.evaluate", *flags]
-    shares = [subprocess.Popen([*command, f"--shard={i}/2"], stderr=subprocess.PIPE, text=True) for i in (1, 0)]
-    for share in shares:
-        _, errors = share.communicate()
-        assert share.returncode == 0, errors
+    shards = [subprocess.Popen([*command, f"--shard={i}/2"], stderr=subprocess.PIPE, text=True) for i in (1, 0)]
+    for shard in shards:
+        _, errors = shard.communicate()
+        assert shard.returncode == 0, errors
 
 
 def test_folders_in_two_processes(tmp_path):
@@ -70,14 +70,14 @@ def test_folders_in_two_processes(tmp_path):
 
 
 def test_labels_and_slices_are_those_of_all_cases(tmp_path, monkeypatch):
-    """Each label is a target, and each is in one share alone; 16 slices, at most 6: one in 3."""
+    """Each label is a target, and each is in one shard alone; 16 slices, at most 6: one in 3."""
     monkeypatch.setattr(case_pictures, "MOST_SLICES", 6)
     for index, name in enumerate("abcd"):
         labels = box(slice(2, 6), slice(2, 10)) * np.uint8(1 + index)
         write_volume(tmp_path / "truth", name, labels)
         write_volume(tmp_path / "predicted", name, labels)
     call(**flags_of(tmp_path), output=str(tmp_path / "one"))
-    share_out(3, **flags_of(tmp_path), output=str(tmp_path / "many"))
+    run_shards(3, **flags_of(tmp_path), output=str(tmp_path / "many"))
     call(merge=True, output=str(tmp_path / "many"))
     assert content(tmp_path / "many") == content(tmp_path / "one")
     page = (tmp_path / "many" / "report.html").read_text()
@@ -85,7 +85,7 @@ def test_labels_and_slices_are_those_of_all_cases(tmp_path, monkeypatch):
 
 
 def test_a_run_in_two_processes(trained_run, tmp_path):
-    """The validation patients, of whom there are two, so that each share has one."""
+    """The validation patients, of whom there are two, so that each shard has one."""
     values = {"run": str(trained_run[0]), "part": "val"}
     assert len(json.loads((trained_run[0] / "split.json").read_text())["val"]) == 2
     call(run=[values["run"]], part="val", output=str(tmp_path / "one"))
@@ -94,41 +94,41 @@ def test_a_run_in_two_processes(trained_run, tmp_path):
     assert sorted(content(tmp_path / "two")) == sorted(FILES) and content(tmp_path / "two") == content(tmp_path / "one")
 
 
-def test_runs_side_by_side_in_more_shares_than_cases(trained_run, tmp_path, monkeypatch):
-    """The page shows one slice in so many of all cases, not of a share."""
+def test_runs_side_by_side_in_more_shards_than_cases(trained_run, tmp_path, monkeypatch):
+    """The page shows one slice in so many of all cases, not of a shard."""
     monkeypatch.setattr(case_pictures, "MOST_SLICES", 10)
     shutil.copytree(trained_run[0], tmp_path / "other")
     values = {"run": [str(trained_run[0]), str(tmp_path / "other")]}
     call(**values, output=str(tmp_path / "one"))
-    share_out(3, **values, output=str(tmp_path / "many"))
+    run_shards(3, **values, output=str(tmp_path / "many"))
     call(merge=True, output=str(tmp_path / "many"))
     assert content(tmp_path / "many") == content(tmp_path / "one")
 
 
-def test_a_share_that_is_done_is_not_done_again(tmp_path, capsys):
+def test_a_shard_that_is_done_is_not_done_again(tmp_path, capsys):
     make_masks(tmp_path)
     values = flags_of(tmp_path, output=str(tmp_path / "out"))
     call(**values, shard="0/2")
     path = tmp_path / "out" / "shards" / "0-of-2.jsonl"
-    assert "Share 0/2, 3 cases:" in capsys.readouterr().out
+    assert "shard 0/2, 3 cases:" in capsys.readouterr().out
     before, time = path.read_bytes(), path.stat().st_mtime_ns
     call(**values, shard="0/2")
-    assert f"Share 0/2 is done: {path}" in capsys.readouterr().out
+    assert f"shard 0/2 is done: {path}" in capsys.readouterr().out
     assert path.stat().st_mtime_ns == time
     with pytest.raises(InputError, match=r"of another command \(--tolerance=2.0 and 1.0\); give --overwrite"):
         call(**values, shard="0/2", tolerance=1.0)
     call(**values, shard="0/2", overwrite=True)
     assert path.read_bytes() == before and path.stat().st_mtime_ns > time
-    with pytest.raises(InputError, match=r"0-of-2.jsonl: a share of another division than --shard=0/3"):
+    with pytest.raises(InputError, match=r"0-of-2.jsonl: a shard of another division than --shard=0/3"):
         call(**values, shard="0/3")
 
 
 @pytest.fixture
 def shared(tmp_path):
-    """Both shares of five cases, and the flags that made them."""
+    """Both shards of five cases, and the flags that made them."""
     make_masks(tmp_path)
     values = flags_of(tmp_path, output=str(tmp_path / "out"))
-    share_out(2, **values)
+    run_shards(2, **values)
     return values, tmp_path / "out" / "shards"
 
 
@@ -143,10 +143,10 @@ def content_names(values):
     return [path.name for path in evaluate.user_path(values["output"], "--output").iterdir()]
 
 
-def test_a_missing_share(shared):
+def test_a_missing_shard(shared):
     values, shards = shared
     (shards / "0-of-2.jsonl").unlink()
-    assert "  share 0/2 is missing; make it by --shard=0/2" in refused(values).splitlines()
+    assert "  shard 0/2 is missing; make it by --shard=0/2" in refused(values).splitlines()
 
 
 def test_all_faults_are_listed(shared):
@@ -155,33 +155,33 @@ def test_all_faults_are_listed(shared):
     (shards / "1-of-2.jsonl").write_bytes(whole[: len(whole) // 2])
     (shards / "0-of-2.jsonl").unlink()
     message = refused(values)
-    assert "share 0/2 is missing" in message and "1-of-2.jsonl: damaged (" in message
+    assert "shard 0/2 is missing" in message and "1-of-2.jsonl: damaged (" in message
     assert (shards / "1-of-2.jsonl").exists()
     (shards / "1-of-2.jsonl").write_bytes(whole[: whole.rindex(b"\n", 0, -1) + 1])  # without its last line alone
-    assert "1-of-2.jsonl: damaged (its end is missing); make this share again" in refused(values)
+    assert "1-of-2.jsonl: damaged (its end is missing); make this shard again" in refused(values)
 
 
-def test_shares_of_another_command(shared):
+def test_shards_of_another_command(shared):
     values, _ = shared
     call(**values | {"tolerance": 1.0}, shard="1/2", overwrite=True)
     assert "is of another command than 0-of-2.jsonl: --tolerance=1.0 and 2.0" in refused(values)
 
 
-def test_shares_of_another_division(shared):
+def test_shards_of_another_division(shared):
     values, shards = shared
     shutil.copy(shards / "0-of-2.jsonl", shards / "0-of-3.jsonl")
-    assert "holds shares of 2 and of 3 (0-of-2.jsonl, 1-of-2.jsonl, 0-of-3.jsonl)" in refused(values)
+    assert "holds shards of 2 and of 3 (0-of-2.jsonl, 1-of-2.jsonl, 0-of-3.jsonl)" in refused(values)
 
 
-def test_a_case_in_two_shares(shared):
+def test_a_case_in_two_shards(shared):
     values, shards = shared
     shutil.copy(shards / "0-of-2.jsonl", shards / "1-of-2.jsonl")
     message = refused(values)
     assert "TCGA_CS_0001_19990101 is in 0-of-2.jsonl and 1-of-2.jsonl" in message
-    assert "no share has TCGA_CS_0002_19990101, TCGA_CS_0004_19990101" in message
+    assert "no shard has TCGA_CS_0002_19990101, TCGA_CS_0004_19990101" in message
 
 
-def test_masks_that_changed_between_two_shares(shared, tmp_path):
+def test_masks_that_changed_between_two_shards(shared, tmp_path):
     values, _ = shared
     changed = box(slice(2, 6), slice(2, 9))
     write_volume(tmp_path / "predicted", "TCGA_CS_0003_19990101", changed, spacing=(1.0, 1.0, 3.0))
@@ -189,20 +189,20 @@ def test_masks_that_changed_between_two_shares(shared, tmp_path):
     assert "does not go with 0-of-2.jsonl: what predicted holds has changed between them" in refused(values)
 
 
-def test_shares_of_another_version_of_the_code(shared, monkeypatch):
+def test_shards_of_another_version_of_the_code(shared, monkeypatch):
     values, _ = shared
-    monkeypatch.setattr("brainseg_jax.evaluation.shares.code_version", lambda: "commit 1234567")
+    monkeypatch.setattr("brainseg_jax.evaluation.shards.code_version", lambda: "commit 1234567")
     call(**values, shard="1/2", overwrite=True)
     assert "is of another version of this code than 0-of-2.jsonl: commit 1234567 and " in refused(values)
 
 
 def test_results_are_not_replaced_by_a_merge(shared):
     values, shards = shared
-    (shards / ".part-0123456789ab-1-of-2.jsonl").write_text("the half of a share whose process was killed")
+    (shards / ".part-0123456789ab-1-of-2.jsonl").write_text("the half of a shard whose process was killed")
     call(merge=True, output=values["output"])
     assert not shards.exists()
     for again in (dict(merge=True, output=values["output"]), values | {"shard": "0/2"}):
-        with pytest.raises(InputError, match=r"scores.json: there already; give another --output, or --overwrite"):
+        with pytest.raises(InputError, match=r"scores.json:  already exists; give another --output, or --overwrite"):
             call(**again)
 
 
