@@ -1,5 +1,6 @@
 """An evaluation that is shared out gives the files of one process, to the byte, and shards that differ never meet."""
 
+import fcntl
 import gc
 import json
 import shutil
@@ -14,6 +15,7 @@ from brainseg_jax import evaluate
 from brainseg_jax.errors import InputError
 from brainseg_jax.evaluation import case_pictures, folders, report
 from brainseg_jax.evaluation.case_pictures import Outlines
+from brainseg_jax.runs import comparison
 from brainseg_jax.scans.masks import Mask
 
 FILES = evaluate.FILES
@@ -109,18 +111,144 @@ def test_a_shard_that_is_done_is_not_done_again(tmp_path, capsys):
     make_masks(tmp_path)
     values = flags_of(tmp_path, output=str(tmp_path / "out"))
     call(**values, shard="0/2")
-    path = tmp_path / "out" / "shards" / "0-of-2.jsonl"
+    path = tmp_path / "out" / "shards" / "evaluate-0-of-2.jsonl"
     assert "shard 0/2, 3 cases:" in capsys.readouterr().out
     before, time = path.read_bytes(), path.stat().st_mtime_ns
     call(**values, shard="0/2")
     assert f"shard 0/2 is done: {path}" in capsys.readouterr().out
     assert path.stat().st_mtime_ns == time
-    with pytest.raises(InputError, match=r"of another command \(--tolerance=2.0 and 1.0\); give --overwrite"):
+    with pytest.raises(
+        InputError, match=r"written by a different command .*\(--tolerance: 2.0 and 1.0\); give another"
+    ):
         call(**values, shard="0/2", tolerance=1.0)
     call(**values, shard="0/2", overwrite=True)
     assert path.read_bytes() == before and path.stat().st_mtime_ns > time
-    with pytest.raises(InputError, match=r"0-of-2.jsonl: a shard of another division than --shard=0/3"):
+    with pytest.raises(InputError, match=r"0-of-2.jsonl: of a different number of shards than --shard=0/3"):
         call(**values, shard="0/3")
+
+
+def change_a_mask(folder):
+    changed = box(slice(2, 6), slice(2, 9))
+    write_volume(folder / "predicted", "TCGA_CS_0003_19990101", changed, spacing=(1.0, 1.0, 3.0))
+
+
+def test_a_done_shard_of_masks_that_changed_is_refused(shared, tmp_path):
+    values, _ = shared
+    change_a_mask(tmp_path)
+    for index in range(2):
+        with pytest.raises(InputError, match=r"different input \(masks; TCGA_CS_0003_19990101 changed\); give another"):
+            call(**values, shard=f"{index}/2")
+
+
+def test_a_done_shard_of_another_version_of_the_code_is_refused(shared, monkeypatch):
+    values, _ = shared
+    monkeypatch.setattr(evaluate, "code_version", lambda: "commit 1234567")
+    with pytest.raises(InputError, match=r"different command or from different input \(code: .* and commit 1234567\)"):
+        call(**values, shard="0/2")
+
+
+def test_a_done_shard_of_a_run_that_changed_is_refused(trained_run, tmp_path):
+    run = shutil.copytree(trained_run[0], tmp_path / "run")
+    values = {"run": [str(run)], "part": "val", "output": str(tmp_path / "out"), "shard": "0/2"}
+    call(**values)
+    results = json.loads((run / "results.json").read_text())
+    results["postprocess"] = {"threshold": 0.25, "largest_component": False, "min_voxels": 0}
+    (run / "results.json").write_text(json.dumps(results))
+    with pytest.raises(InputError, match=r"run run; post-processing changed\); give another --output, or --overwrite"):
+        call(**values)
+
+
+def test_a_stopped_shard_goes_on(tmp_path, monkeypatch, capsys):
+    """Ctrl-C in its third and last case: two are kept."""
+    make_masks(tmp_path)
+    values = flags_of(tmp_path, output=str(tmp_path / "out"), shard="0/2")
+    score, scored = folders.score_targets, []
+
+    def stop(*args, **options):
+        scored.append(args)
+        if len(scored) == 3:
+            raise KeyboardInterrupt
+        return score(*args, **options)
+
+    monkeypatch.setattr(folders, "score_targets", stop)
+    with pytest.raises(KeyboardInterrupt, match="the same command goes on with shard 0/2"):
+        call(**values)
+    with pytest.raises(InputError, match=r"shard 0/2 is not done; wait for it or, if it was stopped, run it again"):
+        call(merge=True, output=values["output"])
+    call(**values)
+    assert len(scored) == 4 and "shard 0/2, 1 cases:" in capsys.readouterr().out
+
+
+def test_a_shard_that_was_cut_off_anywhere_goes_on(shared):
+    """Nine lines: header, run, two a case, end. What a kill leaves of a line is scored again."""
+    values, shards = shared
+    path = shards / "evaluate-0-of-2.jsonl"
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    assert len(lines) == 9
+    for count in range(9):
+        before = sum(map(len, lines[:count]))
+        for cut in (before, before + len(lines[count]) // 2, before + len(lines[count]) - 1):
+            path.write_bytes(whole[:cut])
+            assert "shard 0/2 is not done" in refused(values)
+            call(**values, shard="0/2")
+            assert path.read_bytes() == whole
+
+
+def test_a_file_without_its_last_run_is_not_whole(trained_run, tmp_path):
+    shutil.copytree(trained_run[0], tmp_path / "other")
+    values = {"run": [str(trained_run[0]), str(tmp_path / "other")], "part": "val", "output": str(tmp_path / "out")}
+    run_shards(2, **values)
+    path = tmp_path / "out" / "shards" / "evaluate-1-of-2.jsonl"
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    assert [index for index, line in enumerate(lines) if "run" in json.loads(line)] == [1, 4] and len(lines) == 8
+    path.write_bytes(b"".join(lines[:4]))  # header, the first run, its only case
+    assert "shard 1/2 is not done" in refused(values)
+    path.write_bytes(b"".join([*lines[:4], lines[7]]))
+    assert "evaluate-1-of-2.jsonl: damaged (1 runs, 2 were written); run shard 1/2 with --overwrite" in refused(values)
+    path.write_bytes(b"".join(lines[:4]))
+    call(**values, shard="1/2")
+    assert path.read_bytes() == whole
+
+
+def test_data_of_all_runs_are_looked_for_before_one_is_scored(trained_run, tmp_path, monkeypatch):
+    def miss(config, run, **_):
+        raise InputError(f"no data of {run}")
+
+    def build(*_):
+        raise AssertionError("the first run was begun")
+
+    other = shutil.copytree(trained_run[0], tmp_path / "other")
+    monkeypatch.setattr(comparison, "find_data", miss)
+    monkeypatch.setattr(comparison, "build_evaluation", build)
+    with pytest.raises(InputError, match=f"no data of {other}"):
+        call(run=[str(trained_run[0]), str(other)], output=str(tmp_path / "out"))
+
+
+def test_two_processes_do_not_write_one_shard(shared):
+    values, shards = shared
+    with (shards / "evaluate-0-of-2.jsonl").open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match=r"evaluate-0-of-2.jsonl: another process works on shard 0/2; wait for it"):
+            call(**values, shard="0/2")
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_an_interrupted_report_leaves_no_results(shared, monkeypatch, merge):
+    values, shards = shared
+    values = {"merge": True, "output": values["output"]} if merge else values
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate, "write_report", stop)
+    with pytest.raises(KeyboardInterrupt):
+        call(**values)
+    assert content_names(values) == ["shards"]
+    monkeypatch.undo()
+    call(**values)
+    assert set(FILES) <= set(content_names(values)) and shards.exists() != merge
 
 
 @pytest.fixture
@@ -145,74 +273,79 @@ def content_names(values):
 
 def test_a_missing_shard(shared):
     values, shards = shared
-    (shards / "0-of-2.jsonl").unlink()
-    assert "  shard 0/2 is missing; make it by --shard=0/2" in refused(values).splitlines()
+    (shards / "evaluate-0-of-2.jsonl").unlink()
+    assert f"  {shards}: shard 0/2 is missing; run evaluate with --shard=0/2" in refused(values).splitlines()
 
 
 def test_all_faults_are_listed(shared):
     values, shards = shared
-    whole = (shards / "1-of-2.jsonl").read_bytes()
-    (shards / "1-of-2.jsonl").write_bytes(whole[: len(whole) // 2])
-    (shards / "0-of-2.jsonl").unlink()
+    whole = (shards / "evaluate-1-of-2.jsonl").read_bytes()
+    (shards / "evaluate-1-of-2.jsonl").write_bytes(whole[: len(whole) // 2])
+    (shards / "evaluate-0-of-2.jsonl").unlink()
+    message = refused(values)
+    assert "shard 0/2 is missing" in message and "shard 1/2 is not done; wait for it or" in message
+    (shards / "evaluate-1-of-2.jsonl").write_bytes(whole[: whole.index(b"\n") + 1] + b"[]\n")
     message = refused(values)
     assert "shard 0/2 is missing" in message and "1-of-2.jsonl: damaged (" in message
-    assert (shards / "1-of-2.jsonl").exists()
-    (shards / "1-of-2.jsonl").write_bytes(whole[: whole.rindex(b"\n", 0, -1) + 1])  # without its last line alone
-    assert "1-of-2.jsonl: damaged (its end is missing); make this shard again" in refused(values)
+    with pytest.raises(InputError, match=r"1-of-2.jsonl: damaged \(.*\); give --overwrite to begin it again"):
+        call(**values, shard="1/2")
+    (shards / "evaluate-1-of-2.jsonl").write_bytes(b"[]\n" + whole)
+    with pytest.raises(InputError, match=r"1-of-2.jsonl: damaged \(no header of a shard: .*\); give --overwrite"):
+        call(**values, shard="1/2")
 
 
 def test_shards_of_another_command(shared):
     values, _ = shared
     call(**values | {"tolerance": 1.0}, shard="1/2", overwrite=True)
-    assert "is of another command than 0-of-2.jsonl: --tolerance=1.0 and 2.0" in refused(values)
+    assert "of a different command or input than evaluate-0-of-2.jsonl (--tolerance: 1.0 and 2.0)" in refused(values)
 
 
-def test_shards_of_another_division(shared):
+def test_shards_of_another_number(shared):
     values, shards = shared
-    shutil.copy(shards / "0-of-2.jsonl", shards / "0-of-3.jsonl")
-    assert "holds shards of 2 and of 3 (0-of-2.jsonl, 1-of-2.jsonl, 0-of-3.jsonl)" in refused(values)
+    shutil.copy(shards / "evaluate-0-of-2.jsonl", shards / "evaluate-0-of-3.jsonl")
+    names = "evaluate-0-of-2.jsonl, evaluate-1-of-2.jsonl, evaluate-0-of-3.jsonl"
+    assert f"shards of 2 and of 3 ({names}); remove those that are left over" in refused(values)
 
 
 def test_a_case_in_two_shards(shared):
     values, shards = shared
-    shutil.copy(shards / "0-of-2.jsonl", shards / "1-of-2.jsonl")
-    message = refused(values)
-    assert "TCGA_CS_0001_19990101 is in 0-of-2.jsonl and 1-of-2.jsonl" in message
-    assert "no shard has TCGA_CS_0002_19990101, TCGA_CS_0004_19990101" in message
+    shutil.copy(shards / "evaluate-0-of-2.jsonl", shards / "evaluate-1-of-2.jsonl")
+    assert "1-of-2.jsonl: damaged (by its content it is shard 0/2)" in refused(values)
+    text = (shards / "evaluate-0-of-2.jsonl").read_text().replace('"shard": "0/2"', '"shard": "1/2"')
+    (shards / "evaluate-1-of-2.jsonl").write_text(text)
+    assert "1-of-2.jsonl: damaged (TCGA_CS_0001_19990101, TCGA_CS_0002_19990101, " in refused(values)
 
 
 def test_masks_that_changed_between_two_shards(shared, tmp_path):
     values, _ = shared
-    changed = box(slice(2, 6), slice(2, 9))
-    write_volume(tmp_path / "predicted", "TCGA_CS_0003_19990101", changed, spacing=(1.0, 1.0, 3.0))
+    change_a_mask(tmp_path)
     call(**values, shard="1/2", overwrite=True)
-    assert "does not go with 0-of-2.jsonl: what predicted holds has changed between them" in refused(values)
+    assert "than evaluate-0-of-2.jsonl (masks; TCGA_CS_0003_19990101 changed)" in refused(values)
 
 
 def test_shards_of_another_version_of_the_code(shared, monkeypatch):
     values, _ = shared
-    monkeypatch.setattr("brainseg_jax.evaluation.shards.code_version", lambda: "commit 1234567")
+    monkeypatch.setattr(evaluate, "code_version", lambda: "commit 1234567")
     call(**values, shard="1/2", overwrite=True)
-    assert "is of another version of this code than 0-of-2.jsonl: commit 1234567 and " in refused(values)
+    assert "input than evaluate-0-of-2.jsonl (code: commit 1234567 and " in refused(values)
 
 
 def test_results_are_not_replaced_by_a_merge(shared):
     values, shards = shared
-    (shards / ".part-0123456789ab-1-of-2.jsonl").write_text("the half of a shard whose process was killed")
     call(merge=True, output=values["output"])
     assert not shards.exists()
     for again in (dict(merge=True, output=values["output"]), values | {"shard": "0/2"}):
-        with pytest.raises(InputError, match=r"scores.json:  already exists; give another --output, or --overwrite"):
+        with pytest.raises(InputError, match=r"scores.json already exists; give another --output, or --overwrite"):
             call(**again)
 
 
 def test_a_mask_that_changes_while_it_is_scored(tmp_path):
     make_masks(tmp_path)
-    begun = folders.begin_folders(tmp_path / "predicted", tmp_path / "truth", tolerance=1.0)
+    (scoring,) = folders.begin_folders(tmp_path / "predicted", tmp_path / "truth", tolerance=1.0).scorings
     path = tmp_path / "truth" / "TCGA_CS_0004_19990101.nii.gz"
     write_volume(path.parent, "TCGA_CS_0004_19990101", box(slice(0, 2), slice(0, 2)), spacing=(1.0, 1.0, 3.0))
     with pytest.raises(InputError, match=r"TCGA_CS_0004_19990101.nii.gz: it was changed while the masks were scored"):
-        list(begun.scores)
+        list(scoring.score(scoring.cases))
 
 
 def alive(kind, of=lambda one: True):
