@@ -117,9 +117,7 @@ def test_a_shard_that_is_done_is_not_done_again(tmp_path, capsys):
     call(**values, shard="0/2")
     assert f"shard 0/2 is done: {path}" in capsys.readouterr().out
     assert path.stat().st_mtime_ns == time
-    with pytest.raises(
-        InputError, match=r"written by a different command .*\(--tolerance: 2.0 and 1.0\); give another"
-    ):
+    with pytest.raises(InputError, match=r"by a different command .*\(--tolerance: 2.0 and 1.0\); give another"):
         call(**values, shard="0/2", tolerance=1.0)
     call(**values, shard="0/2", overwrite=True)
     assert path.read_bytes() == before and path.stat().st_mtime_ns > time

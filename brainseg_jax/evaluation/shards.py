@@ -60,5 +60,5 @@ def _read_done(opened: BinaryIO, shard: Shard, command: dict) -> Records:
 def _read(file: ShardFile, opened: BinaryIO) -> Records:
     try:
         return read_records(opened, file.shard)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{file.path}: damaged ({error}); give --overwrite to begin it again") from error

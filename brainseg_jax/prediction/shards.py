@@ -43,14 +43,14 @@ def command_of(
         "--run": [str(run.folder.absolute()) for run in trained],
         "weights": [run.weights_digest for run in trained],
         "--input": str(scans.absolute()),
-        "cases": {source.name: _digest(source, scans) for source in sources},
+        "cases": {source.name: digest_of_case(source, scans) for source in sources},
         "members": ensemble.members,
         "post-processing": [post._asdict() for post in ensemble.posts],
         "files": [*wanted.kinds, *(["overlay"] if wanted.overlays else [])],
     }
 
 
-def _digest(source: Source, root: Path) -> str:
+def digest_of_case(source: Source, root: Path) -> str:
     """Identifies the files of a case, and what they are taken for."""
     images = [path.with_suffix(suffix) for path in source.paths for suffix in (".img", ".IMG")]  # of NIfTI pairs
     files = []
@@ -86,7 +86,7 @@ def read_part(file: ShardFile, command: dict) -> Part:
     with file.opened(new=False) as opened:
         try:
             return _read(opened, file.shard, command)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(f"{file.path}: damaged ({error!r}); give --overwrite to begin it again") from error
 
 
