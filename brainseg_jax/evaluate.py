@@ -5,8 +5,8 @@ A run, or several side by side, on patients that it was not trained on:
 `python -m brainseg_jax.evaluate --predictions=FOLDER --truth=FOLDER --output=scores`. In label maps
 each label is a target, unless `--targets` or a `dataset.json` of nnU-Net in or beside the reference masks names them.
 
-Many cases can be shared out: the same command with `--shard=0/4` to `--shard=3/4`, in any order, on machines that share
-the folder of `--output`; then `python -m brainseg_jax.evaluate --merge --output=scores`.
+Many cases can be scored by several processes: the same command with `--shard=0/4` to `--shard=3/4`, in any order, on
+machines that share the folder of `--output`; then `python -m brainseg_jax.evaluate --merge --output=scores`.
 """
 
 import contextlib
@@ -25,16 +25,16 @@ from brainseg_jax.errors import InputError
 from brainseg_jax.evaluation.blocks import score_blocks
 from brainseg_jax.evaluation.case_pictures import CasePictures
 from brainseg_jax.evaluation.folders import begin_folders
-from brainseg_jax.evaluation.records import Records, Scoring, join, read_records, write_records
-from brainseg_jax.evaluation.report import MAX_RUNS, write_report
+from brainseg_jax.evaluation.records import Records, Work, join, read_records, write_records
+from brainseg_jax.evaluation.report import MAX_RUNS, code_version, write_report
 from brainseg_jax.evaluation.scores import by_target, differences, summarize, write_json, write_table
-from brainseg_jax.evaluation.shares import is_done, opened_shares, remove_shares, share_path, write_share
+from brainseg_jax.evaluation.shards import NAME, opened_records, score_shard
 from brainseg_jax.evaluation.views import Scored
 from brainseg_jax.evaluation.volumes import TOLERANCE
-from brainseg_jax.files import explain, user_path
+from brainseg_jax.files import explain, user_path, write_together
 from brainseg_jax.runs.comparison import begin_runs
 from brainseg_jax.runs.run_folder import check_folder
-from brainseg_jax.shards import Shard, parse_shard
+from brainseg_jax.shards import ALL, Shard, ShardFile, check_beside_merge, parse_shard, remove_shards
 
 RUN = flags.DEFINE_list("run", [], f"Run folders, up to {MAX_RUNS}, with a comma between; the first is compared with.")
 PART = flags.DEFINE_enum("part", "test", ["val", "test"], "Which patients of the runs.")
@@ -48,67 +48,75 @@ TARGETS = flags.DEFINE_string(
 )
 WITHIN = flags.DEFINE_float("tolerance", TOLERANCE, "Of surface Dice, in mm; in voxels where no spacing is known.")
 OUTPUT = flags.DEFINE_string("output", None, "Folder for scores.json, per_patient.csv and report.html.")
-OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace results that are there, or with --shard this share.")
+OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace existing results; with --shard, begin this shard again.")
 SHARD = flags.DEFINE_string(
-    "shard", "0/1", "i/n: score the i-th of n shares of the cases, from 0, for job arrays; --merge joins them."
+    "shard", "0/1", "i/n: score the i-th of n shards of the cases, from 0, for job arrays; --merge joins them."
 )
-MERGE = flags.DEFINE_bool("merge", False, "Score nothing; join the shares to the results. Takes --output alone.")
-ALONE = (RUN, PART, PREDICTIONS, TRUTH, TARGETS, WITHIN, SHARD)  # flags without a meaning for --merge
+MERGE = flags.DEFINE_bool("merge", False, "Score nothing; join the shards to the results. Takes --output alone.")
+RECORDED = (RUN, PART, PREDICTIONS, TRUTH, TARGETS, WITHIN, SHARD)  # by the shards
 
 FILES = ("scores.json", "per_patient.csv", "report.html")
 
 
 def main(_: list[str]) -> None:
-    """Scores what the flags name, writes the three files, or a share for them, and prints a line for each run."""
+    """Scores what the flags name, writes the three files, or a shard for them, and prints a line for each run."""
     _check_flags()
     output = user_path(OUTPUT.value, "--output")
     check_folder(output, "--output")
     if (output / "config.json").exists():
         raise InputError(f"--output={output} is a run folder, whose own results would be lost; give another folder")
-    if not OVERWRITE.value and (there := [output / name for name in FILES if (output / name).exists()]):
-        raise InputError(f"{there[0]}: there already; give another --output, or --overwrite to replace it")
+    if not OVERWRITE.value and (existing := [output / name for name in FILES if (output / name).exists()]):
+        raise InputError(f"{existing[0]} already exists; give another --output, or --overwrite to replace it")
     shard = parse_shard(SHARD.value)
     try:
         with cli.sigterm_interrupts():
             _run(output, shard)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("interrupted before all was written; the same command begins anew") from None
+        words = "begins again" if shard.is_whole else f"goes on with shard {shard}"
+        raise KeyboardInterrupt(f"interrupted before all was written; the same command {words}") from None
 
 
 def _run(output: Path, shard: Shard) -> None:
     if MERGE.value:
-        with opened_shares(output) as shares:
-            _write_results(output, shares, tolerance=shares[0].about["command"]["tolerance"])
-        remove_shares(output)
+        with opened_records(output) as (command, shards):
+            _write_results(output, shards, tolerance=command["--tolerance"])
+        remove_shards(output, NAME)
     elif shard.is_whole:
-        scorings = _begin(shard)
+        work = _begin()
+        scorings = itertools.chain([next(work.scorings)], work.scorings)  # faults of the input come before any file
         with _scratch_file(output) as file:
-            write_records(file, scorings, {})
-            _write_results(output, [read_records(file)], tolerance=WITHIN.value)
+            write_records(file, scorings, ALL, read_records(file, ALL))
+            file.seek(0)
+            _write_results(output, [read_records(file, ALL)], tolerance=WITHIN.value)
     else:
-        _score_share(output, shard)
+        _score_shard(output, shard)
 
 
-def _begin(shard: Shard) -> Iterator[Scoring]:
-    """What the flags name, a run each; faults of the input are raised here, before anything is scored or written."""
+def _begin() -> Work:
+    """What the flags name; faults of the input are raised here and by the first scoring."""
     keep_compiled()
     if RUN.value:
         folders = [user_path(folder, "--run") for folder in RUN.value]
-        scorings = begin_runs(folders, part=PART.value, tolerance=WITHIN.value, shard=shard)
-        return itertools.chain([next(scorings)], scorings)
+        return begin_runs(folders, part=PART.value, tolerance=WITHIN.value)
     predictions, truth = (user_path(flag.value, f"--{flag.name}") for flag in (PREDICTIONS, TRUTH))
-    return iter([begin_folders(predictions, truth, tolerance=WITHIN.value, targets=TARGETS.value, shard=shard)])
+    return begin_folders(predictions, truth, tolerance=WITHIN.value, targets=TARGETS.value)
 
 
-def _score_share(output: Path, shard: Shard) -> None:
-    command = {flag.name: flag.value for flag in (RUN, PREDICTIONS, TRUTH, TARGETS)} | {"tolerance": WITHIN.value}
-    command |= {"part": PART.value} if RUN.value else {}
-    path = share_path(output, shard)
-    if not OVERWRITE.value and is_done(output, shard, command):
-        print(f"Share {shard} is done: {path}")
-        return
-    count = write_share(output, shard, command, _begin(shard))
-    print(f"Share {shard}, {count} cases: {path}. When all are done: evaluate --merge --output={output}")
+def _score_shard(output: Path, shard: Shard) -> None:
+    work = _begin()
+    command: dict = {"code": code_version(), "--tolerance": WITHIN.value}
+    if RUN.value:
+        folders = [str(user_path(folder, "--run").absolute()) for folder in RUN.value]
+        command |= {"--run": folders, "--part": PART.value}
+    else:
+        folders = {f"--{flag.name}": user_path(flag.value, f"--{flag.name}") for flag in (PREDICTIONS, TRUTH)}
+        command |= {name: str(folder.absolute()) for name, folder in folders.items()} | {"--targets": TARGETS.value}
+    file = ShardFile(output, NAME, shard, command | work.version)
+    count = score_shard(file, work, overwrite=OVERWRITE.value)
+    if count is None:
+        print(f"shard {shard} is done: {file.path}; --overwrite scores it again, --merge joins all shards")
+    else:
+        print(f"shard {shard}, {count} cases: {file.path}. When all are done: evaluate --merge --output={output}")
 
 
 @contextlib.contextmanager
@@ -130,8 +138,8 @@ def _remove_empty(folder: Path) -> None:
         folder.rmdir()
 
 
-def _write_results(output: Path, shares: list[Records], *, tolerance: float) -> None:
-    runs, cases = join(shares)
+def _write_results(output: Path, shards: list[Records], *, tolerance: float) -> None:
+    runs, cases = join(shards)
     _write_files(output, runs, cases, tolerance=tolerance)
     for run in runs:
         _print_scores(run)
@@ -139,10 +147,13 @@ def _write_results(output: Path, shares: list[Records], *, tolerance: float) -> 
 
 
 def _write_files(output: Path, runs: list[Scored], cases: Sequence[CasePictures], *, tolerance: float) -> None:
+    writers = {
+        "scores.json": lambda path: write_json(path, _scores(runs, tolerance)),
+        "per_patient.csv": lambda path: write_table(path, _table(runs)),
+        "report.html": lambda path: write_report(path, runs, cases, tolerance=tolerance),
+    }
     try:
-        write_table(output / "per_patient.csv", _table(runs))
-        write_report(output / "report.html", runs, cases, tolerance=tolerance)
-        write_json(output / "scores.json", _scores(runs, tolerance))
+        write_together({output / name: write for name, write in writers.items()})
     except OSError as error:
         raise InputError(f"--output={output} cannot be written to ({explain(error)})") from error
 
@@ -166,8 +177,7 @@ def _check_flags() -> None:
     if not OUTPUT.value:
         raise InputError("--output is empty: give the folder for the results")
     if MERGE.value:
-        if given := [f"--{flag.name}" for flag in ALONE if flag.value != flag.default]:
-            raise InputError(f"--merge scores nothing: leave out {', '.join(given)}, the shares tell all but --output")
+        check_beside_merge(RECORDED)
         return
     if bool(RUN.value) == any(folders) or any(folders) != all(folders):
         raise InputError("give --run=FOLDER, or --predictions=FOLDER and --truth=FOLDER")

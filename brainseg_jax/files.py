@@ -7,7 +7,7 @@ import sys
 import tempfile
 import traceback
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from brainseg_jax.errors import InputError
@@ -71,13 +71,21 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
       path: what to write; a file that is there is replaced.
       write: takes the path that it writes to.
     """
+    write_together({path: write})
+
+
+def write_together(writers: Mapping[Path, Callable[[Path], object]]) -> None:
+    """As `write_whole` for several files: none gets its name before all are written."""
     # The end of the name alone: a long name has to fit too.
-    partial = path.with_name(f".part-{uuid.uuid4().hex[:12]}-{path.name[-16:]}")
+    partial = {path: path.with_name(f".part-{uuid.uuid4().hex[:12]}-{path.name[-16:]}") for path in writers}
     try:
-        write(partial)
-        partial.replace(path)
+        for path, write in writers.items():
+            write(partial[path])
+        for path, written in partial.items():
+            written.replace(path)
     finally:
-        partial.unlink(missing_ok=True)
+        for written in partial.values():
+            written.unlink(missing_ok=True)
 
 
 def describe_unforeseen(error: BaseException) -> str:

@@ -8,9 +8,9 @@ from brainseg_jax.errors import InputError
 from brainseg_jax.files import user_path
 from brainseg_jax.prediction.job import predict
 from brainseg_jax.prediction.results import Wanted
-from brainseg_jax.prediction.shares import merge_shares
+from brainseg_jax.prediction.shards import merge_shards
 from brainseg_jax.scans.patterns import read_patterns
-from brainseg_jax.shards import parse_shard
+from brainseg_jax.shards import check_beside_merge, parse_shard
 
 RUN = flags.DEFINE_list("run", None, "A run folder; several, with a comma between, predict together.")
 INPUT = flags.DEFINE_string(
@@ -26,17 +26,26 @@ SEQUENCES = flags.DEFINE_string(
     "by default names and headers tell.",
 )
 OUTPUT = flags.DEFINE_string("output", None, "Folder for masks, predictions.csv and areas.csv.")
-OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace results that are there.")
+OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace existing results; with --shard, begin this shard again.")
 PROBABILITIES = flags.DEFINE_bool("probabilities", False, "Write the probability of each target too, as float32.")
 UNCERTAINTY = flags.DEFINE_bool("uncertainty", False, "Write the standard deviation over runs and mirror images too.")
 OVERLAYS = flags.DEFINE_bool("overlays", False, "Draw a PNG of each scan with the masks outlined too.")
 TTA = flags.DEFINE_bool("tta", None, "Average with left-right mirror images; by default as each run was scored.")
 
 SHARD = flags.DEFINE_string(
-    "shard", "0/1", "i/n: predict the i-th of n shares of the scans, from 0, for job arrays; --merge joins the tables."
+    "shard", "0/1", "i/n: predict the i-th of n shards of the scans, from 0, for job arrays; --merge joins the tables."
 )
-MERGE = flags.DEFINE_bool("merge", False, "Predict nothing; join the tables of all shares. Takes --output alone.")
-ALONE = (RUN, INPUT, SEQUENCES, PROBABILITIES, UNCERTAINTY, OVERLAYS, TTA, SHARD)  # flags without a meaning for --merge
+MERGE = flags.DEFINE_bool("merge", False, "Predict nothing; join the tables of all shards. Takes --output alone.")
+RECORDED = (
+    RUN,
+    INPUT,
+    SEQUENCES,
+    PROBABILITIES,
+    UNCERTAINTY,
+    OVERLAYS,
+    TTA,
+    SHARD,
+)  # by the shards
 
 
 def main(_: list[str]) -> None:
@@ -45,11 +54,8 @@ def main(_: list[str]) -> None:
     SIGTERM ends it as Ctrl-C does: what is done stands in the tables, and the status is 130.
     """
     if MERGE.value and OUTPUT.value:
-        if given := [f"--{flag.name}" for flag in ALONE if flag.present]:
-            raise InputError(
-                f"--merge predicts nothing: leave out {', '.join(given)}, the shares tell all but --output"
-            )
-        return merge_shares(user_path(OUTPUT.value, "--output"), overwrite=OVERWRITE.value)
+        check_beside_merge(RECORDED)
+        return merge_shards(user_path(OUTPUT.value, "--output"), overwrite=OVERWRITE.value)
     for flag in (RUN, INPUT, OUTPUT):
         if not flag.value:
             raise InputError(f"--{flag.name} is empty: give --run=RUN_FOLDER --input=SCANS --output=FOLDER")

@@ -2,7 +2,7 @@
 
     python -m experiments.ablation --study=reproduce:cpu --output=runs/reproduce
 
-The studies are in `studies.py`. The same command goes on with what is not finished. `--cell=i/n` runs one of n shares,
+The studies are in `studies.py`. The same command goes on with what is not finished. `--cell=i/n` runs one of n shards,
 for job arrays (`ablation.slurm`); `--tables` runs nothing and writes the tables anew, from finished runs or, where
 there are none, from `scores.csv` and `runs.csv`.
 """
@@ -23,7 +23,7 @@ from brainseg_jax.errors import InputError
 from brainseg_jax.runs.run_folder import check_folder
 from brainseg_jax.shards import parse_shard
 from experiments.panel import draw_study_panel
-from experiments.running import DONE, ELSEWHERE, FAILED, LEFT, RUNNING, Grid, report_failures, run_all, shard
+from experiments.running import DONE, ELSEWHERE, FAILED, LEFT, RUNNING, Grid, jobs_of_shard, report_failures, run_all
 from experiments.splits import write_splits
 from experiments.studies import Budget, Job, config_of, jobs, parse_study
 from experiments.tables import SCORES, collect, write_tables
@@ -31,7 +31,7 @@ from experiments.tables import SCORES, collect, write_tables
 STUDY = flags.DEFINE_string("study", None, "NAME or NAME:SCALE, see studies.py.")
 OUTPUT = flags.DEFINE_string("output", None, "Folder of the study.")
 SOURCE = flags.DEFINE_string("source", None, "Of the data, as --config.data.source; by default that of the budget.")
-CELL = flags.DEFINE_string("cell", "0/1", "i/n: run the i-th of n shares of the cells, from 0.")
+CELL = flags.DEFINE_string("cell", "0/1", "i/n: run the i-th of n shards of the cells, from 0.")
 TABLES = flags.DEFINE_bool("tables", False, "Run nothing; write the tables of what is finished.")
 
 
@@ -42,7 +42,7 @@ def main(_: list[str]) -> None:
     check_folder(output, "--output")
     if not jax.config.jax_compilation_cache_dir:  # of this host alone: another may have other instructions
         jax.config.update("jax_compilation_cache_dir", str(output / "compiled" / socket.gethostname()))
-    number, of = parse_shard(CELL.value, "--cell")
+    shard = parse_shard(CELL.value, "--cell")
     source = SOURCE.value
     if source and Path(source).expanduser().exists():
         source = str(Path(source).expanduser().absolute())
@@ -53,7 +53,7 @@ def main(_: list[str]) -> None:
     grid = Grid(study, budget, output, source, everything)
     failed = 0
     if not TABLES.value:
-        grid.jobs = shard(everything, grid.base_of, number, of)
+        grid.jobs = jobs_of_shard(everything, grid.base_of, shard)
         with View(grid) as view:
             run_all(grid, view.show)
         failed = report_failures(grid)
@@ -89,7 +89,7 @@ class View:
 
     def __init__(self, grid: Grid):
         """Shows nothing yet."""
-        self._grid, self._console, self._said = grid, Console(highlight=False), dict(grid.states)
+        self._grid, self._console, self._shown = grid, Console(highlight=False), dict(grid.states)
         self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
 
     def __enter__(self) -> "View":
@@ -110,8 +110,8 @@ class View:
             self._live.update(self._table(), refresh=True)
             return
         for name, state in self._grid.states.items():
-            if state != self._said[name]:
-                self._said[name] = state
+            if state != self._shown[name]:
+                self._shown[name] = state
                 self._console.print(f"{self._counts()}: {name} {state}", soft_wrap=True)
 
     def _counts(self) -> str:
@@ -121,16 +121,21 @@ class View:
     def _table(self) -> Table:
         table = Table("cell", "done", "now", LEFT, FAILED, title=self._counts())
         for cell in self._grid.study.cells:
-            own = [job for job in self._grid.jobs if job.cell == cell]
-            if not own:
+            of_cell = [job for job in self._grid.jobs if job.cell == cell]
+            if not of_cell:
                 continue
-            states = [self._grid.states[job.name] for job in own]
+            states = [self._grid.states[job.name] for job in of_cell]
             now = [
                 f"fold {job.fold}, seed {job.seed}: {self._grid.progress(job)}"
-                for job, state in zip(own, states, strict=True)
+                for job, state in zip(of_cell, states, strict=True)
                 if state in (RUNNING, ELSEWHERE)
             ]
-            counts = (f"{states.count(DONE)} of {len(own)}", "\n".join(now), states.count(LEFT), states.count(FAILED))
+            counts = (
+                f"{states.count(DONE)} of {len(of_cell)}",
+                "\n".join(now),
+                states.count(LEFT),
+                states.count(FAILED),
+            )
             table.add_row(cell.words, *(str(value or "") for value in counts))
         return table
 

@@ -21,6 +21,7 @@ from brainseg_jax.evaluation.scores import write_json
 from brainseg_jax.runs.journal import read_rows
 from brainseg_jax.runs.run_folder import MAY_CHANGE, flatten
 from brainseg_jax.runs.trained import read_json
+from brainseg_jax.shards import Shard
 from experiments.splits import path_of
 from experiments.studies import Budget, Job, Study, config_of, settings_of
 
@@ -40,7 +41,7 @@ class Grid:
       source: of the data, or None for the config's.
       jobs: those of this process, in order.
       states: of each job, by name.
-      reasons: the last line of what a failed job said, by name.
+      reasons: the last line of a failed job's output, by name.
     """
 
     study: Study
@@ -60,7 +61,7 @@ class Grid:
         return self.output / "runs" / job.name
 
     def log_of(self, job: Job) -> Path:
-        """What the job's process said."""
+        """The output of the job's process."""
         return self.output / "logs" / f"{job.name.replace('/', '_')}.log"
 
     def base_of(self, job: Job) -> Job:
@@ -108,11 +109,10 @@ class Grid:
         ]
 
 
-def shard(jobs: list[Job], base_of: Callable[[Job], Job], number: int, of: int) -> list[Job]:
-    """Every `of`-th job from `number` on; what scores a checkpoint goes with the training that makes it."""
-    bases = list(dict.fromkeys(base_of(job) for job in jobs))
-    own = set(bases[number::of])
-    return [job for job in jobs if base_of(job) in own]
+def jobs_of_shard(jobs: list[Job], base_of: Callable[[Job], Job], shard: Shard) -> list[Job]:
+    """The jobs of a shard of the trainings; what scores a checkpoint goes with the training that makes it."""
+    bases = set(shard.of(list(dict.fromkeys(base_of(job) for job in jobs))))
+    return [job for job in jobs if base_of(job) in bases]
 
 
 def run_all(grid: Grid, show: Callable[[], None]) -> None:
@@ -164,16 +164,16 @@ def _run(grid: Grid, job: Job, stop: list[str], show: Callable[[], None]) -> Non
             start_new_session=True,  # a Ctrl-C comes to this process, which passes on one signal
             preexec_fn=_end_with_parent if sys.platform == "linux" else None,
         )
-        told = False
+        signalled = False
         while True:
             show()
             try:
                 status = process.wait(timeout=1.0)
                 break
             except subprocess.TimeoutExpired:
-                if stop and not told:
+                if stop and not signalled:
                     process.send_signal(signal.SIGTERM)
-                    told = True
+                    signalled = True
     words = log.read_text(errors="replace").strip()
     in_use = status == 2 and IN_USE in words
     if run.exists() and not in_use:
@@ -182,8 +182,9 @@ def _run(grid: Grid, job: Job, stop: list[str], show: Callable[[], None]) -> Non
         grid.states[job.name] = LEFT
     else:
         grid.states[job.name] = DONE if status == 0 else ELSEWHERE if in_use else FAILED
-        said = [line for line in words.splitlines() if line.startswith("error: ")] or words.splitlines() or ["no word"]
-        grid.reasons[job.name] = f"exit status {status}: {said[-1]} ({log})"
+        lines = words.splitlines()
+        errors = [line for line in lines if line.startswith("error: ")] or lines or ["no output"]
+        grid.reasons[job.name] = f"exit status {status}: {errors[-1]} ({log})"
     if stop:
         raise TrainingStopped(f"stopped by {stop[0]}; the same command goes on from what is finished")
 

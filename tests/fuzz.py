@@ -36,12 +36,12 @@ import nibabel as nib
 import numpy as np
 from mutations import mutate_bytes, mutate_dicom, mutate_gzip, mutate_nifti, mutate_png, mutate_tiff, mutate_zip
 from PIL import Image
+from scored import read_masks
 
 from brainseg_jax.data.validation import read_source
 from brainseg_jax.errors import InputError
 from brainseg_jax.scans.description import LGG
 from brainseg_jax.scans.find import find_scans
-from brainseg_jax.scans.masks import read_masks
 from brainseg_jax.scans.scan import MASK
 
 MOST_MEMORY = 256 * 2**20  # bytes that one trial may take beyond what was taken before; the whole files have 0.2 MB

@@ -20,11 +20,11 @@ from conftest import xla_flags
 
 from brainseg_jax.config import check_config
 from brainseg_jax.errors import InputError, TrainingStopped
-from brainseg_jax.shards import parse_shard
+from brainseg_jax.shards import Shard, parse_shard
 from experiments import running
 from experiments.by_slice import case_of, deal, part_of, split_by_slice, torn
 from experiments.cell import rescore
-from experiments.running import DONE, ELSEWHERE, FAILED, LEFT, Grid, report_failures, run_all, shard
+from experiments.running import DONE, ELSEWHERE, FAILED, LEFT, Grid, jobs_of_shard, report_failures, run_all
 from experiments.splits import split_of
 from experiments.studies import FOLDS, STUDIES, Budget, Cell, Job, Study, config_of, jobs, parse_study
 
@@ -77,15 +77,15 @@ def test_a_share_that_is_none(text):
         parse_shard(text, "--cell")
 
 
-def test_shares_cover_each_cell_once_and_keep_a_checkpoint_with_its_scoring():
+def test_shards_cover_each_cell_once_and_keep_a_checkpoint_with_its_scoring():
     study, budget = parse_study("recipe:cpu")
     everything = list(jobs(study, budget))
     base_of = Grid(study, budget, Path("nowhere"), None, everything).base_of
     for of in (1, 4, 7, len(everything)):
-        shares = [shard(everything, base_of, number, of) for number in range(of)]
-        assert Counter(job for share in shares for job in share) == Counter(everything)
-        for share in shares:
-            assert {base_of(job) for job in share} <= set(share)
+        shards = [jobs_of_shard(everything, base_of, Shard(index, of)) for index in range(of)]
+        assert Counter(job for shard in shards for job in shard) == Counter(everything)
+        for shard in shards:
+            assert {base_of(job) for job in shard} <= set(shard)
 
 
 def test_splits_test_everybody_once_on_the_same_patients(cohort):

@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from conftest import call_predict, once
+from scored import score_runs
 
 from brainseg_jax.config import default_config
 from brainseg_jax.data.phantom_cohort import write_phantom_cohort
@@ -15,7 +16,6 @@ from brainseg_jax.data.prepare_source import prepare
 from brainseg_jax.data.prepared import read_summary
 from brainseg_jax.errors import InputError
 from brainseg_jax.evaluation.scores import read_table
-from brainseg_jax.runs.comparison import score_runs
 from brainseg_jax.runs.trained import load_trained
 from brainseg_jax.training.loop import train
 

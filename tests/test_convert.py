@@ -8,9 +8,9 @@ import jax
 import numpy as np
 import pytest
 from published_weights import published_state_dict
+from scored import score_runs
 
 from brainseg_jax.errors import InputError
-from brainseg_jax.runs.comparison import score_runs
 from brainseg_jax.runs.trained import load_trained
 from brainseg_jax.sharing import published
 from brainseg_jax.training.experiment import build_experiment

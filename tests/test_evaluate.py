@@ -13,11 +13,11 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 from PIL import Image
+from scored import score_folders, score_runs
 
 from brainseg_jax import evaluate
 from brainseg_jax.errors import InputError
-from brainseg_jax.evaluation.folders import score_folders
-from brainseg_jax.runs.comparison import names_of, score_runs
+from brainseg_jax.runs.comparison import names_of
 from brainseg_jax.scans.description import LGG, Target
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
@@ -197,11 +197,7 @@ def test_names_tell_runs_apart(tmp_path):
         ({"run": ["a"], "tolerance": -1.0}, r"--tolerance=-1\.0: give a length from 0"),
         ({"run": ["a"], "output": ""}, "--output is empty"),
         ({"run": ["a"], "shard": "2/2"}, "--shard=2/2: give i/n with i from 0"),
-        (
-            {"merge": True, "run": ["a"], "shard": "0/2"},
-            "--merge scores nothing: leave out --run, --shard, the shares tell",
-        ),
-        ({"merge": True}, "no share in out/shards; make them by --shard=0/N"),
+        ({"merge": True}, "no shard of evaluate in out/shards; run evaluate with --shard=0/N"),
         ({"run": ["a"], "output": __file__}, "is a file; give a folder"),
         ({"predictions": "nowhere", "truth": "nowhere"}, "nowhere: no such folder"),
     ],
@@ -211,6 +207,16 @@ def test_what_cannot_be_used_is_said(tmp_path, monkeypatch, values, words):
     with pytest.raises(InputError, match=words):
         call(**{"output": "out", **values})
     assert not (tmp_path / "out").exists()
+
+
+def test_flags_that_a_merge_does_not_take(tmp_path):
+    """Also where the value that is given is the default."""
+    flags.FLAGS(["evaluate"], known_only=True)
+    with flagsaver.flagsaver(), pytest.raises(InputError) as refused:
+        flags.FLAGS(["evaluate", "--merge", f"--output={tmp_path}", "--run=r", "--part=test", "--shard=0/2"])
+        evaluate.main([])
+    words = "--merge: leave out --run, --part, --shard; the shards already record these settings"
+    assert str(refused.value) == words
 
 
 def test_a_run_is_not_written_over(trained_run):

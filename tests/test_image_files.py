@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scored import read_masks
 
 from brainseg_jax.errors import InputError
 from brainseg_jax.scans.images import read_image
-from brainseg_jax.scans.masks import read_masks
 from brainseg_jax.scans.slices import SliceSource, stack_slices
 
 GRAY = np.arange(240, dtype=np.uint8).reshape(15, 16)

@@ -3,10 +3,9 @@
 import nibabel as nib
 import numpy as np
 import pytest
+from scored import read_masks, score_folders
 
 from brainseg_jax.errors import InputError
-from brainseg_jax.evaluation.folders import score_folders
-from brainseg_jax.scans.masks import read_masks
 
 SHAPE = (12, 10, 6)
 AFFINE = np.array([[-1.0, 0, 0, 40], [0, -1, 0, 30], [0, 0, 5, -20], [0, 0, 0, 1]])

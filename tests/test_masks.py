@@ -4,9 +4,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
+from scored import read_masks
 
 from brainseg_jax.errors import InputError
-from brainseg_jax.scans.masks import read_masks
 
 
 def write(path, mask):

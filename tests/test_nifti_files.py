@@ -6,11 +6,11 @@ import struct
 import nibabel as nib
 import numpy as np
 import pytest
+from scored import read_masks
 
 from brainseg_jax.errors import InputError
 from brainseg_jax.scans.description import LGG
 from brainseg_jax.scans.find import find_scans
-from brainseg_jax.scans.masks import read_masks
 from brainseg_jax.scans.nifti_file import is_image_of_pair, is_nifti, open_nifti, stem
 from brainseg_jax.scans.scan import MASK
 

@@ -23,12 +23,12 @@ import numpy as np
 import pytest
 from conftest import call_predict, once
 from PIL import Image
+from scored import score_runs
 
 from brainseg_jax.data.lgg import prepare
 from brainseg_jax.data.phantom import write_phantom
 from brainseg_jax.evaluation.scores import read_table
 from brainseg_jax.inference.postprocess import PostProcess
-from brainseg_jax.runs.comparison import score_runs
 from brainseg_jax.runs.evaluation import build_evaluation
 from brainseg_jax.runs.trained import load_trained
 

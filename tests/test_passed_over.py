@@ -4,12 +4,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
+from scored import read_masks, score_folders
 
 from brainseg_jax.data.source import list_cases
 from brainseg_jax.errors import InputError
-from brainseg_jax.evaluation.folders import score_folders
 from brainseg_jax.scans import walk
-from brainseg_jax.scans.masks import read_masks
 
 CASE, OTHER = "TCGA_DU_0001_19990101", "TCGA_HT_5010_19960909"
 

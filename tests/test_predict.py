@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from conftest import call_predict, once
 from PIL import Image
+from scored import read_masks
 
 from brainseg_jax.data.canvas import Canvas
 from brainseg_jax.inference.ensemble import Ensemble, combine
 from brainseg_jax.prediction.results import Wanted
 from brainseg_jax.runs.evaluation import build_evaluation
 from brainseg_jax.runs.trained import load_trained
-from brainseg_jax.scans.masks import read_masks
 from brainseg_jax.scans.scan import Scan
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from conftest import call_predict
 from PIL import Image
+from scored import read_masks
 
 from brainseg_jax.errors import InputError, PartlyDone
 from brainseg_jax.prediction.results import Wanted
-from brainseg_jax.scans.masks import read_masks
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 
@@ -107,7 +107,7 @@ def test_nothing_is_written_over_unless_it_is_asked(case, trained_run, tmp_path)
     for path in (tmp_path / "out").iterdir():
         path.write_text("mine")
     with pytest.raises(
-        InputError, match=r"predictions.csv and 2 more of the results: there already; give another --out"
+        InputError, match=r"predictions.csv and 2 more of the results already exist; give another --out"
     ):
         call_predict(trained_run[0], scan, tmp_path / "out")
     assert all(path.read_text() == "mine" for path in (tmp_path / "out").iterdir())

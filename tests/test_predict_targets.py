@@ -237,5 +237,5 @@ def test_results_by_hand_and_files_that_are_there(tmp_path):
     assert [row["area"] for row in written.slices if row["target"] == "core"] == [0, 0, 0, 0, 10, 0]
     labels = np.asarray(nib.load(tmp_path / "out" / "P1_pred.nii.gz").dataobj)
     assert ((labels == 2).sum(), (labels == 7).sum(), (labels > 0).sum()) == (3, 5, 8)
-    with pytest.raises(InputError, match=r"P1_probability.nii.gz and 2 more of the results: there already"):
+    with pytest.raises(InputError, match=r"P1_probability.nii.gz and 2 more of the results already exist"):
         check_free([source], description, tmp_path / "out", wanted)

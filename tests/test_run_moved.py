@@ -13,6 +13,7 @@ import pytest
 import tensorflow_datasets as tfds
 from absl import flags
 from absl.testing import flagsaver
+from scored import score_runs
 
 from brainseg_jax import evaluate
 from brainseg_jax.config import default_config
@@ -20,7 +21,6 @@ from brainseg_jax.data.lgg import prepare
 from brainseg_jax.data.splits import Split
 from brainseg_jax.errors import InputError, TrainingStopped
 from brainseg_jax.evaluation.assessment import Assessor
-from brainseg_jax.runs.comparison import score_runs
 from brainseg_jax.runs.data import find_data
 from brainseg_jax.runs.run_folder import claim_run_folder
 from brainseg_jax.scans.description import LGG
@@ -145,7 +145,7 @@ def test_results_of_evaluate_are_not_replaced_without_being_asked(tmp_path, monk
         flags.FLAGS(["evaluate"])
     (tmp_path / "report.html").write_text("before")
     values = {"predictions": "nowhere", "truth": "nowhere", "output": str(tmp_path)}
-    with flagsaver.flagsaver(**values), pytest.raises(InputError, match=r"report\.html: there already; .*--overwrite"):
+    with flagsaver.flagsaver(**values), pytest.raises(InputError, match=r"report\.html already exists; .*--overwrite"):
         evaluate.main([])
     with flagsaver.flagsaver(**values, overwrite=True), pytest.raises(InputError, match="nowhere: no such folder"):
         evaluate.main([])

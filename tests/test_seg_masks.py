@@ -10,10 +10,9 @@ hd = pytest.importorskip("highdicom")
 from pydicom.dataset import FileDataset, FileMetaDataset  # noqa: E402
 from pydicom.sr.codedict import codes  # noqa: E402
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid  # noqa: E402
+from scored import read_masks, score_folders  # noqa: E402
 
 from brainseg_jax.errors import InputError  # noqa: E402
-from brainseg_jax.evaluation.folders import score_folders  # noqa: E402
-from brainseg_jax.scans.masks import read_masks  # noqa: E402
 
 SLICES, ROWS, COLUMNS = 8, 12, 10
 AXIAL, SAGITTAL = (1, 0, 0, 0, 1, 0), (0, 1, 0, 0, 0, -1)

@@ -5,12 +5,11 @@ import numpy as np
 import pydicom
 import pytest
 from dicom_series import read_series, source_of, write_series
+from scored import read_masks, score_folders
 
 from brainseg_jax.errors import InputError
-from brainseg_jax.evaluation.folders import score_folders
 from brainseg_jax.prediction.results import Wanted, check_free
 from brainseg_jax.scans.description import LGG
-from brainseg_jax.scans.masks import read_masks
 from brainseg_jax.scans.scan import MASK
 from brainseg_jax.scans.seg_file import _indices
 
@@ -96,5 +95,5 @@ def test_a_nifti_mask_in_the_place_of_a_fallback_is_not_lost_without_a_word(tmp_
     check_free([source], LGG, tmp_path / "out", Wanted())
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "P1_pred.nii.gz").write_text("a mask")
-    with pytest.raises(InputError, match=r"P1_pred.nii.gz: there already"):
+    with pytest.raises(InputError, match=r"P1_pred.nii.gz already exists"):
         check_free([source], LGG, tmp_path / "out", Wanted())

@@ -11,13 +11,13 @@ import pytest
 from conftest import call_predict as call
 from dicom_series import AXIAL, FRAME, STUDY, in_order, read_segmentation, read_series, write_series
 from pydicom.uid import generate_uid
+from scored import read_masks
 from test_predict import dice, from_slices, read_case  # noqa: F401
 
 from brainseg_jax.errors import InputError, PartlyDone
 from brainseg_jax.prediction.results import Wanted
 from brainseg_jax.scans.description import LGG
 from brainseg_jax.scans.find import find_scans
-from brainseg_jax.scans.masks import read_masks
 from brainseg_jax.scans.scan import MASK, STAND_IN
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")

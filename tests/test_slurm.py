@@ -38,7 +38,7 @@ def test_scripts_are_bash_and_their_options_come_first(script):
 def test_what_a_script_needs_is_asked_for(tmp_path):
     done = run_script("train.slurm", cwd=tmp_path, CONFIG="configs/unet_dice.py")
     assert done.returncode == 1 and "WORKDIR: name a folder that all nodes share" in done.stderr
-    done = run_script("shares.slurm", cwd=tmp_path)
+    done = run_script("shards.slurm", cwd=tmp_path)
     assert done.returncode == 1 and "predict or evaluate" in done.stderr
 
 
@@ -52,7 +52,7 @@ def save_masks(folder, shift):
 
 @pytest.fixture(params=["evaluate", "predict"])
 def command(request, tmp_path):
-    """A command that can be shared out, without its output, and the files that it leaves."""
+    """A command that has shards, without its output, and the files that it leaves."""
     if request.param == "evaluate":
         save_masks(tmp_path / "predicted", 1)
         save_masks(tmp_path / "truth", 0)
@@ -67,15 +67,15 @@ def command(request, tmp_path):
 
 
 @pytest.mark.slow
-def test_shares_of_an_array_are_merged_to_the_results_of_one_process(command, tmp_path):
+def test_shards_of_an_array_are_merged_to_the_results_of_one_process(command, tmp_path):
     (name, *flags), files = command
     together, alone = (f"--output={tmp_path / place}" for place in ("together", "alone"))
     for index in range(2):
         array = {"SLURM_ARRAY_TASK_ID": str(index), "SLURM_ARRAY_TASK_COUNT": "2"}
-        done = run_script("shares.slurm", name, *flags, together, cwd=tmp_path, **array)
+        done = run_script("shards.slurm", name, *flags, together, cwd=tmp_path, **array)
         assert done.returncode == 0, done.stderr
     for given in (("--merge", together), (*flags, alone)):
-        done = run_script("shares.slurm", name, *given, cwd=tmp_path)
+        done = run_script("shards.slurm", name, *given, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     left = [sorted(path.name for path in (tmp_path / place).rglob("*")) for place in ("together", "alone")]
     assert left[0] == left[1] and set(files) <= set(left[0])

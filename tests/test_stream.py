@@ -39,6 +39,7 @@ class FakeSource(Source):
 
     at: str = ""
     fails: BaseException | None = None
+    paths = ()
 
     def read(self):
         if self.at == "read":

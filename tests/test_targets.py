@@ -5,11 +5,11 @@ import json
 import nibabel as nib
 import numpy as np
 import pytest
+from scored import score_folders
 from test_evaluate import call
 
 from brainseg_jax.errors import InputError
 from brainseg_jax.evaluation import case_pictures
-from brainseg_jax.evaluation.folders import score_folders
 from brainseg_jax.evaluation.scores import read_table
 from brainseg_jax.evaluation.targets import parse_targets, read_dataset_json
 

@@ -12,13 +12,12 @@ from absl import logging
 from brainseg_jax.data.ahead import map_ahead
 from brainseg_jax.data.source import CASE_NAME
 from brainseg_jax.errors import InputError
-from brainseg_jax.evaluation.case_pictures import CasePictures, draw_case, slice_step
-from brainseg_jax.evaluation.records import CaseScores, Scoring, collect
+from brainseg_jax.evaluation.case_pictures import draw_case, slice_step
+from brainseg_jax.evaluation.records import CaseScores, Scoring, Work
 from brainseg_jax.evaluation.targets import Meaning, describe_masks, find_naming
 from brainseg_jax.evaluation.views import Scored
 from brainseg_jax.evaluation.volumes import score_targets
 from brainseg_jax.scans.masks import Mask, MaskFiles, MaskInfo, describe_faults, find_masks
-from brainseg_jax.shards import WHOLE, Shard
 
 
 class _Survey(NamedTuple):
@@ -41,32 +40,18 @@ class _Survey(NamedTuple):
     slices: int
 
 
-def score_folders(
-    predictions: Path, truth: Path, *, tolerance: float, targets: str = ""
-) -> tuple[Scored, list[CasePictures]]:
-    """Scores every case of two folders, and holds the pictures of all in memory; arguments: see `begin_folders`.
-
-    Returns:
-      what a report needs, and the cases with outlines but no scan.
-    """
-    (scored,), cases = collect([begin_folders(predictions, truth, tolerance=tolerance, targets=targets)])
-    return scored, cases
-
-
-def begin_folders(
-    predictions: Path, truth: Path, *, tolerance: float, targets: str = "", shard: Shard = WHOLE
-) -> Scoring:
+def begin_folders(predictions: Path, truth: Path, *, tolerance: float, targets: str = "") -> Work:
     """Reads every case of two folders that hold the same cases once, and prepares to score them one by one.
 
     Distances are in mm where the spacing of every case is known, else in voxels for all, as one mean is made of them.
-    Memory holds a case at a time: each is read again when it is scored.
+    So every shard of an evaluation reads all masks once before it scores its own cases. Memory holds a case at a time:
+    each is read again when it is scored.
 
     Args:
       predictions: see `find_masks`.
       truth: see `find_masks`.
       tolerance: of surface Dice, in mm or in voxels.
       targets: names and labels, see `targets.parse_targets`; "": those of a `dataset.json` or of the values.
-      shard: of the cases, which one is scored; all are read.
 
     Raises:
       InputError: a folder or the targets cannot be used; or cases are missing in one, hold labels that are not known,
@@ -74,13 +59,13 @@ def begin_folders(
     """
     naming = find_naming(truth, targets)
     files = find_masks(predictions), find_masks(truth)
-    found = list(map_ahead(partial(_survey, *files), sorted(files[0].keys() | files[1].keys())))
-    _check_readable(found, predictions, truth)
-    predicted = {one.case: one.predicted for one in found if one.predicted}
-    true = {one.case: one.true for one in found if one.true}
+    surveys = list(map_ahead(partial(_survey, *files), sorted(files[0].keys() | files[1].keys())))
+    _check_readable(surveys, predictions, truth)
+    predicted = {one.case: one.predicted for one in surveys if one.predicted}
+    true = {one.case: one.true for one in surveys if one.true}
     _report_notes([*predicted.values(), *true.values()])
     meaning = describe_masks(true, predicted, naming)
-    _check(found, meaning, predictions, truth)
+    _check(surveys, meaning, predictions, truth)
     without = [case for case, mask in true.items() if mask.spacing is None]
     if without and len(without) < len(true):
         logging.warning("no spacing is known of %s, so distances are in voxels for all cases", ", ".join(without))
@@ -89,37 +74,42 @@ def begin_folders(
         facts["Targets named by"] = naming.source
     if meaning.description.ignore is not None:
         facts["Not scored"] = f"voxels of label {meaning.description.ignore}"
-    score = partial(
+    score_case = partial(
         _score,
         meaning=meaning,
         in_mm=not without,
         tolerance=tolerance,
-        step=slice_step(sum(one.slices for one in found)),
+        step=slice_step(sum(one.slices for one in surveys)),
         named=all(CASE_NAME.fullmatch(case) for case in true),
     )
-    return Scoring(
+    of_case = {one.case: one for one in surveys}
+    scoring = Scoring(
         run=Scored(predictions.absolute().name, [], facts, description=meaning.description),
         cases=tuple(true),
-        data=_fingerprint(predicted, true),
-        scores=(score(one, *_read_again(one, *files)) for one in shard.of(found)),
+        score=lambda cases: (score_case(of_case[case], *_read_again(of_case[case], *files)) for case in cases),
     )
+    version = {
+        "masks": {case: _digest(predicted[case], true[case]) for case in true},
+        "meaning of the labels": meaning.description.to_json(),
+    }
+    return Work(version, iter([scoring]))
 
 
-def _check_readable(found: list[_Survey], *folders: Path) -> None:
+def _check_readable(surveys: list[_Survey], *folders: Path) -> None:
     """Raises InputError where a mask of one of the folders cannot be read; all are listed."""
     words = []
     for k, folder in enumerate(folders):
-        if faults := [one.unusable[k] for one in found if one.unusable[k]]:
+        if faults := [one.unusable[k] for one in surveys if one.unusable[k]]:
             words.append(describe_faults(folder, faults))
     if words:
         raise InputError("\n".join(words))
 
 
-def _check(found: list[_Survey], meaning: Meaning, predictions: Path, truth: Path) -> None:
+def _check(surveys: list[_Survey], meaning: Meaning, predictions: Path, truth: Path) -> None:
     """Raises InputError where the folders cannot be compared, with everything that is in the way."""
-    faults = [f"  {one.case}: in {truth} only" for one in found if not one.predicted]
-    faults += [f"  {one.case}: in {predictions} only" for one in found if not one.true]
-    faults += [f"  {one.case}: {fault}" for one in found for fault in one.faults]
+    faults = [f"  {one.case}: in {truth} only" for one in surveys if not one.predicted]
+    faults += [f"  {one.case}: in {predictions} only" for one in surveys if not one.true]
+    faults += [f"  {one.case}: {fault}" for one in surveys for fault in one.faults]
     faults += [f"  {fault}" for fault in meaning.faults]
     if faults:
         labels = " or with the same labels" if meaning.faults else ""
@@ -197,10 +187,10 @@ def _score(
     return CaseScores(one.case, [known | row for row in rows], {}, pictures)
 
 
-def _fingerprint(predicted: dict[str, MaskInfo], true: dict[str, MaskInfo]) -> str:
-    """Names the masks of both folders: another voxel, case or spacing gives another one."""
-    known = [(case, mask.spacing, mask.checksum) for masks in (predicted, true) for case, mask in masks.items()]
-    return hashlib.sha256(repr(known).encode(errors="surrogateescape")).hexdigest()
+def _digest(predicted: MaskInfo, true: MaskInfo) -> str:
+    """Identifies the masks of a case: another voxel or spacing gives another one."""
+    known = [(mask.spacing, mask.checksum) for mask in (predicted, true)]
+    return hashlib.sha256(repr(known).encode()).hexdigest()[:12]
 
 
 def _report_notes(masks: list[MaskInfo]) -> None:

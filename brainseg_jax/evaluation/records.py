@@ -1,23 +1,21 @@
 """What is known of each case of a report, on disk: memory holds the scores of all cases, and the pictures of one.
 
-A file of records is JSON, a value a line: what its writer says of the file, and for each run a line of the run and two
-lines a case: the scores, and the pictures; at the end how many cases there are.
+A file of records is JSON, a value a line: for each run a line of the run and two lines a case, the scores and the
+pictures; at the end the number of runs. In the file of a shard the header of `shards` precedes them.
 """
 
 import dataclasses
-import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from brainseg_jax.errors import InputError
 from brainseg_jax.evaluation.calibration import Calibration, combine_targets
 from brainseg_jax.evaluation.case_pictures import CasePictures, Outlines, Overlay
 from brainseg_jax.evaluation.views import Scored
-from brainseg_jax.files import explain
 from brainseg_jax.scans.description import Description
+from brainseg_jax.shards import Shard, write_line
 
 
 class CaseScores(NamedTuple):
@@ -41,112 +39,139 @@ class Scoring(NamedTuple):
 
     Attributes:
       run: what a report needs of it, still without rows and calibrations.
-      cases: of the report, in its order, also those that another share scores.
-      data: names the version of what is scored.
-      scores: of the cases of this share, in any order; they are made as they are taken.
+      cases: of the report, in its order.
+      score: scores some of the cases, in any order; each is scored as it is taken.
     """
 
     run: Scored
     cases: tuple[str, ...]
-    data: str
-    scores: Iterable[CaseScores]
+    score: Callable[[Sequence[str]], Iterable[CaseScores]]
 
 
-class _Found(NamedTuple):
-    """A case in a file: rows, calibrations, and where its pictures begin."""
+class Work(NamedTuple):
+    """What an evaluation scores.
+
+    Attributes:
+      version: identifies it, content for JSON; another mask, weight or split gives another one.
+      scorings: one of each run; they are made one after the other, so that memory holds the data of one.
+    """
+
+    version: dict
+    scorings: Iterator[Scoring]
+
+
+class StoredCase(NamedTuple):
+    """A case in a file: rows, calibrations, and the offset of its pictures."""
 
     rows: list[dict]
     calibrations: dict[str, Calibration]
-    start: int
+    offset: int
 
 
 class RunRecords(NamedTuple):
-    """What a file holds of one run: see `Scoring`; `found` by name of the case."""
+    """What a file holds of one run: see `Scoring`; `stored` by name of the case."""
 
     run: dict
     cases: tuple[str, ...]
-    data: str
-    found: dict[str, _Found]
+    stored: dict[str, StoredCase]
 
 
 class Records(NamedTuple):
-    """The content of a file: what its writer says of it, and its runs; pictures are read from it while it is open."""
+    """The content of a file.
 
-    about: dict
+    Attributes:
+      runs: in the order of the report.
+      file: pictures are read from it while it is open.
+      end: offset after the last case that is whole.
+      done: whether all cases of all runs are in it.
+    """
+
     runs: list[RunRecords]
     file: BinaryIO
+    end: int
+    done: bool
 
 
-def write_records(file: BinaryIO, scorings: Iterable[Scoring], about: dict) -> int:
-    """Scores the cases and writes each as soon as it is scored.
+def write_records(file: BinaryIO, scorings: Iterable[Scoring], shard: Shard, records: Records) -> int:
+    """Scores the cases of a shard that the file does not hold yet, and writes each as soon as it is scored.
 
     Args:
-      file: empty.
-      scorings: a run each; one or more, taken one after the other.
-      about: what is said of the file.
+      file: open for reading and writing.
+      scorings: of each run; one or more, taken one after the other.
+      shard: of the cases.
+      records: what the file holds; what follows the last whole case is cut off.
 
     Returns:
-      how many cases of each run there are.
+      how many cases were scored, those of each run counted.
 
     Raises:
       InputError: the file cannot be written, or what scores a case raises it.
     """
-    _write(file, about)
-    count = 0
-    for scoring in scorings:
-        run = dataclasses.asdict(scoring.run) | {"description": scoring.run.description.to_json()}
-        _write(file, {"run": run, "cases": scoring.cases, "data": scoring.data})
-        count = 0
-        for one in scoring.scores:
+    file.seek(records.end)
+    file.truncate()
+    count = number = 0
+    for number, scoring in enumerate(scorings, start=1):
+        known = number <= len(records.runs)
+        if not known:
+            run = dataclasses.asdict(scoring.run) | {"description": scoring.run.description.to_json()}
+            _write(file, {"run": run, "cases": scoring.cases})
+        stored = records.runs[number - 1].stored if known else {}
+        left = [name for name in shard.of(scoring.cases) if name not in stored]
+        for one in scoring.score(left) if left else ():
             calibrations = {target: calibration.to_json() for target, calibration in one.calibrations.items()}
             _write(file, {"case": one.name, "rows": one.rows, "calibrations": calibrations})
             _write(file, dataclasses.asdict(one.pictures))
             count += 1
-        _write(file, {"count": count})
+    _write(file, {"runs": number})
     return count
 
 
 def _write(file: BinaryIO, value: dict) -> None:
-    line = json.dumps(value, default=np.generic.item).encode() + b"\n"
-    try:
-        file.write(line)
-        file.flush()
-    except OSError as error:
-        raise InputError(f"the scores of the cases cannot be written ({explain(error)})") from error
+    write_line(file, value, default=np.generic.item)
 
 
-def read_records(file: BinaryIO) -> Records:
-    """Reads everything but the pictures.
+def read_records(file: BinaryIO, shard: Shard) -> Records:
+    """Reads everything but the pictures, from the current offset on; what a kill cut off at the end is left out.
 
     Raises:
-      ValueError: it is no file of records, or not the whole of one.
+      ValueError: it is no file of records, or one of other cases than those of the shard.
     """
-    file.seek(0)
+    runs, end, done = [], file.tell(), False
     try:
-        about, runs, found, whole = json.loads(file.readline()), [], {}, True
-        while line := file.readline():
+        while (line := file.readline()).endswith(b"\n"):
             value = json.loads(line)
+            if done:
+                raise ValueError("lines after its end")
             if "run" in value:
-                if not whole:
-                    raise ValueError("a case is missing")
-                found, whole = {}, False
-                runs.append(RunRecords(value["run"], tuple(value["cases"]), value["data"], found))
-            elif "count" in value:
-                whole = value["count"] == len(found)
+                _check_complete(runs, shard)
+                runs.append(RunRecords(value["run"], tuple(value["cases"]), {}))
+            elif "runs" in value:
+                _check_complete(runs, shard)
+                if not runs or value["runs"] != len(runs):
+                    raise ValueError(f"{len(runs)} runs, {value['runs']} were written")
+                done = True
             else:
                 calibrations = {t: Calibration.from_json(content) for t, content in value["calibrations"].items()}
-                found[value["case"]] = _Found(value["rows"], calibrations, file.tell())
+                stored = StoredCase(value["rows"], calibrations, file.tell())
                 if not file.readline().endswith(b"\n"):
-                    raise ValueError("it ends within a case")
-    except (KeyError, TypeError, AttributeError) as error:
+                    break
+                if value["case"] in runs[-1].stored:
+                    raise ValueError(f"{value['case']} is in it twice")
+                runs[-1].stored[value["case"]] = stored
+            end = file.tell()
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(f"no {error} in it") from error
-    if not runs or not whole:
-        raise ValueError("its end is missing")
-    return Records(about, runs, file)
+    return Records(runs, file, end, done)
+
+
+def _check_complete(runs: list[RunRecords], shard: Shard) -> None:
+    """Raises ValueError where the last run does not have the cases of its shard."""
+    if runs and (different := set(shard.of(runs[-1].cases)) ^ runs[-1].stored.keys()):
+        raise ValueError(f"{', '.join(sorted(different)[:5])} missing, or of another shard")
 
 
 def join(parts: Sequence[Records]) -> tuple[list[Scored], "StoredPictures"]:
-    """Puts the shares of a report together.
+    """Joins the shards of a report.
 
     Args:
       parts: one or more, of the same runs; each case is in one of them.
@@ -158,11 +183,12 @@ def join(parts: Sequence[Records]) -> tuple[list[Scored], "StoredPictures"]:
     scored = []
     cases = parts[0].runs[0].cases
     for k, first in enumerate(parts[0].runs):
-        found = {name: one for part in parts for name, one in part.runs[k].found.items()}
-        own = [found[name] for name in cases]
-        calibrations = combine_targets([one.calibrations for one in own], [one.rows[0]["patient"] for one in own])
+        stored = {name: one for part in parts for name, one in part.runs[k].stored.items()}
+        ordered = [stored[name] for name in cases]
+        patients = [one.rows[0]["patient"] for one in ordered]
+        calibrations = combine_targets([one.calibrations for one in ordered], patients)
         description = Description.from_json(first.run["description"])
-        run = first.run | {"rows": [row for one in own for row in one.rows]}
+        run = first.run | {"rows": [row for one in ordered for row in one.rows]}
         scored.append(Scored(**run | {"calibrations": calibrations, "description": description}))
     return scored, StoredPictures(parts, cases)
 
@@ -172,20 +198,20 @@ class StoredPictures(Sequence[CasePictures]):
 
     def __init__(self, parts: Sequence[Records], cases: Sequence[str]) -> None:
         """See `join`."""
-        self._places = [
-            [(part.file, run.found[name].start) for run in part.runs]
+        self._offsets = [
+            [(part.file, run.stored[name].offset) for run in part.runs]
             for name in cases
             for part in parts
-            if name in part.runs[0].found
+            if name in part.runs[0].stored
         ]
 
     def __len__(self) -> int:
         """How many cases."""
-        return len(self._places)
+        return len(self._offsets)
 
     def __getitem__(self, index: int) -> CasePictures:
         """The pictures of a case; the scan is that of the first run, as it is the same in all."""
-        first, *others = (_read_pictures(file, start) for file, start in self._places[index])
+        first, *others = (_read_pictures(file, offset) for file, offset in self._offsets[index])
         return dataclasses.replace(first, overlays=first.overlays + [other.overlays[0] for other in others])
 
     def __iter__(self) -> Iterator[CasePictures]:
@@ -193,8 +219,8 @@ class StoredPictures(Sequence[CasePictures]):
         return (self[index] for index in range(len(self)))
 
 
-def _read_pictures(file: BinaryIO, start: int) -> CasePictures:
-    file.seek(start)
+def _read_pictures(file: BinaryIO, offset: int) -> CasePictures:
+    file.seek(offset)
     value = json.loads(file.readline())
     value["size"] = tuple(value["size"])
     value["truth"] = [Outlines(**one) for one in value["truth"]]
@@ -202,11 +228,3 @@ def _read_pictures(file: BinaryIO, start: int) -> CasePictures:
         Overlay(**one | {"masks": [Outlines(**mask) for mask in one["masks"]]}) for one in value["overlays"]
     ]
     return CasePictures(**value)
-
-
-def collect(scorings: Iterable[Scoring]) -> tuple[list[Scored], list[CasePictures]]:
-    """Scores all cases in memory, pictures too; `scorings` have all cases in one share."""
-    with io.BytesIO() as file:
-        write_records(file, scorings, {})
-        runs, pictures = join([read_records(file)])
-        return runs, list(pictures)

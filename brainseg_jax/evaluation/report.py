@@ -84,7 +84,7 @@ def write_report(path: Path, runs: list[Scored], cases: Sequence[CasePictures], 
         ],
         step=max(case.step for case in shown),
         has_scan=any(case.scan for case in shown),
-        configs=[(run.name, json.dumps(_without_places(run.config), indent=2)) for run in runs if run.config],
+        configs=[(run.name, json.dumps(_without_paths(run.config), indent=2)) for run in runs if run.config],
         code=code_version(),
     )
     write_whole(path, lambda part: page.dump(str(part), encoding="utf-8"))
@@ -131,7 +131,11 @@ def _first_slice(case: CasePictures) -> CasePictures:
         return [Outlines(pick(one.paths), pick(one.areas)) for one in masks]
 
     overlays = [
-        Overlay(pick_masks(one.masks), one.probability and [pick(own) for own in one.probability], pick(one.attention))
+        Overlay(
+            pick_masks(one.masks),
+            one.probability and [pick(maps) for maps in one.probability],
+            pick(one.attention),
+        )
         for one in case.overlays
     ]
     return dataclasses.replace(
@@ -139,7 +143,7 @@ def _first_slice(case: CasePictures) -> CasePictures:
     )
 
 
-def _without_places(config: dict) -> dict:
+def _without_paths(config: dict) -> dict:
     """The config without the paths of its data on this machine, which are nobody's business."""
     data = config.get("data", {})
     named = {key: Path(data[key]).name for key in ("source", "dir") if Path(data.get(key, "")).is_absolute()}

@@ -74,6 +74,11 @@ class CaseSource(Source):
         name = Path(case.name)
         return cls(case.name, name.parent, case, description, notes=notes, channels=shown)
 
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """See `Source.paths`."""
+        return tuple(path for files in self.case.images.values() for path in paths_of(files))
+
     def read(self) -> Scan:
         """See `Source.read`; the channels are read as those of the training set were."""
         volume, notes = read_case(dataclasses.replace(self.case, labels=None), self.description)

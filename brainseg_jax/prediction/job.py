@@ -11,8 +11,8 @@ from brainseg_jax.errors import InputError, PartlyDone
 from brainseg_jax.inference.ensemble import Ensemble
 from brainseg_jax.inference.postprocess import PostProcess
 from brainseg_jax.prediction.cases import find_cases, has_lgg_channels
-from brainseg_jax.prediction.results import Wanted, check_free, write_tables
-from brainseg_jax.prediction.shares import DONE, NOTHING, Share, command_of
+from brainseg_jax.prediction.results import Wanted, check_free, is_written, write_tables
+from brainseg_jax.prediction.shards import NAME, NOTHING, command_of, read_part, recording
 from brainseg_jax.prediction.stream import Outcome, predict_scans
 from brainseg_jax.runs.comparison import names_of
 from brainseg_jax.runs.run_folder import check_folder
@@ -22,7 +22,7 @@ from brainseg_jax.scans.find import Found
 from brainseg_jax.scans.patterns import Patterns
 from brainseg_jax.scans.scan import Refused
 from brainseg_jax.scans.walk import list_passed_over
-from brainseg_jax.shards import WHOLE, Shard
+from brainseg_jax.shards import ALL, Shard, ShardFile
 
 _MOST_ROWS = 20  # of the table of cases
 
@@ -36,7 +36,7 @@ def predict(
     mirror: bool | None,
     overwrite: bool,
     sequences: Patterns | None = None,
-    shard: Shard = WHOLE,
+    shard: Shard = ALL,
 ) -> Outcome:
     """Predicts scans, and writes masks and tables.
 
@@ -48,7 +48,7 @@ def predict(
       mirror: see `Ensemble`.
       overwrite: whether results that are there are replaced.
       sequences: see `find_scans`.
-      shard: which of the scans; a share that is not the whole writes its tables for `merge_shares`.
+      shard: which of the scans; one of several writes its tables for `merge_shards`.
 
     Raises:
       InputError: something given cannot be used, found before anything is written; or no scan could be read.
@@ -65,7 +65,7 @@ def predict(
     sources = shard.of(found.sources)
     print("\n".join([*(f"note: {note}" for note in notes), *table(found, scans, description)]), flush=True)
     if not shard.is_whole:
-        print(f"share {shard}: {len(sources)} of {len(found.sources)} cases", flush=True)
+        print(f"shard {shard}: {len(sources)} of {len(found.sources)} cases", flush=True)
     refused = [source.fault for source in found.sources if isinstance(source, Refused)]
     if len(refused) == len(found.sources):
         raise InputError("no scan could be predicted, so nothing was written:\n" + "\n".join(refused))
@@ -73,20 +73,30 @@ def predict(
     ensemble = Ensemble([run.network for run in trained], _posts_of_first(trained), mirror=mirror)
     if wanted.uncertainty and ensemble.members == 1:
         raise InputError("--uncertainty is the spread of several predictions: add --tta, or give several runs")
-    command = None if shard.is_whole else command_of(trained, scans, found.sources, ensemble, wanted)
-    share = Share(shard, command, output) if command else None
-    left = share.left(overwrite=overwrite) if share else NOTHING
-    if left == DONE:
-        print(f"share {shard} is done: {share.path}; --overwrite does it again, --merge joins the tables of all shares")
-        return Outcome()
-    if left == NOTHING and not overwrite:
+    outcome = Outcome()
+    if shard.is_whole:
+        file, kept = None, {}
+        writing: contextlib.AbstractContextManager = _writing_tables(outcome, output)
+    else:
+        command = command_of(trained, scans, found.sources, ensemble, wanted)
+        file = ShardFile(output, NAME, shard, command)
+        before = read_part(file, command) if not overwrite and file.exists() else NOTHING
+        kept = {
+            source.name: before.rows[source.name]
+            for source in sources
+            if source.name in before.rows and is_written(source, description, output, wanted)
+        }
+        if before.done and len(kept) == len(before.rows):
+            print(f"shard {shard} is done: {file.path}; --overwrite predicts it again, --merge joins all shards")
+            return outcome
+        writing = recording(file, before, kept, outcome)
+    if not overwrite and not (file and before.end):
         check_free(sources, description, output, wanted, tables=shard.is_whole)
     ensemble.compile()
     ready = loaded + time.perf_counter() - start
-    outcome = Outcome()
-    with share.writing(outcome) if share else _writing_tables(outcome, output):
-        predict_scans(sources, ensemble, output, wanted, outcome)
-    _print_outcome(outcome, output, ready, share)
+    with writing:
+        predict_scans([one for one in sources if one.name not in kept], ensemble, output, wanted, outcome)
+    _print_outcome(outcome, output, ready, file)
     return outcome
 
 
@@ -163,20 +173,20 @@ def table(found: Found, scans: Path, description: Description = LGG) -> list[str
     return lines
 
 
-def _print_outcome(outcome: Outcome, output: Path, ready: float, share: Share | None) -> None:
+def _print_outcome(outcome: Outcome, output: Path, ready: float, file: ShardFile | None) -> None:
     for note, cases in outcome.notes.items():
         more = f" and {len(cases) - 3} more" if len(cases) > 3 else ""
         print(f"note: {', '.join(cases[:3])}{more}: {note}")
     faults, done, slices = "\n".join(outcome.faults), outcome.scans_done, outcome.slices_done
-    if not done and not share:
+    if not done and not file:
         raise InputError(f"no scan could be predicted, so nothing was written:\n{faults}")
     print(
         f"{done} scan{'s' * (done != 1)}, {slices} slice{'s' * (slices != 1)} in {outcome.seconds:.1f} s: "
         f"{slices / outcome.seconds:.1f} slices/s, {outcome.model_seconds / outcome.seconds:.0%} of the time in the "
         f"network ({ready:.1f} s to load and compile before)"
     )
-    merge = f"Masks: {output}; --merge joins the tables as soon as all shares are done"
-    print(merge if share else f"Masks and tables: {output}")
+    merge = f"Masks: {output}; --merge joins the tables as soon as all shards are done"
+    print(merge if file else f"Masks and tables: {output}")
     if outcome.faults:
         failed = len(outcome.faults)
         raise PartlyDone(f"{failed} of {failed + done} scans could not be predicted, the others are done:\n{faults}")

@@ -11,7 +11,7 @@ import numpy as np
 from brainseg_jax.errors import InputError
 from brainseg_jax.evaluation.pictures import draw_overlay
 from brainseg_jax.evaluation.scores import write_table
-from brainseg_jax.files import explain, write_whole
+from brainseg_jax.files import explain, write_together, write_whole
 from brainseg_jax.inference.ensemble import Maps
 from brainseg_jax.scans.description import Description
 from brainseg_jax.scans.scan import MASK, PROBABILITY, UNCERTAINTY, Scan, Source
@@ -49,34 +49,49 @@ class Written(NamedTuple):
 
 
 def check_tables_free(output: Path) -> None:
-    """Raises InputError where a table is there already."""
+    """Raises InputError where a table already exists."""
     _refuse([path for path in (output / SCANS_TABLE, output / SLICES_TABLE) if os.path.exists(path)])
 
 
 def check_free(
     sources: list[Source], description: Description, output: Path, wanted: Wanted, *, tables: bool = True
 ) -> None:
-    """Raises InputError where a file of these scans is there already, or a table if `tables`; makes nothing."""
+    """Raises InputError where a file of these scans already exists, or a table if `tables`; makes nothing."""
     paths = [output / SCANS_TABLE, output / SLICES_TABLE] if tables else []
     for source in sources:
-        own = _outputs(source, description, output, wanted)
-        paths += own + [path.with_suffix(".nii.gz") for path in own if path.suffix == ".dcm"]  # see SeriesScan.write
+        of_case = _outputs(source, description, output, wanted)
+        paths += of_case + [_instead(path) for path in of_case if path.suffix == ".dcm"]
     _refuse([path for path in paths if os.path.exists(path)])  # also of names that are too long
 
 
-def _refuse(there: list[Path]) -> None:
-    if there:
-        more = f" and {len(there) - 1} more of the results" if len(there) > 1 else ""
-        raise InputError(f"{there[0]}{more}: there already; give another --output, or --overwrite to replace them")
+def is_written(source: Source, description: Description, output: Path, wanted: Wanted) -> bool:
+    """Whether all files of a scan exist."""
+    return all(
+        os.path.exists(path) or (path.suffix == ".dcm" and _instead(path).exists())
+        for path in _outputs(source, description, output, wanted)
+    )
+
+
+def _instead(path: Path) -> Path:
+    """The NIfTI file that is written where no DICOM SEG can be made, see `SeriesScan.write`."""
+    return path.with_suffix(".nii.gz")
+
+
+def _refuse(existing: list[Path]) -> None:
+    if existing:
+        more, verb = f" and {len(existing) - 1} more of the results", "exist"
+        if len(existing) == 1:
+            more, verb = "", "exists"
+        raise InputError(f"{existing[0]}{more} already {verb}; give another --output, or --overwrite to replace them")
 
 
 def write_tables(scans: list[dict], slices: list[dict], output: Path) -> None:
-    """Writes `predictions.csv` and `areas.csv`, if there are rows. Raises InputError where that fails."""
+    """Writes `predictions.csv` and `areas.csv`, if there are rows: both or none. Raises InputError where that fails."""
     if not scans:
         return
     try:
-        write_table(output / SCANS_TABLE, scans)
-        write_table(output / SLICES_TABLE, slices)
+        tables = {SCANS_TABLE: scans, SLICES_TABLE: slices}
+        write_together({output / name: partial(write_table, rows=rows) for name, rows in tables.items()})
     except OSError as error:
         raise InputError(f"--output={output} cannot be written to ({explain(error)})") from error
 

@@ -31,6 +31,7 @@ class Outcome:
       faults: of scans that could not be read, predicted or written, each with its file or case.
       seconds: from the first file read to the last one written.
       model_seconds: of these, in the networks.
+      record: called with the name of each case and what was written of it.
     """
 
     scans: list[dict] = field(default_factory=list)
@@ -39,6 +40,16 @@ class Outcome:
     faults: list[str] = field(default_factory=list)
     seconds: float = 0.0
     model_seconds: float = 0.0
+    record: Callable[[str, Written], None] | None = None
+
+    def add(self, case: str, written: Written) -> None:
+        """Takes what was written of a case."""
+        self.scans += written.scans
+        self.slices += written.slices
+        for note in written.notes:
+            self.notes.setdefault(note, []).append(case)
+        if self.record:
+            self.record(case, written)
 
     @property
     def scans_done(self) -> int:
@@ -148,10 +159,7 @@ def _collect(writing: _Writing | None, outcome: Outcome, output: Path) -> None:
     except Exception as error:  # of any kind: it is this scan's
         outcome.faults.append(_fault(source, error))
     else:
-        outcome.scans += written.scans
-        outcome.slices += written.slices
-        for note in written.notes:
-            outcome.notes.setdefault(note, []).append(source.name)
+        outcome.add(source.name, written)
 
 
 def _fault(source: Source, error: Exception) -> str:

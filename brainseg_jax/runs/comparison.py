@@ -1,43 +1,29 @@
 """Finished runs scored anew, one or several side by side."""
 
-import zlib
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import jax
-import numpy as np
-
+from brainseg_jax.data.prepared import read_summary
 from brainseg_jax.errors import InputError
-from brainseg_jax.evaluation.case_pictures import CasePictures
-from brainseg_jax.evaluation.records import CaseScores, Scoring, collect
+from brainseg_jax.evaluation.records import CaseScores, Scoring, Work
 from brainseg_jax.evaluation.views import Scored
+from brainseg_jax.runs.data import find_data
 from brainseg_jax.runs.evaluation import build_evaluation
 from brainseg_jax.runs.facts import facts
 from brainseg_jax.runs.journal import read_rows
 from brainseg_jax.runs.trained import Trained, load_trained, read_json
-from brainseg_jax.shards import WHOLE, Shard
 
 
-def score_runs(folders: list[Path], *, part: str, tolerance: float) -> tuple[list[Scored], list[CasePictures]]:
-    """Scores runs, and holds the pictures of all cases in memory; arguments and errors: see `begin_runs`.
-
-    Returns:
-      what a report needs of each run, and the pictures with an overlay of each.
-    """
-    return collect(begin_runs(folders, part=part, tolerance=tolerance))
-
-
-def begin_runs(folders: list[Path], *, part: str, tolerance: float, shard: Shard = WHOLE) -> Iterator[Scoring]:
+def begin_runs(folders: list[Path], *, part: str, tolerance: float) -> Work:
     """Prepares to score the checkpoints that runs kept (`train.keep`) on the patients of one part of their split.
+
+    The data of all runs are looked for here, so that none is missed after others are scored.
 
     Args:
       folders: of the runs, one or more, all of the same data, targets and patients in this part.
       part: val or test.
       tolerance: of surface Dice, in mm, or in voxels where no spacing is known.
-      shard: of the cases, which one is scored.
-
-    Yields:
-      one run after the other, so that memory holds the data of one.
 
     Raises:
       InputError: a folder cannot be used, its data are not there, or the runs have other data, targets or patients.
@@ -52,8 +38,34 @@ def begin_runs(folders: list[Path], *, part: str, tolerance: float, shard: Shard
                 "Use predict with it, and score the masks by evaluate --predictions=FOLDER --truth=FOLDER"
             )
     _check_comparable(trained, part)
-    for run, name in zip(trained, names, strict=True):
-        yield _begin_run(run, name, part, tolerance, shard)
+    for run in trained[1:]:  # those of the first are read before anything is scored
+        data = find_data(run.config.data, run.folder, source_first=False)
+        _check_fingerprint(run, read_summary(data).fingerprint, data)
+    version = {f"run {name}": _version(run, part) for name, run in zip(names, trained, strict=True)}
+    scorings = (_begin_run(run, name, part, tolerance) for name, run in zip(names, trained, strict=True))
+    return Work(version, scorings)
+
+
+def _version(run: Trained, part: str) -> dict:
+    """Identifies what the scores of a run rest on."""
+    files = (run.folder / name for name in ("config.json", "split.json"))
+    config, split = (hashlib.sha256(path.read_bytes()).hexdigest()[:12] for path in files)
+    return {
+        "data": run.fingerprint,
+        "weights": run.weights_digest,
+        "step": run.step,
+        "post-processing": [post._asdict() for post in run.posts],
+        "config.json": config,
+        "split.json": split,
+    }
+
+
+def _check_fingerprint(run: Trained, fingerprint: str, folder: Path) -> None:
+    if fingerprint != run.fingerprint:
+        raise InputError(
+            f"{run.folder} was trained on data of fingerprint {run.fingerprint[:12]}, and {folder} has "
+            f"{fingerprint[:12]}; prepare the data of the run again"
+        )
 
 
 def names_of(folders: list[Path]) -> list[str]:
@@ -98,21 +110,14 @@ def _targets(run: Trained) -> str:
     return targets + ("" if description.ignore is None else f", label {description.ignore} ignored")
 
 
-def _begin_run(trained: Trained, name: str, part: str, tolerance: float, shard: Shard) -> Scoring:
+def _begin_run(trained: Trained, name: str, part: str, tolerance: float) -> Scoring:
     folder = trained.folder
     config = read_json(folder / "config.json")
     trained.config.split.file = str(folder / "split.json")  # the run's own, whatever a seed would make today
     evaluation = build_evaluation(trained.config, folder)
     cohort = evaluation.cohort
-    if cohort.fingerprint != trained.fingerprint:
-        raise InputError(
-            f"{folder} was trained on data of fingerprint {trained.fingerprint[:12]}, and {cohort.folder} has "
-            f"{cohort.fingerprint[:12]}; prepare the data of the run again"
-        )
+    _check_fingerprint(trained, cohort.fingerprint, cohort.folder)
     cases = tuple(sorted(getattr(evaluation.split, part)))
-    assessed = evaluation.assessor.assess_each(
-        trained.network, shard.of(cases), trained.posts, tolerance=tolerance, report=cases
-    )
     rests_on = facts(
         config,
         evaluation,
@@ -133,7 +138,11 @@ def _begin_run(trained: Trained, name: str, part: str, tolerance: float, shard: 
         kept=evaluation.kept,
         description=cohort.description,
     )
-    scores = (CaseScores(one.name, one.rows, one.calibrations, one.pictures) for one in assessed)
-    leaves = jax.tree.leaves(trained.network.variables)
-    weights = zlib.crc32(b"".join(np.asarray(leaf).tobytes() for leaf in leaves))
-    return Scoring(scored, cases, f"data {cohort.fingerprint}, step {trained.step}, weights {weights}", scores)
+
+    def score(some: Sequence[str]) -> Iterator[CaseScores]:
+        assessed = evaluation.assessor.assess_each(
+            trained.network, some, trained.posts, tolerance=tolerance, report=cases
+        )
+        return (CaseScores(one.name, one.rows, one.calibrations, one.pictures) for one in assessed)
+
+    return Scoring(scored, cases, score)

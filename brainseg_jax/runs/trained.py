@@ -1,11 +1,13 @@
 """A trained network taken from its run folder, ready to be used away from the data it was trained on."""
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
@@ -48,6 +50,14 @@ class Trained:
     def parameters(self) -> int:
         """How many the network has."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.network.variables["params"]))
+
+    @property
+    def weights_digest(self) -> str:
+        """Identifies the variables of the network; a folder can hold those of another training tomorrow."""
+        digest = hashlib.sha256()
+        for leaf in jax.tree.leaves(self.network.variables):
+            digest.update(np.ascontiguousarray(leaf).tobytes())
+        return digest.hexdigest()[:12]
 
 
 def load_trained(folder: Path) -> Trained:

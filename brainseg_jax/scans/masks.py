@@ -199,26 +199,6 @@ def find_masks(folder: Path) -> dict[str, MaskFiles]:
     }
 
 
-def read_masks(folder: Path) -> dict[str, Mask]:
-    """Reads all masks in a folder and below at once; large folders are better read file by file, see `find_masks`.
-
-    Returns:
-      the masks by name of the case, in order of the name.
-
-    Raises:
-      InputError: there is no mask, or something is wrong; the message lists all faults, each with its file.
-    """
-    masks, faults = {}, []
-    for case, files in find_masks(folder).items():
-        try:
-            masks[case] = files.read()
-        except InputError as error:
-            faults.append(str(error))
-    if faults:
-        raise InputError(describe_faults(folder, faults))
-    return masks
-
-
 def describe_faults(folder: Path, faults: list[str]) -> str:
     """The message for masks of a folder that cannot be read."""
     return f"{folder}: masks that cannot be used:\n" + "\n".join(faults)

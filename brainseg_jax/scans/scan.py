@@ -68,6 +68,11 @@ class Source(abc.ABC):
         """The name without a folder, with which the names of results begin."""
         return Path(self.name).name
 
+    @property
+    @abc.abstractmethod
+    def paths(self) -> tuple[Path, ...]:
+        """The files that are read."""
+
     @abc.abstractmethod
     def read(self) -> Scan:
         """Reads the scan.
@@ -95,6 +100,11 @@ class Refused(Source):
     """
 
     fault: str
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """None."""
+        return ()
 
     def read(self) -> Scan:
         """Raises InputError."""

@@ -68,6 +68,11 @@ class SeriesSource(Source):
 
     files: Mapping[str, tuple[Path, ...]]
 
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """See `Source.paths`."""
+        return tuple(path for files in self.files.values() for path in files)
+
     def read(self) -> SeriesScan:
         """See `Source.read`."""
         files = self.files.get(ALL) or self.files.get(FLAIR)

@@ -48,6 +48,11 @@ class SliceSource(Source):
 
     found: tuple[tuple[int, Path], ...]
 
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """See `Source.paths`."""
+        return tuple(path for _, path in self.found)
+
     def read(self) -> SliceScan:
         """See `Source.read`; a gray image is FLAIR. A mask or label map is refused."""
         numbers, paths, pixels = stack_slices(self.name, self.found, read_image)

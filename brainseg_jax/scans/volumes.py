@@ -48,6 +48,11 @@ class VolumeSource(Source):
     found: Mapping[str, tuple[Path, ...]]
     suffix: str
 
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """See `Source.paths`."""
+        return tuple(path for files in self.found.values() for path in files)
+
     def read(self) -> VolumeScan:
         """See `Source.read`; a sequence whose axes have another order or direction is turned onto FLAIR's grid."""
         notes = list(self.notes)
