@@ -245,7 +245,7 @@ class Assessor:
           cases: of the cohort, in any order; may be none.
           posts: see `assess`.
           tolerance: see `assess`.
-          report: all cases of the report, where `cases` are a share of them: distances are in mm where the spacing of
+          report: all cases of the report, where `cases` are those of a shard: distances are in mm where the spacing of
             all is known, and their slices decide how many are shown.
         """
         # Here, as matplotlib is slow to load and a training does without until its end.
