@@ -116,7 +116,8 @@ def _score_shard(output: Path, shard: Shard) -> None:
     if count is None:
         print(f"shard {shard} is done: {file.path}; --overwrite scores it again, --merge joins all shards")
     else:
-        print(f"shard {shard}, {count} cases: {file.path}. When all are done: evaluate --merge --output={output}")
+        cases = f"{count} case{'s' * (count != 1)}"
+        print(f"shard {shard}, {cases}: {file.path}. When all are done: evaluate --merge --output={output}")
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from brainseg_jax.errors import InputError, PartlyDone
 from brainseg_jax.evaluation.scores import write_table
 from brainseg_jax.prediction import job, results, stream
 from brainseg_jax.prediction.results import Wanted
-from brainseg_jax.prediction.shards import digest_of_case, merge_shards
+from brainseg_jax.prediction.shards import digest_of_channels, merge_shards
 from brainseg_jax.scans.find import find_scans
 from brainseg_jax.scans.patterns import read_patterns
 from brainseg_jax.shards import Shard
@@ -151,18 +151,31 @@ def test_a_done_shard_whose_files_are_gone_is_done_again(scans, trained_run, sha
     assert (shards / "A_volume_pred.nii.gz").exists()
 
 
-def test_scans_that_changed_are_another_command(scans, trained_run, shards, tmp_path):
+def test_scans_that_changed_are_refused(scans, trained_run, shards, tmp_path):
     changed = tmp_path / "in"
     shutil.copytree(scans, changed)
     output = tmp_path / "changed"
     predict_shard(trained_run[0], changed, output, Shard(0, 2), wanted=Wanted())
     values = np.zeros((20, 24, 5), np.int16)
     nib.save(nib.Nifti1Image(values, np.eye(4)), changed / "A_volume.nii.gz")
-    for shard in (Shard(0, 2), Shard(1, 2)):
-        if shard.index == 1:
-            edit_header(output, lambda header: header.update(shard="1/2"))
-        with pytest.raises(InputError, match=r"from different input \(cases; A_volume changed\); give another"):
-            predict_shard(trained_run[0], changed, output, shard, wanted=Wanted())
+    words = r"predict-0-of-2\.jsonl: the files of A_volume changed after they were predicted; give --overwrite"
+    with pytest.raises(InputError, match=words):
+        predict_shard(trained_run[0], changed, output, Shard(0, 2), wanted=Wanted())
+
+
+def test_a_scan_that_could_not_be_predicted_is_tried_again(scans, trained_run, shards, tmp_path):
+    """While it is damaged its fault is said again; once it is repaired, the same command predicts it alone."""
+    damaged = tmp_path / "in"
+    shutil.copytree(scans, damaged)
+    output = tmp_path / "tried"
+    good = (damaged / "A_volume.nii.gz").read_bytes()
+    (damaged / "A_volume.nii.gz").write_bytes(good[: len(good) // 2])
+    for _ in range(2):
+        with pytest.raises(PartlyDone, match="A_volume"):
+            predict_shard(trained_run[0], damaged, output, Shard(0, 2), wanted=Wanted())
+    (damaged / "A_volume.nii.gz").write_bytes(good)
+    assert predict_shard(trained_run[0], damaged, output, Shard(0, 2), wanted=Wanted()).scans_done == 1
+    assert predict_shard(trained_run[0], damaged, output, Shard(0, 2), wanted=Wanted()).scans_done == 0
 
 
 def edit_header(output, change):
@@ -178,8 +191,8 @@ def test_other_sequences_are_another_command(tmp_path):
         nib.save(nib.Nifti1Image(np.ones((4, 4, 3), np.int16), np.eye(4)), tmp_path / name)
     found = [find_scans(tmp_path, read_patterns(text)).sources for text in ("flair=*_a,pre=*_b", "flair=*_a,post=*_b")]
     (first,), (second,) = found
-    assert digest_of_case(first, tmp_path) != digest_of_case(second, tmp_path)
-    assert digest_of_case(first, tmp_path) == digest_of_case(first, tmp_path)
+    assert digest_of_channels(first, tmp_path) != digest_of_channels(second, tmp_path)
+    assert digest_of_channels(first, tmp_path) == digest_of_channels(first, tmp_path)
 
 
 def test_interrupted_tables_leave_none(shards, monkeypatch):

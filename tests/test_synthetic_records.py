@@ -46,7 +46,7 @@ def test_patients_are_different_and_the_same_each_time():
     np.testing.assert_array_equal(middle[0], middle[1][:, :, ::-1])
 
 
-def test_a_network_can_be_trained_on_them(tmp_path):
+def test_a_cohort_is_made_of_them(tmp_path):
     cohort = load_cohort(write_records(tmp_path, patients=3, **SHAPE), image_size=32, normalization="volume_median")
     assert cohort.shapes == ((10, 32, 32),) * 3
 

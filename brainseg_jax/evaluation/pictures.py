@@ -162,8 +162,8 @@ def draw_overlay(
                 tile[_reduced(_border(masks[index, ..., k]) * np.uint8(255), factor) > 0] = _rgb(color)
     columns = math.ceil(math.sqrt(len(shown) * height / width))
     sheet = Image.new("RGB", (columns * width, -(-len(shown) // columns) * height))
-    for place, (tile, index) in enumerate(zip(pixels, shown, strict=True)):
-        corner = (place % columns * width, place // columns * height)
+    for position, (tile, index) in enumerate(zip(pixels, shown, strict=True)):
+        corner = (position % columns * width, position // columns * height)
         sheet.paste(Image.fromarray(tile), corner)
         ImageDraw.Draw(sheet).text((corner[0] + 3, corner[1] + 2), str(numbers[index]), fill="white")
     if len(targets) > 1:

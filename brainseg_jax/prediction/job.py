@@ -12,7 +12,7 @@ from brainseg_jax.inference.ensemble import Ensemble
 from brainseg_jax.inference.postprocess import PostProcess
 from brainseg_jax.prediction.cases import find_cases, has_lgg_channels
 from brainseg_jax.prediction.results import Wanted, check_free, is_written, write_tables
-from brainseg_jax.prediction.shards import NAME, NOTHING, command_of, read_part, recording
+from brainseg_jax.prediction.shards import NAME, NOTHING, command_of, digest_of_files, read_part, recording
 from brainseg_jax.prediction.stream import Outcome, predict_scans
 from brainseg_jax.runs.comparison import names_of
 from brainseg_jax.runs.run_folder import check_folder
@@ -86,10 +86,17 @@ def predict(
             for source in sources
             if source.name in before.rows and is_written(source, description, output, wanted)
         }
-        if before.done and len(kept) == len(before.rows):
+        files = {source.name: digest_of_files(source) for source in sources}
+        if changed := [name for name, rows in before.rows.items() if rows["files"] != files[name]]:
+            names = ", ".join(changed[:5]) + (", ..." if changed[5:] else "")
+            raise InputError(
+                f"{file.path}: the files of {names} changed after they were predicted; give --overwrite to begin this "
+                "shard again, or another --output"
+            )
+        if before.done and not before.faults and len(kept) == len(before.rows):
             print(f"shard {shard} is done: {file.path}; --overwrite predicts it again, --merge joins all shards")
             return outcome
-        writing = recording(file, before, kept, outcome)
+        writing = recording(file, before, kept, files, outcome)
     if not overwrite and not (file and before.end):
         check_free(sources, description, output, wanted, tables=shard.is_whole)
     ensemble.compile()

@@ -34,31 +34,36 @@ NAME = "predict"
 def command_of(
     trained: Sequence[Trained], scans: Path, sources: Sequence[Source], ensemble: Ensemble, wanted: Wanted
 ) -> dict:
-    """What all shards of one prediction have in common, content for JSON.
-
-    The files of a case are identified by path, size and time of change; their content is not read.
-    """
+    """What all shards of one prediction have in common, content for JSON."""
     return {
         "code": code_version(),
         "--run": [str(run.folder.absolute()) for run in trained],
         "weights": [run.weights_digest for run in trained],
         "--input": str(scans.absolute()),
-        "cases": {source.name: digest_of_case(source, scans) for source in sources},
+        "cases": {source.name: digest_of_channels(source, scans) for source in sources},
         "members": ensemble.members,
         "post-processing": [post._asdict() for post in ensemble.posts],
         "files": [*wanted.kinds, *(["overlay"] if wanted.overlays else [])],
     }
 
 
-def digest_of_case(source: Source, root: Path) -> str:
-    """Identifies the files of a case, and what they are taken for."""
+def digest_of_channels(source: Source, root: Path) -> str:
+    """Identifies which files of a case are taken for which channels."""
+    return _digest([os.path.relpath(path, root) for path in source.paths], sorted(source.channels.items()))
+
+
+def digest_of_files(source: Source) -> str:
+    """Identifies the content of the files of a case, by their sizes and times of change."""
     images = [path.with_suffix(suffix) for path in source.paths for suffix in (".img", ".IMG")]  # of NIfTI pairs
     files = []
     for path in (*source.paths, *(image for image in images if image.exists())):
         with contextlib.suppress(OSError):
             stat = path.stat()
-            files.append((os.path.relpath(path, root), stat.st_size, stat.st_mtime_ns))
-    known = files, sorted(source.channels.items())
+            files.append((stat.st_size, stat.st_mtime_ns))
+    return _digest(files)
+
+
+def _digest(*known: object) -> str:
     return hashlib.sha256(repr(known).encode(errors="surrogateescape")).hexdigest()[:12]
 
 
@@ -66,7 +71,8 @@ class Part(NamedTuple):
     """The content of the file of a shard.
 
     Attributes:
-      rows: {"scans": [...], "slices": [...]} of each case that is predicted, by its name; see `Outcome`.
+      rows: {"scans": [...], "slices": [...], "files": "..."} of each case that is predicted, by its name; see `Outcome`
+        and `digest_of_files`.
       faults: of the other cases; known when the shard is done.
       end: offset after the last whole line.
       done: whether no case is left.
@@ -91,13 +97,16 @@ def read_part(file: ShardFile, command: dict) -> Part:
 
 
 @contextlib.contextmanager
-def recording(file: ShardFile, before: Part, kept: dict[str, dict], outcome: Outcome) -> Iterator[None]:
+def recording(
+    file: ShardFile, before: Part, kept: dict[str, dict], files: dict[str, str], outcome: Outcome
+) -> Iterator[None]:
     """Records the rows of each case as soon as its files are written, and at the end that the shard is done.
 
     Args:
       file: of the shard.
       before: what the file holds.
       kept: the rows of it whose cases are not predicted again.
+      files: `digest_of_files` of each case, made before it is read.
       outcome: of the others.
 
     Raises:
@@ -108,7 +117,7 @@ def recording(file: ShardFile, before: Part, kept: dict[str, dict], outcome: Out
     with file.opened(new=new) as opened:
 
         def record(case: str, written: Written) -> None:
-            write_line(opened, {"case": case, "scans": written.scans, "slices": written.slices})
+            write_line(opened, {"case": case, "scans": written.scans, "slices": written.slices, "files": files[case]})
 
         if new:
             for case, rows in kept.items():
@@ -142,7 +151,7 @@ def _read(opened: BinaryIO, shard: Shard, command: dict) -> Part:
             name = value["case"]
             if name in rows or any(row["case"] != name for row in (*value["scans"], *value["slices"])):
                 raise ValueError(f"rows of {name} twice, or among those of another case")
-            rows[name] = {"scans": value["scans"], "slices": value["slices"]}
+            rows[name] = {key: value[key] for key in ("scans", "slices", "files")}
         end = opened.tell()
     if strangers := rows.keys() - set(cases):
         raise ValueError(f"{', '.join(sorted(strangers))} of another shard")
