@@ -174,7 +174,7 @@ def test_a_stopped_shard_goes_on(tmp_path, monkeypatch, capsys):
     with pytest.raises(InputError, match=r"shard 0/2 is not done; wait for it or, if it was stopped, run it again"):
         call(merge=True, output=values["output"])
     call(**values)
-    assert len(scored) == 4 and "shard 0/2, 1 cases:" in capsys.readouterr().out
+    assert len(scored) == 4 and "shard 0/2, 1 case:" in capsys.readouterr().out
 
 
 def test_a_shard_that_was_cut_off_anywhere_goes_on(shared):
