@@ -58,7 +58,7 @@ def test_a_file(tmp_path, suffix, monkeypatch):
     values = RNG.integers(0, 4000, SHAPE).astype(np.int16)
     nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / f"a{suffix}")
     used, nifti = peak(lambda: open_nifti(tmp_path / f"a{suffix}"))
-    assert used < 2.5  # its bytes, and buffers
+    assert used < 3.0  # its bytes, and buffers: of gzip 128 KiB from Python 3.12 on; twice its bytes would be 4
     np.testing.assert_array_equal(nifti.values, values)
 
 
