@@ -215,6 +215,16 @@ def test_what_a_killed_process_left_is_removed_and_what_another_writes_is_not(tm
     assert sorted(path.name for path in folder.iterdir()) == ["cases.npz", "slices.array_record"]
 
 
+def test_a_file_system_without_locks_will_do(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(slice_store.fcntl, "flock", no_locks)
+    (tmp_path / "slices" / "incomplete-other").mkdir(parents=True)  # perhaps of a process that writes it
+    slice_store.write_slices(tmp_path / "slices" / "own", two_slices(), dict, expected_bytes=1)
+    assert {"own", "incomplete-other"} <= {path.name for path in (tmp_path / "slices").iterdir()}
+
+
 def two_slices():
     return iter([(np.zeros((2, 4, 4, 3), np.uint8), np.ones((2, 4, 4, 1), np.uint8))])
 

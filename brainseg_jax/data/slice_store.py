@@ -142,7 +142,8 @@ def write_slices(
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = _lock_of(partial).open("w")
-        fcntl.flock(lock, fcntl.LOCK_EX)  # before there is a folder that could be taken for a killed process's
+        with contextlib.suppress(OSError):  # of a file system without locks; nothing is taken for stale there
+            fcntl.flock(lock, fcntl.LOCK_EX)  # before there is a folder that could be taken for a killed process's
         partial.mkdir()
         _remove_stale(folder.parent)
         if (free := shutil.disk_usage(partial).free) < expected_bytes:
