@@ -64,6 +64,7 @@ def _paper() -> ConfigDict:
     config.data.residence = "auto"  # auto (memory, where the slices fit) | memory | disk; batches are the same
     config.data.image_size = 256  # pixels a side in training; scores are always on each scan's own grid
     config.data.pixel_spacing = 0.0  # mm of such a pixel (pixels where no spacing is known); 0: slices fill the image
+    config.data.crop_size = 0  # pixels a side of a random window of each training image; 0: the whole image
     config.data.view = "axial"  # axial | coronal | sagittal | all: the slices that the network sees
     config.data.context = 0  # neighboring slices on either side that the network sees as further channels
     # rescale (/255) | volume_zscore (Buda et al.) | volume_median (relative to the head's median voxel)
@@ -138,6 +139,7 @@ PLANNED = (
 _RANGES = {  # key: least and greatest value
     "data.image_size": (16, 1024),
     "data.pixel_spacing": (0.0, 100.0),
+    "data.crop_size": (0, 1024),
     "data.context": (0, 5),
     "model.features": (1, 1024),
     "model.depth": (1, 8),
@@ -224,6 +226,11 @@ def check_config(config: ConfigDict) -> None:
         if not (least <= value <= greatest and math.isfinite(value)):
             wanted = f"at least {least}" if greatest == math.inf else f"{least} to {greatest}"
             faults.append(f"  {key}={value}: give {wanted}")
+    crop, side, depth = config.data.crop_size, config.data.image_size, config.model.depth
+    if crop and side != AUTO and crop > side:
+        faults.append(f"  data.crop_size={crop}: images have {side} pixels a side; give at most that, or 0 for no crop")
+    if crop and depth != AUTO and crop % 2**depth:
+        faults.append(f"  data.crop_size={crop}: model.depth={depth} takes multiples of {2**depth}; give one of them")
     if config.data.view in ("sagittal", "all"):
         faults += [
             f"  {key}={value} with data.view={config.data.view}: sagittal slices have no left and right; give {off}"

@@ -97,6 +97,27 @@ def test_the_center_of_the_image_stays_when_nothing_is_shifted():
         np.testing.assert_allclose(matrix @ [19.5, 23.5] + offset, [19.5, 23.5], atol=1e-3)
 
 
+def test_crop_is_a_window_of_the_moved_image_at_every_offset(image, mask):
+    offsets = set()
+    for seed in range(60):
+        key = jax.random.key(seed)
+        whole, whole_mask = warp(key, image, mask, **ALL_ON)
+        window, window_mask = warp(key, image, mask, **ALL_ON, crop=38)
+        assert window.shape == (38, 38, 3) and window_mask.shape == (38, 38, 1)
+        found = [
+            (row, column)
+            for row in range(3)
+            for column in range(11)
+            if np.allclose(window, whole[row : row + 38, column : column + 38], atol=1e-4)
+        ]
+        assert len(found) == 1
+        (row, column) = found[0]
+        np.testing.assert_array_equal(window_mask, whole_mask[row : row + 38, column : column + 38])
+        offsets.add((row, column))
+    assert {row for row, _ in offsets} == set(range(3)) and {column for _, column in offsets} == set(range(11))
+    assert len(offsets) > 20  # rows and columns are drawn apart
+
+
 def test_all_off_returns_the_very_same_bits(image, mask):
     for transform in (partial(warp, **OFF), jax.jit(partial(warp, **OFF))):
         same_image, same_mask = transform(KEYS[0], image, mask)

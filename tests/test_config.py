@@ -55,6 +55,16 @@ def test_an_unknown_scale():
         default_config("huge")
 
 
+@pytest.mark.parametrize(("crop", "words"), [(144, "128 pixels a side"), (100, "multiples of 16")])
+def test_a_crop_that_is_no_window_of_the_network_is_refused(crop, words):
+    config = default_config("cpu")
+    config.data.crop_size = crop
+    with pytest.raises(InputError, match=words):
+        check_config(config)
+    config.data.crop_size = 96
+    check_config(config)
+
+
 def test_every_number_out_of_range_is_told():
     config = default_config("cpu")
     config.optimizer.learning_rate, config.augment.flip, config.loss.smooth = -1.0, float("nan"), -0.1

@@ -25,8 +25,9 @@ def warp(
     shift: float,
     shear: float,
     flip: float,
+    crop: int = 0,
 ) -> tuple[jax.Array, jax.Array]:
-    """Moves image and target bits by the same random affine map about the center of the image.
+    """Moves image and target bits by the same random affine map about the center of the image, and crops them.
 
     There is one resampling, so detail is lost once: bilinear for the image, nearest for the bits, zero outside. Zero is
     air before normalization but not after it, so warp first and normalize then.
@@ -40,16 +41,23 @@ def warp(
       shift: Moves along each axis by up to this fraction of the width either way.
       shear: Slants the rows by up to this many degrees either way; below 90.
       flip: Probability of mirroring left and right, 0 to 1.
+      crop: Height and width of a random window of the moved image, in pixels; 0: the whole image.
 
     Returns:
-      Image and mask of the same shapes and dtypes; the mask has no other values than before, and 0.
+      Image [H, W, C] or [crop, crop, C], and mask; the mask has no other values than before, and 0.
     """
-    if not any((rotation, scale, shift, shear, flip)):
+    if not any((rotation, scale, shift, shear, flip, crop)):
         return image, mask
     height, width, _ = image.shape
     matrix, offset = _affine(key, rotation=rotation, scale=scale, shift=shift * width, shear=shear, flip=flip)
-    row = (jnp.arange(height, dtype=jnp.float32) - (height - 1) / 2)[:, None]
-    column = (jnp.arange(width, dtype=jnp.float32) - (width - 1) / 2)[None, :]
+    rows = jnp.arange(crop or height, dtype=jnp.float32)
+    columns = jnp.arange(crop or width, dtype=jnp.float32)
+    if crop:
+        row_key, column_key = jax.random.split(jax.random.fold_in(key, 1))
+        rows += jax.random.randint(row_key, (), 0, height - crop + 1).astype(jnp.float32)
+        columns += jax.random.randint(column_key, (), 0, width - crop + 1).astype(jnp.float32)
+    row = (rows - (height - 1) / 2)[:, None]
+    column = (columns - (width - 1) / 2)[None, :]
     source = [
         matrix[0, 0] * row + matrix[0, 1] * column + offset[0] + (height - 1) / 2,
         matrix[1, 0] * row + matrix[1, 1] * column + offset[1] + (width - 1) / 2,

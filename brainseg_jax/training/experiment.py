@@ -161,7 +161,8 @@ def build_experiment(
             mesh=mesh,
             seed=config.seed,
             ema_decay=opt.ema_decay,
-            geometry={key: augment[key] for key in ("rotation", "scale", "shift", "shear", "flip")},
+            geometry={key: augment[key] for key in ("rotation", "scale", "shift", "shear", "flip")}
+            | {"crop": config.data.crop_size},
             intensity={key: augment[key] for key in ("contrast", "gamma", "noise")},
             replaced_channels=augment.flair_stand_in,
             skip_nonfinite=config.train.skip_nonfinite > 0,
