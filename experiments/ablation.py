@@ -25,7 +25,7 @@ from brainseg_jax.shards import parse_shard
 from experiments.panel import draw_study_panel
 from experiments.running import DONE, ELSEWHERE, FAILED, LEFT, RUNNING, Grid, jobs_of_shard, report_failures, run_all
 from experiments.splits import write_splits
-from experiments.studies import Budget, Job, config_of, jobs, parse_study
+from experiments.studies import Budget, Job, Study, config_of, jobs, parse_study
 from experiments.tables import SCORES, collect, write_tables
 
 STUDY = flags.DEFINE_string("study", None, "NAME or NAME:SCALE, see studies.py.")
@@ -49,7 +49,7 @@ def main(_: list[str]) -> None:
     name = STUDY.value.partition(":")[0]
     everything = list(jobs(study, budget))
     if not TABLES.value:
-        everything = prepare(everything, budget, output, source)
+        everything = prepare(everything, study, budget, output, source)
     grid = Grid(study, budget, output, source, everything)
     failed = 0
     if not TABLES.value:
@@ -68,7 +68,7 @@ def main(_: list[str]) -> None:
         raise SystemExit(1)
 
 
-def prepare(everything: list[Job], budget: Budget, output: Path, source: str | None) -> list[Job]:
+def prepare(everything: list[Job], study: Study, budget: Budget, output: Path, source: str | None) -> list[Job]:
     """Prepares the data and writes the splits; returns the jobs without those that would repeat the baseline.
 
     Raises:
@@ -77,7 +77,7 @@ def prepare(everything: list[Job], budget: Budget, output: Path, source: str | N
     config = config_of(everything[0], budget, source=source)
     folder = prepare_source.prepare(config.data.source, config.data.dir or None)
     cohort = load_cohort(folder, image_size=16, normalization="rescale", slices=NO_SLICES)  # for who is in it
-    kept = write_splits(everything, cohort, output, seed=config.split.seed)
+    kept = write_splits(everything, study, cohort, output, seed=config.split.seed)
     for job in everything:
         if job not in kept:
             logging.warning("%s is left out: there are no more training patients than it asks for", job.name)

@@ -9,17 +9,18 @@ from brainseg_jax.data.splits import PARTS, Split, split_by_folds, write_split
 from brainseg_jax.errors import InputError
 from brainseg_jax.runs.trained import read_json
 from experiments.by_slice import split_by_slice
-from experiments.studies import FOLDS, VALIDATION, Job
+from experiments.studies import Job, Study
 
 
-def split_of(job: Job, cohort: Cohort, *, seed: int) -> Split:
+def split_of(job: Job, study: Study, cohort: Cohort, *, seed: int) -> Split:
     """Who trains, validates and tests in a job.
 
-    The test patients are those of the package's own fold. Of the others a sixth validates, not a whole fold as with
+    The test patients are those of the package's own fold. Of the others few validate, not a whole fold as with
     `split.folds`: with few folds that would cost a third of the patients. Both are dealt stratified, by whole persons.
 
     Args:
-      job: of a study.
+      job: of the study.
+      study: says how many folds there are and how many patients validate.
       cohort: of the data.
       seed: `split.seed`.
 
@@ -29,10 +30,10 @@ def split_of(job: Job, cohort: Cohort, *, seed: int) -> Split:
     if job.cell.by_slice:
         return split_by_slice(cohort.cases)
     known = dict(zip(cohort.cases, zip(cohort.patients, cohort.groups, strict=True), strict=True))
-    outer = split_by_folds(cohort.cases, cohort.patients, cohort.groups, folds=FOLDS, fold=job.fold, seed=seed)
+    outer = split_by_folds(cohort.cases, cohort.patients, cohort.groups, folds=study.folds, fold=job.fold, seed=seed)
     others = tuple(sorted(outer.train + outer.val))
     patients, groups = zip(*(known[case] for case in others), strict=True)
-    inner = split_by_folds(others, patients, groups, folds=min(VALIDATION, len(others)), fold=0, seed=seed)
+    inner = split_by_folds(others, patients, groups, folds=min(study.validation, len(others)), fold=0, seed=seed)
     train = tuple(sorted(inner.train + inner.val))
     if job.cell.patients:
         in_line = sorted(train, key=lambda patient: hashlib.sha256(f"{seed}:{patient}".encode()).hexdigest())
@@ -46,7 +47,7 @@ def path_of(job: Job, output: Path) -> Path:
     return output / "splits" / f"fold{job.fold}{kind}.json"
 
 
-def check_runs(jobs: list[Job], cohort: Cohort, output: Path, *, seed: int) -> None:
+def check_runs(jobs: list[Job], study: Study, cohort: Cohort, output: Path, *, seed: int) -> None:
     """Compares the data and the split of every run that lies in the study, finished or not, with what is asked for now.
 
     Raises:
@@ -63,7 +64,7 @@ def check_runs(jobs: list[Job], cohort: Cohort, output: Path, *, seed: int) -> N
             source = (config.get("data") or {}).get("source")
             faults.append(f"  {job.name}: data {before[:12]} of {source} before, {cohort.fingerprint[:12]} now")
         elif (run / "split.json").exists():
-            former, now = read_json(run / "split.json"), dataclasses.asdict(split_of(job, cohort, seed=seed))
+            former, now = read_json(run / "split.json"), dataclasses.asdict(split_of(job, study, cohort, seed=seed))
             if moved := [part for part in PARTS if sorted(former.get(part, ())) != sorted(now[part])]:
                 faults.append(f"  {job.name}: other patients in {', '.join(moved)} of its split.json than now")
     if faults:
@@ -74,7 +75,7 @@ def check_runs(jobs: list[Job], cohort: Cohort, output: Path, *, seed: int) -> N
         )
 
 
-def write_splits(jobs: list[Job], cohort: Cohort, output: Path, *, seed: int) -> list[Job]:
+def write_splits(jobs: list[Job], study: Study, cohort: Cohort, output: Path, *, seed: int) -> list[Job]:
     """Writes the splits of these jobs, where the runs that lie in the study are of the same.
 
     Returns:
@@ -84,13 +85,13 @@ def write_splits(jobs: list[Job], cohort: Cohort, output: Path, *, seed: int) ->
     Raises:
       InputError: see `check_runs`; nothing is written then.
     """
-    check_runs(jobs, cohort, output, seed=seed)
+    check_runs(jobs, study, cohort, output, seed=seed)
     (output / "splits").mkdir(parents=True, exist_ok=True)
     kept = []
     for job in jobs:
-        split = split_of(job, cohort, seed=seed)
-        plain = dataclasses.replace(job.cell, patients=0)
-        if job.cell.patients and len(split.train) == len(split_of(job._replace(cell=plain), cohort, seed=seed).train):
+        split = split_of(job, study, cohort, seed=seed)
+        whole = job._replace(cell=dataclasses.replace(job.cell, patients=0))
+        if job.cell.patients and len(split.train) == len(split_of(whole, study, cohort, seed=seed).train):
             continue
         write_split(path_of(job, output), split)
         kept.append(job)

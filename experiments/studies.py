@@ -43,7 +43,7 @@ class Budget(NamedTuple):
     Attributes:
       scale: of `configs/unet_dice.py`; None: the paper's.
       changes: config keys and their values on top of it.
-      folds: those that are run, of the `FOLDS` of the split.
+      folds: those that are run, of `Study.folds`.
       seeds: of initial weights, order and augmentation.
     """
 
@@ -53,13 +53,28 @@ class Budget(NamedTuple):
     seeds: tuple[int, ...]
 
 
+FOLDS = 3  # each patient is tested in one of them
+VALIDATION = 6  # one in so many of the patients that are not tested validates
+ALL = tuple(range(FOLDS))
+
+
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """A question, its cells and its budgets. The first cell is the baseline that the others are compared with."""
+    """A question, its cells and its budgets. The first cell is the baseline that the others are compared with.
+
+    Attributes:
+      question: in words.
+      cells: the rows of its table.
+      budgets: by scale.
+      folds: each patient is tested in one of them.
+      validation: one in so many of the patients that are not tested validates.
+    """
 
     question: str
     cells: tuple[Cell, ...]
     budgets: dict[str | None, Budget]
+    folds: int = FOLDS
+    validation: int = VALIDATION
 
     @property
     def baseline(self) -> Cell:
@@ -80,9 +95,6 @@ class Job(NamedTuple):
         return f"{self.cell.name}/fold{self.fold}_seed{self.seed}"
 
 
-FOLDS = 3  # each patient is tested in one of them
-VALIDATION = 6  # one in so many of the patients that are not tested validates
-ALL = tuple(range(FOLDS))
 QUICK = Budget(
     "quick",
     {

@@ -27,7 +27,7 @@ from brainseg_jax.runs.trained import read_results
 from experiments.by_slice import case_of
 from experiments.plots import draw_boxes, draw_differences
 from experiments.running import Grid
-from experiments.studies import FOLDS, Cell, Study
+from experiments.studies import Cell, Study
 
 SCORES, RUNS = "scores.csv", "runs.csv"
 WHERE = ("study", "cell", "fold", "seed")
@@ -231,7 +231,7 @@ def words(
         "3-D scores by patient on the native grid, each of the network that was not trained on the patient; "
         "folds by patient "
         + ", ".join(str(fold) for fold in sorted({run["fold"] for run in runs}))
-        + f" of {FOLDS}, of "
+        + f" of {study.folds}, of "
         + ", ".join(f"{a} / {b} / {c}" for a, b, c in sizes)
         + f" to train / validate / test; {seeds} seed{'s, averaged patient by patient' if seeds > 1 else ''}. "
         "In brackets 95 % bootstrap intervals over patients: BCa for means, percentile for medians.",

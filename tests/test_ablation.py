@@ -47,7 +47,7 @@ def test_every_cell_is_a_config_that_can_be_run(name):
         for job in jobs(study, budget):
             config = config_of(job, budget, source=None)
             check_config(config)
-            assert config.seed == job.seed and job.fold < FOLDS
+            assert config.seed == job.seed and job.fold < study.folds
             steps.add((config.train.epochs, config.train.steps_per_epoch, config.train.batch_size))
         assert len(steps) == 1  # the same budget for all
 
@@ -91,14 +91,21 @@ def test_shards_cover_each_cell_once_and_keep_a_checkpoint_with_its_scoring():
 def test_splits_test_everybody_once_on_the_same_patients(cohort):
     study = STUDIES["scaling"]
     base, ten = study.cells[0], dataclasses.replace(study.cells[1], patients=2)
-    splits = [split_of(Job(base, fold, 0), cohort, seed=0) for fold in range(FOLDS)]
+    splits = [split_of(Job(base, fold, 0), study, cohort, seed=0) for fold in range(FOLDS)]
     assert Counter(p for split in splits for p in split.test) == Counter(cohort.cases)
     for fold, split in enumerate(splits):
         assert sorted(split.train + split.val + split.test) == sorted(cohort.cases)
-        fewer = split_of(Job(ten, fold, 0), cohort, seed=0)
-        one = split_of(Job(dataclasses.replace(ten, patients=1), fold, 0), cohort, seed=0)
+        fewer = split_of(Job(ten, fold, 0), study, cohort, seed=0)
+        one = split_of(Job(dataclasses.replace(ten, patients=1), fold, 0), study, cohort, seed=0)
         assert (fewer.val, fewer.test, len(fewer.train)) == (split.val, split.test, 2)
         assert set(one.train) < set(fewer.train) < set(split.train)
+
+
+def test_a_study_of_its_own_folds_tests_everybody_once(cohort):
+    study = dataclasses.replace(STUDIES["scaling"], folds=5, validation=14)
+    splits = [split_of(Job(study.cells[0], fold, 0), study, cohort, seed=0) for fold in range(5)]
+    assert Counter(p for split in splits for p in split.test) == Counter(cohort.cases)
+    assert len({split.test for split in splits}) == 5
 
 
 def test_a_split_by_slice_deals_each_slice_and_keeps_everything_else(cohort):

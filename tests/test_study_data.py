@@ -8,10 +8,11 @@ import pytest
 from brainseg_jax.data.splits import write_split
 from brainseg_jax.errors import InputError
 from experiments.splits import check_runs, split_of, write_splits
-from experiments.studies import Cell, Job
+from experiments.studies import Cell, Job, Study
 
 CELLS = (Cell("base", "the baseline"), Cell("torn", "by slice", by_slice=True))
 JOBS = [Job(cell, fold, 0) for cell in CELLS for fold in (0, 1)]
+STUDY = Study("Which is better?", CELLS, {})
 COHORT = SimpleNamespace(
     cases=tuple(f"TCGA_{site}_{i:04d}_19990101" for i, site in enumerate(["DU", "HT"] * 6)),
     patients=tuple(f"TCGA_{site}_{i:04d}" for i, site in enumerate(["DU", "HT"] * 6)),
@@ -28,18 +29,18 @@ def study(tmp_path):
         run.mkdir(parents=True)
         content = {"data": {"source": "/old/kaggle_3m"}, "dataset": {"fingerprint": COHORT.fingerprint}}
         (run / "config.json").write_text(json.dumps(content))
-        write_split(run / "split.json", split_of(job, COHORT, seed=0))
+        write_split(run / "split.json", split_of(job, STUDY, COHORT, seed=0))
     return tmp_path
 
 
 def test_the_same_data_go_on(study):
-    check_runs(JOBS, COHORT, study, seed=0)
+    check_runs(JOBS, STUDY, COHORT, study, seed=0)
 
 
 def test_other_data_are_refused(study):
     other = SimpleNamespace(**{**vars(COHORT), "fingerprint": "9876543210fedcba"})
     with pytest.raises(InputError) as raised:
-        check_runs(JOBS, other, study, seed=0)
+        check_runs(JOBS, STUDY, other, study, seed=0)
     first, *lines = str(raised.value).splitlines()
     assert first.startswith(f"--output={study} holds runs of other data") and "new --output, or the --source" in first
     assert lines == [f"  {j.name}: data abcdef012345 of /old/kaggle_3m before, 9876543210fe now" for j in JOBS[:-1]]
@@ -53,7 +54,7 @@ def test_another_split_is_refused(study):
     with pytest.raises(
         InputError, match=rf"{JOBS[1].name}: other patients in train, test of its split\.json"
     ) as raised:
-        check_runs(JOBS, COHORT, study, seed=0)
+        check_runs(JOBS, STUDY, COHORT, study, seed=0)
     assert len(str(raised.value).splitlines()) == 2
 
 
@@ -61,6 +62,6 @@ def test_nothing_is_written_before_the_runs_are_compared(study):
     other = SimpleNamespace(**{**vars(COHORT), "fingerprint": "9876543210fedcba"})
     before = sorted(study.rglob("*"))
     with pytest.raises(InputError, match="holds runs of other data"):
-        write_splits(JOBS, other, study, seed=0)
+        write_splits(JOBS, STUDY, other, study, seed=0)
     assert sorted(study.rglob("*")) == before
-    assert write_splits(JOBS, COHORT, study, seed=0) == JOBS
+    assert write_splits(JOBS, STUDY, COHORT, study, seed=0) == JOBS
