@@ -1,0 +1,215 @@
+"""A number beside each mask: how sure a network is of it, and the Dice that masks of this kind had.
+
+`agreement` needs no reference mask. Which Dice goes with which agreement is learned from cases with a reference mask
+that the network was not trained on (`ExpectedDice`). It holds for scans like those, predicted in the same way.
+"""
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+LOW, HIGH = 0.3, 0.7  # probabilities; see experiments/failure_detection.py for others
+LEAST_PATIENTS = 20  # of fewer no interval is given
+INTERVAL = 0.9  # share of the cases whose Dice lies in theirs
+DETECTOR = f"Dice between the masks at probabilities {LOW} and {HIGH}"
+NO_MASK = "an empty mask has no expected Dice: nothing tells a missed target from a scan without one"
+_VERSION = 1
+_FOLDS = 20  # a curve is fitted so often to find its errors on cases that it has not seen
+
+
+def agreement(probability: np.ndarray, mask: np.ndarray) -> float | None:
+    """The Dice between the masks at a low and at a high threshold of the probability, in [0, 1]: 1 is sure.
+
+    One of them lies within the other, so two counts are enough, and no further prediction is made.
+
+    Args:
+      probability: of a target, [S, H, W].
+      mask: what is made of it, [S, H, W] bool.
+
+    Returns:
+      None where the mask is empty.
+    """
+    if not mask.any():
+        return None
+    low, high = (sum(int(np.count_nonzero(image >= level)) for image in probability) for level in (LOW, HIGH))
+    return 2.0 * high / (low + high) if low else 0.0
+
+
+class Pair(NamedTuple):
+    """A case with a reference mask: the agreement of its mask, its Dice, and whose scan it is."""
+
+    agreement: float
+    dice: float
+    patient: str
+
+
+class Expected(NamedTuple):
+    """The Dice to expect, and an interval that holds it in nine cases of ten; all in [0, 1]."""
+
+    dice: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        """In words, at most 48 characters."""
+        return f"expected Dice {self.dice:.2f} (90 % interval {self.low:.2f} to {self.high:.2f})"
+
+
+class Quality(NamedTuple):
+    """What is known of a mask without a reference: `agreement`, and what is expected of it; None where it is not."""
+
+    agreement: float | None
+    expected: Expected | None
+
+    def __str__(self) -> str:
+        """In words."""
+        if self.agreement is None:
+            return NO_MASK
+        return str(self.expected or f"agreement {self.agreement:.2f}, expected Dice not known")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ExpectedDice:
+    """The Dice to expect of a mask, from its agreement.
+
+    Attributes:
+      targets: name -> cases of known Dice, of `LEAST_PATIENTS` or more.
+      source: which cases these are, in words.
+    """
+
+    targets: dict[str, tuple[Pair, ...]]
+    source: str
+    _curves: dict = dataclasses.field(default_factory=dict, init=False, repr=False)
+
+    def __call__(self, target: str, value: float | None, *, without: str | None = None) -> Expected | None:
+        """What is expected of a mask.
+
+        Args:
+          target: its name.
+          value: its agreement.
+          without: a patient whose cases are left out, for masks of cases that are among those of known Dice.
+
+        Returns:
+          None for an empty mask.
+        """
+        key = target, without
+        if key not in self._curves:
+            pairs = [pair for pair in self.targets[target] if pair.patient != without]
+            self._curves[key] = Curve(pairs)
+        return None if value is None else self._curves[key](value)
+
+    @property
+    def digest(self) -> str:
+        """Identifies it: other cases give another one."""
+        return hashlib.sha256(repr(self.to_json()).encode(errors="surrogateescape")).hexdigest()[:12]
+
+    def to_json(self) -> dict:
+        """Content of `expected_dice.json`."""
+        return {"version": _VERSION, "detector": DETECTOR, "source": self.source, "targets": self.targets}
+
+    @classmethod
+    def from_json(cls, content: dict) -> "ExpectedDice":
+        """The inverse of `to_json`. Raises ValueError where the content is another one."""
+        try:
+            if (content["version"], content["detector"]) != (_VERSION, DETECTOR):
+                raise ValueError(f"version {content['version']} of it, with the detector {content['detector']!r}")
+            targets = {
+                name: tuple(Pair(float(value), float(dice), str(patient)) for value, dice, patient in pairs)
+                for name, pairs in content["targets"].items()
+            }
+            source = str(content["source"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{type(error).__name__}: {error}") from error
+        for name, pairs in targets.items():
+            if (patients := len({pair.patient for pair in pairs})) < LEAST_PATIENTS:
+                raise ValueError(f"{patients} patients for {name}, and {LEAST_PATIENTS} are the fewest")
+            if any(not 0.0 <= number <= 1.0 for pair in pairs for number in pair[:2]):
+                raise ValueError(f"a number outside of 0 to 1 in {name}")
+        return cls(targets, source)
+
+
+def rate(
+    probability: np.ndarray, masks: np.ndarray, names: Sequence[str], expected: ExpectedDice | None
+) -> tuple[Quality, ...]:
+    """What is known of the masks of a scan.
+
+    Args:
+      probability: [S, H, W, K].
+      masks: [S, H, W, K] bool.
+      names: of the K targets.
+      expected: None where it is not known.
+    """
+    values = [agreement(probability[..., k], masks[..., k]) for k in range(len(names))]
+    return tuple(Quality(v, expected and expected(name, v)) for name, v in zip(names, values, strict=True))
+
+
+class Curve:
+    """Expected Dice and its interval as functions of the agreement.
+
+    The expected Dice is monotone regression: it never falls while the agreement rises. The interval is conformal (Lei
+    et al. 2018, doi.org/10.1080/01621459.2017.1307116, section 5.2): the expected Dice plus and minus a multiple of the
+    error that is usual at this agreement, which is monotone regression too. The multiple is such that nine of ten cases
+    lie within their interval; errors are of curves that did not see the patient.
+    """
+
+    def __init__(self, pairs: Sequence[Pair]) -> None:
+        """Fits to cases of several patients."""
+        values, dice, _ = zip(*pairs, strict=True)
+        values, dice = np.array(values, np.float64), np.array(dice, np.float64)
+        self._dice = increasing(values, dice)
+        errors = np.abs(_errors(values, dice, [pair.patient for pair in pairs]))
+        self._mean_error = max(float(errors.mean()), 1e-3)
+        knots, negative = increasing(values, -errors)
+        self._error = knots, -negative
+        rank = min(len(pairs), math.ceil((len(pairs) + 1) * INTERVAL))
+        self._multiple = float(np.sort(errors / self._usual_error(values))[rank - 1])
+
+    def __call__(self, value: float) -> Expected:
+        """What is expected at an agreement."""
+        dice, width = float(np.interp(value, *self._dice)), float(self._multiple * self._usual_error(value))
+        return Expected(dice, max(0.0, dice - width), min(1.0, dice + width))
+
+    def _usual_error(self, values: np.ndarray | float) -> np.ndarray | float:
+        """Never below a quarter of the mean: a few cases in a row can have tiny errors by chance."""
+        return 0.25 * self._mean_error + 0.75 * np.interp(values, *self._error)
+
+
+def _errors(values: np.ndarray, dice: np.ndarray, patients: Sequence[str]) -> np.ndarray:
+    """Dice less expected Dice of each case, from a fit to cases of other patients."""
+    first = {patient: values[patients.index(patient)] for patient in dict.fromkeys(patients)}
+    fold_of = {patient: k % _FOLDS for k, patient in enumerate(sorted(first, key=lambda name: (first[name], name)))}
+    folds = np.array([fold_of[patient] for patient in patients])
+    errors = np.empty(len(dice))
+    for fold in set(folds.tolist()):
+        own = folds == fold
+        errors[own] = dice[own] - np.interp(values[own], *increasing(values[~own], dice[~own]))
+    return errors
+
+
+def increasing(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Monotone regression by least squares: pool adjacent violators (Ayer 1955, doi.org/10.1214/aoms/1177728423).
+
+    `scipy.optimize.isotonic_regression` gives the same means. Its import takes a third of a second, which `predict`
+    would spend on this alone.
+
+    Args:
+      x: [n].
+      y: [n].
+
+    Returns:
+      of each block of equal fitted values the mean of x and that of y, both ascending. Between them the curve is
+      straight (`np.interp`), so that it has no steps (Oron and Flournoy 2017, doi.org/10.1080/19466315.2017.1286256).
+    """
+    points, index, counts = np.unique(x, return_inverse=True, return_counts=True)
+    blocks: list[list[float]] = []  # count, sum of x, sum of y
+    for count, point, total in zip(counts, points, np.bincount(index, weights=y), strict=True):
+        blocks.append([count, count * point, total])
+        while len(blocks) > 1 and blocks[-2][2] * blocks[-1][0] >= blocks[-1][2] * blocks[-2][0]:
+            last = blocks.pop()
+            blocks[-1] = [a + b for a, b in zip(blocks[-1], last, strict=True)]
+    count, sum_x, sum_y = np.array(blocks).T
+    return sum_x / count, sum_y / count
