@@ -17,6 +17,7 @@ from brainseg_jax.evaluation.quality import (
     summarize_quality,
     with_expected,
 )
+from brainseg_jax.inference.postprocess import PostProcess
 from brainseg_jax.inference.quality import (
     NO_MASK,
     Curve,
@@ -47,15 +48,23 @@ def rows(pairs):
 
 
 def test_agreement_is_the_dice_of_the_masks_at_two_thresholds():
-    # At 0.3 five voxels, at 0.7 three of them: 2 * 3 / (5 + 3).
-    probability = np.array([[[0.9, 0.7, 0.8, 0.4]], [[0.3, 0.29, 0.0, 0.1]]], np.float32)
-    assert agreement(probability, probability >= 0.5) == pytest.approx(0.75)
+    # From 0.1 on five voxels, from 0.9 on three of them: 2 * 3 / (5 + 3).
+    probability = np.array([[[1.0, 0.9, 0.95, 0.4]], [[0.1, 0.09, 0.0, 0.05]]], np.float32)
+    assert agreement(probability, probability >= 0.5, PostProcess()) == pytest.approx(0.75)
+
+
+def test_agreement_is_of_the_components_that_a_mask_keeps():
+    # The largest component is four voxels from 0.1 on, and two others from 0.9 on: they do not meet.
+    probability = np.array([[[0.9, 0.5, 0.5, 0.2, 0.0, 0.0, 0.95, 0.99]]], np.float32)
+    assert agreement(probability, probability >= 0.5, PostProcess(largest_component=True)) == 0.0
+    assert agreement(probability, probability >= 0.5, PostProcess()) == pytest.approx(2 * 3 / (6 + 3))
 
 
 def test_a_mask_that_nothing_is_sure_of_has_agreement_0_and_an_empty_one_has_none():
     probability = np.full((1, 2, 2), 0.6, np.float32)
-    assert agreement(probability, probability >= 0.5) == 0.0
-    assert agreement(probability, np.zeros((1, 2, 2), bool)) is None
+    assert agreement(probability, probability >= 0.5, PostProcess()) == 0.0
+    assert agreement(np.full((1, 2, 2), 0.09), np.ones((1, 2, 2), bool), PostProcess()) == 0.0
+    assert agreement(probability, np.zeros((1, 2, 2), bool), PostProcess()) is None
 
 
 def test_each_target_is_rated_by_its_own_cases():
@@ -63,10 +72,11 @@ def test_each_target_is_rated_by_its_own_cases():
     masks = np.ones((1, 1, 2, 2), bool)
     masks[..., 1] = False
     expected = ExpectedDice({"edema": tuple(cases(25)), "core": tuple(cases(25, seed=1))}, "phantoms")
-    edema, core = rate(probability, masks, ("edema", "core"), expected)
+    posts = (PostProcess(),) * 2
+    edema, core = rate(probability, masks, posts, ("edema", "core"), expected)
     assert edema == Quality(1.0, expected("edema", 1.0)) and str(edema).startswith("expected Dice 0.9")
     assert core == Quality(None, None) and str(core) == NO_MASK
-    assert str(rate(probability, masks, ("edema", "core"), None)[0]) == "agreement 1.00, expected Dice not known"
+    assert str(rate(probability, masks, posts, ("edema", "core"), None)[0]) == "agreement 1.00, expected Dice not known"
 
 
 # --- expected Dice ---------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from brainseg_jax import files
 from brainseg_jax.data.canvas import Canvas
 from brainseg_jax.errors import InputError
 from brainseg_jax.inference.ensemble import Member
+from brainseg_jax.inference.postprocess import PostProcess
 from brainseg_jax.prediction import job
 from brainseg_jax.prediction.results import Wanted
 from brainseg_jax.prediction.stream import Outcome, predict_scans
@@ -56,7 +57,7 @@ class FakeEnsemble:
     """Finds tumor in every pixel, and raises what a source asks for."""
 
     def __init__(self, sources):
-        self.seconds, self.sources, self.description = 0.0, iter(sources), LGG
+        self.seconds, self.sources, self.description, self.posts = 0.0, iter(sources), LGG, (PostProcess(),)
 
     def prepare(self, scan):
         source = next(self.sources)

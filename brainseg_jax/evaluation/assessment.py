@@ -223,7 +223,7 @@ class Assessor:
                     self.who(index)
                     | ({"target": name} if len(names) > 1 else {})
                     | {"dice": dice(masks[..., k] & counted, truth[..., k] & counted)}
-                    | {AGREEMENT: agreement(probability[..., k], masks[..., k])}
+                    | {AGREEMENT: self._agreement(index, probability, masks, posts, k)}
                 )
         return rows
 
@@ -294,7 +294,7 @@ class Assessor:
             yield CaseAssessment(
                 name=name,
                 rows=[
-                    self.who(index) | row | {AGREEMENT: agreement(probability[..., k], masks[..., k])}
+                    self.who(index) | row | {AGREEMENT: self._agreement(index, probability, masks, posts, k)}
                     for k, row in enumerate(scores)
                 ],
                 calibrations={
@@ -358,6 +358,13 @@ class Assessor:
     def _masks(self, index: int, probability: np.ndarray, posts: Sequence[PostProcess]) -> np.ndarray:
         """Masks of a case on its own grid, [S, H, W, K] bool."""
         return make_masks(probability, posts, self.cohort.description, self.cohort.canvases[index][0])
+
+    def _agreement(
+        self, index: int, probability: np.ndarray, masks: np.ndarray, posts: Sequence[PostProcess], k: int
+    ) -> float | None:
+        """Of the mask of target k of a case."""
+        post = posts[k].on_grid(self.cohort.canvases[index][0].padded)
+        return agreement(probability[..., k], masks[..., k], post)
 
     def _truth(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """The reference masks of a case, [S, H, W, K] bool, and which voxels count, [S, H, W] bool."""

@@ -12,7 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-LOW, HIGH = 0.3, 0.7  # probabilities; see experiments/failure_detection.py for others
+from brainseg_jax.inference.postprocess import PostProcess
+from brainseg_jax.metrics import dice
+
+LOW, HIGH = 0.1, 0.9  # probabilities; experiments/failure_detection.py compares others
 LEAST_PATIENTS = 20  # of fewer no interval is given
 INTERVAL = 0.9  # share of the cases whose Dice lies in theirs
 DETECTOR = f"Dice between the masks at probabilities {LOW} and {HIGH}"
@@ -21,22 +24,23 @@ _VERSION = 1
 _FOLDS = 20  # a curve is fitted so often to find its errors on cases that it has not seen
 
 
-def agreement(probability: np.ndarray, mask: np.ndarray) -> float | None:
+def agreement(probability: np.ndarray, mask: np.ndarray, post: PostProcess) -> float | None:
     """The Dice between the masks at a low and at a high threshold of the probability, in [0, 1]: 1 is sure.
 
-    One of them lies within the other, so two counts are enough, and no further prediction is made.
+    It needs no further prediction.
 
     Args:
       probability: of a target, [S, H, W].
       mask: what is made of it, [S, H, W] bool.
+      post: keeps the connected components of the two masks as it does of this one, see `PostProcess.on_grid`.
 
     Returns:
       None where the mask is empty.
     """
     if not mask.any():
         return None
-    low, high = (sum(int(np.count_nonzero(image >= level)) for image in probability) for level in (LOW, HIGH))
-    return 2.0 * high / (low + high) if low else 0.0
+    low, high = (post._replace(threshold=level)(probability) for level in (LOW, HIGH))
+    return dice(low, high) if low.any() else 0.0
 
 
 class Pair(NamedTuple):
@@ -133,17 +137,22 @@ class ExpectedDice:
 
 
 def rate(
-    probability: np.ndarray, masks: np.ndarray, names: Sequence[str], expected: ExpectedDice | None
+    probability: np.ndarray,
+    masks: np.ndarray,
+    posts: Sequence[PostProcess],
+    names: Sequence[str],
+    expected: ExpectedDice | None,
 ) -> tuple[Quality, ...]:
     """What is known of the masks of a scan.
 
     Args:
       probability: [S, H, W, K].
       masks: [S, H, W, K] bool.
+      posts: of each target, see `agreement`.
       names: of the K targets.
       expected: None where it is not known.
     """
-    values = [agreement(probability[..., k], masks[..., k]) for k in range(len(names))]
+    values = [agreement(probability[..., k], masks[..., k], post) for k, post in enumerate(posts)]
     return tuple(Quality(v, expected and expected(name, v)) for name, v in zip(names, values, strict=True))
 
 

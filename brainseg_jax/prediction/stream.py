@@ -156,7 +156,8 @@ def _finish(
 ) -> Written:
     maps = combine(members, uncertainty=wanted.uncertainty)
     masks = ensemble.masks(maps.probability, members[0].canvas)
-    qualities = rate(maps.probability, masks, ensemble.description.names, expected)
+    posts = [post.on_grid(members[0].canvas.padded) for post in ensemble.posts]
+    qualities = rate(maps.probability, masks, posts, ensemble.description.names, expected)
     return write_results(source, scan, maps, masks, qualities, ensemble.description, output, wanted)
 
 

@@ -93,9 +93,8 @@ def load_trained(folder: Path) -> Trained:
         posts=posts,
         fingerprint=dataset["fingerprint"],
         results=results,
-        expected_dice=read_expected_dice(folder, description.names)
-        if results
-        else None,  # of an unfinished run it is an older one's
+        # In the folder of an unfinished run it is that of fewer epochs.
+        expected_dice=read_expected_dice(folder, description.names) if results else None,
     )
 
 
