@@ -21,7 +21,7 @@ INTERVAL = 0.9  # share of the cases whose Dice lies in theirs
 DETECTOR = f"Dice between the masks at probabilities {LOW} and {HIGH}"
 NO_MASK = "an empty mask has no expected Dice: nothing tells a missed target from a scan without one"
 _VERSION = 1
-_FOLDS = 20  # a curve is fitted so often to find its errors on cases that it has not seen
+_FOLDS = 20  # most that cases are divided into; with as many patients it is leave-one-out
 
 
 def agreement(probability: np.ndarray, mask: np.ndarray, post: PostProcess) -> float | None:
@@ -159,44 +159,53 @@ def rate(
 class Curve:
     """Expected Dice and its interval as functions of the agreement.
 
-    The expected Dice is monotone regression: it never falls while the agreement rises. The interval is conformal (Lei
-    et al. 2018, doi.org/10.1080/01621459.2017.1307116, section 5.2): the expected Dice plus and minus a multiple of the
-    error that is usual at this agreement, which is monotone regression too. The multiple is such that nine of ten cases
-    lie within their interval; errors are of curves that did not see the patient.
+    The expected Dice is monotone regression (`increasing`): it never falls while the agreement rises. Below the lowest
+    known agreement it goes to 0 at agreement 0. The interval is that of CV+, the jackknife+ by folds (Barber et al.
+    2021, doi.org/10.1214/20-AOS1965): it comes from the errors of curves that did not see the patient. Each error is
+    divided by the one that is usual at its agreement, so the interval is wide where errors are large.
     """
 
     def __init__(self, pairs: Sequence[Pair]) -> None:
         """Fits to cases of several patients."""
-        values, dice, _ = zip(*pairs, strict=True)
-        values, dice = np.array(values, np.float64), np.array(dice, np.float64)
-        self._dice = increasing(values, dice)
-        errors = np.abs(_errors(values, dice, [pair.patient for pair in pairs]))
+        values, dice_of, patients = zip(*pairs, strict=True)
+        values, dice_of = np.array(values, np.float64), np.array(dice_of, np.float64)
+        self._dice = _from_origin(values, dice_of)
+        self._folds = _folds(values, patients)
+        fits = [self._folds != fold for fold in range(self._folds.max() + 1)]
+        self._without = [_from_origin(values[others], dice_of[others]) for others in fits]
+        known = np.array([np.interp(v, *self._without[k]) for v, k in zip(values, self._folds, strict=True)])
+        errors = np.abs(dice_of - known)
         self._mean_error = max(float(errors.mean()), 1e-3)
         knots, negative = increasing(values, -errors)
         self._error = knots, -negative
-        rank = min(len(pairs), math.ceil((len(pairs) + 1) * INTERVAL))
-        self._multiple = float(np.sort(errors / self._usual_error(values))[rank - 1])
+        self._ratios = errors / self._usual_error(values)
 
     def __call__(self, value: float) -> Expected:
         """What is expected at an agreement."""
-        dice, width = float(np.interp(value, *self._dice)), float(self._multiple * self._usual_error(value))
-        return Expected(dice, max(0.0, dice - width), min(1.0, dice + width))
+        expected = float(np.interp(value, *self._dice))
+        centers = np.array([np.interp(value, *curve) for curve in self._without])[self._folds]
+        widths = self._ratios * self._usual_error(value)
+        count = len(widths)
+        rank = min(count, math.ceil((count + 1) * INTERVAL))
+        low, high = np.sort(centers - widths)[count - rank], np.sort(centers + widths)[rank - 1]
+        return Expected(expected, float(np.clip(low, 0.0, expected)), float(np.clip(high, expected, 1.0)))
 
     def _usual_error(self, values: np.ndarray | float) -> np.ndarray | float:
-        """Never below a quarter of the mean: a few cases in a row can have tiny errors by chance."""
-        return 0.25 * self._mean_error + 0.75 * np.interp(values, *self._error)
+        """Half the mean, and half monotone regression: a few cases in a row can have tiny errors by chance."""
+        return 0.5 * self._mean_error + 0.5 * np.interp(values, *self._error)
 
 
-def _errors(values: np.ndarray, dice: np.ndarray, patients: Sequence[str]) -> np.ndarray:
-    """Dice less expected Dice of each case, from a fit to cases of other patients."""
-    first = {patient: values[patients.index(patient)] for patient in dict.fromkeys(patients)}
-    fold_of = {patient: k % _FOLDS for k, patient in enumerate(sorted(first, key=lambda name: (first[name], name)))}
-    folds = np.array([fold_of[patient] for patient in patients])
-    errors = np.empty(len(dice))
-    for fold in set(folds.tolist()):
-        own = folds == fold
-        errors[own] = dice[own] - np.interp(values[own], *increasing(values[~own], dice[~own]))
-    return errors
+def _folds(values: np.ndarray, patients: Sequence[str]) -> np.ndarray:
+    """A fold for each case, [n] int, the same for all cases of a patient; each fold holds low and high agreements."""
+    first = {patient: values[patients.index(patient)] for patient in patients}
+    ordered = sorted(first, key=lambda patient: (first[patient], patient))
+    fold_of = {patient: k % _FOLDS for k, patient in enumerate(ordered)}
+    return np.array([fold_of[patient] for patient in patients])
+
+
+def _from_origin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The curve of `increasing`, with 0 at 0 before it; for `np.interp`."""
+    return tuple(np.append(0.0, ends) for ends in increasing(x, y))
 
 
 def increasing(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
