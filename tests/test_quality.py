@@ -134,8 +134,8 @@ def test_below_the_lowest_known_agreement_the_expected_dice_goes_to_0():
 
 def test_the_interval_by_hand():
     # 19 patients of one agreement, two of them at Dice 0.6, 17 at 0.8. Without one of the two, the mean of the others
-    # is (0.8 * 17 + 0.6) / 18. The errors are usual for all, so rank ceil(20 * 0.9) = 18 of 19 is an error of one of the
-    # two: this mean less and plus its error.
+    # is (0.8 * 17 + 0.6) / 18. The errors are usual for all, so rank ceil(20 * 0.9) = 18 of 19 is an error of one of
+    # the two: this mean less and plus its error.
     curve = Curve([Pair(0.5, 0.6 if k < 2 else 0.8, f"P{k:02d}") for k in range(19)])
     of_two = (0.8 * 17 + 0.6) / 18
     assert curve(0.5).dice == pytest.approx((0.8 * 17 + 1.2) / 19)
