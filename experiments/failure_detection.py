@@ -5,6 +5,9 @@
 Each run predicts the cases of its own split that it was not trained on, as they are, mirrored, and under small changes
 of size and brightness. Where several runs share such cases, all runs predict them together too. Left behind:
 `cases.csv` with every number of every case, `table.csv` and `table.md`.
+
+With `--part=test --expected_dice` and the runs of all folds it leaves an out-of-fold `expected_dice.json`, for the
+folder of a network that is trained on all patients by the same recipe.
 """
 
 import dataclasses
@@ -22,20 +25,25 @@ from brainseg_jax.compilation import keep_compiled
 from brainseg_jax.data.cohort import Cohort
 from brainseg_jax.data.normalization import Normalization
 from brainseg_jax.errors import InputError
-from brainseg_jax.evaluation.quality import area, dice_at
-from brainseg_jax.evaluation.scores import write_table
+from brainseg_jax.evaluation.quality import AGREEMENT, area, dice_at, learn
+from brainseg_jax.evaluation.scores import write_json, write_table
 from brainseg_jax.files import user_path, write_whole
 from brainseg_jax.inference.network import Network, Runner
 from brainseg_jax.inference.postprocess import PostProcess, make_masks
+from brainseg_jax.inference.quality import LEAST_PATIENTS, agreement
 from brainseg_jax.metrics import dice
 from brainseg_jax.runs.comparison import names_of
 from brainseg_jax.runs.evaluation import Evaluation, build_evaluation
+from brainseg_jax.runs.trained import EXPECTED_DICE as FILE
 from brainseg_jax.runs.trained import load_trained
 
 RUN = flags.DEFINE_list("run", [], "Run folders, with a comma between.")
 PART = flags.DEFINE_enum("part", "both", ["val", "test", "both"], "Which patients of their splits.")
 CHANGES = flags.DEFINE_bool("changes", True, "Predict under changes of size and brightness too: seven times as long.")
 OUTPUT = flags.DEFINE_string("output", None, "Folder for the tables.")
+EXPECTED_DICE = flags.DEFINE_bool(
+    "expected_dice", False, "Learn the expected Dice from the rows of all runs, and write expected_dice.json too."
+)
 
 SIZES, BRIGHTNESSES, GAMMAS = (0.9, 1.1), (0.85, 1.15), (0.8, 1.25)
 LEVELS = ((0.05, 0.95), (0.1, 0.9), (0.25, 0.75), (0.3, 0.7), (0.4, 0.6), (0.1, 0.5), (0.5, 0.9))
@@ -47,15 +55,24 @@ _RESAMPLES = 2000
 Maps = dict[str, np.ndarray]  # probability [S, H, W] of a target under each change; "" is the prediction itself
 
 
-def changed(images: np.ndarray) -> Iterator[tuple[str, np.ndarray, Callable[[np.ndarray], np.ndarray]]]:
-    """Small changes of the slices of a scan, [n, side, side, C] uint8, and what takes their maps back."""
+Changed = tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]  # slices, and what takes their maps back
+
+
+def changes_of() -> dict[str, Callable[[np.ndarray], Changed]]:
+    """Small changes of the slices of a scan, [n, side, side, C] uint8, by name."""
+    made: dict[str, Callable[[np.ndarray], Changed]] = {}
     for size in SIZES:
-        yield f"size {size}", resized(images, size), lambda maps, size=size: resized(maps, 1.0 / size)
+        made[f"size {size}"] = lambda images, size=size: (
+            resized(images, size),
+            lambda maps: resized(maps, 1.0 / size),
+        )
     for factor in BRIGHTNESSES:
-        yield f"brightness {factor}", np.clip(np.round(images * np.float32(factor)), 0, 255).astype(np.uint8), _same
+        table = np.clip(np.round(np.arange(256) * factor), 0, 255).astype(np.uint8)
+        made[f"brightness {factor}"] = lambda images, table=table: (table[images], _same)
     for gamma in GAMMAS:
         table = np.round(255.0 * (np.arange(256) / 255.0) ** gamma).astype(np.uint8)
-        yield f"gamma {gamma}", table[images], _same
+        made[f"gamma {gamma}"] = lambda images, table=table: (table[images], _same)
+    return made
 
 
 def _same(maps: np.ndarray) -> np.ndarray:
@@ -82,7 +99,7 @@ def predict_case(evaluation: Evaluation, network: Network, runner: Runner, index
     constants = Normalization(*(c[index] for c in cohort.normalization))
     views = [(images, canvas) for (images, _), canvas in zip(cohort.views(index), cohort.canvases[index], strict=True)]
 
-    def run(mirror: bool, change: Callable) -> Iterator[np.ndarray]:
+    def run(mirror: bool, change: Callable[[np.ndarray], Changed]) -> Iterator[np.ndarray]:
         one = dataclasses.replace(network, mirror=mirror)
         for images, canvas in views:
             given, back = change(images)
@@ -92,8 +109,7 @@ def predict_case(evaluation: Evaluation, network: Network, runner: Runner, index
     plain, mirrored = _mean(run(True, lambda images: (images, _same)))
     maps = {"": plain, "mirror": mirrored}
     if changes:
-        for k, name in enumerate([name for name, _, _ in changed(views[0][0])]):
-            maps[name] = _mean(run(False, lambda images, k=k: list(changed(images))[k][1:]))[0]
+        maps |= {name: _mean(run(False, change))[0] for name, change in changes_of().items()}
     if network.mirror:  # as the run predicts
         maps[""] = (plain + mirrored) / 2.0
         maps["plain"] = plain
@@ -166,7 +182,8 @@ def rows_of_run(folder: Path, name: str) -> tuple[list[dict], dict[str, np.ndarr
         for case in sorted(getattr(split, part)) if PART.value in (part, "both") else ():
             (index,) = cohort.indices([case])
             of_targets = predict_case(evaluation, trained.network, runner, index, changes=CHANGES.value)
-            who = {"run": name, "part": part, "patient": cohort.patients[index], "case": case}
+            patient = evaluation.assessor.who(index)["patient"]
+            who = {"run": name, "part": part, "patient": patient, "case": case}
             rows += rows_of_case(who, cohort, index, of_targets, trained.posts)
             kept[case] = np.stack([maps[""] for maps in of_targets], axis=-1).astype(np.float16)
             found = ", ".join(f"{row['dice']:.3f}" for row in rows[-len(of_targets) :])
@@ -187,7 +204,9 @@ def rows_of_case(
         ours, theirs = masks[..., k], truth[..., k]
         row = who | {"target": target}
         row["dice"] = dice(ours, theirs) if counted is None else dice(ours & counted, theirs & counted)
-        rows.append(row | (detectors(maps, ours, post.on_grid(canvas.padded)) if ours.any() else {}))
+        post = post.on_grid(canvas.padded)
+        row[AGREEMENT] = agreement(maps[""], ours, post)
+        rows.append(row | (detectors(maps, ours, post) if ours.any() else {}))
     return rows
 
 
@@ -198,8 +217,8 @@ def rows_together(folders: Sequence[Path], names: Sequence[str], kept: Sequence[
         return []
     trained = load_trained(folders[0])
     trained.config.split.file = str(folders[0] / "split.json")
-    cohort = build_evaluation(trained.config, folders[0]).cohort
-    rows = []
+    evaluation = build_evaluation(trained.config, folders[0])
+    cohort, rows = evaluation.cohort, []
     for case in common:
         (index,) = cohort.indices([case])
         each = [own[case].astype(np.float32) for own in kept]
@@ -208,7 +227,8 @@ def rows_together(folders: Sequence[Path], names: Sequence[str], kept: Sequence[
             {"": mean[..., k], **{f"run {name}": maps[..., k] for name, maps in zip(names, each, strict=True)}}
             for k in range(mean.shape[-1])
         ]
-        who = {"run": TOGETHER, "part": "", "patient": cohort.patients[index], "case": case}
+        patient = evaluation.assessor.who(index)["patient"]
+        who = {"run": TOGETHER, "part": "", "patient": patient, "case": case}
         rows += rows_of_case(who, cohort, index, of_targets, trained.posts)
     return rows
 
@@ -284,6 +304,14 @@ def main(_: list[str]) -> None:
     columns = list(dict.fromkeys(name for row in rows for name in row))
     write_table(output / "cases.csv", [{name: row.get(name) for name in columns} for row in rows])
     write_table(output / "table.csv", table)
+    if EXPECTED_DICE.value:
+        single = [row for row in rows if row["run"] != TOGETHER]
+        patients = len({row["patient"] for row in single})
+        source = f"{patients} patients, each predicted by a network that was not trained on it ({', '.join(names)})"
+        expected = learn(single, list(dict.fromkeys(row["target"] for row in single)), source)
+        if expected is None:
+            raise InputError(f"--expected_dice: masks of fewer than {LEAST_PATIENTS} patients; give more runs")
+        write_json(output / FILE, expected.to_json())
     write_whole(output / "table.md", lambda part: part.write_text(text))
     print(text)
 

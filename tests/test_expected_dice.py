@@ -5,7 +5,9 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import once
 
@@ -14,7 +16,7 @@ from brainseg_jax.data.phantom import write_phantom
 from brainseg_jax.evaluation.quality import QUALITY
 from brainseg_jax.evaluation.scores import read_table
 from brainseg_jax.inference.quality import NO_MASK
-from brainseg_jax.runs.trained import load_trained
+from brainseg_jax.runs.trained import load_trained, read_expected_dice
 from brainseg_jax.training.loop import train
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
@@ -133,3 +135,29 @@ def test_an_empty_mask_has_no_number_and_a_note(trained, tmp_path):
     (row,) = csv.DictReader((tmp_path / "out" / "predictions.csv").open())
     assert [row[name] for name in QUALITY] == [""] * 4 and row["notes"].endswith(NO_MASK)
     assert f"note: {case}: {NO_MASK}" in done.stdout
+
+
+def test_the_numbers_that_are_compared_hold_the_one_that_is_used(trained, tmp_path):
+    run, _ = trained
+    root = Path(__file__).parents[1]
+    flags = [f"--run={run}", "--expected_dice", f"--output={tmp_path / 'out'}"]
+    module = [sys.executable, "-m", "experiments.failure_detection", *flags]
+    done = subprocess.run(module, capture_output=True, text=True, cwd=root)
+    assert done.returncode == 0, done.stderr
+    rows = {row["patient"]: row for row in read_table(tmp_path / "out" / "cases.csv")}
+    split = json.loads((run / "split.json").read_text())
+    assert rows.keys() == {*split["val"], *split["test"]}
+    for row in read_table(run / "per_patient.csv"):
+        found = rows[row["patient"]]
+        assert found["dice"] == pytest.approx(row["dice"], abs=1e-3)
+        assert found["Dice of thresholds 0.1 and 0.9"] == pytest.approx(row["agreement"], abs=1e-3)
+    learned, own = (read_expected_dice(folder, ("tumor",)) for folder in (tmp_path / "out", run))
+    for a, b in zip(
+        *(sorted(one.targets["tumor"], key=lambda pair: pair.patient) for one in (learned, own)), strict=True
+    ):
+        assert a == (pytest.approx(b.agreement, abs=1e-3), pytest.approx(b.dice, abs=1e-3), b.patient)
+    table = {row["detector"]: row for row in read_table(tmp_path / "out" / "table.csv")}
+    best, none = table["the Dice itself: the best there can be"], table["no number: any order"]
+    assert none["area"] == pytest.approx(1.0 - np.mean([row["dice"] for row in rows.values()]))
+    assert all(best["area"] <= row["area"] and row["area_low"] <= row["area_high"] for row in table.values())
+    assert "mean Dice with each size" in table and (tmp_path / "out" / "table.md").read_text().strip() in done.stdout
