@@ -23,8 +23,8 @@ def plot_words(target: str) -> dict[str, str]:
         "expected": "Each dot is a patient: its Dice against the one expected of its mask without the reference, as "
         "learned from the other patients. On the diagonal they are alike; the bars are the 90 % intervals.",
         "sorted": "The same in order of the expected Dice, lowest first: dots are the Dice, bars the intervals.",
-        "risk": "Risk, the mean of 1 - Dice, of the share of the patients whose masks are surest, by their agreement. "
-        "Dotted: in order of the Dice itself, which is the best there can be. The area under it is in the legend.",
+        "risk": "Mean of 1 - Dice over the patients of the highest agreement, by their share of all. Dotted: in order "
+        "of the Dice itself, the best possible. A small area under the curve is good.",
         "thresholds": f"Mean Dice if voxels counted as {target} from another probability on, no part taken out. "
         "Dotted: the threshold used.",
     }
