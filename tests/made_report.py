@@ -11,9 +11,11 @@ from brainseg_jax.evaluation.case_pictures import (
     probability_pictures,
     scan_pictures,
 )
+from brainseg_jax.evaluation.quality import columns
 from brainseg_jax.evaluation.report import write_report
 from brainseg_jax.evaluation.views import Scored
 from brainseg_jax.evaluation.volumes import score_targets
+from brainseg_jax.inference.quality import Expected, Quality
 from brainseg_jax.scans.description import LGG, Description, Target
 
 HOSTILE = "<img src=x onerror=alert(1)>'\"&</script>"  # a name that would be a program, if a page let it
@@ -41,11 +43,11 @@ def squares(corner, targets):
     return np.stack([square(corner + 2 * k, 12 - 3 * k) for k in range(targets)], axis=-1)
 
 
-def make_report(path, names=("first",), *, tolerance=2.0, description=LGG, cases_of_first=1):
+def make_report(path, names=("first",), *, tolerance=2.0, description=LGG, cases_of_first=1, rated=()):
     """Writes a report of runs `names`; a patient's prediction is its truth moved down by `SHIFTS`, more in later runs.
 
     The last patient's is moved out of the image, so nothing is predicted and distances are undefined. The first patient
-    has `cases_of_first` cases.
+    has `cases_of_first` cases. Runs in `rated` have a number beside each mask, but for that last patient.
     """
     runs, cases = [], []
     random = np.random.default_rng(0)
@@ -60,6 +62,11 @@ def make_report(path, names=("first",), *, tolerance=2.0, description=LGG, cases
             known = {"patient": patient} | ({"case": patient + suffix} if cases_of_first > 1 else {})
             known |= {"institution": patient[5:7], "grade": PATIENTS.index(patient) - 1}
             rows += [known | row for row in score_targets(predicted, truth, targets, spacing=None, tolerance=tolerance)]
+            if rated:
+                of_mask = Quality(0.95 - i / 10, Expected(0.9 - i / 10, 0.8 - i / 10, 1.0 - i / 10))
+                of_mask = of_mask if predicted.any() else Quality(None, None)
+                of_mask = of_mask if name in rated else of_mask._replace(expected=None)
+                rows[-len(targets) :] = [row | columns(of_mask) for row in rows[-len(targets) :]]
             calibrations.append([calibrate(probability[..., k], truth[..., k], scans[i]) for k in range(len(targets))])
             attention = attention_pictures(np.linspace(0, 1, scans[i].size).reshape(scans[i].shape)) if r == 0 else None
             pictures = [probability_pictures(probability[..., k]) for k in range(len(targets))]

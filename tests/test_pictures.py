@@ -141,6 +141,15 @@ def test_a_picture_lists_the_slices_that_it_does_not_show(tmp_path, monkeypatch,
         assert image.width == (160 if count == 300 else 5 * 8) and (image.height > 4 * 8) is (count == 300)
 
 
+def test_what_is_known_of_a_mask_stands_below_it(tmp_path):
+    mask, scan = two_targets(empty=True)[None, ..., :1], np.full((1, 64, 64), 90, np.uint8)
+    lines = ["expected Dice 0.87", "a line of its own that is longer than the picture is wide"]
+    draw_overlay(tmp_path / "overlay.png", scan=scan, masks=mask, numbers=(3,), lines=lines)
+    with Image.open(tmp_path / "overlay.png") as image:
+        assert image.size == (160, 64 + (16 + 4) + (3 * 16 + 4))  # one line, and three
+        assert (np.asarray(image)[64:84] > 150).all(axis=-1).any()
+
+
 def test_a_large_picture_is_reduced_and_keeps_its_outlines(tmp_path):
     """10 slices of 1024 x 1024 are 10 million pixels, so each becomes 512 x 512, and a line of one pixel stays one."""
     masks, scan = np.zeros((10, 1024, 1024, 1), bool), np.full((10, 1024, 1024), 90, np.uint8)

@@ -216,7 +216,7 @@ def test_runs_predict_together_each_with_its_own_normalization_and_size(case, tr
 class MadeUp(Scan):
     """A scan of any size that goes nowhere."""
 
-    def write(self, kind, values, paths, description):
+    def write(self, kind, values, paths, description, words=()):
         """Nothing."""
 
 

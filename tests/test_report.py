@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 
 from brainseg_jax.evaluation import wording
 from brainseg_jax.evaluation.case_pictures import outline, probability_pictures, scan_pictures
+from brainseg_jax.scans.description import LGG
 
 VOID = {"meta", "link", "input", "br", "img"}
 
@@ -195,3 +196,34 @@ def test_pictures_show_what_they_should():
 )
 def test_how_values_are_written(name, value, written):
     assert wording.write(name, value) == written
+
+
+@pytest.mark.parametrize(
+    ("names", "rated", "description"),
+    [
+        (("first",), ("first",), LGG),
+        (("first", "second"), ("first", "second"), LGG),
+        (("first", "second"), ("second",), LGG),
+        (("first", "second"), ("first",), BRATS),
+    ],
+)
+def test_a_number_beside_each_mask_is_shown_against_the_dice(tmp_path, names, rated, description):
+    runs, _ = make_report(tmp_path / "report.html", names, rated=rated, description=description)
+    page = Page((tmp_path / "report.html").read_text())
+    assert len(page.ids) == len(set(page.ids))
+    for title in ("Dice against the expected Dice", "Patients by expected Dice", "Risk and coverage"):
+        assert page.text.count(title) == len(description.names)
+    row = next(row for run in runs if run.name in rated for row in run.rows)
+    assert f"{row['patient']}: {row['dice']:.3f}, expected 0.900 (0.800 to 1.000)" in page.text
+    # In order of agreement; the last patient, whose mask is empty, is the least sure.
+    if description is LGG:
+        dice = [row["dice"] for row in runs[0].rows]
+        found = np.mean([np.mean(1.0 - np.array(dice[: k + 1])) for k in range(4)])
+        assert f"area {found:.3f}, best " in page.text
+    assert ("Expected Dice, second" in page.text) is (len(names) > 1)
+    assert "Agreement: Dice between the masks at probabilities 0.1 and 0.9" in page.text
+
+
+def test_without_probabilities_there_is_no_such_number(single):
+    _, page, _, _ = single
+    assert "Risk and coverage" not in page.text and "Agreement" not in page.text

@@ -138,3 +138,13 @@ def test_where_no_segmentation_can_be_made_the_mask_is_nifti(tmp_path, monkeypat
 )
 def test_times(given, clean):
     assert segmentation._time(given) == clean
+
+
+def test_what_is_expected_of_a_mask_stands_in_its_descriptions(tmp_path):
+    words = "expected Dice 0.87 (90 % interval 0.62 to 0.94)"
+    scan = read_series(write_series(tmp_path / "in", X))
+    assert scan.write(MASK, FULL[..., None], [tmp_path / "P1_pred.dcm"], LGG, [words]) is None
+    mask, _, seg = read_segmentation(tmp_path / "P1_pred.dcm", 6)
+    np.testing.assert_array_equal(mask, FULL)
+    assert seg.SegmentSequence[0].SegmentDescription == words
+    assert seg.SeriesDescription == f"Predicted, {words}" and len(seg.SeriesDescription) <= 64

@@ -16,6 +16,7 @@ from brainseg_jax import files
 from brainseg_jax.data.canvas import Canvas
 from brainseg_jax.errors import InputError
 from brainseg_jax.inference.ensemble import Member
+from brainseg_jax.inference.postprocess import PostProcess
 from brainseg_jax.prediction import job
 from brainseg_jax.prediction.results import Wanted
 from brainseg_jax.prediction.stream import Outcome, predict_scans
@@ -27,7 +28,7 @@ from brainseg_jax.scans.scan import Scan, Source
 class FakeScan(Scan):
     fails: Exception | None
 
-    def write(self, kind, values, paths, description):
+    def write(self, kind, values, paths, description, words=()):
         paths[0].write_text(f"{values.sum()}")
         if self.fails:
             raise self.fails
@@ -56,7 +57,7 @@ class FakeEnsemble:
     """Finds tumor in every pixel, and raises what a source asks for."""
 
     def __init__(self, sources):
-        self.seconds, self.sources, self.description = 0.0, iter(sources), LGG
+        self.seconds, self.sources, self.description, self.posts = 0.0, iter(sources), LGG, (PostProcess(),)
 
     def prepare(self, scan):
         source = next(self.sources)
@@ -165,14 +166,15 @@ def test_the_tables_are_written_whatever_ends_the_rest(tmp_path, monkeypatch, er
     Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(tmp_path / "in" / "P1_1.png")
     (tmp_path / "out").mkdir()
 
-    def stop(given, ensemble, output, wanted, outcome):
+    def stop(given, ensemble, output, wanted, outcome, expected):
         outcome.scans.append({"case": "P1", "slices": 1})
         outcome.slices.append({"case": "P1", "slice": 1, "area": 3})
         raise error
 
     monkeypatch.setattr(job, "predict_scans", stop)
     monkeypatch.setattr(job, "names_of", lambda runs: None)
-    run = SimpleNamespace(folder=Path("run"), network=SimpleNamespace(description=LGG), posts=())
+    network = SimpleNamespace(description=LGG, mirror=False)
+    run = SimpleNamespace(folder=Path("run"), network=network, posts=(), expected_dice=None)
     monkeypatch.setattr(job, "load_trained", lambda folder: run)
     monkeypatch.setattr(job, "Ensemble", lambda *_, mirror: SimpleNamespace(members=1, compile=lambda: None))
     with pytest.raises(type(error)):

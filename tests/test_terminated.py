@@ -29,7 +29,7 @@ def test_the_tables_are_written(tmp_path, monkeypatch):
     (tmp_path / "in").mkdir()
     Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(tmp_path / "in" / "P1_1.png")
 
-    def terminated(given, ensemble, output, wanted, outcome):
+    def terminated(given, ensemble, output, wanted, outcome, expected):
         output.mkdir()
         outcome.scans.append({"case": "P1", "slices": 1})
         outcome.slices.append({"case": "P1", "slice": 1, "area": 3})
@@ -38,7 +38,8 @@ def test_the_tables_are_written(tmp_path, monkeypatch):
 
     monkeypatch.setattr(stream, "_predict_all", terminated)
     monkeypatch.setattr(job, "names_of", lambda runs: None)
-    run = SimpleNamespace(folder=Path("run"), network=SimpleNamespace(description=LGG), posts=())
+    network = SimpleNamespace(description=LGG, mirror=False)
+    run = SimpleNamespace(folder=Path("run"), network=network, posts=(), expected_dice=None)
     monkeypatch.setattr(job, "load_trained", lambda folder: run)
     ensemble = SimpleNamespace(members=1, seconds=0.0, compile=lambda: None)
     monkeypatch.setattr(job, "Ensemble", lambda *_, mirror: ensemble)

@@ -13,10 +13,12 @@ from brainseg_jax import sharding
 from brainseg_jax.data.cohort import Cohort, unpack_targets
 from brainseg_jax.data.normalization import Normalization
 from brainseg_jax.evaluation.calibration import Calibration, calibrate, combine_targets
+from brainseg_jax.evaluation.quality import AGREEMENT
 from brainseg_jax.evaluation.volumes import score_targets
 from brainseg_jax.inference.forward import Forward
 from brainseg_jax.inference.network import Inputs, Network, Runner
 from brainseg_jax.inference.postprocess import Chooser, PostProcess, make_masks
+from brainseg_jax.inference.quality import agreement
 from brainseg_jax.metrics import dice, soft_batch_iou
 
 if TYPE_CHECKING:
@@ -117,7 +119,7 @@ class CaseAssessment:
 
     Attributes:
       name: of the case.
-      rows: of `volumes.score_targets`, with who it is before.
+      rows: of `volumes.score_targets`, with who it is before and the agreement after.
       calibrations: by target.
       pictures: for the report.
       largest: for a panel.
@@ -203,6 +205,28 @@ class Assessor:
                 chooser.add(probability[..., k], truth[..., k], canvas, counted, patient=self.cohort.patients[index])
         return tuple(chooser.best()[0] for chooser in choosers)
 
+    def agreements(self, network: Network, cases: Sequence[str], posts: Sequence[PostProcess]) -> list[dict]:
+        """Who it is, target where there are several, Dice and agreement of each case and target, as rows.
+
+        Args:
+          network: see `assess`.
+          cases: see `assess`.
+          posts: see `assess`.
+        """
+        names = self.cohort.description.names
+        rows = []
+        for index, probability, _ in self._outputs(network, cases):
+            masks = self._masks(index, probability, posts)
+            truth, counted = self._truth(index)
+            for k, name in enumerate(names):
+                rows.append(
+                    self.who(index)
+                    | ({"target": name} if len(names) > 1 else {})
+                    | {"dice": dice(masks[..., k] & counted, truth[..., k] & counted)}
+                    | {AGREEMENT: self._agreement(index, probability, masks, posts, k)}
+                )
+        return rows
+
     def assess(
         self, network: Network, cases: Sequence[str], posts: Sequence[PostProcess], *, tolerance: float
     ) -> Assessment:
@@ -269,7 +293,10 @@ class Assessor:
             )
             yield CaseAssessment(
                 name=name,
-                rows=[self.who(index) | row for row in scores],
+                rows=[
+                    self.who(index) | row | {AGREEMENT: self._agreement(index, probability, masks, posts, k)}
+                    for k, row in enumerate(scores)
+                ],
                 calibrations={
                     target: calibrate(probability[..., k], truth[..., k], scan, counted=counted)
                     for k, target in enumerate(description.names)
@@ -331,6 +358,13 @@ class Assessor:
     def _masks(self, index: int, probability: np.ndarray, posts: Sequence[PostProcess]) -> np.ndarray:
         """Masks of a case on its own grid, [S, H, W, K] bool."""
         return make_masks(probability, posts, self.cohort.description, self.cohort.canvases[index][0])
+
+    def _agreement(
+        self, index: int, probability: np.ndarray, masks: np.ndarray, posts: Sequence[PostProcess], k: int
+    ) -> float | None:
+        """Of the mask of target k of a case."""
+        post = posts[k].on_grid(self.cohort.canvases[index][0].padded)
+        return agreement(probability[..., k], masks[..., k], post)
 
     def _truth(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """The reference masks of a case, [S, H, W, K] bool, and which voxels count, [S, H, W] bool."""

@@ -133,13 +133,19 @@ def draw_curves(path: Path, epochs: list[dict]) -> None:
 
 
 def draw_overlay(
-    path: Path, *, scan: np.ndarray, masks: np.ndarray, numbers: tuple[int, ...], targets: Sequence[str] = ("",)
+    path: Path,
+    *,
+    scan: np.ndarray,
+    masks: np.ndarray,
+    numbers: tuple[int, ...],
+    targets: Sequence[str] = ("",),
+    lines: Sequence[str] = (),
 ) -> None:
     """Writes a PNG of the slices of a scan side by side, about a square, with the outlines of the masks.
 
     The outline of one target is red. Several have the colors of `target_style`, a later one over an earlier one, and a
-    legend below. A scan of more than `MOST_TILES` slices is shown in part, see `shown_slices`; lines below the picture
-    list the slices that are not shown. Slices are reduced by a whole factor where the picture would have more than
+    legend below. A scan of more than `MOST_TILES` slices is shown in part, see `shown_slices`; text below the picture
+    lists the slices that are not shown. Slices are reduced by a whole factor where the picture would have more than
     `MOST_PIXELS`.
 
     Args:
@@ -148,6 +154,7 @@ def draw_overlay(
       masks: [S, H, W, K] bool.
       numbers: of the slices, written into each.
       targets: names of the K targets.
+      lines: text to stand below.
     """
     shown, reason = shown_slices(masks)
     height, width = scan.shape[1:]
@@ -168,6 +175,8 @@ def draw_overlay(
         ImageDraw.Draw(sheet).text((corner[0] + 3, corner[1] + 2), str(numbers[index]), fill="white")
     if len(targets) > 1:
         sheet = _with_legend(sheet, dict(zip(targets, colors, strict=True)))
+    for line in lines:
+        sheet = _with_text(sheet, line)
     if reason:
         sheet = _with_text(sheet, f"{len(shown)} of {len(scan)} slices: {reason}. {_not_shown(shown, numbers)}")
     sheet.save(path, "PNG", compress_level=1)  # a quarter of the time of level 6, and a fifth more bytes

@@ -15,6 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from brainseg_jax.evaluation.calibration import THRESHOLDS, Calibration
+from brainseg_jax.evaluation.quality import AGREEMENT, EXPECTED, LOWER, UPPER, area, least_sure, risk_coverage
+from brainseg_jax.evaluation.scores import case_name
 
 matplotlib.use("Agg", force=False)
 
@@ -135,6 +137,72 @@ def paired(first: tuple[str, dict[str, float]], others: dict[str, dict[str, floa
         axes.set(xlabel=f"{label}, {name}", ylabel=label, xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
         axes.legend()
         return _svg(figure, "paired")
+
+
+def expected_dice(rows: dict[str, list[dict]]) -> str:
+    """The Dice of each case against what was expected of it, with its interval.
+
+    Args:
+      rows: by run, of cases with the columns of `quality`, none of them blank.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _figure()
+        axes.plot([0, 1], [0, 1], color=LINE, linewidth=1)
+        for color, (name, own) in zip(RUNS, rows.items(), strict=False):
+            for row in own:
+                x = row[EXPECTED]
+                axes.plot([x, x], [row[LOWER], row[UPPER]], color=color, alpha=0.3, linewidth=1)
+                _mark(axes, x, row["dice"], color, row["patient"], _expected_words(row))
+            axes.plot([], [], "o", color=color, label=name, markersize=5)
+        axes.set(xlabel="expected Dice", ylabel="3-D Dice", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
+        if len(rows) > 1:
+            axes.legend()
+        return _svg(figure, "expected")
+
+
+def sorted_by_expected(rows: dict[str, list[dict]]) -> str:
+    """The cases in order of the expected Dice, lowest first, a row of axes a run; see `expected_dice`."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(_SIZE[0], max(_SIZE[1], 1.8 * len(rows))), layout="constrained")
+        for axes, color, (name, own) in zip(
+            figure.subplots(len(rows), 1, squeeze=False)[:, 0], RUNS, rows.items(), strict=False
+        ):
+            for x, row in enumerate(least_sure(own), start=1):
+                axes.plot([x, x], [row[LOWER], row[UPPER]], color=color, alpha=0.3, linewidth=2)
+                axes.plot([x - 0.3, x + 0.3], [row[EXPECTED]] * 2, color=color, linewidth=1)
+                _mark(axes, x, row["dice"], color, row["patient"], _expected_words(row))
+            axes.set(ylabel="3-D Dice", ylim=(-0.03, 1.03))
+            axes.xaxis.get_major_locator().set_params(integer=True)
+            if len(rows) > 1:
+                axes.set_title(name, loc="left", fontsize=9)
+        axes.set(xlabel="cases, lowest expected Dice first")
+        return _svg(figure, "sorted")
+
+
+def _expected_words(row: dict) -> str:
+    return f"{case_name(row)}: {row['dice']:.3f}, expected {row[EXPECTED]:.3f} ({row[LOWER]:.3f} to {row[UPPER]:.3f})"
+
+
+def risk(rows: dict[str, list[dict]]) -> str:
+    """Risk-coverage curves by agreement, and dotted by the Dice itself.
+
+    Args:
+      rows: by run, of cases with the columns of `quality`.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _figure()
+        for color, (name, own) in zip(RUNS, rows.items(), strict=False):
+            dice, sure = ([row[column] for row in own] for column in ("dice", AGREEMENT))
+            coverage = np.arange(1, len(own) + 1) / len(own)
+            words = f"area {area(sure, dice):.3f}, best {area(dice, dice):.3f}"
+            marker = "." if len(own) < 3 else ""
+            label = words if len(rows) == 1 else f"{name}, {words}"
+            axes.plot(coverage, risk_coverage(sure, dice), color=color, label=label, marker=marker)
+            axes.plot(coverage, risk_coverage(dice, dice), ":", color=color, marker=marker)
+        axes.set(xlabel="coverage: share of the cases, surest first", ylabel="risk: mean of 1 - Dice", xlim=(0, 1.02))
+        axes.set_ylim(bottom=0)
+        axes.legend()
+        return _svg(figure, "risk")
 
 
 def volumes(pairs: dict[str, dict[str, tuple[float, float]]], unit: str) -> str:

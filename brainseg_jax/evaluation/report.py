@@ -18,6 +18,7 @@ import numpy as np
 import brainseg_jax
 from brainseg_jax.evaluation import plots, wording
 from brainseg_jax.evaluation.case_pictures import CasePictures, Outlines, Overlay, target_style
+from brainseg_jax.evaluation.quality import AGREEMENT
 from brainseg_jax.evaluation.scores import case_name
 from brainseg_jax.evaluation.views import Plot, Scored, one_view
 from brainseg_jax.files import write_whole
@@ -75,6 +76,7 @@ def write_report(path: Path, runs: list[Scored], cases: Sequence[CasePictures], 
             targets=names,
             channel=channel,
             calibrated=any(run.calibrations for run in runs),
+            rated=AGREEMENT in rows[0],
             several_cases="case" in rows[0],
         ),
         cases=[(shown[i], [[dice[i] for dice in view.dice] for view in views]) for i in order],

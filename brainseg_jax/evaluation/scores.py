@@ -24,6 +24,7 @@ SCORES = ("dice", "iou", "precision", "recall", "surface_dice", *UNDEFINED, "vol
 NAMES = ("patient", "case", "target", "institution", "group", "unit")  # columns of text
 VOLUMES = ("volume_true", "volume_predicted")
 COUNTS = (*PER_PATIENT_COUNTS, "found_lesions", "missed_lesions", "false_lesions")
+QUALITY = ("agreement", "expected_dice", "expected_dice_low", "expected_dice_high")  # of a mask, see `quality`
 
 
 def case_name(row: dict) -> str:
@@ -45,7 +46,7 @@ def mean_over_targets(rows: list[dict]) -> list[dict]:
     """One row a case: the mean of each score over the targets.
 
     A score is undefined (None) where it is undefined for one target, so that all means are over the same targets.
-    Counts of slices and lesions, which have no mean, are left out.
+    Counts of slices and lesions, which have no mean, are left out, and so is what is known of each mask (`QUALITY`).
     """
     cases: dict[tuple, list[dict]] = {}
     for row in rows:
@@ -54,7 +55,7 @@ def mean_over_targets(rows: list[dict]) -> list[dict]:
 
 
 def _mean_of_targets(own: list[dict]) -> dict:
-    row = {name: value for name, value in own[0].items() if name not in ("target", *COUNTS)}
+    row = {name: value for name, value in own[0].items() if name not in ("target", *COUNTS, *QUALITY)}
     for name in (*SCORES, *VOLUMES):
         if name in row:
             values = [other[name] for other in own]
@@ -94,7 +95,7 @@ def by_patient(rows: list[dict]) -> list[dict]:
 
 
 def _of_patient(own: list[dict]) -> dict:
-    row = {name: value for name, value in own[0].items() if name != "case"} | {"cases": len(own)}
+    row = {name: value for name, value in own[0].items() if name not in ("case", *QUALITY)} | {"cases": len(own)}
     for name in (*SCORES, *VOLUMES):
         if name in row:
             values = [case[name] for case in own if case[name] is not None]

@@ -8,6 +8,7 @@ import numpy as np
 
 from brainseg_jax.evaluation import plots, wording
 from brainseg_jax.evaluation.calibration import Calibration
+from brainseg_jax.evaluation.quality import AGREEMENT, EXPECTED
 from brainseg_jax.evaluation.scores import by_patient, select_target, summarize, summarize_groups
 from brainseg_jax.scans.description import LGG, Description
 
@@ -161,6 +162,12 @@ def _plots(runs: list[Scored], rows: list[list[dict]], summaries: list[dict], ta
     }
     svg = plots.volumes(pairs, wording.volume_unit(rows[0][0]["unit"]))
     drawn.append(Plot(f"Volume of the {target}", words["volumes"], svg))
+    rated = {name: own for name, own in zip(names, rows, strict=True) if AGREEMENT in own[0]}
+    if known := {name: some for name, own in rated.items() if (some := [r for r in own if r[EXPECTED] is not None])}:
+        drawn.append(Plot("Dice against the expected Dice", words["expected"], plots.expected_dice(known)))
+        drawn.append(Plot("Patients by expected Dice", words["sorted"], plots.sorted_by_expected(known)))
+    if rated:
+        drawn.append(Plot("Risk and coverage", words["risk"], plots.risk(rated)))
     calibrations = {run.name: run.calibrations[target] for run in runs if run.calibrations}
     if calibrations:
         svg = plots.reliability(calibrations, target)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from brainseg_jax.evaluation.calibration import BINS
 from brainseg_jax.evaluation.scores import difference
 from brainseg_jax.evaluation.volumes import MILLIMETER
+from brainseg_jax.inference.quality import HIGH, LOW
 
 CHANGE_OF_RUN = "Each dot is a patient. Above the diagonal the run is better than the first one."
 BY_TARGET = "Each dot is a patient; the diamonds are the means with their 95 % intervals."
@@ -19,6 +20,11 @@ def plot_words(target: str) -> dict[str, str]:
         "volumes": "Each dot is a patient; on the diagonal the predicted volume is the true one.",
         "calibration": f"Of all voxels of the head with a predicted probability near x, the share that is {target}. On "
         "the diagonal a probability means what it says. Below: how many voxels there are, on a logarithmic scale.",
+        "expected": "Each dot is a patient: its Dice against the one expected of its mask without the reference, as "
+        "learned from the other patients. On the diagonal they are alike; the bars are the 90 % intervals.",
+        "sorted": "The same in order of the expected Dice, lowest first: dots are the Dice, bars the intervals.",
+        "risk": "Mean of 1 - Dice over the patients of the highest agreement, by their share of all. Dotted: in order "
+        "of the Dice itself, the best possible. A small area under the curve is good.",
         "thresholds": f"Mean Dice if voxels counted as {target} from another probability on, no part taken out. "
         "Dotted: the threshold used.",
     }
@@ -76,7 +82,9 @@ def score_words(unit: str, tolerance: float, target: str = "tumor") -> dict[str,
     }
 
 
-def rules(unit: str, *, targets: Sequence[str], channel: str, calibrated: bool, several_cases: bool) -> list[str]:
+def rules(
+    unit: str, *, targets: Sequence[str], channel: str, calibrated: bool, rated: bool, several_cases: bool
+) -> list[str]:
     """What else must be known to read the figures.
 
     Args:
@@ -84,6 +92,7 @@ def rules(unit: str, *, targets: Sequence[str], channel: str, calibrated: bool, 
       targets: their names.
       channel: the one that is shown.
       calibrated: whether there are probabilities.
+      rated: whether there is a number beside each mask, see `quality`.
       several_cases: whether patients have several cases.
     """
     target = targets[0] if len(targets) == 1 else "target"
@@ -102,6 +111,12 @@ def rules(unit: str, *, targets: Sequence[str], channel: str, calibrated: bool, 
         else "The spacing of the voxels is not known: distances count voxels, and a step from slice to slice counts as "
         "one, though slices lie further apart than pixels in most scans. Do not read them as mm.",
     ]
+    if rated:
+        lines.append(
+            f"Agreement: Dice between the masks at probabilities {LOW} and {HIGH}; no reference is needed for it. "
+            "Expected Dice: what masks of this agreement had, of the validation and test patients of the run, each "
+            "patient left out for its own. It holds for scans like these; an empty mask has neither."
+        )
     if len(targets) > 1:
         lines.append(
             "Mean over the targets: of each patient the mean of the scores of all targets; a distance that is "
@@ -250,6 +265,10 @@ _COLUMNS = {
     "patient": "Patient",
     "dice": "Dice",
     "surface_dice": "Surface Dice",
+    "expected_dice": "Expected Dice",
+    "expected_dice_low": "Expected, from",
+    "expected_dice_high": "Expected, to",
+    "agreement": "Agreement",
     "hd95": "HD95",
     "assd": "Mean distance",
     "precision": "Precision",
@@ -266,7 +285,7 @@ _COLUMNS = {
     "group": "Group",
     "grade": "Grade code",
 }
-_OF_SEVERAL = ("dice", "surface_dice", "volume_predicted")  # columns of each run, where there are several
+_OF_SEVERAL = ("dice", "expected_dice", "surface_dice", "volume_predicted")  # columns of each of several runs
 _OF_MEAN = ("dice", "surface_dice", "hd95", "assd")  # columns of means over targets
 _OF_PATIENT = ("volume_true", "institution", "group", "grade")  # one column each then
 Cell = tuple[str, str | float]  # as written and as sorted by; "" is undefined and comes last
@@ -292,7 +311,7 @@ def patient_table(
     elif len(names) == 1:
         scores, last = [name for name in _COLUMNS if name in rows[0][0] and name not in known], []
     else:
-        scores = list(_OF_SEVERAL)
+        scores = [name for name in _OF_SEVERAL if name in rows[0][0]]
     # Column, head and rows of each column.
     columns = [(name, _head(name, unit, target), rows[0]) for name in known]
     for name in scores:

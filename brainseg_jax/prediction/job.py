@@ -1,6 +1,7 @@
 """From run folders and a path to masks: what is checked before, and what is printed at the end."""
 
 import contextlib
+import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,15 +9,17 @@ from pathlib import Path
 from absl import logging
 
 from brainseg_jax.errors import InputError, PartlyDone
+from brainseg_jax.evaluation.quality import EXPECTED, LOWER, UPPER, least_sure
 from brainseg_jax.inference.ensemble import Ensemble
 from brainseg_jax.inference.postprocess import PostProcess
+from brainseg_jax.inference.quality import LEAST_PATIENTS, ExpectedDice
 from brainseg_jax.prediction.cases import find_cases, has_lgg_channels
 from brainseg_jax.prediction.results import Wanted, check_free, is_written, write_tables
 from brainseg_jax.prediction.shards import NAME, NOTHING, command_of, digest_of_files, read_part, recording
 from brainseg_jax.prediction.stream import Outcome, predict_scans
 from brainseg_jax.runs.comparison import names_of
 from brainseg_jax.runs.run_folder import check_folder
-from brainseg_jax.runs.trained import Trained, load_trained
+from brainseg_jax.runs.trained import EXPECTED_DICE, Trained, load_trained
 from brainseg_jax.scans.description import LGG, Description
 from brainseg_jax.scans.find import Found
 from brainseg_jax.scans.patterns import Patterns
@@ -25,6 +28,7 @@ from brainseg_jax.scans.walk import list_passed_over
 from brainseg_jax.shards import ALL, Shard, ShardFile
 
 _MOST_ROWS = 20  # of the table of cases
+_LOOK_AT = 3  # scans of the lowest expected Dice
 
 
 def predict(
@@ -73,12 +77,15 @@ def predict(
     ensemble = Ensemble([run.network for run in trained], _posts_of_first(trained), mirror=mirror)
     if wanted.uncertainty and ensemble.members == 1:
         raise InputError("--uncertainty is the spread of several predictions: add --tta, or give several runs")
+    expected, why = _expected_dice(trained, mirror)
+    if why:
+        print(f"note: {why}", flush=True)
     outcome = Outcome()
     if shard.is_whole:
         file, kept = None, {}
         writing: contextlib.AbstractContextManager = _writing_tables(outcome, output)
     else:
-        command = command_of(trained, scans, found.sources, ensemble, wanted)
+        command = command_of(trained, scans, found.sources, ensemble, wanted, expected)
         file = ShardFile(output, NAME, shard, command)
         before = read_part(file, command) if not overwrite and file.exists() else NOTHING
         kept = {
@@ -102,7 +109,7 @@ def predict(
     ensemble.compile()
     ready = loaded + time.perf_counter() - start
     with writing:
-        predict_scans([one for one in sources if one.name not in kept], ensemble, output, wanted, outcome)
+        predict_scans([one for one in sources if one.name not in kept], ensemble, output, wanted, outcome, expected)
     _print_outcome(outcome, output, ready, file)
     return outcome
 
@@ -129,6 +136,22 @@ def _posts_of_first(trained: list[Trained]) -> tuple[PostProcess, ...]:
             ", ".join(different),
         )
     return first.posts
+
+
+def _expected_dice(trained: list[Trained], mirror: bool | None) -> tuple[ExpectedDice | None, str]:
+    """The expected Dice of the masks; or None, and why it is not known."""
+    first, *others = trained
+    if others:
+        return None, "no expected Dice: it is known of a run that predicts alone; the column agreement is written"
+    if mirror not in (None, first.network.mirror):
+        given = "tta" if mirror else "notta"
+        return None, f"no expected Dice: it is known of masks without --{given}; the column agreement is written"
+    if first.expected_dice is None:
+        return None, (
+            f"no expected Dice: {first.folder.name} has no {EXPECTED_DICE}, which a training writes at its end where "
+            f"there are masks of {LEAST_PATIENTS} validation and test patients; the column agreement is written"
+        )
+    return first.expected_dice, ""
 
 
 def _same_description(descriptions: dict[Path, Description]) -> Description:
@@ -192,8 +215,24 @@ def _print_outcome(outcome: Outcome, output: Path, ready: float, file: ShardFile
         f"{slices / outcome.seconds:.1f} slices/s, {outcome.model_seconds / outcome.seconds:.0%} of the time in the "
         f"network ({ready:.1f} s to load and compile before)"
     )
+    if words := _least_sure(outcome.scans):
+        print(words)
     merge = f"Masks: {output}; --merge joins the tables as soon as all shards are done"
     print(merge if file else f"Masks and tables: {output}")
     if outcome.faults:
         failed = len(outcome.faults)
         raise PartlyDone(f"{failed} of {failed + done} scans could not be predicted, the others are done:\n{faults}")
+
+
+def _least_sure(rows: list[dict]) -> str:
+    """The median of the expected Dice, and the scans with the lowest, for a user to look at; "" where none is known."""
+    known = [row for row in rows if row[EXPECTED] is not None]
+    if not known:
+        return ""
+    target = " of {target}" if "target" in known[0] else ""
+    lowest = "; ".join(
+        f"{row['case']}{target.format(**row)} {row[EXPECTED]:.2f} ({row[LOWER]:.2f} to {row[UPPER]:.2f})"
+        for row in least_sure(known)[:_LOOK_AT]
+    )
+    median = statistics.median(row[EXPECTED] for row in known)
+    return f"expected Dice: median {median:.2f}; lowest, with 90 % interval: {lowest}; look at these masks first"

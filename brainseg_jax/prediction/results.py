@@ -1,6 +1,7 @@
 """What is left of each predicted scan: masks and maps in files, and its rows of the two tables."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,9 +11,11 @@ import numpy as np
 
 from brainseg_jax.errors import InputError
 from brainseg_jax.evaluation.pictures import draw_overlay
+from brainseg_jax.evaluation.quality import columns
 from brainseg_jax.evaluation.scores import write_table
 from brainseg_jax.files import explain, write_together, write_whole
 from brainseg_jax.inference.ensemble import Maps
+from brainseg_jax.inference.quality import Quality
 from brainseg_jax.scans.description import Description
 from brainseg_jax.scans.scan import MASK, PROBABILITY, UNCERTAINTY, Scan, Source
 
@@ -101,6 +104,7 @@ def write_results(
     scan: Scan,
     maps: Maps,
     masks: np.ndarray,
+    qualities: Sequence[Quality],
     description: Description,
     output: Path,
     wanted: Wanted,
@@ -112,6 +116,7 @@ def write_results(
       scan: gives grid and kind; of its channels the one that is shown, [S, H, W, 1].
       maps: its probabilities.
       masks: of the targets, [S, H, W, K] bool.
+      qualities: what is known of the mask of each target.
       description: of the network.
       output: folder for results; folders below it are made.
       wanted: which files.
@@ -119,6 +124,9 @@ def write_results(
     Raises:
       OSError: a file cannot be written; then none of the scan is left, but for those that were there before.
     """
+    several = len(description.names) > 1
+    words = [str(quality) for quality in qualities]
+    lines = [f"{name}: {said}" for name, said in zip(description.names, words, strict=True)] if several else words
     values = {MASK: masks, PROBABILITY: maps.probability, UNCERTAINTY: maps.uncertainty}
     (output / source.place).mkdir(parents=True, exist_ok=True)
     new = [path for path in _outputs(source, description, output, wanted) if not _is_there(path)]
@@ -130,28 +138,38 @@ def write_results(
                 masks=masks,
                 numbers=scan.numbers,
                 targets=description.names,
+                lines=lines,
             )
             write_whole(output / _overlay(source), draw)
         of_writing = [
-            scan.write(kind, values[kind], [output / path for path in source.outputs(kind, description)], description)
+            scan.write(
+                kind,
+                values[kind],
+                [output / path for path in source.outputs(kind, description)],
+                description,
+                words,
+            )
             for kind in wanted.kinds
         ]
     except BaseException:
         for path in new:  # no results of half a scan; on a full disk this makes room for the tables too
             path.unlink(missing_ok=True)
         raise
-    notes = (*scan.notes, *filter(None, of_writing))
+    empty = [said for said, quality in zip(lines, qualities, strict=True) if quality.agreement is None]
+    notes = (*scan.notes, *filter(None, of_writing), *empty)
     written = Written([], [], notes)
-    for index, name in enumerate(description.names):
-        case = {"case": source.name} | ({"target": name} if len(description.names) > 1 else {})
-        row, areas = _measure(case, scan, masks[..., index], notes)
+    for index, (name, quality) in enumerate(zip(description.names, qualities, strict=True)):
+        case = {"case": source.name} | ({"target": name} if several else {})
+        row, areas = _measure(case, scan, masks[..., index], quality, notes)
         written.scans.append(row)
         written.slices.extend(areas)
     return written
 
 
-def _measure(case: dict, scan: Scan, mask: np.ndarray, notes: tuple[str, ...]) -> tuple[dict, list[dict]]:
-    """Volume in mL and areas in mm² where the spacing is known, else in voxels and pixels, of a mask [S, H, W]."""
+def _measure(
+    case: dict, scan: Scan, mask: np.ndarray, quality: Quality, notes: tuple[str, ...]
+) -> tuple[dict, list[dict]]:
+    """Rows of a mask [S, H, W]: volume in mL and areas in mm² where the spacing is known, else in voxels and pixels."""
     slice_gap, row, column = scan.spacing or (1.0, 1.0, 1.0)
     units = ("mL", "mm2") if scan.spacing else ("voxels", "pixels")
     pixels = mask.sum(axis=(1, 2), dtype=np.int64)
@@ -166,6 +184,7 @@ def _measure(case: dict, scan: Scan, mask: np.ndarray, notes: tuple[str, ...]) -
         "largest_slice": scan.numbers[largest] if total else None,
         "largest_area": areas[largest],
         "area_unit": units[1],
+        **columns(quality),
         "notes": "; ".join(notes),
     }
     by_slice = [

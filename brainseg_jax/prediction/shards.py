@@ -15,6 +15,7 @@ from typing import BinaryIO, NamedTuple
 from brainseg_jax.errors import InputError, PartlyDone
 from brainseg_jax.evaluation.report import code_version
 from brainseg_jax.inference.ensemble import Ensemble
+from brainseg_jax.inference.quality import ExpectedDice
 from brainseg_jax.prediction.results import (
     SCANS_TABLE,
     SLICES_TABLE,
@@ -32,7 +33,12 @@ NAME = "predict"
 
 
 def command_of(
-    trained: Sequence[Trained], scans: Path, sources: Sequence[Source], ensemble: Ensemble, wanted: Wanted
+    trained: Sequence[Trained],
+    scans: Path,
+    sources: Sequence[Source],
+    ensemble: Ensemble,
+    wanted: Wanted,
+    expected: ExpectedDice | None,
 ) -> dict:
     """What all shards of one prediction have in common, content for JSON."""
     return {
@@ -43,6 +49,7 @@ def command_of(
         "cases": {source.name: digest_of_channels(source, scans) for source in sources},
         "members": ensemble.members,
         "post-processing": [post._asdict() for post in ensemble.posts],
+        "expected Dice": expected and expected.digest,
         "files": [*wanted.kinds, *(["overlay"] if wanted.overlays else [])],
     }
 

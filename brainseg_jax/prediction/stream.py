@@ -14,6 +14,7 @@ from brainseg_jax.errors import InputError
 from brainseg_jax.files import describe_unforeseen, explain, is_full
 from brainseg_jax.inference.ensemble import Ensemble, Member, combine
 from brainseg_jax.inference.network import Inputs
+from brainseg_jax.inference.quality import ExpectedDice, rate
 from brainseg_jax.prediction.results import Wanted, Written, write_results
 from brainseg_jax.scans.scan import Scan, Source
 
@@ -62,7 +63,14 @@ class Outcome:
         return len({(row["case"], row["slice"]) for row in self.slices})
 
 
-def predict_scans(sources: list[Source], ensemble: Ensemble, output: Path, wanted: Wanted, outcome: Outcome) -> None:
+def predict_scans(
+    sources: list[Source],
+    ensemble: Ensemble,
+    output: Path,
+    wanted: Wanted,
+    outcome: Outcome,
+    expected: ExpectedDice | None = None,
+) -> None:
     """Predicts all scans and writes their files.
 
     Whatever one scan raises while it is read, predicted or written is a fault of that scan, and stops no other.
@@ -73,6 +81,7 @@ def predict_scans(sources: list[Source], ensemble: Ensemble, output: Path, wante
       output: folder for results.
       wanted: which files.
       outcome: takes what comes of each scan as soon as it is written, so it is right after an exception too.
+      expected: the Dice to expect of the ensemble's masks; None where it is not known.
 
     Raises:
       InputError: the disk is full.
@@ -80,7 +89,7 @@ def predict_scans(sources: list[Source], ensemble: Ensemble, output: Path, wante
     """
     start, before = time.perf_counter(), ensemble.seconds
     try:
-        _predict_all(sources, ensemble, output, wanted, outcome)
+        _predict_all(sources, ensemble, output, wanted, outcome, expected)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"interrupted; {outcome.scans_done} of {len(sources)} scans are done and listed in the tables of {output}"
@@ -89,7 +98,14 @@ def predict_scans(sources: list[Source], ensemble: Ensemble, output: Path, wante
         outcome.seconds, outcome.model_seconds = time.perf_counter() - start, ensemble.seconds - before
 
 
-def _predict_all(sources: list[Source], ensemble: Ensemble, output: Path, wanted: Wanted, outcome: Outcome) -> None:
+def _predict_all(
+    sources: list[Source],
+    ensemble: Ensemble,
+    output: Path,
+    wanted: Wanted,
+    outcome: Outcome,
+    expected: ExpectedDice | None,
+) -> None:
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer, slice_progress(shown=True) as bar:
         writing: _Writing | None = None
         try:
@@ -103,7 +119,7 @@ def _predict_all(sources: list[Source], ensemble: Ensemble, output: Path, wanted
                     continue
                 previous, writing = writing, None
                 _collect(previous, outcome, output)  # so that no more than one scan waits to be written
-                writing = source, writer.submit(_finish, source, scan, members, ensemble, output, wanted)
+                writing = source, writer.submit(_finish, source, scan, members, ensemble, output, wanted, expected)
                 del load, scan, prepared, members  # they would be held until the next scan is predicted
         finally:
             _collect(writing, outcome, output)
@@ -130,11 +146,19 @@ def _read_ahead(
 
 
 def _finish(
-    source: Source, scan: Scan, members: list[Member], ensemble: Ensemble, output: Path, wanted: Wanted
+    source: Source,
+    scan: Scan,
+    members: list[Member],
+    ensemble: Ensemble,
+    output: Path,
+    wanted: Wanted,
+    expected: ExpectedDice | None,
 ) -> Written:
     maps = combine(members, uncertainty=wanted.uncertainty)
     masks = ensemble.masks(maps.probability, members[0].canvas)
-    return write_results(source, scan, maps, masks, ensemble.description, output, wanted)
+    posts = [post.on_grid(members[0].canvas.padded) for post in ensemble.posts]
+    qualities = rate(maps.probability, masks, posts, ensemble.description.names, expected)
+    return write_results(source, scan, maps, masks, qualities, ensemble.description, output, wanted)
 
 
 def _advance(bar: SliceProgress, count: int) -> None:

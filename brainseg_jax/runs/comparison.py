@@ -6,6 +6,7 @@ from pathlib import Path
 
 from brainseg_jax.data.prepared import read_summary
 from brainseg_jax.errors import InputError
+from brainseg_jax.evaluation.quality import with_expected
 from brainseg_jax.evaluation.records import CaseScores, Scoring, Work
 from brainseg_jax.evaluation.views import Scored
 from brainseg_jax.runs.data import find_data
@@ -55,6 +56,7 @@ def _version(run: Trained, part: str) -> dict:
         "weights": run.weights_digest,
         "step": run.step,
         "post-processing": [post._asdict() for post in run.posts],
+        "expected Dice": run.expected_dice and run.expected_dice.digest,
         "config.json": config,
         "split.json": split,
     }
@@ -143,6 +145,8 @@ def _begin_run(trained: Trained, name: str, part: str, tolerance: float) -> Scor
         assessed = evaluation.assessor.assess_each(
             trained.network, some, trained.posts, tolerance=tolerance, report=cases
         )
-        return (CaseScores(one.name, one.rows, one.calibrations, one.pictures) for one in assessed)
+        for one in assessed:
+            rows = with_expected(one.rows, trained.expected_dice, cohort.description.names)
+            yield CaseScores(one.name, rows, one.calibrations, one.pictures)
 
     return Scoring(scored, cases, score)

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from brainseg_jax.data.splits import PARTS
 from brainseg_jax.errors import InputError, StorageError
 from brainseg_jax.files import write_whole
+from brainseg_jax.inference.quality import LEAST_PATIENTS
 from brainseg_jax.training.experiment import Experiment
 from brainseg_jax.training.state import TrainState
 
@@ -198,10 +199,26 @@ def epoch_line(row: dict, progress: str, images_per_second: float, *, is_best: b
 
 
 def conclusion(results: dict, workdir: Path) -> str:
-    """The last line of a run; `results` as in `results.json`."""
+    """The last lines of a run; `results` as in `results.json`."""
     test = results["test"].get("mean", results["test"])
-    return (
+    return "".join(f"{line}\n" for line in _of_quality(results["expected_dice"])) + (
         f"test, {test['patients']} patients, {results['kept']} epoch, {results['epoch']}: 3-D Dice "
         f"{test['dice_mean']:.3f} mean, {test['dice_median']:.3f} median; IoU {test['iou_mean']:.3f} mean. Scores and "
         f"pictures: {workdir}"
     )
+
+
+def _of_quality(found: dict) -> list[str]:
+    """A line a target on the expected Dice of validation and test cases; `found` as in `results.json`."""
+    lines = []
+    for name, block in {"": found}.items() if "cases" in found else found.items():
+        words = f"expected Dice{f' of {name}' if name else ''}: "
+        if "covered" in block:
+            words += (
+                f"of {block['masks']} validation and test cases {block['covered']} lie in their 90 % interval "
+                f"(leave-one-out), mean width {block['width']:.2f}, mean error {block['error']:.3f}"
+            )
+        else:
+            words += f"none, as there are masks of fewer than {LEAST_PATIENTS} validation and test patients"
+        lines.append(words)
+    return lines

@@ -7,13 +7,21 @@ from pathlib import Path
 import jax
 
 from brainseg_jax.data.cohort import Cohort
-from brainseg_jax.data.splits import PARTS
+from brainseg_jax.data.splits import PARTS, Split
 from brainseg_jax.errors import StorageError
 from brainseg_jax.evaluation.assessment import Assessment
 from brainseg_jax.evaluation.blocks import score_blocks
 from brainseg_jax.evaluation.pictures import PictureSlice, draw_curves, draw_panel
+from brainseg_jax.evaluation.quality import learn, summarize_quality, with_expected
 from brainseg_jax.evaluation.report import write_report
-from brainseg_jax.evaluation.scores import case_name, mean_over_targets, write_json, write_table
+from brainseg_jax.evaluation.scores import (
+    case_name,
+    mean_over_targets,
+    select_target,
+    targets_of,
+    write_json,
+    write_table,
+)
 from brainseg_jax.evaluation.views import Scored
 from brainseg_jax.evaluation.volumes import TOLERANCE
 from brainseg_jax.inference.postprocess import posts_to_json
@@ -21,11 +29,14 @@ from brainseg_jax.runs.evaluation import Evaluation
 from brainseg_jax.runs.facts import facts
 from brainseg_jax.runs.journal import read_rows
 from brainseg_jax.runs.processes import on_first_process
+from brainseg_jax.runs.trained import EXPECTED_DICE
 from brainseg_jax.training.state import TrainState
 
 
 def write_results(workdir: Path, evaluation: Evaluation, kept: TrainState, *, epoch: int, epochs: int) -> dict:
     """Scores the test cases; writes `results.json`, `per_patient.csv`, `report.html`, `curves.png` and the panels.
+
+    `expected_dice.json` is written where there are masks of enough validation and test patients, see `ExpectedDice`.
 
     Args:
       workdir: the run folder.
@@ -44,8 +55,11 @@ def write_results(workdir: Path, evaluation: Evaluation, kept: TrainState, *, ep
     network = evaluation.with_variables(kept.variables)
     # On all processes: the devices predict together.
     posts = assessor.choose(network, split.val) if evaluation.chooses_posts else evaluation.posts
+    others = assessor.agreements(network, split.val, posts)
     assessed = assessor.assess(network, split.test, posts, tolerance=TOLERANCE)
-    rows, description = assessed.rows, cohort.description
+    description = cohort.description
+    expected = learn(assessed.rows + others, description.names, _source(cohort, split))
+    rows = with_expected(assessed.rows, expected, description.names)
     blocks = score_blocks(rows, assessed.calibrations, target=description.names[0])
     test = blocks.scores
     if assessor.loss:
@@ -57,6 +71,7 @@ def write_results(workdir: Path, evaluation: Evaluation, kept: TrainState, *, ep
         "test": test,
         "groups": blocks.groups,
         "calibration": blocks.calibration,
+        "expected_dice": _quality(rows + with_expected(others, expected, description.names)),
         "surface_tolerance": TOLERANCE,
         "postprocess": posts_to_json(posts, description),
         "kept": evaluation.kept,
@@ -94,6 +109,10 @@ def write_results(workdir: Path, evaluation: Evaluation, kept: TrainState, *, ep
             description,
         )
         write_table(workdir / "per_patient.csv", rows)
+        if expected:
+            write_json(workdir / EXPECTED_DICE, expected.to_json())
+        else:
+            (workdir / EXPECTED_DICE).unlink(missing_ok=True)  # of fewer epochs
         write_report(workdir / "report.html", [run], assessed.cases, tolerance=TOLERANCE)
         draw_curves(workdir / "curves.png", epochs_trained)
         for name, picture in pictures.items():
@@ -102,6 +121,18 @@ def write_results(workdir: Path, evaluation: Evaluation, kept: TrainState, *, ep
 
     on_first_process("write the results", lambda: _telling_of_disks(workdir, write))
     return results
+
+
+def _quality(rows: list[dict]) -> dict:
+    """`summarize_quality` of one target, or of each by its name."""
+    names = targets_of(rows)
+    return {name: summarize_quality(select_target(rows, name)) for name in names} if names else summarize_quality(rows)
+
+
+def _source(cohort: Cohort, split: Split) -> str:
+    val, test = (len(cohort.patients_of(part)) for part in (split.val, split.test))
+    data = f"{cohort.folder.parts[-3]}, fingerprint {cohort.fingerprint[:12]}"
+    return f"{val} validation and {test} test patients of {data}"
 
 
 def _telling_of_disks(workdir: Path, write: Callable[[], None]) -> None:

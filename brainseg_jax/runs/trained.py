@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -16,12 +17,15 @@ from brainseg_jax.config import check_config, default_config
 from brainseg_jax.errors import InputError
 from brainseg_jax.inference.network import Network
 from brainseg_jax.inference.postprocess import PostProcess, posts_from_json
+from brainseg_jax.inference.quality import ExpectedDice
 from brainseg_jax.runs.checkpoint import Checkpoints, saved_steps
 from brainseg_jax.runs.data import description_of
 from brainseg_jax.runs.evaluation import build_network, posts_of
 from brainseg_jax.scans.description import Description
 from brainseg_jax.training.optimizer import build_optimizer, build_schedule
 from brainseg_jax.training.state import TrainState, shapes_of_state
+
+EXPECTED_DICE = "expected_dice.json"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,6 +40,8 @@ class Trained:
       posts: what makes masks of probabilities, one for each target; chosen on validation where the run did so.
       fingerprint: of the data it was trained on; None where the weights were converted from those of others.
       results: of `read_results`; None for a run that has not ended.
+      expected_dice: of masks that the run makes alone, with mirror images as its config has them; None where it is
+        not known.
     """
 
     folder: Path
@@ -45,6 +51,7 @@ class Trained:
     posts: tuple[PostProcess, ...]
     fingerprint: str | None
     results: dict | None
+    expected_dice: ExpectedDice | None = None
 
     @property
     def parameters(self) -> int:
@@ -86,6 +93,8 @@ def load_trained(folder: Path) -> Trained:
         posts=posts,
         fingerprint=dataset["fingerprint"],
         results=results,
+        # In the folder of an unfinished run it is that of fewer epochs.
+        expected_dice=read_expected_dice(folder, description.names) if results else None,
     )
 
 
@@ -189,6 +198,31 @@ def read_results(folder: Path) -> dict | None:
     if "kept" not in results:
         results["kept"] = read_json(folder / "config.json").get("train", {}).get("keep", "best")
     return results
+
+
+def read_expected_dice(folder: Path, targets: Sequence[str]) -> ExpectedDice | None:
+    """What `expected_dice.json` of a run or stored network holds; None where there is none.
+
+    Args:
+      folder: of it.
+      targets: names of those of the network.
+
+    Raises:
+      InputError: the file cannot be read.
+    """
+    path = folder / EXPECTED_DICE
+    if not path.exists():
+        return None
+    try:
+        found = ExpectedDice.from_json(read_json(path))
+        if set(found.targets) != set(targets):
+            raise ValueError(f"it is of {', '.join(found.targets)}, the network of {', '.join(targets)}")
+        return found
+    except ValueError as error:
+        raise InputError(
+            f"{path} is damaged or of another version of this code ({error}); put back a whole copy of the folder, or "
+            "take the file away to predict without an expected Dice"
+        ) from error
 
 
 def read_json(path: Path) -> dict:

@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,14 @@ class Scan(Volume, abc.ABC):
     notes: tuple[str, ...]
 
     @abc.abstractmethod
-    def write(self, kind: str, values: np.ndarray, paths: list[Path], description: Description) -> str | None:
+    def write(
+        self,
+        kind: str,
+        values: np.ndarray,
+        paths: list[Path],
+        description: Description,
+        words: Sequence[str] = (),
+    ) -> str | None:
         """Writes a result on the input's own grid, in files of the input's kind.
 
         Masks of one target are written as a mask, those of several as a label map or as segments.
@@ -38,6 +45,7 @@ class Scan(Volume, abc.ABC):
           values: [S, H, W, K], a target along the last axis; bool for masks, else float32.
           paths: as many as `Source.outputs` names, in the same order.
           description: of the network, whose targets these are.
+          words: what is known of the mask of each target, for files that have room for it; may be left out.
 
         Returns:
           None, or a note where it had to be written as another file.

@@ -6,7 +6,7 @@ few tags that a SEG needs: the place of each image as it was read, and what is k
 
 import datetime
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,13 +26,16 @@ class NoSegmentation(Exception):
     """No SEG can be made of a series; the message says why."""
 
 
-def make_segmentation(frames: list[Frame], masks: np.ndarray, description: Description) -> "Dataset":
+def make_segmentation(
+    frames: list[Frame], masks: np.ndarray, description: Description, words: Sequence[str] = ()
+) -> "Dataset":
     """A SEG with a segment for each target; they may overlap.
 
     Args:
       frames: of the series, in order along it.
       masks: [frames, rows, columns, K] bool.
       description: of the K targets, whose names label the segments.
+      words: what is known of each mask, for the descriptions of segment and series; may be left out.
 
     Raises:
       NoSegmentation: their headers do not allow one.
@@ -43,7 +46,7 @@ def make_segmentation(frames: list[Frame], masks: np.ndarray, description: Descr
         order = np.arange(len(frames))
         if len(sources) < len(frames):  # one file of all: highdicom takes them in the file's order
             order = np.argsort([frame.index for frame in frames])
-        made = _segmentation(sources, masks[order], description)
+        made = _segmentation(sources, masks[order], description, words)
         _check_written(made)
         return made
     except NoSegmentation:
@@ -190,7 +193,9 @@ def _check_written(made: "Dataset") -> None:
     made.save_as(BytesIO())
 
 
-def _segmentation(sources: "list[Dataset]", masks: np.ndarray, description: Description) -> "Dataset":
+def _segmentation(
+    sources: "list[Dataset]", masks: np.ndarray, description: Description, words: Sequence[str]
+) -> "Dataset":
     import highdicom as hd
     from pydicom.sr.codedict import codes
 
@@ -214,6 +219,9 @@ def _segmentation(sources: "list[Dataset]", masks: np.ndarray, description: Desc
         )
         for number, label in enumerate(labels, start=1)
     ]
+    for segment, said in zip(segments, words, strict=False):
+        segment.SegmentDescription = said
+    of_series = f"Predicted, {words[0]}" if len(words) == 1 else "Predicted masks"
     return hd.seg.Segmentation(
         source_images=sources,
         pixel_array=masks.astype(np.uint8),
@@ -228,5 +236,6 @@ def _segmentation(sources: "list[Dataset]", masks: np.ndarray, description: Desc
         manufacturer_model_name="brainseg_jax",
         software_versions="1",
         device_serial_number="none",
+        series_description=_line(64)(of_series),
         content_description="Predicted; research only, not a medical device",
     )

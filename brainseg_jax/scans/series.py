@@ -1,7 +1,7 @@
 """Scans that lie in DICOM series; masks become DICOM segmentations (SEG)."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -35,8 +35,15 @@ class SeriesScan(Scan):
     frames: list[Frame]
     grid: Grid
 
-    def write(self, kind: str, values: np.ndarray, paths: list[Path], description: Description) -> str | None:
-        """See `Scan.write`: masks are a binary SEG with a segment a target, other maps are NIfTI.
+    def write(
+        self,
+        kind: str,
+        values: np.ndarray,
+        paths: list[Path],
+        description: Description,
+        words: Sequence[str] = (),
+    ) -> str | None:
+        """See `Scan.write`: masks are a binary SEG with a segment a target, described by `words`, other maps are NIfTI.
 
         Returns:
           None; where the series' header allows no SEG, a note that says so: the mask is NIfTI then.
@@ -49,7 +56,7 @@ class SeriesScan(Scan):
         instead = path.with_suffix(".nii.gz")
         try:
             masks = np.moveaxis(self.grid.from_slices(values), (0, 1, 2), (2, 1, 0))
-            write_whole(path, make_segmentation(self.frames, masks, description).save_as)
+            write_whole(path, make_segmentation(self.frames, masks, description, words).save_as)
             instead.unlink(missing_ok=True)  # of an earlier run whose header allowed no SEG
             return None
         except NoSegmentation as error:

@@ -27,7 +27,14 @@ class SliceScan(Scan):
     file for each target.
     """
 
-    def write(self, kind: str, values: np.ndarray, paths: list[Path], description: Description) -> None:
+    def write(
+        self,
+        kind: str,
+        values: np.ndarray,
+        paths: list[Path],
+        description: Description,
+        words: Sequence[str] = (),
+    ) -> None:
         """See `Scan.write`."""
         if kind == MASK:
             single = len(description.targets) == 1

@@ -1,7 +1,7 @@
 """Scans that lie in NIfTI files: one of three channels, one of FLAIR alone, or one a sequence."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -30,7 +30,14 @@ class VolumeScan(Scan):
     header: nib.Nifti1Header
     grid: Grid
 
-    def write(self, kind: str, values: np.ndarray, paths: list[Path], description: Description) -> None:
+    def write(
+        self,
+        kind: str,
+        values: np.ndarray,
+        paths: list[Path],
+        description: Description,
+        words: Sequence[str] = (),
+    ) -> None:
         """See `Scan.write`: header, and so affine and unit, are the input's; see `result_image`."""
         (path,) = paths
         write_whole(path, partial(nib.save, result_image(kind, values, description, self.grid, self.header)))
