@@ -17,6 +17,7 @@ from brainseg_jax.scans.description import Description
 from brainseg_jax.scans.scan import MASK, PROBABILITY, UNCERTAINTY, Scan, Source
 
 SCANS_TABLE, SLICES_TABLE = "predictions.csv", "areas.csv"
+FLAGS, NOT_COMPARED = "flags", "not compared"  # a column of `predictions.csv`, and what stands there without flags
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,7 @@ def _measure(case: dict, scan: Scan, mask: np.ndarray, notes: tuple[str, ...]) -
         "largest_slice": scan.numbers[largest] if total else None,
         "largest_area": areas[largest],
         "area_unit": units[1],
+        FLAGS: NOT_COMPARED if scan.flags is None else "; ".join(scan.flags),
         "notes": "; ".join(notes),
     }
     by_slice = [

@@ -16,6 +16,8 @@ from brainseg_jax.config import check_config, default_config
 from brainseg_jax.errors import InputError
 from brainseg_jax.inference.network import Network
 from brainseg_jax.inference.postprocess import PostProcess, posts_from_json
+from brainseg_jax.inference.training_scans import FILE as TRAINING_SCANS
+from brainseg_jax.inference.training_scans import TrainingScans
 from brainseg_jax.runs.checkpoint import Checkpoints, saved_steps
 from brainseg_jax.runs.data import description_of
 from brainseg_jax.runs.evaluation import build_network, posts_of
@@ -36,6 +38,7 @@ class Trained:
       posts: what makes masks of probabilities, one for each target; chosen on validation where the run did so.
       fingerprint: of the data it was trained on; None where the weights were converted from those of others.
       results: of `read_results`; None for a run that has not ended.
+      training_scans: what the scans it was trained on look like; None where there is no such file.
     """
 
     folder: Path
@@ -45,6 +48,7 @@ class Trained:
     posts: tuple[PostProcess, ...]
     fingerprint: str | None
     results: dict | None
+    training_scans: TrainingScans | None = None
 
     @property
     def parameters(self) -> int:
@@ -86,6 +90,7 @@ def load_trained(folder: Path) -> Trained:
         posts=posts,
         fingerprint=dataset["fingerprint"],
         results=results,
+        training_scans=TrainingScans.read(scans) if (scans := folder / TRAINING_SCANS).exists() else None,
     )
 
 
