@@ -174,7 +174,7 @@ def test_the_tables_are_written_whatever_ends_the_rest(tmp_path, monkeypatch, er
     monkeypatch.setattr(job, "predict_scans", stop)
     monkeypatch.setattr(job, "names_of", lambda runs: None)
     network = SimpleNamespace(description=LGG, mirror=False)
-    run = SimpleNamespace(folder=Path("run"), network=network, posts=(), expected_dice=None)
+    run = SimpleNamespace(folder=Path("run"), network=network, posts=(), expected_dice=None, training_scans=None)
     monkeypatch.setattr(job, "load_trained", lambda folder: run)
     monkeypatch.setattr(job, "Ensemble", lambda *_, mirror: SimpleNamespace(members=1, compile=lambda: None))
     with pytest.raises(type(error)):

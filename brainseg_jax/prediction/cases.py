@@ -1,4 +1,4 @@
-"""The cases to predict: scans that are found by their sequences, or in one of the formats that cohorts come in."""
+"""The cases to predict: how they are found and read, and how they are compared with the training scans."""
 
 import dataclasses
 from pathlib import Path
@@ -7,6 +7,7 @@ from brainseg_jax.data.formats import ALL, CaseFiles, Files, list_images
 from brainseg_jax.data.formats.listing import paths_of
 from brainseg_jax.data.labelled import read_case
 from brainseg_jax.errors import InputError
+from brainseg_jax.inference.training_scans import TrainingScans
 from brainseg_jax.scans.description import LGG, Description
 from brainseg_jax.scans.find import Found, find_scans
 from brainseg_jax.scans.images import SUFFIXES
@@ -109,3 +110,49 @@ class CaseSource(Source):
     @property
     def _is_images(self) -> bool:
         return self._reference.suffix.lower() in SUFFIXES
+
+
+@dataclasses.dataclass(frozen=True)
+class ComparedSource(Source):
+    """A case that is compared with the training scans as soon as it is read; what is unlike is printed.
+
+    Attributes:
+      source: the case.
+      training: of each run, what its training scans look like.
+      shown: index of the channel that is compared, `Description.shown`.
+    """
+
+    source: Source
+    training: tuple[TrainingScans, ...]
+    shown: int
+
+    @classmethod
+    def of(cls, source: Source, training: tuple[TrainingScans, ...], description: Description) -> "ComparedSource":
+        """The case, to be compared."""
+        told = {"notes": source.notes, "channels": source.channels}
+        return cls(source.name, source.place, source, training, description.shown, **told)
+
+    @property
+    def stem(self) -> str:
+        """See `Source.stem`."""
+        return self.source.stem
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """See `Source.paths`."""
+        return self.source.paths
+
+    def read(self) -> Scan:
+        """See `Source.read`; of several runs the flags of all, each once."""
+        scan = self.source.read()
+        found = dict.fromkeys(flag for scans in self.training for flag in scans.flags(scan, self.shown))
+        if found:
+            words = "; ".join(found)
+            print(
+                f"note: {self.name}: unlike the training scans: {words}; look at its mask before you use it", flush=True
+            )
+        return dataclasses.replace(scan, flags=tuple(found))
+
+    def outputs(self, kind: str, description: Description) -> list[Path]:
+        """See `Source.outputs`."""
+        return self.source.outputs(kind, description)

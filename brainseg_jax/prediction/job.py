@@ -13,8 +13,9 @@ from brainseg_jax.evaluation.quality import EXPECTED, LOWER, UPPER, least_sure
 from brainseg_jax.inference.ensemble import Ensemble
 from brainseg_jax.inference.postprocess import PostProcess
 from brainseg_jax.inference.quality import LEAST_PATIENTS, ExpectedDice
-from brainseg_jax.prediction.cases import find_cases, has_lgg_channels
-from brainseg_jax.prediction.results import Wanted, check_free, is_written, write_tables
+from brainseg_jax.inference.training_scans import FILE as TRAINING_SCANS
+from brainseg_jax.prediction.cases import ComparedSource, find_cases, has_lgg_channels
+from brainseg_jax.prediction.results import FLAGS, NOT_COMPARED, Wanted, check_free, is_written, write_tables
 from brainseg_jax.prediction.shards import NAME, NOTHING, command_of, digest_of_files, read_part, recording
 from brainseg_jax.prediction.stream import Outcome, predict_scans
 from brainseg_jax.runs.comparison import names_of
@@ -23,7 +24,7 @@ from brainseg_jax.runs.trained import EXPECTED_DICE, Trained, load_trained
 from brainseg_jax.scans.description import LGG, Description
 from brainseg_jax.scans.find import Found
 from brainseg_jax.scans.patterns import Patterns
-from brainseg_jax.scans.scan import Refused
+from brainseg_jax.scans.scan import Refused, Source
 from brainseg_jax.scans.walk import list_passed_over
 from brainseg_jax.shards import ALL, Shard, ShardFile
 
@@ -108,8 +109,9 @@ def predict(
         check_free(sources, description, output, wanted, tables=shard.is_whole)
     ensemble.compile()
     ready = loaded + time.perf_counter() - start
+    compared = _compared([one for one in sources if one.name not in kept], trained, description)
     with writing:
-        predict_scans([one for one in sources if one.name not in kept], ensemble, output, wanted, outcome, expected)
+        predict_scans(compared, ensemble, output, wanted, outcome, expected)
     _print_outcome(outcome, output, ready, file)
     return outcome
 
@@ -120,6 +122,15 @@ def _writing_tables(outcome: Outcome, output: Path) -> Iterator[None]:
         yield
     finally:  # what is done stands in the tables, whatever ends the rest
         write_tables(outcome.scans, outcome.slices, output)
+
+
+def _compared(sources: list[Source], trained: list[Trained], description: Description) -> list[Source]:
+    """The sources, to be compared with the training scans of all runs that tell what these look like."""
+    training = tuple(run.training_scans for run in trained if run.training_scans)
+    if not training:
+        print(f"note: no scan is compared with those of the training: no run has a {TRAINING_SCANS}", flush=True)
+        return sources
+    return [ComparedSource.of(source, training, description) for source in sources]
 
 
 def _posts_of_first(trained: list[Trained]) -> tuple[PostProcess, ...]:
@@ -215,6 +226,8 @@ def _print_outcome(outcome: Outcome, output: Path, ready: float, file: ShardFile
         f"{slices / outcome.seconds:.1f} slices/s, {outcome.model_seconds / outcome.seconds:.0%} of the time in the "
         f"network ({ready:.1f} s to load and compile before)"
     )
+    if flagged := len({row["case"] for row in outcome.scans if row[FLAGS] not in ("", NOT_COMPARED)}):
+        print(f"{flagged} of {done} unlike the training scans, see the notes above and the column {FLAGS}")
     if words := _least_sure(outcome.scans):
         print(words)
     merge = f"Masks: {output}; --merge joins the tables as soon as all shards are done"

@@ -20,6 +20,7 @@ from brainseg_jax.scans.description import Description
 from brainseg_jax.scans.scan import MASK, PROBABILITY, UNCERTAINTY, Scan, Source
 
 SCANS_TABLE, SLICES_TABLE = "predictions.csv", "areas.csv"
+FLAGS, NOT_COMPARED = "flags", "not compared"  # a column of `predictions.csv`, and what stands there without flags
 
 
 @dataclass(frozen=True)
@@ -185,6 +186,7 @@ def _measure(
         "largest_area": areas[largest],
         "area_unit": units[1],
         **columns(quality),
+        FLAGS: NOT_COMPARED if scan.flags is None else "; ".join(scan.flags),
         "notes": "; ".join(notes),
     }
     by_slice = [

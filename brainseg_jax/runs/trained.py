@@ -18,6 +18,8 @@ from brainseg_jax.errors import InputError
 from brainseg_jax.inference.network import Network
 from brainseg_jax.inference.postprocess import PostProcess, posts_from_json
 from brainseg_jax.inference.quality import ExpectedDice
+from brainseg_jax.inference.training_scans import FILE as TRAINING_SCANS
+from brainseg_jax.inference.training_scans import TrainingScans
 from brainseg_jax.runs.checkpoint import Checkpoints, saved_steps
 from brainseg_jax.runs.data import description_of
 from brainseg_jax.runs.evaluation import build_network, posts_of
@@ -42,6 +44,7 @@ class Trained:
       results: of `read_results`; None for a run that has not ended.
       expected_dice: of masks that the run makes alone, with mirror images as its config has them; None where it is
         not known.
+      training_scans: what the scans it was trained on look like; None where there is no such file.
     """
 
     folder: Path
@@ -52,6 +55,7 @@ class Trained:
     fingerprint: str | None
     results: dict | None
     expected_dice: ExpectedDice | None = None
+    training_scans: TrainingScans | None = None
 
     @property
     def parameters(self) -> int:
@@ -95,6 +99,7 @@ def load_trained(folder: Path) -> Trained:
         results=results,
         # In the folder of an unfinished run it is that of fewer epochs.
         expected_dice=read_expected_dice(folder, description.names) if results else None,
+        training_scans=TrainingScans.read(scans) if (scans := folder / TRAINING_SCANS).exists() else None,
     )
 
 

@@ -23,9 +23,11 @@ class Scan(Volume, abc.ABC):
 
     Attributes:
       notes: what a user must know of how the files were read.
+      flags: in what it is unlike the training scans, in words; None where it was not compared with them.
     """
 
     notes: tuple[str, ...]
+    flags: tuple[str, ...] | None = dataclasses.field(default=None, kw_only=True)
 
     @abc.abstractmethod
     def write(

@@ -21,6 +21,7 @@ from brainseg_jax.runs.checkpoint import Checkpoints, saved_steps
 from brainseg_jax.runs.journal import Journal, conclusion, cut_rows, epoch_line, introduction
 from brainseg_jax.runs.processes import on_first_process
 from brainseg_jax.runs.run_folder import check_folder, claim_run_folder, own_run_folder
+from brainseg_jax.runs.training_scans import write_training_scans
 from brainseg_jax.training.experiment import Experiment, build_experiment
 from brainseg_jax.training.loop_state import LoopState, advance, is_over, lower_on_plateau, spend, warn_of_collapse
 from brainseg_jax.training.state import TrainState
@@ -132,6 +133,7 @@ def _score(state: TrainState, loop: LoopState, run: "_Run") -> dict:
     evaluation = run.experiment.evaluation
     evaluation.assessor.runner.before_batch = heed
     try:
+        run.journal.say(write_training_scans(run.workdir, evaluation.cohort, evaluation.split, before_case=heed))
         return write_results(run.workdir, evaluation, kept, epoch=at.epoch, epochs=loop.epoch)
     finally:
         evaluation.assessor.runner.before_batch = lambda: None
