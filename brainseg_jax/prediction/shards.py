@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from brainseg_jax.errors import InputError, PartlyDone
-from brainseg_jax.evaluation.report import code_version
 from brainseg_jax.inference.ensemble import Ensemble
 from brainseg_jax.prediction.results import (
     SCANS_TABLE,
@@ -35,6 +34,8 @@ def command_of(
     trained: Sequence[Trained], scans: Path, sources: Sequence[Source], ensemble: Ensemble, wanted: Wanted
 ) -> dict:
     """What all shards of one prediction have in common, content for JSON."""
+    from brainseg_jax.evaluation.report import code_version  # here, as matplotlib is slow to load
+
     return {
         "code": code_version(),
         "--run": [str(run.folder.absolute()) for run in trained],
