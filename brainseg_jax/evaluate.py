@@ -31,9 +31,8 @@ from brainseg_jax.evaluation.scores import by_target, differences, summarize, wr
 from brainseg_jax.evaluation.shards import NAME, opened_records, score_shard
 from brainseg_jax.evaluation.views import Scored
 from brainseg_jax.evaluation.volumes import TOLERANCE
-from brainseg_jax.files import explain, user_path, write_together
+from brainseg_jax.files import check_folder, explain, user_path, write_together
 from brainseg_jax.runs.comparison import begin_runs
-from brainseg_jax.runs.run_folder import check_folder
 from brainseg_jax.shards import ALL, Shard, ShardFile, check_beside_merge, parse_shard, remove_shards
 
 RUN = flags.DEFINE_list("run", [], f"Run folders, up to {MAX_RUNS}, with a comma between; the first is compared with.")

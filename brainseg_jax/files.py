@@ -12,6 +12,7 @@ from pathlib import Path
 
 from brainseg_jax.errors import InputError
 
+PRETRAINED = Path(__file__).parent / "pretrained" / "lgg"  # the stored network in this package
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -34,6 +35,23 @@ def user_path(text: str, flag: str) -> Path:
     except OSError as error:
         raise InputError(f"{flag}={text}: {explain(error, 'another path')}") from error
     return path
+
+
+def network_path(text: str, flag: str) -> Path:
+    """As `user_path`, of a folder with a trained network; the word `pretrained` names the one in this package.
+
+    A folder of that name is given as `./pretrained`.
+    """
+    return PRETRAINED if text == "pretrained" else user_path(text, flag)
+
+
+def check_folder(folder: Path, flag: str) -> None:
+    """Raises InputError where nothing can be written to `folder`; makes nothing. Cheap, so it comes first."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{flag}={folder} is a file; give a folder")
+    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not os.access(nearest, os.W_OK):
+        raise InputError(f"{flag}={folder}: {nearest} cannot be written to; give another folder")
 
 
 def is_full(error: BaseException) -> bool:

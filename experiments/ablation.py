@@ -20,7 +20,7 @@ from brainseg_jax import cli
 from brainseg_jax.data import prepare_source
 from brainseg_jax.data.load_cohort import NO_SLICES, load_cohort
 from brainseg_jax.errors import InputError
-from brainseg_jax.runs.run_folder import check_folder
+from brainseg_jax.files import check_folder
 from brainseg_jax.shards import parse_shard
 from experiments.panel import draw_study_panel
 from experiments.running import DONE, ELSEWHERE, FAILED, LEFT, RUNNING, Grid, jobs_of_shard, report_failures, run_all

@@ -20,9 +20,10 @@ from brainseg_jax.data.load_cohort import load_cohort
 from brainseg_jax.errors import InputError
 from brainseg_jax.main import CONFIG, WORKDIR
 from brainseg_jax.runs.evaluation import build_evaluation
+from brainseg_jax.runs.kept import read_kept
 from brainseg_jax.runs.results import write_results
 from brainseg_jax.runs.run_folder import claim_run_folder, flatten, own_run_folder
-from brainseg_jax.runs.trained import read_json, read_kept, read_results
+from brainseg_jax.runs.trained import read_json, read_results
 from brainseg_jax.training.loop import train
 from experiments.by_slice import torn
 

@@ -8,7 +8,8 @@ from brainseg_jax.evaluation.scores import read_table
 from brainseg_jax.evaluation.volumes import TOLERANCE
 from brainseg_jax.inference.postprocess import posts_from_json
 from brainseg_jax.runs.evaluation import build_evaluation
-from brainseg_jax.runs.trained import read_kept, read_results
+from brainseg_jax.runs.kept import read_kept
+from brainseg_jax.runs.trained import read_results
 from experiments.running import Grid
 from experiments.studies import Job, config_of
 

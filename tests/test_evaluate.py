@@ -17,7 +17,7 @@ from scored import score_folders, score_runs
 
 from brainseg_jax import evaluate
 from brainseg_jax.errors import InputError
-from brainseg_jax.runs.comparison import names_of
+from brainseg_jax.runs.trained import names_of
 from brainseg_jax.scans.description import LGG, Target
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")

@@ -63,9 +63,11 @@ def test_only_the_top_sees_the_config():
     assert seers <= {"config", "training", "runs", "main"}
     assert {p.name for p in FILES if room(p) in ("training", "runs") and "ml_collections" in imports(p)} <= {
         "loop.py",
+        "build.py",
         "data.py",
         "evaluation.py",
         "experiment.py",
+        "kept.py",
         "plan.py",
         "run_folder.py",
         "trained.py",

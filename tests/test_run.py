@@ -21,7 +21,7 @@ from brainseg_jax.config import default_config
 from brainseg_jax.data.splits import Split
 from brainseg_jax.errors import InputError, TrainingDiverged
 from brainseg_jax.inference.postprocess import PostProcess
-from brainseg_jax.runs.trained import read_kept
+from brainseg_jax.runs.kept import read_kept
 from brainseg_jax.scans.description import LGG
 from brainseg_jax.training.experiment import build_experiment
 from brainseg_jax.training.loop import train

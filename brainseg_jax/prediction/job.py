@@ -10,6 +10,7 @@ from absl import logging
 
 from brainseg_jax.errors import InputError, PartlyDone
 from brainseg_jax.evaluation.quality import EXPECTED, LOWER, UPPER, least_sure
+from brainseg_jax.files import check_folder
 from brainseg_jax.inference.ensemble import Ensemble
 from brainseg_jax.inference.postprocess import PostProcess
 from brainseg_jax.inference.quality import LEAST_PATIENTS, ExpectedDice
@@ -18,9 +19,7 @@ from brainseg_jax.prediction.cases import ComparedSource, find_cases, has_lgg_ch
 from brainseg_jax.prediction.results import FLAGS, NOT_COMPARED, Wanted, check_free, is_written, write_tables
 from brainseg_jax.prediction.shards import NAME, NOTHING, command_of, digest_of_files, read_part, recording
 from brainseg_jax.prediction.stream import Outcome, predict_scans
-from brainseg_jax.runs.comparison import names_of
-from brainseg_jax.runs.run_folder import check_folder
-from brainseg_jax.runs.trained import EXPECTED_DICE, Trained, load_trained
+from brainseg_jax.runs.trained import EXPECTED_DICE, Trained, load_trained, names_of
 from brainseg_jax.scans.description import LGG, Description
 from brainseg_jax.scans.find import Found
 from brainseg_jax.scans.patterns import Patterns

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 
 from brainseg_jax.errors import InputError
-from brainseg_jax.evaluation.pictures import draw_overlay
 from brainseg_jax.evaluation.quality import columns
 from brainseg_jax.evaluation.scores import write_table
 from brainseg_jax.files import explain, write_together, write_whole
@@ -133,6 +132,8 @@ def write_results(
     new = [path for path in _outputs(source, description, output, wanted) if not _is_there(path)]
     try:
         if wanted.overlays:
+            from brainseg_jax.evaluation.pictures import draw_overlay  # here, as matplotlib is slow to load
+
             draw = partial(
                 draw_overlay,
                 scan=scan.voxels[..., 0],

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from brainseg_jax.errors import InputError, PartlyDone
-from brainseg_jax.evaluation.report import code_version
 from brainseg_jax.inference.ensemble import Ensemble
 from brainseg_jax.inference.quality import ExpectedDice
 from brainseg_jax.prediction.results import (
@@ -41,6 +40,8 @@ def command_of(
     expected: ExpectedDice | None,
 ) -> dict:
     """What all shards of one prediction have in common, content for JSON."""
+    from brainseg_jax.evaluation.report import code_version  # here, as matplotlib is slow to load
+
     return {
         "code": code_version(),
         "--run": [str(run.folder.absolute()) for run in trained],

@@ -13,7 +13,7 @@ from brainseg_jax.runs.data import find_data
 from brainseg_jax.runs.evaluation import build_evaluation
 from brainseg_jax.runs.facts import facts
 from brainseg_jax.runs.journal import read_rows
-from brainseg_jax.runs.trained import Trained, load_trained, read_json
+from brainseg_jax.runs.trained import Trained, load_trained, names_of, read_json
 
 
 def begin_runs(folders: list[Path], *, part: str, tolerance: float) -> Work:
@@ -68,17 +68,6 @@ def _check_fingerprint(run: Trained, fingerprint: str, folder: Path) -> None:
             f"{run.folder} was trained on data of fingerprint {run.fingerprint[:12]}, and {folder} has "
             f"{fingerprint[:12]}; prepare the data of the run again"
         )
-
-
-def names_of(folders: list[Path]) -> list[str]:
-    """The last parts of the paths, as many as tell all apart."""
-    parts = [folder.absolute().parts for folder in folders]
-    if len(set(parts)) < len(parts):
-        raise InputError(f"--run={','.join(map(str, folders))}: a folder twice; give each once")
-    length = 1
-    while len({p[-length:] for p in parts}) < len(parts):
-        length += 1
-    return ["/".join(p[-length:]) for p in parts]
 
 
 def _check_comparable(trained: list[Trained], part: str) -> None:

@@ -14,8 +14,8 @@ from brainseg_jax.data.prepare_source import prepare
 from brainseg_jax.data.splits import Split, read_split, split_by_folds, split_by_fractions
 from brainseg_jax.errors import InputError
 from brainseg_jax.files import user_path
+from brainseg_jax.runs.build import description_of
 from brainseg_jax.runs.processes import on_first_process
-from brainseg_jax.scans.description import LGG, Description
 
 
 def find_data(config: ConfigDict, run: Path | None, *, source_first: bool) -> Path:
@@ -128,11 +128,6 @@ def _is_of(run: dict, summary: prepared.Summary) -> bool:
     except (InputError, KeyError, TypeError, AttributeError):
         return False
     return (summary.fingerprint, summary.description) == (_fingerprint_of(run), description)
-
-
-def description_of(dataset: dict) -> Description:
-    """Channels and targets of the data of a run, from `dataset` in its `config.json`; without any those of LGG."""
-    return Description.from_json(dataset["description"]) if "description" in dataset else LGG
 
 
 def _fingerprint_of(run: dict) -> str | None:

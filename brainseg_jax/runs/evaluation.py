@@ -26,10 +26,9 @@ from brainseg_jax.evaluation.assessment import Assessor
 from brainseg_jax.files import user_path
 from brainseg_jax.inference.network import Network, Runner
 from brainseg_jax.inference.postprocess import PostProcess
-from brainseg_jax.models import build_model
+from brainseg_jax.runs.build import build_network, posts_of
 from brainseg_jax.runs.data import choose_split, find_data
 from brainseg_jax.runs.processes import minimum_of_processes, on_all_processes, on_first_process, processes_of_host
-from brainseg_jax.scans.description import Description
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -128,31 +127,4 @@ def evaluation_of(config: ConfigDict, cohort: Cohort, split: Split, *, loss: Cal
         posts=posts_of(config, cohort.description),
         chooses_posts=config.eval.choose,
         kept=config.train.keep,
-    )
-
-
-def posts_of(config: ConfigDict, description: Description) -> tuple[PostProcess, ...]:
-    """What makes masks of probabilities as a config says it, the same for each target."""
-    post = PostProcess(config.eval.threshold, config.eval.largest_component, config.eval.min_voxels)
-    return (post,) * len(description.targets)
-
-
-def build_network(config: ConfigDict, description: Description, variables: dict) -> Network:
-    """The network of a config.
-
-    Args:
-      config: of a run.
-      description: channels and targets of its data.
-      variables: of the network.
-    """
-    return Network(
-        model=build_model(**config.model, targets=len(description.targets)),
-        variables=variables,
-        description=description,
-        image_size=config.data.image_size,
-        pixel_spacing=config.data.pixel_spacing,
-        view=config.data.view,
-        context=config.data.context,
-        normalization=config.data.normalization,
-        mirror=config.eval.mirror,
     )

@@ -39,15 +39,6 @@ MAY_CHANGE = frozenset(
 )
 
 
-def check_folder(folder: Path, flag: str) -> None:
-    """Raises InputError where nothing can be written to `folder`; makes nothing. Cheap, so it comes first."""
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{flag}={folder} is a file; give a folder")
-    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    if not os.access(nearest, os.W_OK):
-        raise InputError(f"{flag}={folder}: {nearest} cannot be written to; give another folder")
-
-
 @contextmanager
 def own_run_folder(workdir: Path) -> Iterator[None]:
     """Keeps other processes out of the run folder, which is made where it is missing.

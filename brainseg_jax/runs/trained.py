@@ -1,10 +1,11 @@
-"""A trained network taken from its run folder, ready to be used away from the data it was trained on."""
+"""A trained network taken from its run folder or from a stored network, to be used away from its training data."""
 
 import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +21,12 @@ from brainseg_jax.inference.postprocess import PostProcess, posts_from_json
 from brainseg_jax.inference.quality import ExpectedDice
 from brainseg_jax.inference.training_scans import FILE as TRAINING_SCANS
 from brainseg_jax.inference.training_scans import TrainingScans
-from brainseg_jax.runs.checkpoint import Checkpoints, saved_steps
-from brainseg_jax.runs.data import description_of
-from brainseg_jax.runs.evaluation import build_network, posts_of
+from brainseg_jax.runs.build import build_network, description_of, posts_of, shapes_of_variables
+from brainseg_jax.runs.stored import NETWORK, is_stored, read_stored
 from brainseg_jax.scans.description import Description
-from brainseg_jax.training.optimizer import build_optimizer, build_schedule
-from brainseg_jax.training.state import TrainState, shapes_of_state
+
+if TYPE_CHECKING:
+    from brainseg_jax.training.state import TrainState
 
 EXPECTED_DICE = "expected_dice.json"
 
@@ -72,17 +73,15 @@ class Trained:
 
 
 def load_trained(folder: Path) -> Trained:
-    """Reads the checkpoint a run kept (`train.keep`), checks it by its checksums, and changes nothing in the folder.
+    """Reads a stored network, or the checkpoint that a run kept (`train.keep`), checked; nothing in the folder changes.
 
     Raises:
-      InputError: `folder` holds no run, no checkpoint, or a run of another version of the config or network.
-      StorageError: a checkpoint is damaged.
+      InputError: `folder` holds no run, no checkpoint, or a network of another version of config, network or format.
+      StorageError: what it holds differs from its checksums.
     """
     config, dataset = _read_config(folder)
     description = description_of(dataset)
-    if not saved_steps(folder / "checkpoints"):
-        raise InputError(f"{folder}: no checkpoint in it yet; train first, or wait for the end of the first epoch")
-    state = read_kept(folder, config, description)
+    step, variables = (_read_stored if is_stored(folder) else _read_checkpoint)(folder, config, description)
     results = read_results(folder)
     if results is None and config.eval.choose:
         logging.warning(
@@ -92,8 +91,8 @@ def load_trained(folder: Path) -> Trained:
     return Trained(
         folder=folder,
         config=config,
-        network=build_network(config, description, state.variables),
-        step=int(state.step),
+        network=build_network(config, description, variables),
+        step=step,
         posts=posts,
         fingerprint=dataset["fingerprint"],
         results=results,
@@ -103,35 +102,32 @@ def load_trained(folder: Path) -> Trained:
     )
 
 
-def read_kept(folder: Path, config: ConfigDict, description: Description) -> TrainState:
-    """The checkpoint that a run kept, see `Checkpoints.restore_best`; nothing in the folder is changed.
+def _read_checkpoint(folder: Path, config: ConfigDict, description: Description) -> tuple[int, dict]:
+    """Step and variables of the checkpoint that a run kept."""
+    # Here, as Orbax and the optimizer are slow to load, and a stored network does without.
+    from brainseg_jax.runs.checkpoint import saved_steps
+    from brainseg_jax.runs.kept import read_kept
 
-    Args:
-      folder: of the run.
-      config: of the run, for the shapes of its arrays.
-      description: of its data.
-    """
-    opt, size = config.optimizer, config.data.image_size
-    schedule = build_schedule("constant", learning_rate=opt.learning_rate, total_steps=1, warmup_steps=0)
-    like = shapes_of_state(
-        build_network(config, description, {}).model,
-        build_optimizer(opt.name, schedule, b2=opt.b2, weight_decay=opt.weight_decay, clip_norm=opt.clip_norm),
-        image_shape=(size, size, (2 * config.data.context + 1) * len(description.channels)),
-        ema=opt.ema_decay > 0.0,
-        mesh=sharding.data_mesh(),
-    )
-    return read_best(folder, like)
+    if not saved_steps(folder / "checkpoints"):
+        raise InputError(f"{folder}: no checkpoint in it yet; train first, or wait for the end of the first epoch")
+    state = read_kept(folder, config, description)
+    return int(state.step), state.variables
 
 
-def read_best(folder: Path, like: TrainState) -> TrainState:
-    """The checkpoint that a run kept, see `Checkpoints.restore_best`; nothing in the folder is changed."""
-    checkpoints = Checkpoints(folder / "checkpoints", read_only=True)
-    state = checkpoints.restore_best(like)
-    checkpoints.close()
-    return state
+def _read_stored(folder: Path, config: ConfigDict, description: Description) -> tuple[int, dict]:
+    """Step and variables of a stored network, on the devices."""
+    stored = read_stored(folder)
+    wanted = shapes_of_variables(config, description)
+    if lines := different_shapes(stored.variables, wanted, "the file"):
+        raise InputError(
+            f"{folder / NETWORK} is of another network than its config.json; put back a whole copy of the folder, or "
+            "export the network again:\n" + "\n".join(lines)
+        )
+    everywhere = sharding.replicated(sharding.data_mesh())
+    return stored.step, jax.tree.map(lambda array: sharding.put(array, everywhere), stored.variables)
 
 
-def start_from(folder: Path, state: TrainState) -> TrainState:
+def start_from(folder: Path, state: "TrainState") -> "TrainState":
     """The state before the first step of a training that starts from the weights and statistics of a run.
 
     Raises:
@@ -146,6 +142,17 @@ def start_from(folder: Path, state: TrainState) -> TrainState:
     copied = jax.tree.map(jnp.copy, variables["params"])  # the state is donated: no array may be in it twice
     ema = None if state.ema_params is None else jax.tree.map(jnp.copy, variables["params"])
     return state.replace(params=copied, ema_params=ema, batch_stats=variables["batch_stats"])
+
+
+def names_of(folders: list[Path]) -> list[str]:
+    """The last parts of the paths, as many as tell all apart."""
+    parts = [folder.absolute().parts for folder in folders]
+    if len(set(parts)) < len(parts):
+        raise InputError(f"--run={','.join(map(str, folders))}: a folder twice; give each once")
+    length = 1
+    while len({p[-length:] for p in parts}) < len(parts):
+        length += 1
+    return ["/".join(p[-length:]) for p in parts]
 
 
 def cases_of_training(folder: Path) -> tuple[set[str], set[str]]:

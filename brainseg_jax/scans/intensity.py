@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import ndimage
+import scipy  # whose parts are loaded where they are first asked for
 
 from brainseg_jax.errors import InputError
 
@@ -94,7 +94,7 @@ def _background(volume: np.ndarray) -> tuple[np.ndarray | None, list[str]]:
 
 def _not_at_border(found: np.ndarray) -> int:
     """How many voxels are not connected, through their faces, with the border of the volume."""
-    parts, _ = ndimage.label(found)
+    parts, _ = scipy.ndimage.label(found)
     at_border = np.zeros(parts.max() + 1, bool)
     at_border[0] = True  # what is not found
     for axis, length in enumerate(parts.shape):

@@ -13,9 +13,9 @@ from brainseg_jax import sharding
 from brainseg_jax.config import default_config
 from brainseg_jax.errors import InputError
 from brainseg_jax.evaluation.scores import write_json
+from brainseg_jax.files import check_folder
 from brainseg_jax.models import build_model
 from brainseg_jax.runs.checkpoint import Checkpoints
-from brainseg_jax.runs.run_folder import check_folder
 from brainseg_jax.runs.trained import different_shapes
 from brainseg_jax.scans.description import LGG
 from brainseg_jax.training.loop_state import LoopState

@@ -17,10 +17,11 @@ from brainseg_jax.config import idle_keys
 from brainseg_jax.data.cohort import Cohort
 from brainseg_jax.data.load_cohort import load_cohort
 from brainseg_jax.errors import TrainingDiverged, TrainingStopped
+from brainseg_jax.files import check_folder
 from brainseg_jax.runs.checkpoint import Checkpoints, saved_steps
 from brainseg_jax.runs.journal import Journal, conclusion, cut_rows, epoch_line, introduction
 from brainseg_jax.runs.processes import on_first_process
-from brainseg_jax.runs.run_folder import check_folder, claim_run_folder, own_run_folder
+from brainseg_jax.runs.run_folder import claim_run_folder, own_run_folder
 from brainseg_jax.runs.training_scans import write_training_scans
 from brainseg_jax.training.experiment import Experiment, build_experiment
 from brainseg_jax.training.loop_state import LoopState, advance, is_over, lower_on_plateau, spend, warn_of_collapse
