@@ -106,7 +106,7 @@ def _paper() -> ConfigDict:
     config.optimizer.plateau_min = 1e-6  # the rate never falls below
 
     config.train = ConfigDict()
-    config.train.init_from = ""  # a run folder whose weights the training starts from; empty: random ones
+    config.train.init_from = ""  # a run folder or `pretrained`, whose weights the training starts from; empty: random
     config.train.epochs = 25
     config.train.batch_size = 32  # over all devices
     config.train.steps_per_epoch = 0  # 0: as many as one pass over the training slices takes

@@ -31,11 +31,22 @@ from brainseg_jax.evaluation.scores import by_target, differences, summarize, wr
 from brainseg_jax.evaluation.shards import NAME, opened_records, score_shard
 from brainseg_jax.evaluation.views import Scored
 from brainseg_jax.evaluation.volumes import TOLERANCE
-from brainseg_jax.files import check_folder, explain, user_path, write_together
+from brainseg_jax.files import check_folder, explain, network_path, user_path, write_together
 from brainseg_jax.runs.comparison import begin_runs
 from brainseg_jax.shards import ALL, Shard, ShardFile, check_beside_merge, parse_shard, remove_shards
 
-RUN = flags.DEFINE_list("run", [], f"Run folders, up to {MAX_RUNS}, with a comma between; the first is compared with.")
+RUN = flags.DEFINE_list(
+    "run",
+    [],
+    f"Run folders or stored networks, up to {MAX_RUNS}, with a comma between; the first is compared with. "
+    "pretrained: the network in this package.",
+)
+SOURCE = flags.DEFINE_string(
+    "source",
+    "",
+    "Labelled scans, as --config.data.source of a training, on which the runs are scored in place of their own test "
+    "patients; cases that they were trained on are left out.",
+)
 PART = flags.DEFINE_enum("part", "test", ["val", "test"], "Which patients of the runs.")
 PREDICTIONS = flags.DEFINE_string("predictions", None, "A folder of predicted masks.")
 TRUTH = flags.DEFINE_string("truth", None, "A folder of the reference masks of the same cases.")
@@ -52,7 +63,7 @@ SHARD = flags.DEFINE_string(
     "shard", "0/1", "i/n: score the i-th of n shards of the cases, from 0, for job arrays; --merge joins them."
 )
 MERGE = flags.DEFINE_bool("merge", False, "Score nothing; join the shards to the results. Takes --output alone.")
-RECORDED = (RUN, PART, PREDICTIONS, TRUTH, TARGETS, WITHIN, SHARD)  # by the shards
+RECORDED = (RUN, SOURCE, PART, PREDICTIONS, TRUTH, TARGETS, WITHIN, SHARD)  # by the shards
 
 FILES = ("scores.json", "per_patient.csv", "report.html")
 
@@ -95,8 +106,8 @@ def _begin() -> Work:
     """What the flags name; faults of the input are raised here and by the first scoring."""
     keep_compiled()
     if RUN.value:
-        folders = [user_path(folder, "--run") for folder in RUN.value]
-        return begin_runs(folders, part=PART.value, tolerance=WITHIN.value)
+        folders = [network_path(folder, "--run") for folder in RUN.value]
+        return begin_runs(folders, part=PART.value, tolerance=WITHIN.value, source=SOURCE.value)
     predictions, truth = (user_path(flag.value, f"--{flag.name}") for flag in (PREDICTIONS, TRUTH))
     return begin_folders(predictions, truth, tolerance=WITHIN.value, targets=TARGETS.value)
 
@@ -105,8 +116,8 @@ def _score_shard(output: Path, shard: Shard) -> None:
     work = _begin()
     command: dict = {"code": code_version(), "--tolerance": WITHIN.value}
     if RUN.value:
-        folders = [str(user_path(folder, "--run").absolute()) for folder in RUN.value]
-        command |= {"--run": folders, "--part": PART.value}
+        folders = [str(network_path(folder, "--run").absolute()) for folder in RUN.value]
+        command |= {"--run": folders, "--part": PART.value, "--source": SOURCE.value}
     else:
         folders = {f"--{flag.name}": user_path(flag.value, f"--{flag.name}") for flag in (PREDICTIONS, TRUTH)}
         command |= {name: str(folder.absolute()) for name, folder in folders.items()} | {"--targets": TARGETS.value}
@@ -183,6 +194,10 @@ def _check_flags() -> None:
         raise InputError("give --run=FOLDER, or --predictions=FOLDER and --truth=FOLDER")
     if TARGETS.value and RUN.value:
         raise InputError(f"--targets={TARGETS.value}: the targets of a run are those of its data; take it out")
+    if SOURCE.value and not RUN.value:
+        raise InputError(f"--source={SOURCE.value}: give --run=FOLDER too, the network that is scored on it")
+    if SOURCE.value and PART.present:
+        raise InputError(f"--part={PART.value}: all cases of --source are scored; take it out")
     if len(RUN.value) > MAX_RUNS:
         raise InputError(f"--run={','.join(RUN.value)}: {len(RUN.value)} runs; give at most {MAX_RUNS}")
     if not (math.isfinite(WITHIN.value) and WITHIN.value >= 0.0):

@@ -1,18 +1,26 @@
-"""Masks for scans of one's own: `python -m brainseg_jax.predict --run=runs/attn_dice --input=SCANS --output=masks`."""
+"""Masks for scans of one's own: `python -m brainseg_jax.predict --input=SCANS --output=masks`.
+
+Without `--run` the network in this package makes them, which segments lower-grade glioma.
+"""
 
 from absl import flags
 
 from brainseg_jax import cli
 from brainseg_jax.compilation import keep_compiled
 from brainseg_jax.errors import InputError
-from brainseg_jax.files import user_path
+from brainseg_jax.files import network_path, user_path
 from brainseg_jax.prediction.job import predict
 from brainseg_jax.prediction.results import Wanted
 from brainseg_jax.prediction.shards import merge_shards
 from brainseg_jax.scans.patterns import read_patterns
 from brainseg_jax.shards import check_beside_merge, parse_shard
 
-RUN = flags.DEFINE_list("run", None, "A run folder; several, with a comma between, predict together.")
+RUN = flags.DEFINE_list(
+    "run",
+    ["pretrained"],
+    "A run folder or a stored network; several, with a comma between, predict together. pretrained: the network in "
+    "this package.",
+)
 INPUT = flags.DEFINE_string(
     "input",
     None,
@@ -58,12 +66,12 @@ def main(_: list[str]) -> None:
         return merge_shards(user_path(OUTPUT.value, "--output"), overwrite=OVERWRITE.value)
     for flag in (RUN, INPUT, OUTPUT):
         if not flag.value:
-            raise InputError(f"--{flag.name} is empty: give --run=RUN_FOLDER --input=SCANS --output=FOLDER")
+            raise InputError(f"--{flag.name} is empty: give --input=SCANS --output=FOLDER, and --run=RUN_FOLDER")
     shard = parse_shard(SHARD.value)
     keep_compiled()
     with cli.sigterm_interrupts():
         predict(
-            [user_path(folder, "--run") for folder in RUN.value],
+            [network_path(folder, "--run") for folder in RUN.value],
             user_path(INPUT.value, "--input"),
             user_path(OUTPUT.value, "--output"),
             wanted=Wanted(PROBABILITIES.value, UNCERTAINTY.value, OVERLAYS.value),

@@ -10,7 +10,7 @@ from absl import logging
 
 from brainseg_jax.errors import InputError, PartlyDone
 from brainseg_jax.evaluation.quality import EXPECTED, LOWER, UPPER, least_sure
-from brainseg_jax.files import check_folder
+from brainseg_jax.files import PRETRAINED, check_folder
 from brainseg_jax.inference.ensemble import Ensemble
 from brainseg_jax.inference.postprocess import PostProcess
 from brainseg_jax.inference.quality import LEAST_PATIENTS, ExpectedDice
@@ -65,6 +65,8 @@ def predict(
     trained = [load_trained(folder) for folder in runs]
     description = _same_description({run.folder: run.network.description for run in trained})
     loaded = time.perf_counter() - start
+    if PRETRAINED in runs:
+        print(_about_pretrained(trained[runs.index(PRETRAINED)]), flush=True)
     found, notes = find_cases(scans, description, sequences)
     sources = shard.of(found.sources)
     print("\n".join([*(f"note: {note}" for note in notes), *table(found, scans, description)]), flush=True)
@@ -113,6 +115,22 @@ def predict(
         predict_scans(compared, ensemble, output, wanted, outcome, expected)
     _print_outcome(outcome, output, ready, file)
     return outcome
+
+
+def _about_pretrained(trained: Trained) -> str:
+    """Which network it is and what it must not be used for; its card says more."""
+    test = (trained.results or {}).get("test", {})
+    scored = ""
+    if "dice_mean" in test:
+        scored = (
+            f"; 3-D Dice {test['dice_mean']:.2f} mean, {test['dice_median']:.2f} median on {test['patients']} patients"
+        )
+    return (
+        f"network: pretrained ({trained.folder.name}, weights {trained.weights_digest}), for lower-grade glioma on "
+        f"brain MRI with the skull{scored}. Model card: {trained.folder / 'README.md'}\n"
+        "limits: research code, not a medical device. Other tumors, other sequences and other scanners were not "
+        "scored. Look at each mask."
+    )
 
 
 @contextlib.contextmanager

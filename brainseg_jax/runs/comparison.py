@@ -4,20 +4,26 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from absl import logging
+
+from brainseg_jax.data.load_cohort import NO_SLICES, load_cohort
+from brainseg_jax.data.prepare_source import prepare
 from brainseg_jax.data.prepared import read_summary
+from brainseg_jax.data.splits import Split
 from brainseg_jax.errors import InputError
 from brainseg_jax.evaluation.quality import with_expected
 from brainseg_jax.evaluation.records import CaseScores, Scoring, Work
 from brainseg_jax.evaluation.views import Scored
 from brainseg_jax.runs.data import find_data
-from brainseg_jax.runs.evaluation import build_evaluation
+from brainseg_jax.runs.evaluation import Evaluation, build_evaluation, evaluation_of, read_cohort
 from brainseg_jax.runs.facts import facts
 from brainseg_jax.runs.journal import read_rows
-from brainseg_jax.runs.trained import Trained, load_trained, names_of, read_json
+from brainseg_jax.runs.trained import Trained, cases_of_training, load_trained, names_of, read_json
+from brainseg_jax.scans.description import Description
 
 
-def begin_runs(folders: list[Path], *, part: str, tolerance: float) -> Work:
-    """Prepares to score the checkpoints that runs kept (`train.keep`) on the patients of one part of their split.
+def begin_runs(folders: list[Path], *, part: str, tolerance: float, source: str = "") -> Work:
+    """Prepares to score networks on the patients of one part of their split, or on other labelled scans.
 
     The data of all runs are looked for here, so that none is missed after others are scored.
 
@@ -25,6 +31,8 @@ def begin_runs(folders: list[Path], *, part: str, tolerance: float) -> Work:
       folders: of the runs, one or more, all of the same data, targets and patients in this part.
       part: val or test.
       tolerance: of surface Dice, in mm, or in voxels where no spacing is known.
+      source: labelled scans of the same channels and targets, as `data.source` names them, whose cases are scored but
+        for those that one of the runs was trained on or chosen by; "": the runs' own data.
 
     Raises:
       InputError: a folder cannot be used, its data are not there, or the runs have other data, targets or patients.
@@ -32,6 +40,8 @@ def begin_runs(folders: list[Path], *, part: str, tolerance: float) -> Work:
     """
     names = names_of(folders)
     trained = [load_trained(folder) for folder in folders]
+    if source:
+        return _begin_elsewhere(trained, names, source, tolerance)
     for run in trained:
         if run.fingerprint is None:
             raise InputError(
@@ -45,6 +55,54 @@ def begin_runs(folders: list[Path], *, part: str, tolerance: float) -> Work:
     version = {f"run {name}": _version(run, part) for name, run in zip(names, trained, strict=True)}
     scorings = (_begin_run(run, name, part, tolerance) for name, run in zip(names, trained, strict=True))
     return Work(version, scorings)
+
+
+def _begin_elsewhere(trained: list[Trained], names: list[str], source: str, tolerance: float) -> Work:
+    _check_targets(trained)
+    folder = prepare(source, trained[0].config.data.dir or None)
+    summary = read_summary(folder)
+    for run in trained:
+        if run.network.description != summary.description:
+            raise InputError(
+                f"--source={source} has {_channels_and_targets(summary.description)}, and {run.folder} was trained on "
+                f"{_channels_and_targets(run.network.description)}; give scans of the same, or "
+                "rename them in a cohort.toml"
+            )
+    known: set[str] = set().union(*(set().union(*cases_of_training(run.folder)) for run in trained))
+    version = {
+        f"run {name}": {"weights": run.weights_digest, "post-processing": [post._asdict() for post in run.posts]}
+        for name, run in zip(names, trained, strict=True)
+    }
+    version["source"] = summary.fingerprint
+    scorings = (
+        _begin_run_elsewhere(run, name, folder, known, source, tolerance, warns=number == 0)
+        for number, (name, run) in enumerate(zip(names, trained, strict=True))
+    )
+    return Work(version, scorings)
+
+
+def _begin_run_elsewhere(
+    trained: Trained, name: str, folder: Path, known: set[str], source: str, tolerance: float, *, warns: bool
+) -> Scoring:
+    cohort = read_cohort(trained.config, folder, load_cohort, slices=NO_SLICES)
+    test = tuple(sorted(set(cohort.cases) - known))
+    left_out = sorted(set(cohort.cases) & known)
+    if not test:
+        raise InputError(
+            f"--source={source}: the network was trained on or chosen by all of its {len(left_out)} cases, so a score "
+            "on them would be too good; give other scans"
+        )
+    if left_out and warns:
+        shown = ", ".join(left_out[:5]) + (", ..." if left_out[5:] else "")
+        logging.warning("%d cases are left out, since the network was trained on them: %s", len(left_out), shown)
+    evaluation = evaluation_of(trained.config, cohort, Split((), (), test))
+    scoring = _scoring(trained, name, evaluation, test, "test", tolerance)
+    scoring.scored.facts["Split"] = f"all {len(test)} cases of {source} that the network was not trained on"
+    return scoring
+
+
+def _channels_and_targets(description: Description) -> str:
+    return f"channels {', '.join(description.channels)} and targets {_targets_of(description)}"
 
 
 def _version(run: Trained, part: str) -> dict:
@@ -78,11 +136,8 @@ def _check_comparable(trained: list[Trained], part: str) -> None:
             raise InputError(
                 f"--run: {first} and {run.folder} were trained on different data; compare runs of the same"
             )
-        if _scored_by(run) != _scored_by(trained[0]):
-            raise InputError(
-                f"--run: {first} and {run.folder} do not have the same targets ({_targets(trained[0])}; "
-                f"{_targets(run)}); compare runs that do"
-            )
+    _check_targets(trained)
+    for run in trained[1:]:
         if different := sorted(patients[first] ^ patients[run.folder]):
             raise InputError(
                 f"--run: {first} and {run.folder} do not have the same {part} patients, so they cannot be compared "
@@ -90,25 +145,35 @@ def _check_comparable(trained: list[Trained], part: str) -> None:
             )
 
 
-def _scored_by(run: Trained) -> tuple:
-    description = run.network.description
-    return description.targets, description.ignore
+def _check_targets(trained: list[Trained]) -> None:
+    first, *others = ((run.folder, run.network.description) for run in trained)
+    for folder, description in others:
+        if (description.targets, description.ignore) != (first[1].targets, first[1].ignore):
+            raise InputError(
+                f"--run: {first[0]} and {folder} do not have the same targets ({_targets_of(first[1])}; "
+                f"{_targets_of(description)}); compare runs that do"
+            )
 
 
-def _targets(run: Trained) -> str:
-    description = run.network.description
+def _targets_of(description: Description) -> str:
     targets = ", ".join(f"{target.name} {list(target.labels)}" for target in description.targets)
     return targets + ("" if description.ignore is None else f", label {description.ignore} ignored")
 
 
 def _begin_run(trained: Trained, name: str, part: str, tolerance: float) -> Scoring:
     folder = trained.folder
-    config = read_json(folder / "config.json")
     trained.config.split.file = str(folder / "split.json")  # the run's own, whatever a seed would make today
     evaluation = build_evaluation(trained.config, folder)
     cohort = evaluation.cohort
     _check_fingerprint(trained, cohort.fingerprint, cohort.folder)
     cases = tuple(sorted(getattr(evaluation.split, part)))
+    return _scoring(trained, name, evaluation, cases, part, tolerance)
+
+
+def _scoring(
+    trained: Trained, name: str, evaluation: Evaluation, cases: tuple[str, ...], part: str, tolerance: float
+) -> Scoring:
+    config, cohort, folder = read_json(trained.folder / "config.json"), evaluation.cohort, trained.folder
     rests_on = facts(
         config,
         evaluation,

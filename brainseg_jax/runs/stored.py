@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors.numpy import load, save
 
 from brainseg_jax.errors import InputError, StorageError
 
@@ -89,6 +89,11 @@ def pack(variables: Mapping, step: int, dtype: str) -> bytes:
             raise InputError(f"--dtype={dtype}: {name} has values beyond {np.finfo(wanted).max}; give --dtype=float32")
         arrays[name] = np.ascontiguousarray(array, wanted)
     return save(arrays, metadata={_FORMAT_KEY: FORMAT, _STEP_KEY: str(step)})
+
+
+def unpack(content: bytes) -> dict:
+    """The variables, float32, of what `pack` made."""
+    return nest_variables({name: array.astype(np.float32) for name, array in load(content).items()})
 
 
 def sums_of(contents: Mapping[str, bytes]) -> str:

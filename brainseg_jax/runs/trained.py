@@ -97,7 +97,7 @@ def load_trained(folder: Path) -> Trained:
         fingerprint=dataset["fingerprint"],
         results=results,
         # In the folder of an unfinished run it is that of fewer epochs.
-        expected_dice=read_expected_dice(folder, description.names) if results else None,
+        expected_dice=read_expected_dice(folder, description.names) if results or is_stored(folder) else None,
         training_scans=TrainingScans.read(scans) if (scans := folder / TRAINING_SCANS).exists() else None,
     )
 

@@ -64,7 +64,7 @@ device:** no clinical use, and no decision about a patient may rest on it.
 
 ## The network
 
-{_network(trained, difference)}
+{_network(trained)}{_rounding(trained, difference)}
 
 ## Data and split
 
@@ -78,6 +78,81 @@ device:** no clinical use, and no decision about a patient may rest on it.
 
 {_limits(network, size)}
 """
+
+
+STORED = """python -m brainseg_jax.predict --run={name} --input=SCANS --output=masks"""
+
+
+def describe_stored(
+    trained: Trained, name: str, *, size: int, digest: str, dtype: str, difference: float, voxels: int
+) -> str:
+    """The card of a stored network.
+
+    Args:
+      trained: the network in it.
+      name: of its folder.
+      size: of `network.safetensors`, in bytes.
+      digest: SHA-256 of that file.
+      dtype: of its kernels.
+      difference: of its probabilities from those of the run in float32 on a synthetic scan, the largest.
+      voxels: of the masks of that scan that differ.
+    """
+    network = trained.network
+    description = network.description
+    masks = ", ".join(post_in_words(post) for post in dict.fromkeys(trained.posts))
+    return f"""# {name}
+
+{_purpose(description)} **Research code, not a medical
+device:** no clinical use, and no decision about a patient may rest on it.
+
+## How to use it
+
+```bash
+{STORED.format(name=name)}
+```
+
+`export --run`, `evaluate --run` and `--config.train.init_from` take this folder too. `network.safetensors` holds the
+arrays by the names that Flax gives them, such as `params/encoder_0/Conv_0/kernel`; `config.json` holds the rest.
+
+## The network
+
+{_network(trained)}
+
+{
+        _wrapped(
+            f"Images of {network.image_size} x {network.image_size} pixels, {network.view} slices, channels "
+            f"{', '.join(description.channels)}, normalization `{network.normalization}`. Masks: {masks}."
+        )
+    }
+
+{
+        _wrapped(
+            f"Stored with kernels in {dtype}: {size:,} bytes, SHA-256 `{digest}`. On a synthetic scan its "
+            f"probabilities differ from those in float32 by at most {difference:.1e}; {voxels} voxels of its mask "
+            "differ."
+        )
+    }
+
+## Data and split
+
+{_data(trained)}
+
+## Scores
+
+{_scores(trained, description)}
+
+## Limits
+
+{_limits(network)}
+"""
+
+
+def post_in_words(post: PostProcess) -> str:
+    """How a mask is made of probabilities."""
+    parts = [f"probability of at least {post.threshold:g}"]
+    parts += ["the largest connected 3-D component alone"] if post.largest_component else []
+    parts += [f"components of at least {post.min_voxels} voxels"] if post.min_voxels > 1 else []
+    return ", ".join(parts)
 
 
 def _purpose(description: Description) -> str:
@@ -148,18 +223,26 @@ def _outside(network: Network, posts: tuple[PostProcess, ...], size: int) -> str
     return f"what this package does with the mask besides: {', '.join(steps)} (26 neighbors). The scores are with it."
 
 
-def _network(trained: Trained, difference: float) -> str:
+def _network(trained: Trained) -> str:
     model = trained.config.model
-    rounded = "" if model.dtype == "float32" else f" Trained in {model.dtype}; the file computes in float32."
     run = trained.folder.absolute().name
     return (
         f"{model.name}, {model.features} features, depth {model.depth}, norm {model.norm}, {trained.parameters:,} "
-        f"parameters, step {trained.step:,} of run `{run}`.{rounded} On a synthetic scan the probabilities of the file "
-        f"and of this package differ by at most {difference:.1e}."
+        f"parameters, step {trained.step:,} of run `{run}`."
     )
 
 
-def _limits(network: Network, size: int) -> str:
+def _rounding(trained: Trained, difference: float) -> str:
+    dtype = trained.config.model.dtype
+    rounded = "" if dtype == "float32" else f" Trained in {dtype}; the file computes in float32."
+    return (
+        f"{rounded} On a synthetic scan the probabilities of the file and of this package differ by at most "
+        f"{difference:.1e}."
+    )
+
+
+def _limits(network: Network, size: int | None = None) -> str:
+    """`size` of the slices that a file takes; None for a stored network, which this package brings to its size."""
     lgg, spacing = network.description == LGG, network.pixel_spacing
     lines = [
         "Trained for one disease, with masks of FLAIR abnormality. Other tumors, other sequences, scans with the skull "
@@ -167,14 +250,18 @@ def _limits(network: Network, size: int) -> str:
         if lgg
         else "Trained on one cohort. Diseases, sequences, scanners and protocols unlike those of the training data "
         "were not scored.",
-        f"This package resamples slices to pixels of {spacing:g} mm, and the file does not: give it slices of such "
-        f"pixels, of the same orientation, cut or padded to {size} x {size}."
-        if spacing
-        else "Slices of another size, another orientation or pixels that are no squares must be brought to "
-        f"{size} x {size} first.",
         f"A {'tumor' if lgg else 'target'} can be missed whole, and healthy tissue can be marked. The probabilities "
         "are not calibrated for other data.",
     ]
+    if size:
+        lines.insert(
+            1,
+            f"This package resamples slices to pixels of {spacing:g} mm, and the file does not: give it slices of such "
+            f"pixels, of the same orientation, cut or padded to {size} x {size}."
+            if spacing
+            else "Slices of another size, another orientation or pixels that are no squares must be brought to "
+            f"{size} x {size} first.",
+        )
     if lgg:
         lines.append(
             "Scans of the LGG set are under CC BY-NC-SA 4.0; whether that binds weights trained on them is for the "

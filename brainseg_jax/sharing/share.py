@@ -133,13 +133,17 @@ def _require_onnx() -> None:
         ) from None
 
 
-def _check(segment: Segmenter, folder: Path, network: Network, posts: Posts, size: int) -> float:
-    """The largest difference of probabilities on a synthetic scan; raises InputError where it is not small."""
-    rng, channels = np.random.default_rng(0), len(network.description.channels)
-    slices = BLOCK + 1
+def synthetic_scan(size: int, channels: int) -> np.ndarray:
+    """Smooth patches under noise, [BLOCK + 1, size, size, channels] float32, whole numbers from 0 to 255."""
+    rng, slices = np.random.default_rng(0), BLOCK + 1
     coarse = rng.gamma(2.0, 25.0, (slices, 8, 8, channels)).repeat(-(-size // 8), axis=1).repeat(-(-size // 8), axis=2)
     noise = rng.normal(0, 8, (slices, size, size, channels))
-    scan = (coarse[:, :size, :size] + noise).clip(0, 255).round().astype(np.float32)
+    return (coarse[:, :size, :size] + noise).clip(0, 255).round().astype(np.float32)
+
+
+def _check(segment: Segmenter, folder: Path, network: Network, posts: Posts, size: int) -> float:
+    """The largest difference of probabilities on a synthetic scan; raises InputError where it is not small."""
+    scan = synthetic_scan(size, len(network.description.channels))
     found, _ = segment(scan)
     expected, _ = jax.jit(make_segmenter(network, posts, size))(scan)
     difference = float(np.abs(found - np.asarray(expected)).max())

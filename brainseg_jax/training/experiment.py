@@ -17,7 +17,7 @@ from brainseg_jax.data.cohort import Cohort
 from brainseg_jax.data.load_cohort import IN_MEMORY, ON_DISK, load_cohort
 from brainseg_jax.data.residence import DISK, Residence
 from brainseg_jax.data.sampling import BatchSampler, PatientSampler
-from brainseg_jax.files import user_path
+from brainseg_jax.files import network_path
 from brainseg_jax.runs.data import choose_split, find_data
 from brainseg_jax.runs.evaluation import Evaluation, choose_for, evaluation_of, read_cohort
 from brainseg_jax.runs.trained import cases_of_training, start_from
@@ -75,11 +75,11 @@ class Experiment:
         """What a run that starts begins with. One that goes on, or is scored, can do without `init_from`.
 
         Raises:
-          InputError: see `user_path` and `start_from`.
+          InputError: see `network_path` and `start_from`.
         """
         if not self.init_from:
             return self.initial_state
-        folder = user_path(self.init_from, "--config.train.init_from")
+        folder = network_path(self.init_from, "--config.train.init_from")
         state = start_from(folder, self.initial_state)
         split = self.evaluation.split
         trained, chosen_by = cases_of_training(folder)

@@ -1,0 +1,101 @@
+"""From a run folder to a stored network: one safetensors file with its config, checksums and model card."""
+
+import dataclasses
+import hashlib
+import json
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from brainseg_jax.errors import InputError
+from brainseg_jax.files import write_together
+from brainseg_jax.runs.stored import CONFIG, NETWORK, OF_RUN, SUMS, config_to_share, pack, sums_of, unpack
+from brainseg_jax.runs.trained import Trained, load_trained, read_json
+from brainseg_jax.sharing.card import describe_stored
+from brainseg_jax.sharing.share import synthetic_scan
+from brainseg_jax.sharing.whole import make_segmenter
+
+CARD = "README.md"
+
+
+class StoredAs(NamedTuple):
+    """What was written.
+
+    Attributes:
+      folder: the stored network.
+      size: of its safetensors file, in bytes.
+      digest: SHA-256 of that file.
+      difference: of probabilities on a synthetic scan from those of the run in float32, the largest.
+      voxels: of that scan whose mask differs.
+    """
+
+    folder: Path
+    size: int
+    digest: str
+    difference: float
+    voxels: int
+
+
+def store(run: Path, output: Path, *, dtype: str, overwrite: bool) -> StoredAs:
+    """Writes the network that a run kept as a stored network, all files or none.
+
+    Args:
+      run: a run folder or a stored network; nothing in it changes.
+      output: the folder to write.
+      dtype: see `stored.pack`.
+      overwrite: whether files that exist are replaced.
+
+    Raises:
+      InputError: something given cannot be used; nothing is written.
+      StorageError: the run is damaged.
+    """
+    if output.is_file():
+        raise InputError(f"--output={output} is a file; a stored network is a folder")
+    existing = [name for name in (NETWORK, CONFIG, SUMS, CARD, *OF_RUN) if (output / name).exists()]
+    if existing and not overwrite:
+        raise InputError(f"{output / existing[0]} exists; give another --output, or --overwrite to replace it")
+    if output.absolute() == run.absolute():
+        raise InputError(f"--output={output} is the run itself; give another folder")
+    trained = load_trained(run)
+    network = pack(trained.network.variables, trained.step, dtype)
+    config = json.dumps(config_to_share(read_json(run / CONFIG)), indent=1).encode()
+    difference, voxels = _compare(trained, network)
+    digest = hashlib.sha256(network).hexdigest()
+    card = describe_stored(
+        trained,
+        output.absolute().name,
+        size=len(network),
+        digest=digest,
+        dtype=dtype,
+        difference=difference,
+        voxels=voxels,
+    )
+    contents = {NETWORK: network, CONFIG: config, SUMS: sums_of({NETWORK: network, CONFIG: config}).encode()}
+    contents |= {CARD: card.encode()}
+    contents |= {name: (run / name).read_bytes() for name in OF_RUN if (run / name).exists()}
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        for name in set(existing).difference(contents):  # of the network that was there
+            (output / name).unlink()
+        write_together({output / name: partial(_write, content) for name, content in contents.items()})
+    except OSError as error:
+        raise InputError(f"--output={output} cannot be written to ({error}); give another folder") from error
+    return StoredAs(output, len(network), digest, difference, voxels)
+
+
+def _write(content: bytes, path: Path) -> None:
+    path.write_bytes(content)
+
+
+def _compare(trained: Trained, content: bytes) -> tuple[float, int]:
+    """The largest difference of probabilities on a synthetic scan, and how many voxels of its mask differ."""
+    network, size = trained.network, trained.network.image_size
+    scan = synthetic_scan(size, len(network.description.channels))
+    stored = dataclasses.replace(network, variables=unpack(content))
+    (expected, mask), (found, other) = (
+        jax.tree.map(np.asarray, jax.jit(make_segmenter(one, trained.posts, size))(scan)) for one in (network, stored)
+    )
+    return float(np.abs(found - expected).max()), int((mask != other).sum())
