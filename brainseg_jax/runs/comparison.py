@@ -97,7 +97,7 @@ def _begin_run_elsewhere(
         logging.warning("%d cases are left out, since the network was trained on them: %s", len(left_out), shown)
     evaluation = evaluation_of(trained.config, cohort, Split((), (), test))
     scoring = _scoring(trained, name, evaluation, test, "test", tolerance)
-    scoring.scored.facts["Split"] = f"all {len(test)} cases of {source} that the network was not trained on"
+    scoring.run.facts["Split"] = f"all {len(test)} cases of {source} that the network was not trained on"
     return scoring
 
 
