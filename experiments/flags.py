@@ -1,6 +1,6 @@
 """How many scans unlike those of training are flagged, and how many like them: held-out patients, in folds.
 
-    python -m experiments.flags --source=kaggle_3m --output=experiments/flags
+    python -m experiments.flags --source=kaggle_3m --output=FOLDER
 
 For each fold the training scans of `TrainingScans` are those of the other folds. The wrong scans here are made by other
 code than `inference/unlike.py`, from which the rules are learned.
