@@ -15,10 +15,11 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 from PIL import Image
 from scipy import ndimage
 
+from brainseg_jax import cli
 from brainseg_jax.data.lgg import prepare
 from brainseg_jax.data.prepared_cases import read_cases
 from brainseg_jax.files import user_path, write_whole
@@ -26,11 +27,6 @@ from brainseg_jax.inference.training_scans import TrainingScans
 from brainseg_jax.scans.description import LGG
 from brainseg_jax.scans.volume import Volume
 
-_SOURCE = flags.DEFINE_string("source", None, "Of the LGG scans, see brainseg_jax.data.prepare.", required=True)
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of prepared data; a temporary one by default.")
-_OUTPUT = flags.DEFINE_string("output", None, "Folder for flags.csv and flags.md.", required=True)
-_FOLDS = flags.DEFINE_integer("folds", 10, "Each fold is held out once.", lower_bound=2)
-_JOBS = flags.DEFINE_integer("jobs", 1, "Folds at a time.", lower_bound=1)
 PRE, FLAIR, POST = range(3)
 _SLICES = 40  # of a resliced scan
 
@@ -305,15 +301,13 @@ def _write_csv(path: Path, rows: list[dict]) -> None:
         writer.writerows(rows)
 
 
-def main(argv: list[str]) -> None:
+def main(source: str, data_dir: str | None, output: Path, *, folds: int, jobs: int) -> None:
     """Judges all folds; writes `flags.csv` and `flags.md`, and prints the table."""
-    del argv
-    output = user_path(_OUTPUT.value, "--output")
     with tempfile.TemporaryDirectory() as temporary:
-        dataset = prepare(_SOURCE.value, _DATA_DIR.value or temporary, progress=False)
-        with ProcessPoolExecutor(_JOBS.value) as pool:
-            jobs = [pool.submit(judge, fold, _FOLDS.value, dataset) for fold in range(_FOLDS.value)]
-            rows = [row for job in jobs for row in job.result()]
+        dataset = prepare(source, data_dir or temporary, progress=False)
+        with ProcessPoolExecutor(jobs) as pool:
+            judged = [pool.submit(judge, fold, folds, dataset) for fold in range(folds)]
+            rows = [row for fold in judged for row in fold.result()]
     output.mkdir(parents=True, exist_ok=True)
     write_whole(output / "flags.csv", lambda part: _write_csv(part, rows))
     text = table(rows)
@@ -321,5 +315,14 @@ def main(argv: list[str]) -> None:
     print(text)
 
 
-if __name__ == "__main__":
-    app.run(main)
+if __name__ == "__main__":  # the flags are here, so that a test can import this module beside a command
+    SOURCE = flags.DEFINE_string("source", None, "Of the LGG scans, see brainseg_jax.data.prepare.", required=True)
+    DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of prepared data; a temporary one by default.")
+    OUTPUT = flags.DEFINE_string("output", None, "Folder for flags.csv and flags.md.", required=True)
+    FOLDS = flags.DEFINE_integer("folds", 10, "Each fold is held out once.", lower_bound=2)
+    JOBS = flags.DEFINE_integer("jobs", 1, "Folds at a time.", lower_bound=1)
+    cli.run(
+        lambda _: main(
+            SOURCE.value, DATA_DIR.value, user_path(OUTPUT.value, "--output"), folds=FOLDS.value, jobs=JOBS.value
+        )
+    )

@@ -52,7 +52,7 @@ def runs(monkeypatch):
         def load(folder):
             network = folders[folder]
             posts = POSTS[: len(network.description.targets)]
-            return SimpleNamespace(folder=folder, network=network, posts=posts, expected_dice=None)
+            return SimpleNamespace(folder=folder, network=network, posts=posts, expected_dice=None, training_scans=None)
 
         monkeypatch.setattr(job, "load_trained", load)
         monkeypatch.setattr(job, "names_of", lambda runs: None)

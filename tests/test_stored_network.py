@@ -67,9 +67,18 @@ def test_what_float16_cannot_hold_is_refused():
         pack({"params": {"head": {"kernel": np.full((1, 1), 1e5, np.float32)}}}, 0, "float16")
 
 
-def test_no_folder_of_this_machine_is_given_away(stored, trained_run):
+@pytest.mark.parametrize("ended", [True, False])
+def test_no_folder_of_this_machine_is_given_away(trained_run, tmp_path, ended):
+    run, stored = tmp_path / "run", tmp_path / "stored"
+    shutil.copytree(trained_run[0], run)
+    config = json.loads((run / "config.json").read_text())
+    config["data"] |= {"source": str(tmp_path / "scans"), "dir": str(tmp_path)}
+    (run / "config.json").write_text(json.dumps(config))
+    if not ended:
+        (run / "results.json").unlink()
+    store(run, stored, dtype="float32", overwrite=False)
     text = "".join(path.read_text() for path in stored.iterdir() if path.suffix in (".json", ".md"))
-    assert str(trained_run[0].parent) not in text and "/tmp" not in text
+    assert str(tmp_path) not in text and "/tmp" not in text
     assert json.loads((stored / "config.json").read_text())["data"]["dir"] == ""
 
 

@@ -39,7 +39,7 @@ def test_the_tables_are_written(tmp_path, monkeypatch):
     monkeypatch.setattr(stream, "_predict_all", terminated)
     monkeypatch.setattr(job, "names_of", lambda runs: None)
     network = SimpleNamespace(description=LGG, mirror=False)
-    run = SimpleNamespace(folder=Path("run"), network=network, posts=(), expected_dice=None)
+    run = SimpleNamespace(folder=Path("run"), network=network, posts=(), expected_dice=None, training_scans=None)
     monkeypatch.setattr(job, "load_trained", lambda folder: run)
     ensemble = SimpleNamespace(members=1, seconds=0.0, compile=lambda: None)
     monkeypatch.setattr(job, "Ensemble", lambda *_, mirror: ensemble)

@@ -1,6 +1,7 @@
 """The model card beside a shared file (Mitchell et al. 2019, "Model cards for model reporting"), in markdown."""
 
 import textwrap
+from pathlib import Path
 
 from brainseg_jax.data.splits import PARTS
 from brainseg_jax.errors import InputError
@@ -285,7 +286,7 @@ def _data(trained: Trained) -> str:
             f"{trained.folder}/split.json is no split ({error}); put back a whole copy of the run"
         ) from error
     lines = [
-        f"{data.get('name', trained.config.data.source)}, fingerprint `{trained.fingerprint}`. Split by patient:",
+        f"{data.get('name', Path(trained.config.data.source).name)}, fingerprint `{trained.fingerprint}`. Split by patient:",
         "",
         *(f"- {part}, {len(cases)} cases: {', '.join(cases)}" for part, cases in parts.items()),
     ]
