@@ -49,6 +49,8 @@ def test_float32_is_the_run_to_the_bit(trained_run, stored):
     jax.tree.map(np.testing.assert_array_equal, run.network.variables, copy.network.variables)
     assert (copy.step, copy.posts, copy.fingerprint) == (run.step, run.posts, run.fingerprint)
     assert copy.results == run.results and (stored / "split.json").exists()
+    again = pack(run.network.variables, run.step, "float32")
+    assert (stored / "network.safetensors").read_bytes() == again  # the same bytes each time
     subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=stored, check=True, capture_output=True)
 
 
@@ -112,7 +114,7 @@ def test_damage_is_found(stored):
 def test_a_folder_without_checksums_or_of_another_format_is_refused(stored, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(stored, other)
-    rewrite(other, **{"brainseg_jax.format": "2", "brainseg_jax.step": "1"})
+    rewrite(other, brainseg_jax='{"format": "2", "step": 1}')
     with pytest.raises(InputError, match="format 2, and this version of brainseg_jax reads format 1"):
         load_trained(other)
     rewrite(other)
@@ -127,7 +129,7 @@ def test_arrays_of_another_network_are_refused(stored):
     config = json.loads((stored / "config.json").read_text())
     config["model"]["features"] = 4
     (stored / "config.json").write_text(json.dumps(config))
-    rewrite(stored, **{"brainseg_jax.format": "1", "brainseg_jax.step": "1"})
+    rewrite(stored, brainseg_jax='{"format": "1", "step": 1}')
     with pytest.raises(InputError, match=r"is of another network than its config\.json"):
         load_trained(stored)
 

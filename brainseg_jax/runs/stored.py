@@ -25,7 +25,7 @@ NETWORK, CONFIG, SUMS = "network.safetensors", "config.json", "SHA256SUMS"
 OF_RUN = ("results.json", "split.json", "expected_dice.json", "training_scans.json")  # taken over where they are there
 FORMAT = "1"
 DTYPES = ("float16", "float32")
-_FORMAT_KEY, _STEP_KEY = "brainseg_jax.format", "brainseg_jax.step"
+_KEY = "brainseg_jax"  # of the metadata; one alone, as safetensors writes several in any order
 
 
 class Stored(NamedTuple):
@@ -56,14 +56,14 @@ def read_stored(folder: Path) -> Stored:
     path = folder / NETWORK
     try:
         with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            if (found := metadata.get(_FORMAT_KEY)) != FORMAT:
+            metadata = json.loads((file.metadata() or {}).get(_KEY, "{}"))
+            if (found := metadata.get("format")) != FORMAT:
                 raise InputError(
                     f"{path}: format {found or 'of another program'}, and this version of brainseg_jax reads format "
                     f"{FORMAT}; use the version that wrote it, or export the network again"
                 )
             arrays = {name: file.get_tensor(name).astype(np.float32) for name in file.keys()}  # noqa: SIM118, no dict
-        return Stored(nest_variables(arrays), int(metadata[_STEP_KEY]))
+        return Stored(nest_variables(arrays), int(metadata["step"]))
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         if isinstance(error, InputError):
             raise
@@ -88,7 +88,7 @@ def pack(variables: Mapping, step: int, dtype: str) -> bytes:
         if np.abs(array).max(initial=0.0) > np.finfo(wanted).max:
             raise InputError(f"--dtype={dtype}: {name} has values beyond {np.finfo(wanted).max}; give --dtype=float32")
         arrays[name] = np.ascontiguousarray(array, wanted)
-    return save(arrays, metadata={_FORMAT_KEY: FORMAT, _STEP_KEY: str(step)})
+    return save(arrays, metadata={_KEY: json.dumps({"format": FORMAT, "step": step})})
 
 
 def unpack(content: bytes) -> dict:

@@ -285,8 +285,9 @@ def _data(trained: Trained) -> str:
         raise InputError(
             f"{trained.folder}/split.json is no split ({error}); put back a whole copy of the run"
         ) from error
+    name = data.get("name", Path(trained.config.data.source).name)
     lines = [
-        f"{data.get('name', Path(trained.config.data.source).name)}, fingerprint `{trained.fingerprint}`. Split by patient:",
+        f"{name}, fingerprint `{trained.fingerprint}`. Split by patient:",
         "",
         *(f"- {part}, {len(cases)} cases: {', '.join(cases)}" for part, cases in parts.items()),
     ]
