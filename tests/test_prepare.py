@@ -14,9 +14,9 @@ import pytest
 from rich.console import Console
 
 from brainseg_jax.data.phantom_cohort import write_phantom_cohort
-from brainseg_jax.data.prepare import describe, print_summary, verdict
 from brainseg_jax.data.prepare_source import check, prepare
 from brainseg_jax.data.prepared import PUBLISHED_INSTITUTIONS, Contents, Summary, TargetCounts, read_summary
+from brainseg_jax.data.prepared_tables import describe, print_summary, verdict
 from brainseg_jax.errors import InputError
 from brainseg_jax.scans.description import Description, Target
 
