@@ -14,7 +14,7 @@ from brainseg_jax.data.cohort import Cohort
 from brainseg_jax.data.normalization import Normalization
 from brainseg_jax.data.splits import PARTS, Split
 from brainseg_jax.errors import InputError
-from experiments.studies import FOLDS, VALIDATION
+from experiments.studies import FEW, FIVE_FOLDS
 
 
 def part_of(case: str, part: str) -> str:
@@ -35,7 +35,7 @@ def deal(case: str, numbers: np.ndarray, *, fold: int) -> np.ndarray:
     Args:
       case: its id.
       numbers: [n] of its slices.
-      fold: of `FOLDS`; over all of them each slice is tested once.
+      fold: of `FIVE_FOLDS`; over all of them each slice is tested once.
 
     Returns:
       [n] int.
@@ -43,13 +43,13 @@ def deal(case: str, numbers: np.ndarray, *, fold: int) -> np.ndarray:
     Raises:
       InputError: there are too few slices for all parts.
     """
-    if len(numbers) < FOLDS:
+    if len(numbers) < FIVE_FOLDS:
         raise InputError(f"{case} has {len(numbers)} slices, too few to deal them to {len(PARTS)} parts; leave it out")
     places = np.argsort([hashlib.sha256(f"{case}:{number}".encode()).hexdigest() for number in numbers])
     parts = np.full(len(numbers), PARTS.index("train"))
-    tested = np.arange(len(numbers)) % FOLDS == fold
+    tested = np.arange(len(numbers)) % FIVE_FOLDS == fold
     parts[places[tested]] = PARTS.index("test")
-    parts[places[~tested][::VALIDATION]] = PARTS.index("val")
+    parts[places[~tested][::FEW]] = PARTS.index("val")
     return parts
 
 

@@ -26,7 +26,7 @@ from experiments.by_slice import case_of, deal, part_of, split_by_slice, torn
 from experiments.cell import rescore
 from experiments.running import DONE, ELSEWHERE, FAILED, LEFT, Grid, jobs_of_shard, report_failures, run_all
 from experiments.splits import split_of
-from experiments.studies import FOLDS, STUDIES, Budget, Cell, Job, Study, config_of, jobs, parse_study
+from experiments.studies import FIVE_FOLDS, FOLDS, STUDIES, Budget, Cell, Job, Study, config_of, jobs, parse_study
 
 ROOT = Path(__file__).parents[1]
 TINY = Study(
@@ -111,9 +111,9 @@ def test_a_study_of_its_own_folds_tests_everybody_once(cohort):
 def test_a_split_by_slice_deals_each_slice_and_keeps_everything_else(cohort):
     assert case_of(part_of("TCGA_DU_1234_19990101", "val")) == "TCGA_DU_1234_19990101"
     numbers = np.arange(1, 17)
-    parts = [deal("P", numbers, fold=fold) for fold in range(FOLDS)]
+    parts = [deal("P", numbers, fold=fold) for fold in range(FIVE_FOLDS)]
     np.testing.assert_array_equal(sum((part == 2).astype(int) for part in parts), 1)  # tested in one fold
-    assert sorted(Counter(parts[1].tolist()).items()) == [(0, 9), (1, 2), (2, 5)]  # 5 of 16, then each sixth of 11
+    assert sorted(Counter(parts[1].tolist()).items()) == [(0, 12), (1, 1), (2, 3)]  # 3 of 16, then one of 13
     twice = torn(cohort, fold=1)
     assert len(twice.cases) == len(twice.labels) == 3 * len(cohort.cases)
     for index, case in enumerate(twice.cases):  # each third has its own slices, in their order
