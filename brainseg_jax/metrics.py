@@ -1,10 +1,9 @@
-"""Scores of volumes from additive counts: pure functions, jax and numpy and nothing else.
+"""Scores of volumes from additive counts: pure functions that need only jax and numpy.
 
-A patient's 3-D score is made from the sums over all of that patient's slices, never from an average over slices or
-batches.
+The 3-D score of a patient comes from sums over all slices of the patient, never from a mean over slices or batches.
 
-Rule for empty masks: where truth and prediction are both empty a score is 1; where only one of them is, it is 0. The
-same rule serves Dice, IoU, precision and recall, so none is ever NaN and none rewards silence.
+Empty masks: where reference and prediction are both empty, a score is 1. Where only one is empty, it is 0. This holds
+for Dice, IoU, precision and recall, so no score is NaN and an empty prediction is not rewarded.
 """
 
 from typing import NamedTuple
@@ -15,15 +14,15 @@ import numpy as np
 
 
 class PatientSums(NamedTuple):
-    """Counts of one volume, or [P] of several patients; those of two volumes add up leaf by leaf."""
+    """Counts of one volume, or arrays [P] for several patients. The counts of two volumes add up field by field."""
 
-    overlap: np.ndarray | int  # voxels both true and predicted
-    predicted: np.ndarray | int  # voxels predicted to belong to the target
-    actual: np.ndarray | int  # voxels that truly belong to it
+    overlap: np.ndarray | int  # voxels of the target in reference and prediction
+    predicted: np.ndarray | int  # voxels of the target in the prediction
+    actual: np.ndarray | int  # voxels of the target in the reference
     slices: np.ndarray | int
-    tumor_slices: np.ndarray | int  # slices with any true voxel
-    found_slices: np.ndarray | int  # of those, slices on which the prediction meets the reference mask
-    false_positive_slices: np.ndarray | int  # slices without a true voxel on which something is predicted
+    tumor_slices: np.ndarray | int  # slices with a reference voxel
+    found_slices: np.ndarray | int  # tumor slices where prediction and reference overlap
+    false_positive_slices: np.ndarray | int  # predicted voxels, but no reference voxel
 
 
 def volume_sums(predicted: np.ndarray, actual: np.ndarray) -> PatientSums:
@@ -48,19 +47,19 @@ def volume_sums(predicted: np.ndarray, actual: np.ndarray) -> PatientSums:
 
 
 def dice(predicted: np.ndarray, actual: np.ndarray) -> float:
-    """3-D Dice of two masks, bool of one shape; 1 where both are empty."""
+    """Returns the 3-D Dice of two bool masks of the same shape; 1 where both are empty."""
     total = int(predicted.sum()) + int(actual.sum())
     return 2.0 * int((predicted & actual).sum()) / total if total else 1.0
 
 
 def patient_scores(sums: PatientSums) -> dict[str, np.ndarray]:
-    """3-D Dice, IoU, precision and recall of each patient, in [0, 1], from whole-volume sums.
+    """Returns 3-D Dice, IoU, precision and recall of each patient, in [0, 1].
 
     Args:
-      sums: of all slices of the patients.
+      sums: over all slices of each patient.
 
     Returns:
-      name -> [P] float64. See the module's docstring for empty masks.
+      name -> [P] float64. The module docstring defines the scores of empty masks.
     """
     overlap, predicted, actual = (np.asarray(x, np.float64) for x in (sums.overlap, sums.predicted, sums.actual))
     both_empty = (predicted == 0) & (actual == 0)
@@ -77,10 +76,10 @@ def patient_scores(sums: PatientSums) -> dict[str, np.ndarray]:
 
 
 def soft_batch_iou(probability: jax.Array, labels: jax.Array, valid: jax.Array, *, smooth: float = 0.1) -> jax.Array:
-    """(Σ p y + s) / (Σ p + Σ y - Σ p y + s) over a whole batch: the figure the reproduced Keras project calls IoU.
+    """(Σ p y + s) / (Σ p + Σ y - Σ p y + s) over a whole batch: the "IoU" of the reproduced Keras project.
 
-    It is neither thresholded nor by patient, and empty slices of other patients hide misses in it: for comparison with
-    that project only.
+    Use it only for comparison with that project. It has no threshold and does not separate patients, so empty slices of
+    other patients hide misses.
 
     Args:
       probability: [B, H, W, K] in [0, 1].

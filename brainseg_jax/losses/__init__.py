@@ -1,15 +1,18 @@
-"""Segmentation losses: pure functions of logits, one value an example. They need jax and nothing else.
+"""Segmentation losses: pure functions of logits that return one value per example. They need only jax.
 
-All have one signature, `loss(logits, labels, *, ..., target_weights=None, mask=None) -> [B]`. `logits` are of any real
-value and `labels` in {0, 1} (or soft, in [0, 1]), both [B, ..., K], for example [B, H, W, K]. The K targets are binary
-problems of their own: the loss of an example is the mean over them, weighted by `target_weights`. `mask` is None, or
-[B] (whole examples), or of the rank of the logits: 1 counts, 0 is padding or a pixel of unknown label. The result is
-float32 whatever the input dtype; the caller reduces it, once, over the batch. All hold under `jit`, `vmap` and `grad`,
-with finite values and gradients for empty masks, full masks and saturated logits, and raise ValueError where shapes
-differ.
+All losses share one signature: `loss(logits, labels, *, ..., target_weights=None, mask=None) -> [B]`.
+
+- `logits`: real numbers, [B, ..., K], for example [B, H, W, K].
+- `labels`: in {0, 1} or soft in [0, 1], same shape as `logits`.
+- `target_weights`: the K targets are independent binary problems. The loss of an example is their mean with these
+  weights.
+- `mask`: None, [B] (whole examples), or the rank of the logits. 1 counts; 0 is padding or a pixel without a label.
+
+The result is float32 for any input dtype; the caller reduces it over the batch. All losses work under `jit`, `vmap` and
+`grad`. Values and gradients are finite for empty masks, full masks and saturated logits. ValueError: the shapes differ.
 
 In the equations p = sigmoid(logit), y is the label and s is `smooth`. Sums run over the pixels of one target in one
-example. With `batch_wide` they run over the whole batch at once, and each example gets that one value.
+example. With `batch_wide` they run over the whole batch, and every example gets the same value.
 """
 
 from brainseg_jax.losses.combined import dice_cross_entropy

@@ -1,4 +1,4 @@
-"""What every loss does with its arguments first, and with its targets last."""
+"""Steps that all losses share: checks of the arguments and the mean over targets."""
 
 from collections.abc import Sequence
 
@@ -6,20 +6,24 @@ import jax
 import jax.numpy as jnp
 
 
-def aligned(logits: jax.Array, labels: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Float32 copies (a sum over a slice in bfloat16 loses whole tumors) and a mask of the same rank.
+def check_shapes(
+    logits: jax.Array, labels: jax.Array, mask: jax.Array | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Checks the shapes and returns float32 arrays, with a mask of the rank of the logits.
+
+    Sums over a slice need float32: in bfloat16 they lose whole tumors.
 
     Args:
       logits: [B, ..., K].
       labels: same shape as `logits`.
-      mask: None, or [B], or same rank as `logits`.
+      mask: None, [B], or same rank as `logits`.
 
     Raises:
-      ValueError: where the shapes do not fit.
+      ValueError: the shapes do not fit.
     """
     logits, labels = jnp.asarray(logits), jnp.asarray(labels)
     if logits.shape != labels.shape or logits.ndim < 2:
-        raise ValueError(f"logits {logits.shape} and labels {labels.shape} must be of one shape [B, ..., K]")
+        raise ValueError(f"logits {logits.shape} and labels {labels.shape} must have the same shape [B, ..., K]")
     mask = jnp.ones(logits.shape[:1]) if mask is None else jnp.asarray(mask)
     if mask.ndim == 1:
         mask = mask.reshape(mask.shape + (1,) * (logits.ndim - 1))
@@ -29,31 +33,33 @@ def aligned(logits: jax.Array, labels: jax.Array, mask: jax.Array | None) -> tup
     return logits.astype(jnp.float32), labels.astype(jnp.float32), mask.astype(jnp.float32)
 
 
-def of_targets(values: float | Sequence[float], ndim: int) -> jax.Array | float:
-    """One value for all targets as it is; a value for each, [K], with axes of length 1 before it, of rank `ndim`."""
+def per_target(values: float | Sequence[float], ndim: int) -> jax.Array | float:
+    """Returns a scalar unchanged; reshapes [K] to rank `ndim`, with length 1 on all axes except the last."""
     array = jnp.asarray(values, jnp.float32)
     return values if array.ndim == 0 else array.reshape((1,) * (ndim - 1) + array.shape)
 
 
-def over_targets(losses: jax.Array, weights: Sequence[float] | None, examples: int) -> jax.Array:
-    """The weighted mean over the targets.
+def mean_over_targets(losses: jax.Array, weights: Sequence[float] | None, examples: int) -> jax.Array:
+    """Returns the weighted mean over the targets.
 
     Args:
-      losses: [B, K], or [K] where they are of the whole batch.
-      weights: of the targets, K numbers from 0, not all 0; None: all alike.
+      losses: [B, K], or [K] for the whole batch.
+      weights: K numbers >= 0, not all 0; None: equal weights.
       examples: B.
 
     Returns:
       [B].
 
     Raises:
-      ValueError: where there are not K weights.
+      ValueError: the number of weights is not K.
     """
     if weights is None:
         mean = jnp.mean(losses, axis=-1)
     else:
         weights = jnp.asarray(weights, jnp.float32)
         if weights.shape != losses.shape[-1:]:
-            raise ValueError(f"target_weights has shape {weights.shape}, and there are {losses.shape[-1]} targets")
-        mean = jnp.sum(losses * of_targets(weights, losses.ndim), axis=-1) / jnp.sum(weights)
+            raise ValueError(
+                f"target_weights has shape {weights.shape}; give one weight for each of the {losses.shape[-1]} targets"
+            )
+        mean = jnp.sum(losses * per_target(weights, losses.ndim), axis=-1) / jnp.sum(weights)
     return jnp.broadcast_to(mean, (examples,))

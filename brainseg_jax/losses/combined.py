@@ -1,4 +1,4 @@
-"""Sums of losses. See the package for what all losses share."""
+"""Sums of losses. The package docstring describes the shared arguments."""
 
 from collections.abc import Sequence
 
@@ -18,16 +18,16 @@ def dice_cross_entropy(
     target_weights: Sequence[float] | None = None,
     mask: jax.Array | None = None,
 ) -> jax.Array:
-    """Dice loss + λ cross-entropy, both as `dice_loss` and `weighted_cross_entropy` (of equal weights) define them.
+    """Dice loss + λ cross-entropy, as defined by `dice_loss` and `weighted_cross_entropy` (with equal class weights).
 
-    The sum with λ = 1 is what nnU-Net trains on (Isensee et al. 2021, doi.org/10.1038/s41592-020-01008-z, methods).
+    nnU-Net trains on this sum with λ = 1 (Isensee et al. 2021, doi.org/10.1038/s41592-020-01008-z, methods).
 
     Args:
       logits: [B, ..., K].
       labels: same shape as `logits`, in [0, 1].
       cross_entropy_weight: λ >= 0.
-      smooth: of the Dice loss.
-      batch_wide: of the Dice loss; the cross-entropy stays that of the example.
+      smooth: s of the Dice loss.
+      batch_wide: applies to the Dice loss only; the cross-entropy is always per example.
       target_weights: see `dice_loss`.
       mask: see `dice_loss`.
 
@@ -35,7 +35,7 @@ def dice_cross_entropy(
       [B] float32, >= 0.
 
     Raises:
-      ValueError: where the shapes differ.
+      ValueError: the shapes differ.
     """
     shared = {"target_weights": target_weights, "mask": mask}
     overlap = dice_loss(logits, labels, smooth=smooth, batch_wide=batch_wide, **shared)

@@ -1,6 +1,6 @@
-"""Losses of the overlap of the predicted and the true region: Dice and what grew from it.
+"""Losses of the overlap of prediction and reference: Dice, Tversky, focal Tversky and generalized Dice.
 
-See the package for the arguments that all losses share.
+The package docstring describes the shared arguments.
 """
 
 from collections.abc import Sequence
@@ -9,11 +9,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from brainseg_jax.losses.arguments import aligned, over_targets
+from brainseg_jax.losses.arguments import check_shapes, mean_over_targets
 
 
 class SoftCounts(NamedTuple):
-    """Pixels counted by their probabilities, each [B, K], or [K] where they are of the whole batch."""
+    """Sums of probabilities over pixels; each is [B, K], or [K] for the whole batch."""
 
     true_positive: jax.Array  # Σ p y
     false_positive: jax.Array  # Σ p (1 - y)
@@ -37,19 +37,19 @@ def dice_loss(
     Args:
       logits: [B, ..., K].
       labels: same shape as `logits`, in [0, 1].
-      smooth: s >= 0. An empty mask predicted empty costs 0; with s = 0 that case is defined as 0, not 0 / 0.
-      batch_wide: sums run over the whole batch at once, as the Keras project does (there with `smooth=0.1`), and each
-        example gets that one value, so that the mean over the batch is the batch-wide loss.
-      target_weights: K numbers from 0, the weights of the targets in their mean; None: all alike.
-      mask: None, or [B] (whole examples) or same rank as `logits`: 1 counts, 0 is padding.
+      smooth: s >= 0. An empty mask that is predicted empty costs 0, also with s = 0.
+      batch_wide: sums run over the whole batch, as in the Keras project (with `smooth=0.1`). Every example gets this
+        value, so the mean over the batch is the batch-wide loss.
+      target_weights: K numbers >= 0 for the mean over the targets; None: equal weights.
+      mask: None, [B] (whole examples), or same rank as `logits`: 1 counts, 0 is padding.
 
     Returns:
-      [B] float32, in [0, 1]. An example that is all padding gives 0 (`batch_wide`: the batch's value).
+      [B] float32, in [0, 1]. An example that is all padding gives 0 (`batch_wide`: the value of the batch).
 
     Raises:
-      ValueError: where the shapes differ.
+      ValueError: the shapes differ.
     """
-    # Twice the Tversky index's sums, so half of its smoothing.
+    # The Dice sums are twice those of the Tversky index, so the smoothing is half.
     return tversky_loss(
         logits,
         labels,
@@ -75,16 +75,16 @@ def tversky_loss(
 ) -> jax.Array:
     """1 - (Σ p y + s) / (Σ p y + α Σ p (1 - y) + β Σ (1 - p) y + s).
 
-    Salehi et al. 2017 ("Tversky loss function for image segmentation using 3D fully convolutional deep networks"),
-    whose best α is 0.3 and β 0.7: what is missed weighs more than what is too much. α = β = 0.5 is the Dice loss of
-    twice the smoothing.
+    Salehi et al. 2017 ("Tversky loss function for image segmentation using 3D fully convolutional deep networks").
+    Their best values are α = 0.3 and β = 0.7, so missed pixels cost more than false positives. With α = β = 0.5 it is
+    the Dice loss with twice the smoothing.
 
     Args:
       logits: [B, ..., K].
       labels: same shape as `logits`, in [0, 1].
       false_positive_weight: α >= 0.
       false_negative_weight: β >= 0.
-      smooth: s >= 0; an empty mask predicted empty costs 0 with any.
+      smooth: s >= 0. An empty mask that is predicted empty costs 0 for any s.
       batch_wide: see `dice_loss`.
       target_weights: see `dice_loss`.
       mask: see `dice_loss`.
@@ -93,10 +93,10 @@ def tversky_loss(
       [B] float32, in [0, 1].
 
     Raises:
-      ValueError: where the shapes differ.
+      ValueError: the shapes differ.
     """
     losses = _tversky(logits, labels, mask, (false_positive_weight, false_negative_weight), smooth, batch_wide)
-    return over_targets(losses, target_weights, len(logits))
+    return mean_over_targets(losses, target_weights, len(logits))
 
 
 def focal_tversky_loss(
@@ -114,7 +114,7 @@ def focal_tversky_loss(
     """(Tversky loss) ** (1 / γ).
 
     Abraham and Khan 2019 ("A novel focal Tversky loss function with improved attention U-Net for lesion segmentation"),
-    with γ in [1, 3] and best at 4 / 3: the smaller an error already is, the steeper it falls.
+    with γ in [1, 3] and the best results at 4 / 3. The smaller the error, the steeper the loss.
 
     Args:
       logits: [B, ..., K].
@@ -123,20 +123,20 @@ def focal_tversky_loss(
       false_positive_weight: see `tversky_loss`.
       false_negative_weight: see `tversky_loss`.
       smooth: see `tversky_loss`.
-      batch_wide: see `dice_loss`; the power is taken of the batch's value.
+      batch_wide: see `dice_loss`; the power is applied to the value of the batch.
       target_weights: see `dice_loss`.
       mask: see `dice_loss`.
 
     Returns:
-      [B] float32, in [0, 1]. The gradient where the loss is exactly 0 is 0, not the infinite one of the root.
+      [B] float32, in [0, 1]. Where the loss is exactly 0 the gradient is 0, not infinite.
 
     Raises:
-      ValueError: where the shapes differ.
+      ValueError: the shapes differ.
     """
     losses = _tversky(logits, labels, mask, (false_positive_weight, false_negative_weight), smooth, batch_wide)
     wrong = losses > 0.0
     losses = jnp.where(wrong, jnp.where(wrong, losses, 1.0) ** (1.0 / gamma), 0.0)
-    return over_targets(losses, target_weights, len(logits))
+    return mean_over_targets(losses, target_weights, len(logits))
 
 
 def generalized_dice_loss(
@@ -151,8 +151,8 @@ def generalized_dice_loss(
 
     The weights are w₁ = 1 / (Σ y)² and w₀ = 1 / (Σ (1 - y))².
     Sudre et al. 2017 ("Generalised Dice overlap as a deep learning loss function for highly unbalanced segmentations"),
-    over the classes tumor and background. A class that is absent has no weight of its own and takes that
-    of the other, so that an empty mask costs the mean of p.
+    for the classes tumor and background. An absent class takes the weight of the other one, so an empty mask costs the
+    mean of p.
 
     Args:
       logits: [B, ..., K].
@@ -165,20 +165,20 @@ def generalized_dice_loss(
       [B] float32, in [0, 1].
 
     Raises:
-      ValueError: where the shapes differ.
+      ValueError: the shapes differ.
     """
     counts = _soft_counts(logits, labels, mask, batch_wide)
     wrong = counts.false_positive + counts.false_negative
-    # Sizes of the true regions, which no logit changes; the square of a tiny one must not overflow.
+    # The sizes of the reference regions do not depend on the logits. The limit keeps 1 / size² from overflow.
     tumor = jax.lax.stop_gradient(counts.true_positive + counts.false_negative)
     background = jax.lax.stop_gradient(counts.true_negative + counts.false_positive)
-    own = [1.0 / jnp.maximum(size, 1e-12) ** 2 for size in (tumor, background)]
-    tumor_weight = jnp.where(tumor > 0.0, own[0], own[1])
-    background_weight = jnp.where(background > 0.0, own[1], own[0])
-    both = tumor_weight * (2.0 * counts.true_positive + wrong) + background_weight * (
+    weights = [1.0 / jnp.maximum(size, 1e-12) ** 2 for size in (tumor, background)]
+    tumor_weight = jnp.where(tumor > 0.0, weights[0], weights[1])
+    background_weight = jnp.where(background > 0.0, weights[1], weights[0])
+    total = tumor_weight * (2.0 * counts.true_positive + wrong) + background_weight * (
         2.0 * counts.true_negative + wrong
     )
-    return over_targets(_ratio((tumor_weight + background_weight) * wrong, both), target_weights, len(logits))
+    return mean_over_targets(_ratio((tumor_weight + background_weight) * wrong, total), target_weights, len(logits))
 
 
 def _tversky(
@@ -189,14 +189,14 @@ def _tversky(
     smooth: float,
     batch_wide: bool,
 ) -> jax.Array:
-    """The Tversky loss of each target, [B, K] or [K]; `weights` of false positives and false negatives."""
+    """Returns the Tversky loss of each target, [B, K] or [K]; `weights` is (false positives, false negatives)."""
     counts = _soft_counts(logits, labels, mask, batch_wide)
     wrong = weights[0] * counts.false_positive + weights[1] * counts.false_negative
     return _ratio(wrong, counts.true_positive + wrong + smooth)
 
 
 def _soft_counts(logits: jax.Array, labels: jax.Array, mask: jax.Array | None, batch_wide: bool) -> SoftCounts:
-    logits, labels, weight = aligned(logits, labels, mask)
+    logits, labels, weight = check_shapes(logits, labels, mask)
     axes = tuple(range(0 if batch_wide else 1, logits.ndim - 1))
     tumor, background = jax.nn.sigmoid(logits), jax.nn.sigmoid(-logits)
     actual, not_actual = labels * weight, (1.0 - labels) * weight
@@ -209,7 +209,7 @@ def _soft_counts(logits: jax.Array, labels: jax.Array, mask: jax.Array | None, b
 
 
 def _ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
-    """A ratio that is 0 where the denominator is.
+    """Returns the ratio, and 0 where the denominator is 0.
 
     The division itself must be safe: the gradient of where(d > 0, n / d, 0) is NaN at d = 0.
     """

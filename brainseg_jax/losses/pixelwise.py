@@ -1,4 +1,7 @@
-"""Losses that are a mean over pixels: cross-entropy and focal loss. See the package for what all losses share."""
+"""Losses that are a mean over pixels: cross-entropy and focal loss.
+
+The package docstring describes the shared arguments.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -6,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from brainseg_jax.losses.arguments import aligned, of_targets, over_targets
+from brainseg_jax.losses.arguments import check_shapes, mean_over_targets, per_target
 
 
 class ClassWeights(NamedTuple):
@@ -17,19 +20,19 @@ class ClassWeights(NamedTuple):
 
 
 def class_weights(fraction: float) -> ClassWeights:
-    """Weights that balance the classes: the rarer one weighs more, and the two sum to 1.
+    """Returns weights that balance the classes: the rarer class weighs more, and the two sum to 1.
 
     Args:
-      fraction: mean share of tumor pixels in the training masks, strictly between 0 and 1.
+      fraction: mean fraction of tumor pixels in the training masks, in (0, 1).
 
     Returns:
       (tumor_weight, background_weight) = (1 - fraction, fraction).
 
     Raises:
-      ValueError: where `fraction` is not in (0, 1): with no tumor, or nothing else, one class would weigh nothing.
+      ValueError: `fraction` is not in (0, 1), so one class would have weight 0.
     """
     if not 0.0 < fraction < 1.0:
-        raise ValueError(f"the tumor fraction of the training masks must lie in (0, 1), not {fraction}")
+        raise ValueError(f"the tumor fraction of the training masks must be in (0, 1), not {fraction}")
     return ClassWeights(tumor_weight=1.0 - fraction, background_weight=float(fraction))
 
 
@@ -44,21 +47,21 @@ def weighted_cross_entropy(
 ) -> jax.Array:
     """Mean over pixels of -(w₁ y log p + w₀ (1 - y) log(1 - p)).
 
-    Ronneberger et al. 2015 (U-Net, equation 1), with the weight of a pixel given by its class.
+    Ronneberger et al. 2015 (U-Net, equation 1); the weight of a pixel depends on its class.
 
     Args:
       logits: [B, ..., K].
       labels: same shape as `logits`, in [0, 1].
-      tumor_weight: w₁ of what belongs to the target, for all targets or K numbers; see `class_weights`.
-      background_weight: w₀ of what does not.
-      target_weights: K numbers from 0, the weights of the targets in their mean; None: all alike.
-      mask: None, or [B] (whole examples) or same rank as `logits`: 1 counts, 0 is padding.
+      tumor_weight: w₁ for pixels of the target; one number, or K numbers. See `class_weights`.
+      background_weight: w₀ for all other pixels; one number, or K numbers.
+      target_weights: K numbers >= 0 for the mean over the targets; None: equal weights.
+      mask: None, [B] (whole examples), or same rank as `logits`: 1 counts, 0 is padding.
 
     Returns:
       [B] float32, >= 0. An example that is all padding gives 0.
 
     Raises:
-      ValueError: where the shapes differ.
+      ValueError: the shapes differ.
     """
     return focal_loss(
         logits,
@@ -83,15 +86,15 @@ def focal_loss(
 ) -> jax.Array:
     """Mean over pixels of -(w₁ y (1 - p)^γ log p + w₀ (1 - y) p^γ log(1 - p)).
 
-    Lin et al. 2017 ("Focal loss for dense object detection", equation 5: w₁ = α = 0.25, w₀ = 1 - α, γ = 2): a pixel
-    that is classified well already weighs little. γ = 0 is `weighted_cross_entropy`.
+    Lin et al. 2017 ("Focal loss for dense object detection", equation 5: w₁ = α = 0.25, w₀ = 1 - α, γ = 2). Pixels that
+    are already classified well have little weight. With γ = 0 it is `weighted_cross_entropy`.
 
     Args:
       logits: [B, ..., K].
       labels: same shape as `logits`, in [0, 1].
       gamma: γ >= 0.
-      tumor_weight: w₁, for all targets or K numbers.
-      background_weight: w₀, likewise.
+      tumor_weight: w₁; one number, or K numbers.
+      background_weight: w₀; one number, or K numbers.
       target_weights: see `weighted_cross_entropy`.
       mask: see `weighted_cross_entropy`.
 
@@ -99,15 +102,15 @@ def focal_loss(
       [B] float32, >= 0. An example that is all padding gives 0.
 
     Raises:
-      ValueError: where the shapes differ.
+      ValueError: the shapes differ.
     """
-    logits, labels, weight = aligned(logits, labels, mask)
-    # log p and log(1 - p) as log-sigmoids, and powers by them: exact and finite where p rounds to 0 or 1.
+    logits, labels, weight = check_shapes(logits, labels, mask)
+    # Log-sigmoids keep log p, log(1 - p) and their powers exact and finite where p rounds to 0 or 1.
     log_tumor, log_background = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
-    tumor_weight, background_weight = (of_targets(w, logits.ndim) for w in (tumor_weight, background_weight))
+    tumor_weight, background_weight = (per_target(w, logits.ndim) for w in (tumor_weight, background_weight))
     tumor = tumor_weight * labels * jnp.exp(gamma * log_background) * log_tumor
     background = background_weight * (1.0 - labels) * jnp.exp(gamma * log_tumor) * log_background
     axes = tuple(range(1, logits.ndim - 1))
     pixels = jnp.sum(jnp.broadcast_to(weight, logits.shape), axis=axes)
     losses = -jnp.sum((tumor + background) * weight, axis=axes) / jnp.maximum(pixels, 1.0)
-    return over_targets(losses, target_weights, len(logits))
+    return mean_over_targets(losses, target_weights, len(logits))
