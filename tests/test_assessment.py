@@ -133,7 +133,7 @@ def test_volumes_are_let_go_case_by_case(cohort, monkeypatch):
 
 def test_a_share_of_a_report_measures_as_the_whole(cohort, monkeypatch):
     """Where one case has no spacing no share is in mm; of two cases of 16 slices every second one is shown."""
-    monkeypatch.setattr(case_pictures, "MOST_SLICES", 20)
+    monkeypatch.setattr(case_pictures, "MAX_SLICES", 20)
     spacings = ((5.0, 1.0, 1.0), None, *cohort.spacings[2:])
     mixed = dataclasses.replace(cohort, spacings=spacings)
     assessor, cases = Assessor(mixed, Runner(sharding.data_mesh(), 24)), mixed.cases[:2]

@@ -73,7 +73,7 @@ def test_folders_in_two_processes(tmp_path):
 
 def test_labels_and_slices_are_those_of_all_cases(tmp_path, monkeypatch):
     """Each label is a target, and each is in one shard alone; 16 slices, at most 6: one in 3."""
-    monkeypatch.setattr(case_pictures, "MOST_SLICES", 6)
+    monkeypatch.setattr(case_pictures, "MAX_SLICES", 6)
     for index, name in enumerate("abcd"):
         labels = box(slice(2, 6), slice(2, 10)) * np.uint8(1 + index)
         write_volume(tmp_path / "truth", name, labels)
@@ -98,7 +98,7 @@ def test_a_run_in_two_processes(trained_run, tmp_path):
 
 def test_runs_side_by_side_in_more_shards_than_cases(trained_run, tmp_path, monkeypatch):
     """The page shows one slice in so many of all cases, not of a shard."""
-    monkeypatch.setattr(case_pictures, "MOST_SLICES", 10)
+    monkeypatch.setattr(case_pictures, "MAX_SLICES", 10)
     shutil.copytree(trained_run[0], tmp_path / "other")
     values = {"run": [str(trained_run[0]), str(tmp_path / "other")]}
     call(**values, output=str(tmp_path / "one"))

@@ -75,7 +75,7 @@ def test_label_maps_are_turned_by_their_affine(folders, codes):
 
 def test_a_large_report_holds_fewer_slices(folders, monkeypatch):
     """8 slices, at most 3: one in 3."""
-    monkeypatch.setattr(case_pictures, "MOST_SLICES", 3)
+    monkeypatch.setattr(case_pictures, "MAX_SLICES", 3)
     scored, (case, _) = score(folders)
     assert case.step == 3 and case.numbers == [1, 4] and [len(one.paths) for one in case.truth] == [2] * 3
     assert scored.rows[0]["slices"] == 4

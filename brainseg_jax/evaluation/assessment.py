@@ -1,4 +1,4 @@
-"""Cases of a cohort scored with a network: quickly while it trains, closely at the end."""
+"""Scores a network on cases of a cohort: a quick score during training, a full assessment at the end."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -28,39 +28,39 @@ Loss = Callable[..., jax.Array]  # (logits [B, H, W, K], labels [B, H, W, K], ma
 
 
 class LossSums:
-    """Adds up the loss of the cases that a network is run on, batch by batch, at the size of training."""
+    """Adds up the loss batch by batch while a network runs, on the images of the training size."""
 
     def __init__(self, loss: Loss, cohort: Cohort, runner: Runner) -> None:
         """Compiles nothing yet."""
         self._runner = runner
 
-        def of_batch(logits: jax.Array, bits: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def batch_sums(logits: jax.Array, bits: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
             targets, counted = unpack_targets(bits, cohort.description)
             mask = valid if counted is None else counted * valid.astype(jnp.float32)[:, None, None, None]
             losses = loss(logits, targets, mask=mask)
             return jnp.sum(jnp.where(valid, losses, 0.0)), soft_batch_iou(jax.nn.sigmoid(logits), targets, valid)
 
-        self._of_batch = jax.jit(of_batch, out_shardings=sharding.replicated(runner.mesh))
+        self._batch_sums = jax.jit(batch_sums, out_shardings=sharding.replicated(runner.mesh))
         self.start()
 
     def start(self) -> None:
-        """Begins anew."""
-        self._bits: dict[int, np.ndarray] = {}  # of the volumes that the network was given and is not done with
+        """Resets all sums."""
+        self._bits: dict[int, np.ndarray] = {}  # of the volumes in progress
         self._volumes = 0
         self._loss, self._soft_iou, self._slices, self._batches = 0.0, 0.0, 0, 0
 
     def expect(self, bits: np.ndarray) -> None:
-        """Takes the target bits of the next volume that the network is given, [n, side, side, 1]."""
+        """Registers the target bits [n, side, side, 1] of the next volume that the network gets."""
         self._bits[self._volumes] = bits
         self._volumes += 1
 
     def add(self, outputs: Forward, owners: np.ndarray, slices: np.ndarray, valid: np.ndarray) -> None:
-        """See `network.OnBatch`."""
+        """Adds a batch, see `network.OnBatch`."""
         bits = np.stack([self._bits[owner][index] for owner, index in zip(owners, slices, strict=True)])
-        for done in [volume for volume in self._bits if volume < owners.max()]:
-            del self._bits[done]
+        for finished in [volume for volume in self._bits if volume < owners.max()]:
+            del self._bits[finished]
         everywhere = sharding.replicated(self._runner.mesh)
-        loss, soft_iou = self._of_batch(outputs.logits, *(sharding.put(array, everywhere) for array in (bits, valid)))
+        loss, soft_iou = self._batch_sums(outputs.logits, *(sharding.put(array, everywhere) for array in (bits, valid)))
         self._loss += float(loss)
         self._soft_iou += float(soft_iou)
         self._slices += int(valid.sum())
@@ -68,25 +68,25 @@ class LossSums:
 
     @property
     def loss(self) -> float:
-        """The mean over slices."""
+        """Mean over slices."""
         return self._loss / self._slices
 
     @property
     def soft_iou(self) -> float:
-        """The mean over batches of `metrics.soft_batch_iou`."""
+        """Mean of `metrics.soft_batch_iou` over batches."""
         return self._soft_iou / self._batches
 
 
 @dataclass(frozen=True, eq=False)
 class LargestSlice:
-    """The slice of a case with the largest reference mask: small enough to keep one of each case.
+    """The slice of a case with the largest reference mask. One per case fits into memory.
 
     Attributes:
-      index: of the slice.
-      scan: [H, W] uint8, the channel that is shown.
+      index: index of the slice.
+      scan: [H, W] uint8, the displayed channel.
       attention: [H, W] in [0, 1]; None for a network without gates.
       shape: (H, W, K).
-      bits: of both masks, packed.
+      bits: reference and prediction, packed.
     """
 
     index: int
@@ -99,7 +99,7 @@ class LargestSlice:
     def of(
         cls, scan: np.ndarray, truth: np.ndarray, predicted: np.ndarray, attention: np.ndarray | None
     ) -> "LargestSlice":
-        """Of a scan [S, H, W], masks [S, H, W, K] bool and attention [S, H, W]; it copies what it keeps."""
+        """Selects from a scan [S, H, W], masks [S, H, W, K] bool and attention [S, H, W]; copies the slice."""
         index = int(np.argmax(truth.sum(axis=(1, 2, 3), dtype=np.int64)))
         bits = np.packbits(np.stack([truth[index], predicted[index]]))
         shown = None if attention is None else attention[index].copy()
@@ -107,7 +107,7 @@ class LargestSlice:
 
     @property
     def masks(self) -> tuple[np.ndarray, np.ndarray]:
-        """The reference and the prediction, each [H, W, K] bool."""
+        """Reference and prediction, each [H, W, K] bool."""
         shape = (2, *self.shape)
         truth, predicted = np.unpackbits(self.bits, count=math.prod(shape)).astype(bool).reshape(shape)
         return truth, predicted
@@ -115,14 +115,14 @@ class LargestSlice:
 
 @dataclass(frozen=True, eq=False)
 class CaseAssessment:
-    """What is known of one case while it is scored; voxels are let go with it.
+    """The assessment of one case, with its masks at full size.
 
     Attributes:
-      name: of the case.
-      rows: of `volumes.score_targets`, with who it is before and the agreement after.
-      calibrations: by target.
-      pictures: for the report.
-      largest: for a panel.
+      name: name of the case.
+      rows: identity columns, scores of `volumes.score_targets`, and agreement; one row per target.
+      calibrations: target -> calibration.
+      pictures: pictures for the report.
+      largest: slice for a panel.
       masks: [S, H, W, K] bool.
       attention: [S, H, W] in [0, 1]; None for a network without gates.
     """
@@ -138,13 +138,13 @@ class CaseAssessment:
 
 @dataclass(frozen=True)
 class Assessment:
-    """What is known of some cases.
+    """The assessment of several cases, without volumes.
 
     Attributes:
-      rows: of all cases.
-      calibrations: of all cases, by target.
-      cases: their pictures.
-      largest: of each case, one slice.
+      rows: rows of all cases.
+      calibrations: target -> calibration over all cases.
+      cases: pictures of each case.
+      largest: case -> largest slice.
     """
 
     rows: list[dict]
@@ -156,12 +156,12 @@ class Assessment:
 class Assessor:
     """Scores networks on cases of one cohort.
 
-    All processes must call its methods together, as the devices predict together.
+    The devices predict together, so every process must call the same methods.
 
     Attributes:
       cohort: all cases.
       runner: runs the networks.
-      loss: sums of the loss; None where none is asked for.
+      loss: sums of the loss, or None.
     """
 
     def __init__(self, cohort: Cohort, runner: Runner, loss: Loss | None = None) -> None:
@@ -170,12 +170,14 @@ class Assessor:
         self.loss = LossSums(loss, cohort, runner) if loss else None
 
     def quick(self, network: Network, cases: Sequence[str], posts: Sequence[PostProcess]) -> dict[str, float]:
-        """Loss, and 3-D Dice and IoU over patients, of a patient the mean over cases and targets.
+        """Returns the loss, and 3-D Dice and IoU over patients.
+
+        The score of a patient is the mean over cases and targets.
 
         Args:
-          network: as it is now.
-          cases: of the cohort, one or more.
-          posts: make the masks, one for each target.
+          network: the network in its current state.
+          cases: one or more cases of the cohort.
+          posts: post-processing of each target.
 
         Returns:
           loss, dice_mean, dice_median, iou_mean.
@@ -184,8 +186,12 @@ class Assessor:
         for index, probability, _ in self._outputs(network, cases):
             masks = self._masks(index, probability, posts)
             truth, counted = self._truth(index)
-            found = np.array([dice(masks[..., k] & counted, truth[..., k] & counted) for k in range(masks.shape[-1])])
-            scores = np.array([found.mean(), (found / (2.0 - found)).mean()])  # Dice and IoU, over the targets
+            target_dice = np.array(
+                [dice(masks[..., k] & counted, truth[..., k] & counted) for k in range(masks.shape[-1])]
+            )
+            scores = np.array(
+                [target_dice.mean(), (target_dice / (2.0 - target_dice)).mean()]
+            )  # mean Dice and IoU over the targets
             by_patient.setdefault(self.cohort.patients[index], []).append(scores)
         patients = np.array([np.mean(cases, axis=0) for cases in by_patient.values()])
         return {
@@ -196,7 +202,7 @@ class Assessor:
         }
 
     def choose(self, network: Network, cases: Sequence[str]) -> tuple[PostProcess, ...]:
-        """For each target what makes the best masks of these cases, see `postprocess.Chooser`."""
+        """Chooses the post-processing of each target with the best masks on these cases, see `postprocess.Chooser`."""
         choosers = [Chooser() for _ in self.cohort.description.targets]
         for index, probability, _ in self._outputs(network, cases):
             canvas = self.cohort.canvases[index][0]
@@ -206,7 +212,7 @@ class Assessor:
         return tuple(chooser.best()[0] for chooser in choosers)
 
     def agreements(self, network: Network, cases: Sequence[str], posts: Sequence[PostProcess]) -> list[dict]:
-        """Who it is, target where there are several, Dice and agreement of each case and target, as rows.
+        """Returns a row per case and target: identity columns, target if there are several, Dice and agreement.
 
         Args:
           network: see `assess`.
@@ -230,25 +236,25 @@ class Assessor:
     def assess(
         self, network: Network, cases: Sequence[str], posts: Sequence[PostProcess], *, tolerance: float
     ) -> Assessment:
-        """Predicts cases once, for everything that a report shows of them.
+        """Predicts each case once and computes everything that a report shows.
 
         Args:
-          network: of the cohort's channels and targets.
-          cases: of the cohort, one or more.
-          posts: make the masks, one for each target.
-          tolerance: of surface Dice: in mm, or in voxels where the spacing is not known.
+          network: a network with the channels and targets of the cohort.
+          cases: one or more cases of the cohort.
+          posts: post-processing of each target.
+          tolerance: tolerance of surface Dice, in mm, or in voxels if the spacing is unknown.
 
         Returns:
-          rows and pictures in the order of `cases`. It holds one slice of each case and pictures of
-          `case_pictures.MOST_SLICES` slices, but no volume.
+          rows and pictures in the order of `cases`. They hold one slice of each case and pictures of
+          `case_pictures.MAX_SLICES` slices, but no volume.
         """
-        found = {}
+        assessed = {}
         for one in self.assess_each(network, cases, posts, tolerance=tolerance):
-            found[one.name] = one.rows, one.calibrations, one.pictures, one.largest
-        rows, calibrations, pictures, largest = zip(*(found[name] for name in cases), strict=True)
+            assessed[one.name] = one.rows, one.calibrations, one.pictures, one.largest
+        rows, calibrations, pictures, largest = zip(*(assessed[name] for name in cases), strict=True)
         return Assessment(
-            rows=[row for own in rows for row in own],
-            calibrations=combine_targets(calibrations, [own[0]["patient"] for own in rows]),
+            rows=[row for case_rows in rows for row in case_rows],
+            calibrations=combine_targets(calibrations, [case_rows[0]["patient"] for case_rows in rows]),
             cases=list(pictures),
             largest=dict(zip(cases, largest, strict=True)),
         )
@@ -262,17 +268,17 @@ class Assessor:
         tolerance: float,
         report: Sequence[str] = (),
     ) -> Iterator[CaseAssessment]:
-        """Predicts cases and scores one after the other, in the order of the cohort.
+        """Predicts and scores cases one by one, in the order of the cohort.
 
         Args:
           network: see `assess`.
-          cases: of the cohort, in any order; may be none.
+          cases: cases of the cohort in any order; may be empty.
           posts: see `assess`.
           tolerance: see `assess`.
-          report: all cases of the report, where `cases` are those of a shard: distances are in mm where the spacing of
-            all is known, and their slices decide how many are shown.
+          report: all cases of the report if `cases` is one shard. Distances are in mm only if the spacing of all these
+            cases is known. The number of their slices sets how many slices the report shows.
         """
-        # Here, as matplotlib is slow to load and a training does without until its end.
+        # Imported late: matplotlib is slow to load, and training needs it only at the end.
         from brainseg_jax.evaluation import case_pictures
 
         cohort, description = self.cohort, self.cohort.description
@@ -317,9 +323,9 @@ class Assessor:
             )
 
     def who(self, index: int) -> dict[str, str | int]:
-        """The first columns of a row: patient, case where patients have several, group, grade; where they are known."""
+        """Returns the identity columns: patient, case if patients have several, then group or institution and grade."""
         cohort = self.cohort
-        if cohort.grades is not None:  # the LGG set, whose patients have one case each and are known by its name
+        if cohort.grades is not None:  # the LGG set: one case per patient, named after the patient
             known = {"institution": cohort.groups[index], "grade": cohort.grades[index]}
             return {"patient": cohort.cases[index], **known}
         several = len(set(cohort.patients)) < len(cohort.patients)
@@ -328,9 +334,9 @@ class Assessor:
         return who | ({"group": cohort.groups[index]} if any(cohort.groups) else {})
 
     def _outputs(self, network: Network, cases: Sequence[str]) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:
-        """Of each case, in the order of the cohort, its index, and on its own grid the probability and attention.
+        """Yields index, probability [S, H, W, K] and attention [S, H, W] of each case, in the order of the cohort.
 
-        They are means over the views, [S, H, W, K] and [S, H, W]; no attention of a network without gates.
+        Both are means over the views, on the case's native grid. Attention is None for a network without gates.
         """
         cohort = self.cohort
         indices = np.sort(cohort.indices(cases)).tolist()
@@ -356,18 +362,18 @@ class Assessor:
                 yield network.inputs(images, constants)
 
     def _masks(self, index: int, probability: np.ndarray, posts: Sequence[PostProcess]) -> np.ndarray:
-        """Masks of a case on its own grid, [S, H, W, K] bool."""
+        """Returns the masks of a case on its native grid, [S, H, W, K] bool."""
         return make_masks(probability, posts, self.cohort.description, self.cohort.canvases[index][0])
 
     def _agreement(
         self, index: int, probability: np.ndarray, masks: np.ndarray, posts: Sequence[PostProcess], k: int
     ) -> float | None:
-        """Of the mask of target k of a case."""
+        """Returns the agreement of the mask of target k of a case."""
         post = posts[k].on_grid(self.cohort.canvases[index][0].padded)
         return agreement(probability[..., k], masks[..., k], post)
 
     def _truth(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """The reference masks of a case, [S, H, W, K] bool, and which voxels count, [S, H, W] bool."""
+        """Returns the reference masks of a case, [S, H, W, K] bool, and the voxels that count, [S, H, W] bool."""
         labels, description = self.cohort.read_labels(index), self.cohort.description
         counted = description.counted(labels)
         return description.masks(labels), np.ones(labels.shape, bool) if counted is None else counted

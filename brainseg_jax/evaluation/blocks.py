@@ -1,4 +1,4 @@
-"""What a JSON file holds of the scores: a block a target and their mean, or a single block of one target."""
+"""Blocks of scores for JSON files: one block per target and one for their mean, or a single block for one target."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -9,12 +9,12 @@ from brainseg_jax.evaluation.scores import by_target, summarize, summarize_group
 
 
 class Blocks(NamedTuple):
-    """Each is what it is for one target, or {"targets": {name: that}, "mean": that} for several.
+    """Each field holds the value of one target, or {"targets": {name: value}, "mean": value} for several.
 
     Attributes:
       scores: see `scores.summarize`.
       groups: see `scores.summarize_groups`.
-      calibration: see `calibration.summarize_targets`; None where there are no probabilities.
+      calibration: see `calibration.summarize_targets`; None without probabilities.
     """
 
     scores: dict
@@ -23,12 +23,12 @@ class Blocks(NamedTuple):
 
 
 def score_blocks(rows: list[dict], calibrations: Mapping[str, Calibration], *, target: str = "tumor") -> Blocks:
-    """Summarizes rows of one target or of several.
+    """Summarizes rows of one or several targets.
 
     Args:
       rows: see `scores`.
-      calibrations: by target, in the order of the targets; empty where there are no probabilities.
-      target: its name, where there is one.
+      calibrations: target -> calibration, in the order of the targets; empty without probabilities.
+      target: name of the target if there is only one.
     """
     several = "target" in rows[0]
     groups = by_target(rows, partial(summarize_groups, target="" if several else target))

@@ -1,6 +1,6 @@
-"""Whether a probability of 0.8 is right in 8 of 10 voxels, and what another threshold would give.
+"""Calibration of the probabilities (is 0.8 correct in 8 of 10 voxels?), and Dice at other thresholds.
 
-Counts are additive over patients, so a cohort is never held in memory as a whole.
+The counts of patients add up, so memory never holds a whole cohort.
 """
 
 import dataclasses
@@ -10,21 +10,19 @@ import numpy as np
 
 from brainseg_jax.data.normalization import head_level
 
-BINS = 15  # of equal width, as in Guo et al. 2017
+BINS = 15  # equal width, as in Guo et al. 2017
 THRESHOLDS = np.round(np.arange(0.05, 1.0, 0.05), 2)
 
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """Counts of the voxels in the head, by bin of the predicted probability, and Dice of each patient by threshold.
-
-    It is of one target.
+    """Calibration of one target: counts of head voxels by predicted probability, and Dice by threshold.
 
     Attributes:
-      voxels: [BINS] int64; bin b holds probabilities from b / BINS up to but not (b + 1) / BINS, the last one 1 too.
-      tumor: [BINS] int64, those of them that belong to the target.
-      probability: [BINS] float64, the sum of their probabilities.
-      dice: [P, len(THRESHOLDS)] float64, 3-D Dice of each patient where no component is taken out after the threshold.
+      voxels: [BINS] int64; bin b holds probabilities in [b / BINS, (b + 1) / BINS), the last bin also 1.
+      tumor: [BINS] int64, the voxels of each bin that belong to the target.
+      probability: [BINS] float64, sum of the probabilities in each bin.
+      dice: [P, len(THRESHOLDS)] float64, 3-D Dice of each patient by threshold, without removal of components.
     """
 
     voxels: np.ndarray
@@ -41,25 +39,25 @@ class Calibration:
         )
 
     def to_json(self) -> dict[str, list]:
-        """What `from_json` takes; no digit is lost."""
+        """Returns the input of `from_json`, without loss of digits."""
         return {field.name: getattr(self, field.name).tolist() for field in dataclasses.fields(self)}
 
     @classmethod
     def from_json(cls, content: dict[str, list]) -> "Calibration":
-        """The inverse of `to_json`."""
+        """Inverse of `to_json`."""
         return cls(**{name: np.array(values) for name, values in content.items()})
 
     @property
     def error(self) -> float:
-        """Expected calibration error: mean over voxels of |mean probability - share of tumor| of the voxel's bin.
+        """Expected calibration error: mean over voxels of |mean probability - fraction of tumor| in the voxel's bin.
 
         Guo et al. 2017 (arxiv.org/abs/1706.04599), equation 3, for the probability of the target. Most voxels are
-        surely healthy, so it is small in any segmentation of a small target: the diagram tells more.
+        clearly healthy, so the error is small for any small target. The reliability diagram is more informative.
         """
         return float(np.abs(self.probability - self.tumor).sum() / max(1, self.voxels.sum()))
 
     def summary(self) -> dict:
-        """What `scores.json` holds of it; a bin without a voxel has None for its shares."""
+        """Returns the content for `scores.json`; the fractions of an empty bin are None."""
         voxels = [int(n) for n in self.voxels]
         shares = {
             name: [float(x / n) if n else None for x, n in zip(values, voxels, strict=True)]
@@ -75,38 +73,40 @@ class Calibration:
 
 
 def combine(calibrations: Sequence[Calibration], patients: Sequence[str]) -> Calibration:
-    """Adds up cases: counts are added, and Dice is the mean over the cases of each patient.
+    """Adds up cases: counts are summed, and the Dice of a patient is the mean over the patient's cases.
 
     Args:
-      calibrations: of one case each, one or more.
-      patients: whose case it is, in the same order.
+      calibrations: one per case; one or more cases.
+      patients: the patient of each case, in the same order.
     """
     total = sum(calibrations[1:], start=calibrations[0])
-    own = [[i for i, one in enumerate(patients) if one == patient] for patient in dict.fromkeys(patients)]
-    return dataclasses.replace(total, dice=np.stack([total.dice[cases].mean(axis=0) for cases in own]))
+    cases_of_patient = [
+        [i for i, owner in enumerate(patients) if owner == patient] for patient in dict.fromkeys(patients)
+    ]
+    return dataclasses.replace(total, dice=np.stack([total.dice[cases].mean(axis=0) for cases in cases_of_patient]))
 
 
 def combine_targets(
     calibrations: Sequence[Mapping[str, Calibration]], patients: Sequence[str]
 ) -> dict[str, Calibration]:
-    """`combine` of each target.
+    """Applies `combine` to each target.
 
     Args:
-      calibrations: of one case each, by target; one or more cases. Empty where there are no probabilities.
-      patients: whose case it is, in the same order.
+      calibrations: target -> calibration for each of one or more cases; empty without probabilities.
+      patients: the patient of each case, in the same order.
     """
     return {target: combine([one[target] for one in calibrations], patients) for target in calibrations[0]}
 
 
 def summarize_targets(calibrations: Mapping[str, Calibration]) -> dict:
-    """What `results.json` and `scores.json` hold of the calibration of all targets.
+    """Returns the calibration block of `results.json` and `scores.json`.
 
     Args:
-      calibrations: by target, one or more, of the same patients.
+      calibrations: target -> calibration, one or more targets of the same patients.
 
     Returns:
-      the `summary` where there is one target; else "targets", the summary of each, and "mean": over the targets, the
-      expected calibration error and Dice by threshold.
+      `summary` for one target. For several, "targets" holds the summary of each. "mean" holds the means over the
+      targets of the expected calibration error and of Dice by threshold.
     """
     summaries = {name: calibration.summary() for name, calibration in calibrations.items()}
     if len(summaries) == 1:
@@ -125,24 +125,24 @@ def calibrate(
     """Counts one case of one target.
 
     Args:
-      probability: of the target, [S, H, W] in [0, 1].
+      probability: probability of the target, [S, H, W] in [0, 1].
       truth: [S, H, W] bool.
-      shown: [S, H, W] uint8, the channel that pictures show (`Description.shown`); a voxel brighter than
-        `normalization.head_level` is in the head.
-      counted: [S, H, W] bool, False for voxels of an `ignore` label, which are left out; None where all count.
+      shown: [S, H, W] uint8, the displayed channel (`Description.shown`). Voxels brighter than
+        `normalization.head_level` are head.
+      counted: [S, H, W] bool, False for voxels of an `ignore` label, which do not count; None: all count.
 
     Returns:
-      of P = 1. Dice counts all voxels, in the head or not.
+      counts with P = 1. Dice uses all voxels, inside and outside of the head.
     """
     head = shown > head_level(np.bincount(shown.ravel(), minlength=256))
     if counted is None:
         counted = np.ones(truth.shape, bool)
     p, y = probability[head & counted].astype(np.float64), truth[head & counted]
     bins = np.minimum((p * BINS).astype(np.int64), BINS - 1)
-    # How many thresholds a voxel reaches; those it does not reach are the higher ones.
+    # The number of thresholds that each voxel reaches; it reaches the lowest ones.
     reached = np.searchsorted(THRESHOLDS.astype(probability.dtype), probability[counted], side="right")
     true = truth[counted]
-    counts = [np.bincount(of, minlength=len(THRESHOLDS) + 1) for of in (reached, reached[true])]
+    counts = [np.bincount(levels, minlength=len(THRESHOLDS) + 1) for levels in (reached, reached[true])]
     predicted, overlap = (n[::-1].cumsum()[::-1][1:] for n in counts)
     total = predicted + true.sum()
     return Calibration(
