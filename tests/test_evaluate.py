@@ -117,10 +117,10 @@ def test_folders_that_do_not_match_are_refused_with_all_that_differs(tmp_path):
         call(predictions=str(predicted), truth=str(truth), output=str(tmp_path / "out"))
     lines = str(raised.value).splitlines()
     assert f"  missing: in {truth} only" in lines and f"  extra: in {predicted} only" in lines
-    assert "  shape: predicted 3 x 16 x 20 voxels, true 4 x 16 x 20" in lines
-    assert "  spacing: predicted spacing 6 x 1 x 1 mm, true 5 x 1 x 1" in lines
-    assert "  first: predicted from slice 2 on, true from slice 1" in lines
-    assert any(line.startswith("  kind: a volume with a spacing against single slices") for line in lines)
+    assert "  shape: prediction has 3 x 16 x 20 voxels, reference 4 x 16 x 20" in lines
+    assert "  spacing: spacing of the prediction 6 x 1 x 1 mm, of the reference 5 x 1 x 1 mm" in lines
+    assert "  first: prediction starts at slice 2, reference at slice 1" in lines
+    assert any(line.startswith("  kind: one is a volume with a spacing, the other single slices") for line in lines)
     assert len(lines) == 7 and not (tmp_path / "out").exists()
 
 

@@ -342,7 +342,7 @@ def test_a_mask_that_changes_while_it_is_scored(tmp_path):
     (scoring,) = folders.begin_folders(tmp_path / "predicted", tmp_path / "truth", tolerance=1.0).scorings
     path = tmp_path / "truth" / "TCGA_CS_0004_19990101.nii.gz"
     write_volume(path.parent, "TCGA_CS_0004_19990101", box(slice(0, 2), slice(0, 2)), spacing=(1.0, 1.0, 3.0))
-    with pytest.raises(InputError, match=r"TCGA_CS_0004_19990101.nii.gz: it was changed while the masks were scored"):
+    with pytest.raises(InputError, match=r"TCGA_CS_0004_19990101.nii.gz: it changed while the masks were scored"):
         list(scoring.score(scoring.cases))
 
 

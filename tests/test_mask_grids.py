@@ -73,7 +73,7 @@ ELSEWHERE = {
     "shifted": (moved(40.0), "centers 40 mm apart (right 40, front 0, up 0)"),
     "a little": (moved(0.3), "centers 0.3 mm apart"),
     "rotated": (rotated(30.0), "mm: axes 30.0 degrees apart, voxels up to 3.679 mm apart"),
-    "identity": (np.eye(4), "predicted spacing 1 x 1 x 1 mm, true 5 x 1 x 1"),
+    "identity": (np.eye(4), "spacing of the prediction 1 x 1 x 1 mm, of the reference 5 x 1 x 1 mm"),
     "mirrored": (np.diag([1.0, 1.0, 5.0, 1.0]), "centers 41.01 mm apart (right -29, front -21, up 20)"),
 }
 

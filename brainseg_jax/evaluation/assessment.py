@@ -226,7 +226,7 @@ class Assessor:
             truth, counted = self._truth(index)
             for k, name in enumerate(names):
                 rows.append(
-                    self.who(index)
+                    self.identity(index)
                     | ({"target": name} if len(names) > 1 else {})
                     | {"dice": dice(masks[..., k] & counted, truth[..., k] & counted)}
                     | {AGREEMENT: self._agreement(index, probability, masks, posts, k)}
@@ -300,7 +300,7 @@ class Assessor:
             yield CaseAssessment(
                 name=name,
                 rows=[
-                    self.who(index) | row | {AGREEMENT: self._agreement(index, probability, masks, posts, k)}
+                    self.identity(index) | row | {AGREEMENT: self._agreement(index, probability, masks, posts, k)}
                     for k, row in enumerate(scores)
                 ],
                 calibrations={
@@ -322,16 +322,16 @@ class Assessor:
                 attention=attention,
             )
 
-    def who(self, index: int) -> dict[str, str | int]:
+    def identity(self, index: int) -> dict[str, str | int]:
         """Returns the identity columns: patient, case if patients have several, then group or institution and grade."""
         cohort = self.cohort
         if cohort.grades is not None:  # the LGG set: one case per patient, named after the patient
-            known = {"institution": cohort.groups[index], "grade": cohort.grades[index]}
-            return {"patient": cohort.cases[index], **known}
+            details = {"institution": cohort.groups[index], "grade": cohort.grades[index]}
+            return {"patient": cohort.cases[index], **details}
         several = len(set(cohort.patients)) < len(cohort.patients)
-        who = {"patient": cohort.patients[index], "case": cohort.cases[index]}
-        who = who if several else {"patient": cohort.cases[index]}
-        return who | ({"group": cohort.groups[index]} if any(cohort.groups) else {})
+        columns = {"patient": cohort.patients[index], "case": cohort.cases[index]}
+        columns = columns if several else {"patient": cohort.cases[index]}
+        return columns | ({"group": cohort.groups[index]} if any(cohort.groups) else {})
 
     def _outputs(self, network: Network, cases: Sequence[str]) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:
         """Yields index, probability [S, H, W, K] and attention [S, H, W] of each case, in the order of the cohort.

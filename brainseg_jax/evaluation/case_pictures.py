@@ -172,7 +172,7 @@ def probability_pictures(volume: np.ndarray) -> list[str]:
 
 
 def attention_pictures(volume: np.ndarray) -> list[str]:
-    """Returns color images of attention [S, H, W] in [0, 1] at half the size, because its own grid is coarser."""
+    """Returns color images of attention [S, H, W] in [0, 1] at half the size, because its grid is coarser."""
     coarse = volume[:, ::2, ::2]
     return [_webp(matplotlib.colormaps["viridis"](image, bytes=True)[..., :3], quality=40) for image in coarse]
 

@@ -1,4 +1,4 @@
-"""What a run looks like: curves of the training, and panels of scan, truth and prediction."""
+"""Pictures of a run: training curves, and panels of scan, reference and prediction."""
 
 import dataclasses
 import itertools
@@ -19,10 +19,10 @@ from brainseg_jax.scans.description import LGG, Description
 
 matplotlib.use("Agg", force=False)
 
-TRUTH_COLOR, PREDICTION_COLOR = "#00c853", "#ff3d00"  # of the only target
-MOST_TILES, TILES_OF_NOTHING = 80, 20  # slices of an overlay: scans of up to so many, as those of LGG, are shown whole
-MOST_PIXELS = 2**23  # of an overlay: a large monitor shows as many
-MIN_WIDTH, LINE, CHARACTER = 160, 16, 7  # pixels, of a picture with text below it, and of the text
+TRUTH_COLOR, PREDICTION_COLOR = "#00c853", "#ff3d00"  # for a single target
+MAX_TILES, MAX_EMPTY_TILES = 80, 20  # slices of an overlay; LGG scans have fewer and are shown completely
+MAX_PIXELS = 2**23  # of an overlay; about the size of a large monitor
+MIN_WIDTH, LINE, CHARACTER = 160, 16, 7  # pixels: picture with text below, line height, character width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,11 +30,11 @@ class PictureSlice:
     """One slice to draw, on the native grid.
 
     Attributes:
-      title: patient, slice and score, in words.
-      scan: [H, W] uint8, the channel that is shown; it is drawn as the report draws it, see `stretched`.
+      title: patient, slice and score as text.
+      scan: [H, W] uint8, the displayed channel; its brightness is scaled as in the report, see `stretched`.
       truth: [H, W, K] bool.
       prediction: [H, W, K] bool.
-      attention: [H, W] in [0, 1], the finest attention map, or None for a network without gates.
+      attention: [H, W] in [0, 1], the finest attention map; None for a network without gates.
     """
 
     title: str
@@ -45,20 +45,19 @@ class PictureSlice:
 
 
 def draw_panel(path: Path, slices: list[PictureSlice], *, description: Description = LGG) -> None:
-    """Writes a PNG, a row a slice: scan, reference, prediction, outlines of both on the scan, attention map if any.
+    """Writes a PNG with one row per slice: scan, reference, prediction, both outlines on the scan, attention map.
 
-    Several targets are drawn in the colors of `target_style`, the reference solid and the prediction dashed, with a
-    legend.
+    Several targets have the colors of `target_style` and a legend. The reference is solid, the prediction dashed.
 
     Args:
-      path: of the PNG.
+      path: path of the PNG.
       slices: one or more.
-      description: has the names of the K targets and of the channel.
+      description: names of the K targets and of the channel.
     """
     columns = 4 + (slices[0].attention is not None)
     several = len(description.names) > 1
     figure = Figure(figsize=(2.6 * columns, 2.95 * len(slices) + 0.5 * several), layout="constrained")
-    # A legend has a row of its own: a figure does not leave room for one beside its parts.
+    # The legend needs a separate row: the layout reserves no space for it beside the subfigures.
     heights = [2.95] * len(slices) + [0.5] * several
     rows = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
     for row, picture in zip(rows, slices, strict=False):
@@ -66,9 +65,10 @@ def draw_panel(path: Path, slices: list[PictureSlice], *, description: Descripti
         axes = row.subplots(1, columns)
         scan = stretched(picture.scan)
         _show(axes[0], scan, description.channels[description.shown])
-        _show(axes[1], _filled(picture.truth), "true mask")
+        _show(axes[1], _filled(picture.truth), "reference mask")
         _show(axes[2], _filled(picture.prediction), "prediction")
-        _show(axes[3], scan, "true (solid), predicted (dashed)" if several else "true (green), predicted (red)")
+        styles = "reference (solid), prediction (dashed)" if several else "reference (green), prediction (red)"
+        _show(axes[3], scan, styles)
         _outlines(axes[3], picture)
         if picture.attention is not None:
             _show(axes[4], scan, "attention, finest gate")
@@ -80,26 +80,26 @@ def draw_panel(path: Path, slices: list[PictureSlice], *, description: Descripti
 
 
 def draw_grid(path: Path, rows: dict[str, list[PictureSlice]], *, description: Description = LGG) -> None:
-    """Writes a PNG, a row for each network, a column a slice: outlines of truth and prediction on the scan.
+    """Writes a PNG with one row per network and one column per slice: outlines of reference and prediction on the scan.
 
     Args:
-      path: of the PNG.
-      rows: by the network's name, the same slices in the same order.
-      description: has the names of the K targets.
+      path: path of the PNG.
+      rows: name of the network -> slices; the same slices in the same order for all networks.
+      description: names of the K targets.
     """
     columns = max(len(slices) for slices in rows.values())
     several = len(description.names) > 1
     figure = Figure(figsize=(2.6 * columns, 2.95 * len(rows) + 0.5 * several), layout="constrained")
     heights = [2.95] * len(rows) + [0.5] * several
-    parts = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
-    for part, (name, slices) in zip(parts, rows.items(), strict=False):
-        colors = "true (solid), predicted (dashed)" if several else "true (green), predicted (red)"
-        part.suptitle(f"{name}: {colors}", fontsize=9, x=0.01, horizontalalignment="left")
-        for axes, picture in zip(part.subplots(1, columns, squeeze=False)[0], slices, strict=True):
+    subfigures = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for subfigure, (name, slices) in zip(subfigures, rows.items(), strict=False):
+        styles = "reference (solid), prediction (dashed)" if several else "reference (green), prediction (red)"
+        subfigure.suptitle(f"{name}: {styles}", fontsize=9, x=0.01, horizontalalignment="left")
+        for axes, picture in zip(subfigure.subplots(1, columns, squeeze=False)[0], slices, strict=True):
             _show(axes, stretched(picture.scan), picture.title.replace(": ", "\n"))
             _outlines(axes, picture)
     if several:
-        _legend(parts[-1], description.names)
+        _legend(subfigures[-1], description.names)
     figure.savefig(path, dpi=110)
 
 
@@ -107,7 +107,7 @@ def draw_curves(path: Path, epochs: list[dict]) -> None:
     """Writes a PNG of loss, validation Dice and learning rate by epoch.
 
     Args:
-      path: of the PNG.
+      path: path of the PNG.
       epochs: rows of `metrics.jsonl`, with epoch, train_loss, val_loss, val_dice_mean, val_dice_median, learning_rate.
     """
     x = [row["epoch"] for row in epochs]
@@ -141,24 +141,23 @@ def draw_overlay(
     targets: Sequence[str] = ("",),
     lines: Sequence[str] = (),
 ) -> None:
-    """Writes a PNG of the slices of a scan side by side, about a square, with the outlines of the masks.
+    """Writes a PNG of the slices of a scan in a roughly square grid, with the outlines of the masks.
 
-    The outline of one target is red. Several have the colors of `target_style`, a later one over an earlier one, and a
-    legend below. A scan of more than `MOST_TILES` slices is shown in part, see `shown_slices`; text below the picture
-    lists the slices that are not shown. Slices are reduced by a whole factor where the picture would have more than
-    `MOST_PIXELS`.
+    The outline of a single target is red. Several targets have the colors of `target_style` and a legend; later targets
+    cover earlier ones. `shown_slices` selects the slices of a scan with more than `MAX_TILES`; text below the picture
+    lists the others. A picture of more than `MAX_PIXELS` is reduced by an integer factor.
 
     Args:
-      path: of the PNG.
-      scan: [S, H, W] uint8, the channel that is shown.
+      path: path of the PNG.
+      scan: [S, H, W] uint8, the displayed channel.
       masks: [S, H, W, K] bool.
-      numbers: of the slices, written into each.
+      numbers: slice numbers, written into the slices.
       targets: names of the K targets.
-      lines: text to stand below.
+      lines: text below the picture.
     """
     shown, reason = shown_slices(masks)
     height, width = scan.shape[1:]
-    factor = max(1, math.ceil(math.sqrt(len(shown) * height * width / MOST_PIXELS)))
+    factor = max(1, math.ceil(math.sqrt(len(shown) * height * width / MAX_PIXELS)))
     pixels = stretched(np.stack([_reduced(scan[index], factor) for index in shown]))
     height, width = pixels.shape[1:]
     pixels = np.repeat(pixels[..., None], 3, axis=-1)
@@ -179,61 +178,61 @@ def draw_overlay(
         sheet = _with_text(sheet, line)
     if reason:
         sheet = _with_text(sheet, f"{len(shown)} of {len(scan)} slices: {reason}. {_not_shown(shown, numbers)}")
-    sheet.save(path, "PNG", compress_level=1)  # a quarter of the time of level 6, and a fifth more bytes
+    sheet.save(path, "PNG", compress_level=1)  # takes a quarter of the time of level 6, for a fifth more bytes
 
 
 def shown_slices(masks: np.ndarray) -> tuple[list[int], str]:
-    """Which slices an overlay shows, and why these: "" where it shows all.
+    """Selects the slices of an overlay; returns their indices and the reason, which is "" if all slices are shown.
 
     Args:
       masks: [S, H, W, K] bool.
 
     Returns:
-      all indices of a scan of up to `MOST_TILES` slices. Of a larger one the slices with a prediction, and one on
-      either side; where these are more than `MOST_TILES`, so many of them, evenly spaced. `TILES_OF_NOTHING` slices,
-      evenly spaced, where nothing is predicted.
+      all indices of a scan of up to `MAX_TILES` slices. For a larger scan, the slices with a prediction and one on
+      either side; if these are more than `MAX_TILES`, an evenly spaced selection. Without any prediction,
+      `MAX_EMPTY_TILES` evenly spaced slices.
     """
-    if len(masks) <= MOST_TILES:
+    if len(masks) <= MAX_TILES:
         return list(range(len(masks))), ""
-    found = np.array([mask.any() for mask in masks])
-    near = found.copy()
-    near[1:] |= found[:-1]
-    near[:-1] |= found[1:]
+    predicted = np.array([mask.any() for mask in masks])
+    near = predicted.copy()
+    near[1:] |= predicted[:-1]
+    near[:-1] |= predicted[1:]
     if not near.any():
-        return _evenly(np.arange(len(masks)), TILES_OF_NOTHING), "nothing is predicted, these are evenly spaced"
+        return _evenly(np.arange(len(masks)), MAX_EMPTY_TILES), "nothing is predicted, so these are evenly spaced"
     indices = np.flatnonzero(near)
-    if len(indices) <= MOST_TILES:
+    if len(indices) <= MAX_TILES:
         return indices.tolist(), "those with a prediction, and one on either side"
-    return _evenly(indices, MOST_TILES), f"evenly spaced among {len(indices)} with a prediction or beside one"
+    return _evenly(indices, MAX_TILES), f"evenly spaced among {len(indices)} with a prediction or next to one"
 
 
 def _evenly(indices: np.ndarray, count: int) -> list[int]:
-    """So many of the indices, the first and the last among them."""
+    """Returns `count` evenly spaced elements of the indices, including the first and the last."""
     return indices[np.linspace(0, len(indices) - 1, count).round().astype(int)].tolist()
 
 
 def _not_shown(shown: Sequence[int], numbers: Sequence[int]) -> str:
-    """The numbers of all slices whose indices are not among `shown`, as ranges."""
+    """Lists the numbers of all slices that are not in `shown`, as ranges."""
     edges = [-1, *shown, len(numbers)]
     gaps = [(before + 1, after - 1) for before, after in itertools.pairwise(edges) if after - before > 1]
-    words = [f"{numbers[a]}" if a == b else f"{numbers[a]} to {numbers[b]}" for a, b in gaps]
-    return f"Not shown: {', '.join(words)}"
+    ranges = [f"{numbers[a]}" if a == b else f"{numbers[a]} to {numbers[b]}" for a, b in gaps]
+    return f"Not shown: {', '.join(ranges)}"
 
 
 def _reduced(image: np.ndarray, factor: int) -> np.ndarray:
-    """The means of blocks of factor x factor pixels, [H, W] uint8 to the same divided by the factor, rounded up."""
+    """Returns the means of blocks of factor x factor pixels; [H, W] uint8 shrinks by the factor, rounded up."""
     return image if factor == 1 else np.asarray(Image.fromarray(image).reduce(factor))
 
 
 def _border(mask: np.ndarray) -> np.ndarray:
-    """The pixels of a mask [H, W] bool of whose four neighbors one is outside of the mask or of the image."""
+    """Returns the pixels of a mask [H, W] bool with at least one of their four neighbors outside the mask or image."""
     padded = np.pad(mask, 1)
     inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     return mask & ~inner
 
 
 def _with_legend(sheet: Image.Image, colors: dict[str, str]) -> Image.Image:
-    """The sheet with a line below it for each target: a bar of its color, and its name."""
+    """Adds a line per target below the sheet: a bar of its color, and its name."""
     larger, top = _with_lines(sheet, len(colors)), sheet.height + 4
     draw = ImageDraw.Draw(larger)
     for index, (name, color) in enumerate(colors.items()):
@@ -243,7 +242,7 @@ def _with_legend(sheet: Image.Image, colors: dict[str, str]) -> Image.Image:
 
 
 def _with_text(sheet: Image.Image, text: str) -> Image.Image:
-    """The sheet with a text below it, in as many lines as its width asks for."""
+    """Adds text below the sheet, wrapped to its width."""
     lines = textwrap.wrap(text, max(20, (max(sheet.width, MIN_WIDTH) - 8) // CHARACTER))
     larger = _with_lines(sheet, len(lines))
     for index, line in enumerate(lines):
@@ -252,7 +251,7 @@ def _with_text(sheet: Image.Image, text: str) -> Image.Image:
 
 
 def _with_lines(sheet: Image.Image, count: int) -> Image.Image:
-    """The sheet with room for so many lines of text below it."""
+    """Adds space for `count` lines of text below the sheet."""
     larger = Image.new("RGB", (max(sheet.width, MIN_WIDTH), sheet.height + LINE * count + 4))
     larger.paste(sheet)
     return larger
@@ -263,7 +262,7 @@ def _rgb(color: str) -> tuple[int, ...]:
 
 
 def _filled(masks: np.ndarray) -> np.ndarray:
-    """Masks [H, W, K] as a picture: [H, W] bool of one target; of several [H, W, 3], later ones over earlier ones."""
+    """Returns masks [H, W, K] as an image: [H, W] bool for one target, else [H, W, 3]; later targets are on top."""
     if masks.shape[-1] == 1:
         return masks[..., 0]
     picture = np.zeros((*masks.shape[:2], 3), np.uint8)
@@ -273,14 +272,14 @@ def _filled(masks: np.ndarray) -> np.ndarray:
 
 
 def _show(axes: Axes, image: np.ndarray, title: str) -> None:
-    whitest = 1 if image.dtype == bool else 255  # never by the image itself: one bright pixel would make it dark
-    axes.imshow(image, cmap="gray", vmin=0, vmax=whitest)
+    maximum = 1 if image.dtype == bool else 255  # a fixed maximum: one bright pixel must not darken the image
+    axes.imshow(image, cmap="gray", vmin=0, vmax=maximum)
     axes.set_title(title, fontsize=8)
     axes.set_axis_off()
 
 
 def _outlines(axes: Axes, picture: PictureSlice) -> None:
-    """Of one target in green and red; of several in their colors, the prediction dashed."""
+    """Draws one target in green and red, several in their colors; with several the prediction is dashed."""
     count = picture.truth.shape[-1]
     for k in range(count):
         style = target_style(k)
@@ -290,19 +289,19 @@ def _outlines(axes: Axes, picture: PictureSlice) -> None:
 
 
 def _outline(axes: Axes, mask: np.ndarray, color: str, dashes: str | tuple, width: float) -> None:
-    if mask.any():  # a contour of nothing is a warning
-        margin = 1 if min(mask.shape) < 2 else 0  # a single row or column has none without
+    if mask.any():  # an empty contour causes a warning
+        margin = 1 if min(mask.shape) < 2 else 0  # a single row or column has no contour without margin
         rows, columns = (np.arange(-margin, length + margin) for length in mask.shape)
         padded = np.pad(mask, margin)
         axes.contour(columns, rows, padded, levels=[0.5], colors=[color], linewidths=width, linestyles=[dashes])
 
 
-def _legend(part: SubFigure, names: Sequence[str]) -> None:
-    """The color of each target with its dashes, on black as on the scan."""
+def _legend(subfigure: SubFigure, names: Sequence[str]) -> None:
+    """Draws the color and dashes of each target on black, as on the scan."""
     lines = [
         Line2D([], [], color=target_style(k).color, linestyle=(0, target_style(k).dashes)) for k in range(len(names))
     ]
-    legend = part.legend(
+    legend = subfigure.legend(
         lines,
         names,
         loc="center",
