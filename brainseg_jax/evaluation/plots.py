@@ -1,7 +1,7 @@
-"""Plots of a report: SVG text to stand in a page, whose colors are the page's, so that they work in the dark too.
+"""Plots of a report as SVG text for a web page; they take their colors from the page, so they also work in dark mode.
 
-Matplotlib writes colors as hexadecimal numbers. The ones named here are stand-ins, and each becomes a color of the
-page's style sheet (`templates/report.css`) in the finished SVG.
+Matplotlib writes colors as hexadecimal numbers. The colors defined here are placeholders. In the finished SVG each one
+is replaced by a color of the style sheet of the page (`templates/report.css`).
 """
 
 import html
@@ -24,8 +24,8 @@ TEXT, LINE = "#010101", "#020202"
 RUNS = ("#0a0a01", "#0a0a02", "#0a0a03", "#0a0a04", "#0a0a05", "#0a0a06")
 _PAGE_COLORS = {TEXT: "currentColor", LINE: "var(--line)"} | {c: f"var(--run{k})" for k, c in enumerate(RUNS)}
 _STYLE = {
-    "svg.fonttype": "none",  # words stay words: searchable, in the page's font
-    "svg.hashsalt": "brainseg_jax",  # or names within the SVG are drawn anew each time
+    "svg.fonttype": "none",  # text remains text: searchable, in the font of the page
+    "svg.hashsalt": "brainseg_jax",  # without it the ids are random
     "text.color": TEXT,
     "axes.labelcolor": TEXT,
     "axes.edgecolor": TEXT,
@@ -44,20 +44,20 @@ _SIZE = (4.4, 3.1)  # inches
 
 
 def curves(epochs: dict[str, list[dict]], keys: dict[str, tuple[str, str]], label: str) -> str:
-    """Lines by epoch.
+    """Plots lines by epoch.
 
     Args:
-      epochs: by run, rows of `metrics.jsonl`.
-      keys: of the rows, with words and line style of each.
-      label: of the vertical axis.
+      epochs: run -> rows of `metrics.jsonl`.
+      keys: key of the rows -> label and line style.
+      label: label of the vertical axis.
     """
     with matplotlib.rc_context(_STYLE):
         figure, axes = _figure()
         for color, (name, rows) in zip(RUNS, epochs.items(), strict=False):
             for key, (words, style) in keys.items():
-                words = words if len(epochs) == 1 else f"{name}, {words}"
+                text = words if len(epochs) == 1 else f"{name}, {words}"
                 x, y = [row["epoch"] for row in rows], [row[key] for row in rows]
-                axes.plot(x, y, style, color=color, label=words, marker="." if len(x) < 3 else "")
+                axes.plot(x, y, style, color=color, label=text, marker="." if len(x) < 3 else "")
         axes.set(xlabel="epoch", ylabel=label)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend()
@@ -65,11 +65,11 @@ def curves(epochs: dict[str, list[dict]], keys: dict[str, tuple[str, str]], labe
 
 
 def dice_distribution(dice: dict[str, dict[str, float]], intervals: dict[str, list[float] | None]) -> str:
-    """A histogram of the patients' Dice for each run, each patient a dot below, mean and its interval above.
+    """Plots a histogram of the patients' Dice per run: patients as dots below, the mean and its interval above.
 
     Args:
-      dice: by run, of each patient.
-      intervals: by run, of the mean, or None.
+      dice: run -> patient -> Dice.
+      intervals: run -> interval of the mean, or None.
     """
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(_SIZE[0], max(_SIZE[1], 1.5 * len(dice))), layout="constrained")
@@ -95,11 +95,11 @@ def dice_distribution(dice: dict[str, dict[str, float]], intervals: dict[str, li
 def dice_by_target(
     dice: dict[str, dict[str, dict[str, float]]], intervals: dict[str, dict[str, list[float] | None]]
 ) -> str:
-    """A line for each target: each patient's Dice a dot, the mean with its interval a diamond above; by run.
+    """Plots a row per target and run: the Dice of each patient as a dot, the mean with its interval as a diamond above.
 
     Args:
-      dice: by run and target, of each patient.
-      intervals: by run and target, of the mean, or None.
+      dice: run -> target -> patient -> Dice.
+      intervals: run -> target -> interval of the mean, or None.
     """
     targets = list(next(iter(dice.values())))
     step = 0.7 / len(dice)
@@ -124,7 +124,7 @@ def dice_by_target(
 
 
 def paired(first: tuple[str, dict[str, float]], others: dict[str, dict[str, float]], label: str) -> str:
-    """Each patient's score in other runs against that in the first, on the diagonal where they are alike."""
+    """Plots the score of each patient in other runs against the first run, with the diagonal of equal scores."""
     name, reference = first
     with matplotlib.rc_context(_STYLE):
         figure, axes = _figure()
@@ -140,19 +140,19 @@ def paired(first: tuple[str, dict[str, float]], others: dict[str, dict[str, floa
 
 
 def expected_dice(rows: dict[str, list[dict]]) -> str:
-    """The Dice of each case against what was expected of it, with its interval.
+    """Plots the Dice of each case against its expected Dice, with the interval.
 
     Args:
-      rows: by run, of cases with the columns of `quality`, none of them blank.
+      rows: run -> rows of cases with the columns of `quality`, all defined.
     """
     with matplotlib.rc_context(_STYLE):
         figure, axes = _figure()
         axes.plot([0, 1], [0, 1], color=LINE, linewidth=1)
-        for color, (name, own) in zip(RUNS, rows.items(), strict=False):
-            for row in own:
+        for color, (name, cases) in zip(RUNS, rows.items(), strict=False):
+            for row in cases:
                 x = row[EXPECTED]
                 axes.plot([x, x], [row[LOWER], row[UPPER]], color=color, alpha=0.3, linewidth=1)
-                _mark(axes, x, row["dice"], color, row["patient"], _expected_words(row))
+                _mark(axes, x, row["dice"], color, row["patient"], _expected_text(row))
             axes.plot([], [], "o", color=color, label=name, markersize=5)
         axes.set(xlabel="expected Dice", ylabel="3-D Dice", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
         if len(rows) > 1:
@@ -161,16 +161,16 @@ def expected_dice(rows: dict[str, list[dict]]) -> str:
 
 
 def sorted_by_expected(rows: dict[str, list[dict]]) -> str:
-    """The cases in order of the expected Dice, lowest first, a row of axes a run; see `expected_dice`."""
+    """Plots the cases in order of the expected Dice, lowest first, one row of axes per run; see `expected_dice`."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(_SIZE[0], max(_SIZE[1], 1.8 * len(rows))), layout="constrained")
-        for axes, color, (name, own) in zip(
+        for axes, color, (name, cases) in zip(
             figure.subplots(len(rows), 1, squeeze=False)[:, 0], RUNS, rows.items(), strict=False
         ):
-            for x, row in enumerate(least_sure(own), start=1):
+            for x, row in enumerate(least_sure(cases), start=1):
                 axes.plot([x, x], [row[LOWER], row[UPPER]], color=color, alpha=0.3, linewidth=2)
                 axes.plot([x - 0.3, x + 0.3], [row[EXPECTED]] * 2, color=color, linewidth=1)
-                _mark(axes, x, row["dice"], color, row["patient"], _expected_words(row))
+                _mark(axes, x, row["dice"], color, row["patient"], _expected_text(row))
             axes.set(ylabel="3-D Dice", ylim=(-0.03, 1.03))
             axes.xaxis.get_major_locator().set_params(integer=True)
             if len(rows) > 1:
@@ -179,49 +179,53 @@ def sorted_by_expected(rows: dict[str, list[dict]]) -> str:
         return _svg(figure, "sorted")
 
 
-def _expected_words(row: dict) -> str:
+def _expected_text(row: dict) -> str:
     return f"{case_name(row)}: {row['dice']:.3f}, expected {row[EXPECTED]:.3f} ({row[LOWER]:.3f} to {row[UPPER]:.3f})"
 
 
 def risk(rows: dict[str, list[dict]]) -> str:
-    """Risk-coverage curves by agreement, and dotted by the Dice itself.
+    """Plots risk-coverage curves by agreement, and dotted by the Dice itself.
 
     Args:
-      rows: by run, of cases with the columns of `quality`.
+      rows: run -> rows of cases with the columns of `quality`.
     """
     with matplotlib.rc_context(_STYLE):
         figure, axes = _figure()
-        for color, (name, own) in zip(RUNS, rows.items(), strict=False):
-            dice, sure = ([row[column] for row in own] for column in ("dice", AGREEMENT))
-            coverage = np.arange(1, len(own) + 1) / len(own)
-            words = f"area {area(sure, dice):.3f}, best {area(dice, dice):.3f}"
-            marker = "." if len(own) < 3 else ""
+        for color, (name, cases) in zip(RUNS, rows.items(), strict=False):
+            dice, confidence = ([row[column] for row in cases] for column in ("dice", AGREEMENT))
+            coverage = np.arange(1, len(cases) + 1) / len(cases)
+            words = f"area {area(confidence, dice):.3f}, best {area(dice, dice):.3f}"
+            marker = "." if len(cases) < 3 else ""
             label = words if len(rows) == 1 else f"{name}, {words}"
-            axes.plot(coverage, risk_coverage(sure, dice), color=color, label=label, marker=marker)
+            axes.plot(coverage, risk_coverage(confidence, dice), color=color, label=label, marker=marker)
             axes.plot(coverage, risk_coverage(dice, dice), ":", color=color, marker=marker)
-        axes.set(xlabel="coverage: share of the cases, surest first", ylabel="risk: mean of 1 - Dice", xlim=(0, 1.02))
+        axes.set(
+            xlabel="coverage: fraction of the cases, most certain first",
+            ylabel="risk: mean of 1 - Dice",
+            xlim=(0, 1.02),
+        )
         axes.set_ylim(bottom=0)
         axes.legend()
         return _svg(figure, "risk")
 
 
 def volumes(pairs: dict[str, dict[str, tuple[float, float]]], unit: str) -> str:
-    """Predicted against true volume of each patient.
+    """Plots the predicted against the reference volume of each patient.
 
     Args:
-      pairs: by run, (true, predicted) of each patient.
-      unit: of the volumes.
+      pairs: run -> patient -> (reference, predicted).
+      unit: unit of the volumes.
     """
     with matplotlib.rc_context(_STYLE):
         figure, axes = _figure()
-        greatest = 1.05 * max((max(pair) for run in pairs.values() for pair in run.values()), default=1.0) or 1.0
-        axes.plot([0, greatest], [0, greatest], color=LINE, linewidth=1)
+        limit = 1.05 * max((max(pair) for run in pairs.values() for pair in run.values()), default=1.0) or 1.0
+        axes.plot([0, limit], [0, limit], color=LINE, linewidth=1)
         for color, (name, patients) in zip(RUNS, pairs.items(), strict=False):
             for patient, (true, predicted) in patients.items():
-                words = f"{patient}: {true:,.4g} true, {predicted:,.4g} predicted ({unit})"
+                words = f"{patient}: {true:,.4g} reference, {predicted:,.4g} predicted ({unit})"
                 _mark(axes, true, predicted, color, patient, words)
             axes.plot([], [], "o", color=color, label=name, markersize=5)
-        axes.set(xlabel=f"true volume, {unit}", ylabel=f"predicted volume, {unit}")
+        axes.set(xlabel=f"reference volume, {unit}", ylabel=f"predicted volume, {unit}")
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(matplotlib.ticker.MaxNLocator(5))
             axis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:,.6g}"))
@@ -231,28 +235,28 @@ def volumes(pairs: dict[str, dict[str, tuple[float, float]]], unit: str) -> str:
 
 
 def reliability(calibrations: dict[str, Calibration], target: str) -> str:
-    """Share of a target by predicted probability, for each run, and how many voxels each bin holds."""
+    """Plots the fraction of the target by predicted probability, and the number of voxels per bin, for each run."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=_SIZE, layout="constrained")
-        axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+        axes, counts_axes = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
         axes.plot([0, 1], [0, 1], color=LINE, linewidth=1)
         for color, (name, counts) in zip(RUNS, calibrations.items(), strict=False):
-            some = counts.voxels > 0
-            x, y = (values[some] / counts.voxels[some] for values in (counts.probability, counts.tumor))
+            nonempty = counts.voxels > 0
+            x, y = (values[nonempty] / counts.voxels[nonempty] for values in (counts.probability, counts.tumor))
             axes.plot(x, y, "o-", color=color, markersize=4, label=name)
-            edges = np.linspace(0, 1, len(some) + 1)
-            below.stairs(np.maximum(counts.voxels, 0.5), edges, color=color, baseline=0.5)
-        axes.set(ylabel=f"share of {target}", ylim=(-0.03, 1.03))
-        below.set(xlabel="predicted probability", ylabel="voxels", yscale="log", xlim=(-0.02, 1.02))
-        below.yaxis.set_major_locator(matplotlib.ticker.LogLocator(numticks=4))
-        below.minorticks_off()
+            edges = np.linspace(0, 1, len(nonempty) + 1)
+            counts_axes.stairs(np.maximum(counts.voxels, 0.5), edges, color=color, baseline=0.5)
+        axes.set(ylabel=f"fraction of {target}", ylim=(-0.03, 1.03))
+        counts_axes.set(xlabel="predicted probability", ylabel="voxels", yscale="log", xlim=(-0.02, 1.02))
+        counts_axes.yaxis.set_major_locator(matplotlib.ticker.LogLocator(numticks=4))
+        counts_axes.minorticks_off()
         if len(calibrations) > 1:
             axes.legend()
         return _svg(figure, "reliability")
 
 
 def thresholds(calibrations: dict[str, Calibration], used: dict[str, float]) -> str:
-    """Mean Dice over patients by threshold, with the threshold that each run uses."""
+    """Plots the mean Dice over patients by threshold, and the threshold that each run uses."""
     with matplotlib.rc_context(_STYLE):
         figure, axes = _figure()
         for color, (name, counts) in zip(RUNS, calibrations.items(), strict=False):
@@ -265,7 +269,7 @@ def thresholds(calibrations: dict[str, Calibration], used: dict[str, float]) -> 
 
 
 def prefixed(svg: str, prefix: str) -> str:
-    """The SVG with a prefix before all names within it, so that a page can hold the plot of several targets."""
+    """Adds a prefix to all ids in the SVG, so that one page can hold the same plot for several targets."""
     return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}", svg)
 
 
@@ -275,17 +279,17 @@ def _figure() -> tuple[Figure, Axes]:
 
 
 def _mark(axes: Axes, x: float, y: float, color: str, patient: str, words: str) -> None:
-    """A dot of a patient: the page shows the words and opens the patient."""
+    """Draws the dot of a patient; in the page it shows `words`, and a click opens the patient."""
     (dot,) = axes.plot(x, y, "o", color=color, alpha=0.75, markersize=6, markeredgewidth=0)
-    dot.set_gid(f"mark|{quote(patient)}|{quote(words)}")  # an id may hold no blank and no quotation mark
+    dot.set_gid(f"mark|{quote(patient)}|{quote(words)}")  # an id cannot contain blanks or quotation marks
 
 
 def _svg(figure: Figure, name: str) -> str:
-    """The SVG element alone: nothing that names another place, and names that are its own in a page of many."""
+    """Returns the SVG element without references to other files, and with ids that are unique in the page."""
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = file.getvalue()
-    # Its style sheet would hold for the whole page.
+    # The style sheet of the SVG would apply to the whole page.
     text = re.sub(r"<(metadata|style)\b.*?</\1>", "", text[text.index("<svg") :], flags=re.DOTALL)
     for color, replacement in _PAGE_COLORS.items():
         text = text.replace(color, replacement)

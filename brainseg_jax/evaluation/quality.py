@@ -1,6 +1,6 @@
-"""How good the number beside each mask is: the risk-coverage curve, and how often the expected Dice holds.
+"""Evaluation of the confidence of masks: the risk-coverage curve, and the coverage of the expected Dice.
 
-Rows of cases (see `scores`) that were predicted by a network have the columns of `QUALITY`.
+Rows of cases (see `scores`) that a network predicted have the columns of `QUALITY`.
 """
 
 import math
@@ -15,21 +15,21 @@ AGREEMENT, EXPECTED, LOWER, UPPER = QUALITY
 
 
 def columns(quality: Quality) -> dict[str, float | None]:
-    """The columns of a row, None where something is not known."""
+    """Returns the columns of a row; unknown values are None."""
     return dict(zip(QUALITY, (quality.agreement, *(quality.expected or (None,) * 3)), strict=True))
 
 
 def risk_coverage(confidence: Sequence[float | None], dice: Sequence[float]) -> np.ndarray:
-    """The risk of the surest cases: the mean of 1 - Dice over them (Geifman and El-Yaniv 2017, arXiv 1705.08500).
+    """Returns the risk of the most certain cases: their mean of 1 - Dice (Geifman and El-Yaniv 2017, arXiv 1705.08500).
 
-    Cases of equal confidence have no order: each has the mean risk of them all, as on average over all orders.
+    Cases of equal confidence have no order. Each of them has their mean risk, which is the average over all orders.
 
     Args:
-      confidence: of each case, larger is surer; None, where it is not known, is less sure than any number.
-      dice: of each case, in [0, 1].
+      confidence: one value per case, larger is more certain; None (unknown) is below all numbers.
+      dice: one value per case, in [0, 1].
 
     Returns:
-      of the 1, 2, ..., n surest cases, [n] float64; their coverage is 1 / n, 2 / n, ..., 1.
+      the risk of the 1, 2, ..., n most certain cases, [n] float64; their coverage is 1 / n, 2 / n, ..., 1.
     """
     values = np.array([-np.inf if value is None else value for value in confidence], np.float64)
     _, groups = np.unique(-values, return_inverse=True)
@@ -38,18 +38,19 @@ def risk_coverage(confidence: Sequence[float | None], dice: Sequence[float]) -> 
 
 
 def area(confidence: Sequence[float | None], dice: Sequence[float]) -> float:
-    """The area under the risk-coverage curve, small is good; the mean risk of all cases where confidence says nothing.
+    """Returns the area under the risk-coverage curve (lower is better), as the mean of `risk_coverage`.
 
-    It is the mean of `risk_coverage`. For segmentation it is recommended by Zenk et al. 2025 (arXiv 2406.03323).
+    Zenk et al. 2025 (arXiv 2406.03323) recommend it for segmentation. An uninformative confidence gives the mean risk
+    of all cases.
     """
     return float(risk_coverage(confidence, dice).mean())
 
 
 def dice_at(coverage: float, confidence: Sequence[float | None], dice: Sequence[float]) -> float:
-    """Mean Dice of the surest cases.
+    """Returns the mean Dice of the most certain cases.
 
     Args:
-      coverage: share of the cases that are accepted, in (0, 1]; their number is rounded up.
+      coverage: fraction of the cases that are accepted, in (0, 1]; the number of cases is rounded up.
       confidence: see `risk_coverage`.
       dice: see `risk_coverage`.
     """
@@ -58,11 +59,11 @@ def dice_at(coverage: float, confidence: Sequence[float | None], dice: Sequence[
 
 
 def pairs_of(rows: Sequence[dict], targets: Sequence[str]) -> dict[str, tuple[Pair, ...]]:
-    """Agreement and Dice of the cases with a mask, by target.
+    """Returns target -> agreement and Dice of the cases with a nonempty mask.
 
     Args:
-      rows: of cases, with the column `AGREEMENT`.
-      targets: names of all; rows of a single one have no column "target".
+      rows: rows of cases with the column `AGREEMENT`.
+      targets: names of all targets; rows of a single target have no column "target".
     """
     return {
         target: tuple(
@@ -75,53 +76,58 @@ def pairs_of(rows: Sequence[dict], targets: Sequence[str]) -> dict[str, tuple[Pa
 
 
 def learn(rows: Sequence[dict], targets: Sequence[str], source: str) -> ExpectedDice | None:
-    """The expected Dice, from cases that were not trained on.
+    """Learns the expected Dice from cases that were not used for training.
 
     Args:
       rows: see `pairs_of`.
       targets: see `pairs_of`.
-      source: which cases these are, in words.
+      source: describes these cases.
 
     Returns:
-      None where a target has masks of fewer than `LEAST_PATIENTS` patients.
+      None if a target has nonempty masks of fewer than `LEAST_PATIENTS` patients.
     """
     pairs = pairs_of(rows, targets)
-    if any(len({pair.patient for pair in own}) < LEAST_PATIENTS for own in pairs.values()):
+    if any(len({pair.patient for pair in of_target}) < LEAST_PATIENTS for of_target in pairs.values()):
         return None
     return ExpectedDice(pairs, source)
 
 
 def with_expected(rows: list[dict], expected: ExpectedDice | None, targets: Sequence[str]) -> list[dict]:
-    """Rows with what is expected of each mask; that of a patient is learned from all others.
+    """Adds the expected Dice to rows; the value of a patient is learned from all other patients.
 
     Args:
       rows: see `pairs_of`.
       expected: None leaves the columns blank.
       targets: see `pairs_of`.
     """
-    out = []
+    result = []
     for row in rows:
         target = row.get("target", targets[0])
-        found = expected and expected(target, row[AGREEMENT], without=row["patient"])
-        out.append(row | columns(Quality(row[AGREEMENT], found)))
-    return out
+        estimate = expected and expected(target, row[AGREEMENT], without=row["patient"])
+        result.append(row | columns(Quality(row[AGREEMENT], estimate)))
+    return result
 
 
 def summarize_quality(rows: list[dict]) -> dict:
-    """How well the number beside each mask does.
+    """Summarizes how well agreement and expected Dice predict the Dice.
 
     Args:
-      rows: of one target, with the columns `QUALITY`.
+      rows: rows of one target with the columns `QUALITY`.
 
     Returns:
-      cases; area and area_best, under the risk-coverage curve by agreement and, the least there can be, by the Dice
-      itself; dice_at_80, the mean of the surest 80 %; and where there are expected Dice: masks, how many have one,
-      covered, how many of these have their Dice within the interval, width, its mean, and error, the mean of the
-      distance between Dice and expected Dice.
+      cases: number of cases.
+      area: area under the risk-coverage curve by agreement.
+      area_best: area by the Dice itself, the minimum.
+      dice_at_80: mean Dice of the most certain 80 %.
+      If there are expected Dice, also:
+      masks: number of cases with an expected Dice.
+      covered: number of them with a Dice within the interval.
+      width: mean width of the interval.
+      error: mean of |Dice - expected Dice|.
     """
-    dice, sure = ([row[name] for row in rows] for name in ("dice", AGREEMENT))
-    out = {"cases": len(rows), "area": area(sure, dice), "area_best": area(dice, dice)}
-    out["dice_at_80"] = dice_at(0.8, sure, dice)
+    dice, confidence = ([row[name] for row in rows] for name in ("dice", AGREEMENT))
+    out = {"cases": len(rows), "area": area(confidence, dice), "area_best": area(dice, dice)}
+    out["dice_at_80"] = dice_at(0.8, confidence, dice)
     known = [row for row in rows if row[EXPECTED] is not None]
     if not known:
         return out
@@ -134,7 +140,7 @@ def summarize_quality(rows: list[dict]) -> dict:
 
 
 def least_sure(rows: list[dict]) -> list[dict]:
-    """The rows, those of the lowest expected Dice, or agreement where there is none, first; empty masks before all."""
+    """Sorts rows by expected Dice (or agreement, if there is none), lowest first; empty masks come before all."""
 
     def key(row: dict) -> tuple:
         value = row[AGREEMENT] if row[EXPECTED] is None else row[EXPECTED]

@@ -1,7 +1,7 @@
-"""What is known of each case of a report, on disk: memory holds the scores of all cases, and the pictures of one.
+"""Scores and pictures of a report on disk. Memory holds the scores of all cases and the pictures of one.
 
-A file of records is JSON, a value a line: for each run a line of the run and two lines a case, the scores and the
-pictures; at the end the number of runs. In the file of a shard the header of `shards` precedes them.
+A file of records holds one JSON value per line. Each run has one line for the run, then two lines per case: scores and
+pictures. The last line holds the number of runs. The file of a shard starts with the header of `shards`.
 """
 
 import dataclasses
@@ -19,13 +19,13 @@ from brainseg_jax.shards import Shard, write_line
 
 
 class CaseScores(NamedTuple):
-    """What is known of one case under one run, or in one folder of masks.
+    """The scores of one case, for one run or one folder of masks.
 
     Attributes:
-      name: of the case.
-      rows: see `scores`; one a target.
-      calibrations: of each target, by its name; empty where there are no probabilities.
-      pictures: with the overlay of this run.
+      name: name of the case.
+      rows: one per target, see `scores`.
+      calibrations: target -> calibration; empty without probabilities.
+      pictures: pictures with the overlay of this run.
     """
 
     name: str
@@ -38,9 +38,9 @@ class Scoring(NamedTuple):
     """A run, or a folder of masks, that is scored case by case.
 
     Attributes:
-      run: what a report needs of it, still without rows and calibrations.
-      cases: of the report, in its order.
-      score: scores some of the cases, in any order; each is scored as it is taken.
+      run: the input of a report, still without rows and calibrations.
+      cases: cases of the report, in its order.
+      score: yields the scores of the requested cases, in any order; it scores each case lazily.
     """
 
     run: Scored
@@ -49,11 +49,11 @@ class Scoring(NamedTuple):
 
 
 class Work(NamedTuple):
-    """What an evaluation scores.
+    """The work of an evaluation.
 
     Attributes:
-      version: identifies it, content for JSON; another mask, weight or split gives another one.
-      scorings: one of each run; they are made one after the other, so that memory holds the data of one.
+      version: JSON content that changes with any mask, weight or split.
+      scorings: one per run. They are created one after the other, so that memory holds the data of one run.
     """
 
     version: dict
@@ -69,7 +69,7 @@ class StoredCase(NamedTuple):
 
 
 class RunRecords(NamedTuple):
-    """What a file holds of one run: see `Scoring`; `stored` by name of the case."""
+    """The content of a file for one run, see `Scoring`; `stored` maps the name of a case to its record."""
 
     run: dict
     cases: tuple[str, ...]
@@ -81,9 +81,9 @@ class Records(NamedTuple):
 
     Attributes:
       runs: in the order of the report.
-      file: pictures are read from it while it is open.
-      end: offset after the last case that is whole.
-      done: whether all cases of all runs are in it.
+      file: must stay open while pictures are read.
+      end: offset after the last complete case.
+      done: whether the file is complete.
     """
 
     runs: list[RunRecords]
@@ -93,31 +93,31 @@ class Records(NamedTuple):
 
 
 def write_records(file: BinaryIO, scorings: Iterable[Scoring], shard: Shard, records: Records) -> int:
-    """Scores the cases of a shard that the file does not hold yet, and writes each as soon as it is scored.
+    """Scores the cases of a shard that are missing in the file, and writes each case at once.
 
     Args:
       file: open for reading and writing.
-      scorings: of each run; one or more, taken one after the other.
-      shard: of the cases.
-      records: what the file holds; what follows the last whole case is cut off.
+      scorings: one per run; one or more, read one after the other.
+      shard: selects the cases.
+      records: current content of the file; everything after the last complete case is cut off.
 
     Returns:
-      how many cases were scored, those of each run counted.
+      the number of scored cases, summed over the runs.
 
     Raises:
-      InputError: the file cannot be written, or what scores a case raises it.
+      InputError: the file cannot be written, or scoring a case fails.
     """
     file.seek(records.end)
     file.truncate()
     count = number = 0
     for number, scoring in enumerate(scorings, start=1):
-        known = number <= len(records.runs)
-        if not known:
+        resumed = number <= len(records.runs)
+        if not resumed:
             run = dataclasses.asdict(scoring.run) | {"description": scoring.run.description.to_json()}
             _write(file, {"run": run, "cases": scoring.cases})
-        stored = records.runs[number - 1].stored if known else {}
-        left = [name for name in shard.of(scoring.cases) if name not in stored]
-        for one in scoring.score(left) if left else ():
+        stored = records.runs[number - 1].stored if resumed else {}
+        missing = [name for name in shard.of(scoring.cases) if name not in stored]
+        for one in scoring.score(missing) if missing else ():
             calibrations = {target: calibration.to_json() for target, calibration in one.calibrations.items()}
             _write(file, {"case": one.name, "rows": one.rows, "calibrations": calibrations})
             _write(file, dataclasses.asdict(one.pictures))
@@ -131,24 +131,24 @@ def _write(file: BinaryIO, value: dict) -> None:
 
 
 def read_records(file: BinaryIO, shard: Shard) -> Records:
-    """Reads everything but the pictures, from the current offset on; what a kill cut off at the end is left out.
+    """Reads all records except the pictures, from the current offset; ignores an incomplete end (after a kill).
 
     Raises:
-      ValueError: it is no file of records, or one of other cases than those of the shard.
+      ValueError: it is not a file of records, or its cases are not those of the shard.
     """
     runs, end, done = [], file.tell(), False
     try:
         while (line := file.readline()).endswith(b"\n"):
             value = json.loads(line)
             if done:
-                raise ValueError("lines after its end")
+                raise ValueError("there are lines after the last one")
             if "run" in value:
                 _check_complete(runs, shard)
                 runs.append(RunRecords(value["run"], tuple(value["cases"]), {}))
             elif "runs" in value:
                 _check_complete(runs, shard)
                 if not runs or value["runs"] != len(runs):
-                    raise ValueError(f"{len(runs)} runs, {value['runs']} were written")
+                    raise ValueError(f"it holds {len(runs)} of {value['runs']} runs")
                 done = True
             else:
                 calibrations = {t: Calibration.from_json(content) for t, content in value["calibrations"].items()}
@@ -156,66 +156,65 @@ def read_records(file: BinaryIO, shard: Shard) -> Records:
                 if not file.readline().endswith(b"\n"):
                     break
                 if value["case"] in runs[-1].stored:
-                    raise ValueError(f"{value['case']} is in it twice")
+                    raise ValueError(f"it holds case {value['case']} twice")
                 runs[-1].stored[value["case"]] = stored
             end = file.tell()
     except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise ValueError(f"no {error} in it") from error
+        raise ValueError(f"a line is not a record ({error})") from error
     return Records(runs, file, end, done)
 
 
 def _check_complete(runs: list[RunRecords], shard: Shard) -> None:
-    """Raises ValueError where the last run does not have the cases of its shard."""
+    """Raises ValueError unless the last run has exactly the cases of its shard."""
     if runs and (different := set(shard.of(runs[-1].cases)) ^ runs[-1].stored.keys()):
-        raise ValueError(f"{', '.join(sorted(different)[:5])} missing, or of another shard")
+        raise ValueError(f"{', '.join(sorted(different)[:5])} missing or from another shard")
 
 
-def join(parts: Sequence[Records]) -> tuple[list[Scored], "StoredPictures"]:
+def join(shards: Sequence[Records]) -> tuple[list[Scored], "StoredPictures"]:
     """Joins the shards of a report.
 
     Args:
-      parts: one or more, of the same runs; each case is in one of them.
+      shards: records of one or more shards with the same runs; each case is in one of them.
 
     Returns:
-      the runs with rows and calibrations, and the pictures with an overlay of each run; both in the order of the
-      report.
+      the runs with rows and calibrations, and the pictures with one overlay per run; both in the order of the report.
     """
     scored = []
-    cases = parts[0].runs[0].cases
-    for k, first in enumerate(parts[0].runs):
-        stored = {name: one for part in parts for name, one in part.runs[k].stored.items()}
+    cases = shards[0].runs[0].cases
+    for k, first in enumerate(shards[0].runs):
+        stored = {name: one for part in shards for name, one in part.runs[k].stored.items()}
         ordered = [stored[name] for name in cases]
         patients = [one.rows[0]["patient"] for one in ordered]
         calibrations = combine_targets([one.calibrations for one in ordered], patients)
         description = Description.from_json(first.run["description"])
         run = first.run | {"rows": [row for one in ordered for row in one.rows]}
         scored.append(Scored(**run | {"calibrations": calibrations, "description": description}))
-    return scored, StoredPictures(parts, cases)
+    return scored, StoredPictures(shards, cases)
 
 
 class StoredPictures(Sequence[CasePictures]):
-    """The pictures of the cases, each read when it is asked for; the files stay open for it."""
+    """The pictures of the cases. Each access reads them from the files, which must stay open."""
 
-    def __init__(self, parts: Sequence[Records], cases: Sequence[str]) -> None:
+    def __init__(self, shards: Sequence[Records], cases: Sequence[str]) -> None:
         """See `join`."""
         self._offsets = [
-            [(part.file, run.stored[name].offset) for run in part.runs]
+            [(records.file, run.stored[name].offset) for run in records.runs]
             for name in cases
-            for part in parts
-            if name in part.runs[0].stored
+            for records in shards
+            if name in records.runs[0].stored
         ]
 
     def __len__(self) -> int:
-        """How many cases."""
+        """Number of cases."""
         return len(self._offsets)
 
     def __getitem__(self, index: int) -> CasePictures:
-        """The pictures of a case; the scan is that of the first run, as it is the same in all."""
+        """Reads the pictures of a case; the scan is taken from the first run, because it is the same in all."""
         first, *others = (_read_pictures(file, offset) for file, offset in self._offsets[index])
         return dataclasses.replace(first, overlays=first.overlays + [other.overlays[0] for other in others])
 
     def __iter__(self) -> Iterator[CasePictures]:
-        """One after the other."""
+        """Reads one case after the other."""
         return (self[index] for index in range(len(self)))
 
 

@@ -1,4 +1,4 @@
-"""Shards of an evaluation: what each scores, and the merge. Each leaves a file of `records`, see `ShardFile`."""
+"""Scores shards of an evaluation and reads them for the merge. Each shard writes `records`, see `ShardFile`."""
 
 import contextlib
 import itertools
@@ -14,32 +14,32 @@ NAME = "evaluate"
 
 
 def score_shard(file: ShardFile, work: Work, *, overwrite: bool) -> int | None:
-    """Scores the cases of a shard, but for those that an earlier process of the same command scored.
+    """Scores the cases of a shard, except those that an earlier process of the same command scored.
 
     Args:
-      file: of the shard; its command names the version of `work`.
-      work: what is scored.
-      overwrite: whether to score all of them again.
+      file: file of the shard; its command contains the version of `work`.
+      work: the evaluation.
+      overwrite: whether to score all cases again.
 
     Returns:
-      how many cases it scored, or None where the shard was done before.
+      the number of scored cases, or None if the shard was already complete.
 
     Raises:
-      InputError: the file cannot be written or is of a different command; or what scores a case raises it.
+      InputError: the file cannot be written, belongs to a different command, or scoring a case fails.
     """
-    known = not overwrite and file.exists()
-    if known:
+    resumed = not overwrite and file.exists()
+    if resumed:
         with file.opened(new=False) as opened:
             if _read(file, opened).done:
                 return None
-    scorings = itertools.chain([next(work.scorings)], work.scorings)  # faults of the input come before any file
-    with file.opened(new=not known) as opened:
+    scorings = itertools.chain([next(work.scorings)], work.scorings)  # reports input faults before it creates a file
+    with file.opened(new=not resumed) as opened:
         return write_records(opened, scorings, file.shard, _read(file, opened))
 
 
 @contextlib.contextmanager
 def opened_records(output: Path) -> Iterator[tuple[dict, list[Records]]]:
-    """The command and all shards of an evaluation; open, as pictures are read from them.
+    """Opens all shards of an evaluation; yields the command and the records, from which pictures can be read.
 
     Raises:
       InputError: see `opened_shards`.

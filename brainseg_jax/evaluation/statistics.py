@@ -1,31 +1,31 @@
-"""What a sample of patients can say: bootstrap intervals, a paired test with its effect size, many tests at once."""
+"""Statistics over patients: bootstrap intervals, a paired test with effect size, and a correction for many tests."""
 
 from typing import NamedTuple
 
 import numpy as np
-import scipy  # whose parts are loaded where they are first asked for
+import scipy  # loads its submodules on first use
 
 RESAMPLES = 10_000
-_VALUES_AT_ONCE = 1_000_000  # of all resamples, so that memory does not grow with the patients; no figure depends on it
+_VALUES_AT_ONCE = 1_000_000  # per batch of resamples; bounds the memory and does not change results
 
 
 def mean_interval(values: np.ndarray) -> list[float] | None:
-    """95 % bootstrap interval of the mean (BCa; Efron 1987), fixed seed.
+    """Returns the 95 % bootstrap interval of the mean (BCa; Efron 1987), with a fixed seed.
 
     Args:
-      values: [n], one a patient.
+      values: [n], one per patient.
 
     Returns:
-      [low, high]; None for fewer than 3 values or where all are alike.
+      [low, high]; None for fewer than 3 values or if all are equal.
     """
     return _interval(values, np.mean, "BCa")
 
 
 def median_interval(values: np.ndarray) -> list[float] | None:
-    """As `mean_interval`, of the median.
+    """Like `mean_interval`, for the median.
 
-    It is the percentile interval: the jackknife on which BCa rests is not consistent for a median (Efron and
-    Tibshirani 1993, section 11.6).
+    It is the percentile interval: BCa uses the jackknife, which is not consistent for a median (Efron and Tibshirani
+    1993, section 11.6).
     """
     return _interval(values, np.median, "percentile")
 
@@ -33,7 +33,7 @@ def median_interval(values: np.ndarray) -> list[float] | None:
 def _interval(values: np.ndarray, statistic: np.ufunc, method: str) -> list[float] | None:
     if len(values) < 3 or np.ptp(values) == 0.0:
         return None
-    found = scipy.stats.bootstrap(
+    interval = scipy.stats.bootstrap(
         (values,),
         statistic,
         n_resamples=RESAMPLES,
@@ -41,19 +41,19 @@ def _interval(values: np.ndarray, statistic: np.ufunc, method: str) -> list[floa
         method=method,
         rng=np.random.default_rng(0),
     ).confidence_interval
-    ends = [float(found.low), float(found.high)]
-    return ends if np.isfinite(ends).all() else None  # of a few values that are nearly alike
+    ends = [float(interval.low), float(interval.high)]
+    return ends if np.isfinite(ends).all() else None  # not finite for a few nearly equal values
 
 
 class Paired(NamedTuple):
     """A paired comparison.
 
     Attributes:
-      p: two-sided, of the Wilcoxon signed-rank test; None where no pair differs.
-      effect: matched-pairs rank-biserial correlation (Kerby 2014, doi.org/10.2466/11.IT.3.1): the share of the ranks
-        that speaks for an increase less the share that speaks against it, -1 to 1; None where no pair differs.
-      increased: pairs in which the value rose.
-      decreased: pairs in which it fell.
+      p: two-sided p-value of the Wilcoxon signed-rank test; None if no pair differs.
+      effect: matched-pairs rank-biserial correlation (Kerby 2014, doi.org/10.2466/11.IT.3.1), -1 to 1: the fraction of
+        the ranks with an increase minus the fraction with a decrease. None if no pair differs.
+      increased: number of pairs with an increase.
+      decreased: number of pairs with a decrease.
     """
 
     p: float | None
@@ -63,10 +63,10 @@ class Paired(NamedTuple):
 
 
 def compare_pairs(change: np.ndarray) -> Paired:
-    """Wilcoxon signed-rank test on the differences of pairs; pairs that do not differ are left out, as Wilcoxon did.
+    """Applies the Wilcoxon signed-rank test to differences of pairs; zero differences are dropped, as Wilcoxon did.
 
     Args:
-      change: [n] finite differences, one a patient.
+      change: [n] finite differences, one per patient.
     """
     change = np.asarray(change, np.float64)
     differs = change[change != 0.0]
@@ -79,21 +79,21 @@ def compare_pairs(change: np.ndarray) -> Paired:
 
 
 def holm(p_values: list[float | None]) -> list[float | None]:
-    """Adjusts the p-values of a family of tests, so that the chance of one false finding or more keeps to the level.
+    """Adjusts the p-values of a family of tests, to control the probability of one or more false positives.
 
-    Holm 1979, "A simple sequentially rejective multiple test procedure": the k-th smallest of m is multiplied by
-    m - k + 1, is no less than the ones before it, and at most 1.
+    Holm 1979, "A simple sequentially rejective multiple test procedure". The k-th smallest of m p-values is multiplied
+    by m - k + 1. It is at least as large as the adjusted ones before it, and at most 1.
 
     Args:
-      p_values: in [0, 1]; None, a test that could not be made, does not count.
+      p_values: in [0, 1]; None (a test that was not possible) does not count.
 
     Returns:
-      the adjusted ones, in the same order.
+      the adjusted p-values in the same order.
     """
     tests = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
     adjusted: list[float | None] = [None] * len(p_values)
-    least = 0.0
+    minimum = 0.0
     for k, (p, i) in enumerate(tests):
-        least = max(least, min(1.0, p * (len(tests) - k)))
-        adjusted[i] = least
+        minimum = max(minimum, min(1.0, p * (len(tests) - k)))
+        adjusted[i] = minimum
     return adjusted
