@@ -109,7 +109,7 @@ def test_runs_side_by_side(tmp_path):
     runs, _ = make_report(tmp_path / "report.html", ("one", "two"))
     page = Page((tmp_path / "report.html").read_text())
     words = " ".join(page.text.split())
-    assert "two less one, same patients" in words and "of one" not in page.ids
+    assert "two minus one, same patients" in words and "of one" not in page.ids
     first, second = ([row["dice"] for row in run.rows] for run in runs)
     assert f"{np.mean(np.subtract(second, first)):+.3f}".replace("-", "−") in words
     assert all(len(case["overlays"]) == 2 for case in page.scripts.values())

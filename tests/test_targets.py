@@ -106,10 +106,10 @@ def test_regions_and_ignored_voxels_of_a_dataset_json(folders, beside):
     assert case.overlays[0].masks[1].areas == [0, 0, 16, 0]
     of_both, _ = score(folders, targets="second=2")
     assert of_both.rows[1]["dice"] == 1.0 and of_both.facts["Not scored"] == "voxels of label 3"
-    with pytest.raises(InputError, match=r"predicted/a.nii.gz: value 3, none of the labels .* \(1, 2\)"):
+    with pytest.raises(InputError, match=r"predicted/a.nii.gz: value 3 is not a label of .* \(1, 2\)"):
         write(folders / "predicted" / "a.nii.gz", labels())
         score(folders)
-    with pytest.raises(InputError, match=r"dataset.json says that label 3 is ignored, and --targets=third=3 has it"):
+    with pytest.raises(InputError, match=r"label 3 is ignored in .*dataset.json and a target in --targets=third=3"):
         score(folders, targets="third=3")
 
 
@@ -138,7 +138,9 @@ def test_what_the_reference_does_not_know_is_refused_with_all_else(folders):
     with pytest.raises(InputError) as raised:
         score(folders)
     lines = str(raised.value).splitlines()
-    words = "value 4, none of the labels of the reference masks (1, 2, 3); correct it, or name it by --targets"
+    words = (
+        "value 4 is not a label of the reference masks (1, 2, 3); correct the mask, or name the label with --targets"
+    )
     assert f"  {folders / 'predicted' / 'a.nii.gz'}: {words}" in lines
     assert f"  extra: in {folders / 'predicted'} only" in lines and len(lines) == 4
     (folders / "predicted" / "extra.nii.gz").unlink()
@@ -148,7 +150,7 @@ def test_what_the_reference_does_not_know_is_refused_with_all_else(folders):
 
 def test_a_reference_that_its_dataset_json_does_not_know(folders):
     (folders / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "one": 1, "two": 2}}))
-    with pytest.raises(InputError, match=r"truth/007.nii.gz: value 3, none of the labels of .*dataset.json; correct"):
+    with pytest.raises(InputError, match=r"truth/007.nii.gz: value 3 is not a label of .*dataset.json; correct"):
         score(folders)
 
 
@@ -160,15 +162,13 @@ def test_masks_of_one_value_against_label_maps(tmp_path):
     scored, _ = score(tmp_path)
     assert scored.rows[0]["dice"] == 1.0 and scored.description.names == ("tumor",) and "target" not in scored.rows[0]
     write(tmp_path / "truth" / "a.nii.gz", labels())
-    with pytest.raises(InputError, match=r"predicted/a.nii.gz: value 255, none of the labels"):
+    with pytest.raises(InputError, match=r"predicted/a.nii.gz: value 255 is not a label of"):
         score(tmp_path)
     write(tmp_path / "predicted" / "a.nii.gz", ones)
     assert dice_of(score(tmp_path)[0]) == {"label 1": 1.0, "label 2": 0.0, "label 3": 0.0}
     write(tmp_path / "truth" / "a.nii.gz", ones)
     write(tmp_path / "predicted" / "a.nii.gz", labels())
-    with pytest.raises(
-        InputError, match=r"predicted/a.nii.gz: value 2, none of the labels of the reference masks \(1\)"
-    ):
+    with pytest.raises(InputError, match=r"predicted/a.nii.gz: value 2 is not a label of the reference masks \(1\)"):
         score(tmp_path)
 
 
@@ -177,7 +177,7 @@ def test_a_value_that_often_means_ignored_has_to_be_named(tmp_path):
     volume[volume == 3] = 255
     write(tmp_path / "truth" / "a.nii.gz", volume)
     write(tmp_path / "predicted" / "a.nii.gz", half())
-    with pytest.raises(InputError, match=r"truth/a.nii.gz: value 255 beside labels 1, 2; name all by --targets"):
+    with pytest.raises(InputError, match=r"truth/a.nii.gz: value 255 next to labels 1, 2; name all with --targets"):
         score(tmp_path)
     assert dice_of(score(tmp_path, targets="first=1;second=2;ignore=255")[0]) == {"first": 0.8, "second": 1.0}
     assert dice_of(score(tmp_path, targets="first=1;third=255")[0]) == {"first": 0.8, "third": 0.0}
@@ -188,10 +188,10 @@ def test_a_value_that_often_means_ignored_has_to_be_named(tmp_path):
     [
         ("whole", "'whole' is not NAME=LABEL"),
         ("whole=1,x;=2", "'whole=1,x' is not NAME=LABEL,LABEL; '=2' is not NAME=LABEL"),
-        ("a=1;a=2", "target 'a' twice"),
+        ("a=1;a=2", "target 'a' occurs twice"),
         ("a=300", "target 'a' has labels 300"),
         ("a=1;ignore=1", "label 1 is ignored and belongs to target 'a'"),
-        ("a=1;ignore=2,3", "2 labels to ignore; give one"),
+        ("a=1;ignore=2,3", "2 ignore labels; give one"),
         ("ignore=1", "no target"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What a report shows of one target, or of the mean over several: cards, tables and plots."""
+"""The content of a report for one target, or for the mean over several: cards, tables and plots."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -15,18 +15,18 @@ from brainseg_jax.scans.description import LGG, Description
 
 @dataclasses.dataclass(frozen=True)
 class Scored:
-    """What is reported of one run, or of one folder of masks.
+    """The input of a report for one run, or for one folder of masks.
 
     Attributes:
-      name: by which it is told from the others in a report.
+      name: unique name in the report.
       rows: see `scores`; one or more.
-      facts: what it is made from, label -> words; the labels of all in a report are alike.
-      epochs: rows of `metrics.jsonl`; empty where there was no training.
-      calibrations: of each target, by its name; empty where there are no probabilities.
-      thresholds: of the probability of each target, by its name; empty where there are none.
-      config: every setting of the run, or None.
-      kept: which checkpoint is scored, best or last (`train.keep`).
-      description: its targets are scored, and pictures show its channel `Description.shown`.
+      facts: label -> text, shown at the top; all runs of a report have the same labels.
+      epochs: rows of `metrics.jsonl`; empty without training.
+      calibrations: target -> calibration; empty without probabilities.
+      thresholds: target -> threshold of the probability; empty without probabilities.
+      config: all settings of the run, or None.
+      kept: the scored checkpoint, best or last (`train.keep`).
+      description: names the targets; pictures show its channel `Description.shown`.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Plot(NamedTuple):
     """A plot of a report.
 
     Attributes:
-      title: in words.
+      title: title of the plot.
       explanation: how to read it.
       svg: the SVG element.
     """
@@ -56,17 +56,17 @@ class Plot(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """What a report shows of one target, or of the mean over all (`wording` tells what the parts hold).
+    """The content of a report for one target, or for the mean over all; see `wording` for the format of the fields.
 
     Attributes:
-      title: "" where there is one target.
+      title: "" if there is one target.
       headlines: the cards.
       scores: the table of all scores.
       groups: the table of groups of patients.
-      plots: those of this target.
-      columns: heads of the table of cases.
-      rows: of that table, in the order of the runs' rows.
-      dice: of each run, of each case.
+      plots: plots of this target.
+      columns: headers of the table of cases.
+      rows: rows of that table, in the order of the rows of the runs.
+      dice: run -> case -> Dice, as nested lists.
     """
 
     title: str
@@ -80,46 +80,46 @@ class View:
 
 
 def one_view(runs: list[Scored], target: str | None, targets: Sequence[str], tolerance: float) -> View:
-    """Makes a view.
+    """Creates a view.
 
     Args:
-      runs: one or more, of the same cases in the same order.
-      target: which one; None: the mean over all.
-      targets: names of all.
-      tolerance: of surface Dice.
+      runs: one or more, with the same cases in the same order.
+      target: name of the target; None: the mean over all.
+      targets: names of all targets.
+      tolerance: tolerance of surface Dice.
     """
     several = len(targets) > 1
     names = [run.name for run in runs]
     rows = [select_target(run.rows, target) if several else run.rows for run in runs]
-    words = target or "target"
+    label = target or "target"
     unit = rows[0][0]["unit"]
-    summaries = [summarize(own) for own in rows]
-    groups = wording.group_table([summarize_groups(own, target=target or "") for own in rows])
-    drawn = _plots(runs, rows, summaries, target)
-    of_targets = {}
+    summaries = [summarize(run_rows) for run_rows in rows]
+    groups = wording.group_table([summarize_groups(run_rows, target=target or "") for run_rows in rows])
+    drawings = _plots(runs, rows, summaries, target)
+    target_rows = {}
     if target is None:
-        of_targets = {name: [select_target(run.rows, name) for run in runs] for name in targets}
-        by_run = [{name: summarize(own[k]) for name, own in of_targets.items()} for k in range(len(runs))]
-        groups = wording.group_table([{"target": of_run} for of_run in by_run]) + groups
-        drawn.append(_targets_plot(names, of_targets, by_run))
+        target_rows = {name: [select_target(run.rows, name) for run in runs] for name in targets}
+        by_run = [{name: summarize(run_rows[k]) for name, run_rows in target_rows.items()} for k in range(len(runs))]
+        groups = wording.group_table([{"target": run_summaries} for run_summaries in by_run]) + groups
+        drawings.append(_targets_plot(names, target_rows, by_run))
     if several:
         key = 0 if target is None else 1 + list(targets).index(target)
-        drawn = [plot._replace(svg=plots.prefixed(plot.svg, f"view{key}-")) for plot in drawn]
-    columns, table = wording.patient_table(names, rows, of_targets, unit, words)
+        drawings = [plot._replace(svg=plots.prefixed(plot.svg, f"view{key}-")) for plot in drawings]
+    columns, table = wording.patient_table(names, rows, target_rows, unit, label)
     return View(
         title="" if not several else target or "Mean over the targets",
-        headlines=wording.headlines(summaries, [_error(run, target) for run in runs], unit, tolerance, words),
-        scores=wording.score_table(rows, summaries, unit, tolerance, words),
+        headlines=wording.headlines(summaries, [_error(run, target) for run in runs], unit, tolerance, label),
+        scores=wording.score_table(rows, summaries, unit, tolerance, label),
         groups=groups,
-        plots=drawn,
+        plots=drawings,
         columns=columns,
         rows=table,
-        dice=[[row["dice"] for row in own] for own in rows],
+        dice=[[row["dice"] for row in run_rows] for run_rows in rows],
     )
 
 
 def _error(run: Scored, target: str | None) -> float | None:
-    """The calibration error of a target, or the mean over all."""
+    """Returns the calibration error of a target, or the mean over all."""
     if not run.calibrations:
         return None
     if target is None:
@@ -128,7 +128,7 @@ def _error(run: Scored, target: str | None) -> float | None:
 
 
 def _targets_plot(names: list[str], rows: dict[str, list[list[dict]]], summaries: list[dict[str, dict]]) -> Plot:
-    """Dice of all targets; rows by target and run, summaries by run and target."""
+    """Plots the Dice of all targets; `rows` by target and run, `summaries` by run and target."""
     dice = {
         name: {
             target: {row["patient"]: row["dice"] for row in by_patient(by_run[k])} for target, by_run in rows.items()
@@ -136,42 +136,46 @@ def _targets_plot(names: list[str], rows: dict[str, list[list[dict]]], summaries
         for k, name in enumerate(names)
     }
     intervals = {
-        name: {target: summary["dice_mean_ci95"] for target, summary in of_run.items()}
-        for name, of_run in zip(names, summaries, strict=True)
+        name: {target: summary["dice_mean_ci95"] for target, summary in run_summaries.items()}
+        for name, run_summaries in zip(names, summaries, strict=True)
     }
     return Plot("Dice by target", wording.BY_TARGET, plots.dice_by_target(dice, intervals))
 
 
 def _plots(runs: list[Scored], rows: list[list[dict]], summaries: list[dict], target: str | None) -> list[Plot]:
-    """The plots that the runs have something for; of means over targets there are no volumes and probabilities."""
+    """Creates all plots for which data exist; means over targets have no volumes and probabilities."""
     names = [run.name for run in runs]
     words = wording.plot_words(target or "target")
-    patients = {name: by_patient(own) for name, own in zip(names, rows, strict=True)}
-    dice = {name: {row["patient"]: row["dice"] for row in own} for name, own in patients.items()}
+    patients = {name: by_patient(run_rows) for name, run_rows in zip(names, rows, strict=True)}
+    dice = {name: {row["patient"]: row["dice"] for row in run_rows} for name, run_rows in patients.items()}
     intervals = {name: summary["dice_mean_ci95"] for name, summary in zip(names, summaries, strict=True)}
-    drawn = [Plot("Dice of the patients", words["dice"], plots.dice_distribution(dice, intervals))]
+    result = [Plot("Dice of the patients", words["dice"], plots.dice_distribution(dice, intervals))]
     if len(runs) > 1:
         first, *others = dice
         svg = plots.paired((first, dice[first]), {name: dice[name] for name in others}, "3-D Dice")
-        drawn.append(Plot("Dice, patient by patient", wording.CHANGE_OF_RUN, svg))
+        result.append(Plot("Dice, patient by patient", wording.CHANGE_OF_RUN, svg))
     if target is None:
-        return drawn
+        return result
     pairs = {
-        name: {row["patient"]: (row["volume_true"], row["volume_predicted"]) for row in own}
-        for name, own in patients.items()
+        name: {row["patient"]: (row["volume_true"], row["volume_predicted"]) for row in run_rows}
+        for name, run_rows in patients.items()
     }
     svg = plots.volumes(pairs, wording.volume_unit(rows[0][0]["unit"]))
-    drawn.append(Plot(f"Volume of the {target}", words["volumes"], svg))
-    rated = {name: own for name, own in zip(names, rows, strict=True) if AGREEMENT in own[0]}
-    if known := {name: some for name, own in rated.items() if (some := [r for r in own if r[EXPECTED] is not None])}:
-        drawn.append(Plot("Dice against the expected Dice", words["expected"], plots.expected_dice(known)))
-        drawn.append(Plot("Patients by expected Dice", words["sorted"], plots.sorted_by_expected(known)))
-    if rated:
-        drawn.append(Plot("Risk and coverage", words["risk"], plots.risk(rated)))
+    result.append(Plot(f"Volume of the {target}", words["volumes"], svg))
+    with_agreement = {name: run_rows for name, run_rows in zip(names, rows, strict=True) if AGREEMENT in run_rows[0]}
+    if with_expected := {
+        name: complete
+        for name, run_rows in with_agreement.items()
+        if (complete := [r for r in run_rows if r[EXPECTED] is not None])
+    }:
+        result.append(Plot("Dice against the expected Dice", words["expected"], plots.expected_dice(with_expected)))
+        result.append(Plot("Patients by expected Dice", words["sorted"], plots.sorted_by_expected(with_expected)))
+    if with_agreement:
+        result.append(Plot("Risk and coverage", words["risk"], plots.risk(with_agreement)))
     calibrations = {run.name: run.calibrations[target] for run in runs if run.calibrations}
     if calibrations:
         svg = plots.reliability(calibrations, target)
-        drawn.append(Plot("Can the probabilities be believed?", words["calibration"], svg))
+        result.append(Plot("Are the probabilities reliable?", words["calibration"], svg))
         used = {run.name: run.thresholds[target] for run in runs if run.calibrations}
-        drawn.append(Plot("Dice against the threshold", words["thresholds"], plots.thresholds(calibrations, used)))
-    return drawn
+        result.append(Plot("Dice against the threshold", words["thresholds"], plots.thresholds(calibrations, used)))
+    return result

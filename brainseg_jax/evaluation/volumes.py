@@ -1,4 +1,4 @@
-"""Everything that is scored on one case: predicted against reference mask of a volume, on the host."""
+"""All scores of one case: predicted against reference mask of a volume, on the host."""
 
 from collections.abc import Sequence
 
@@ -9,8 +9,8 @@ from brainseg_jax.evaluation.surface import surface_scores
 from brainseg_jax.inference.postprocess import NEIGHBORS
 from brainseg_jax.metrics import patient_scores, volume_sums
 
-TOLERANCE = 2.0  # of surface Dice where none is given: mm, or voxels where the spacing is not known
-VOXEL, MILLIMETER = "voxel", "mm"  # the column `unit`; volumes are in voxels and in mL then
+TOLERANCE = 2.0  # default for surface Dice: mm, or voxels if the spacing is unknown
+VOXEL, MILLIMETER = "voxel", "mm"  # values of the column `unit`; volumes are in voxels and mL respectively
 
 
 def score_targets(
@@ -22,12 +22,12 @@ def score_targets(
     tolerance: float,
     counted: np.ndarray | None = None,
 ) -> list[dict]:
-    """The scores of one case, a row a target with the column "target" in front; of one target a row without it.
+    """Returns the scores of one case: one row per target, with the column "target" first if there are several.
 
     Args:
       predicted: [S, H, W, K] bool.
       truth: [S, H, W, K] bool.
-      names: of the K targets.
+      names: names of the K targets.
       spacing: see `score_volume`.
       tolerance: see `score_volume`.
       counted: see `score_volume`.
@@ -45,26 +45,27 @@ def score_volume(
     tolerance: float,
     counted: np.ndarray | None = None,
 ) -> dict[str, float | int | str | None]:
-    """The scores of one case and one target, in the order of the columns of `per_patient.csv`.
+    """Returns the scores of one case and one target, in the order of the columns of `per_patient.csv`.
 
     Args:
       predicted: [S, H, W] bool.
       truth: [S, H, W] bool.
-      spacing: of slices, rows and columns in mm; None where it is not known: then a step along each axis counts 1,
-        also from slice to slice, where it is longer in truth.
-      tolerance: of surface Dice, in mm, or in voxels where there is no spacing.
-      counted: [S, H, W] bool, False for voxels of an `ignore` label, which are taken out of both masks and so count in
-        no score; None where all count.
+      spacing: distance of slices, rows and columns in mm. None if unknown: every step counts 1, also between slices,
+        although slices are usually further apart than pixels.
+      tolerance: tolerance of surface Dice, in mm, or in voxels without spacing.
+      counted: [S, H, W] bool, False for voxels of an `ignore` label. They are removed from both masks, so they count in
+        no score. None: all count.
 
     Returns:
       dice, iou, precision, recall: 3-D, see `metrics` for empty masks.
       slices, tumor_slices, found_slices, false_positive_slices: see `metrics.PatientSums`.
       hd95, assd, surface_dice: see `surface`; None is undefined.
-      volume_true, volume_predicted: in mL, or voxels without spacing.
-      volume_error: predicted less true volume; volume_error_absolute: without its sign; volume_error_relative: as
-        a share of the true volume, None where that is 0.
+      volume_true, volume_predicted: in mL, or in voxels without spacing.
+      volume_error: predicted minus reference volume.
+      volume_error_absolute: its absolute value.
+      volume_error_relative: divided by the reference volume, None if that is 0.
       found_lesions, missed_lesions, false_lesions: see `lesion_counts`.
-      unit: of distances, "mm" or "voxel".
+      unit: unit of distances, "mm" or "voxel".
 
     Raises:
       InputError: see `surface_scores`.
@@ -77,30 +78,36 @@ def score_volume(
     row |= {name: getattr(sums, name) for name in ("found_slices", "false_positive_slices")}
     row |= surface_scores(predicted, truth, spacing=spacing or (1.0, 1.0, 1.0), tolerance=tolerance)
     voxel = float(np.prod(spacing)) / 1000.0 if spacing else 1.0  # mm³ to mL
-    true, found = float(sums.actual * voxel), float(sums.predicted * voxel)
-    row |= {"volume_true": true, "volume_predicted": found}
-    row |= {"volume_error": found - true, "volume_error_absolute": abs(found - true)}
-    row["volume_error_relative"] = (found - true) / true if true else None
+    reference_volume, predicted_volume = float(sums.actual * voxel), float(sums.predicted * voxel)
+    row |= {"volume_true": reference_volume, "volume_predicted": predicted_volume}
+    row |= {
+        "volume_error": predicted_volume - reference_volume,
+        "volume_error_absolute": abs(predicted_volume - reference_volume),
+    }
+    row["volume_error_relative"] = (
+        (predicted_volume - reference_volume) / reference_volume if reference_volume else None
+    )
     return row | lesion_counts(predicted, truth) | {"unit": MILLIMETER if spacing else VOXEL}
 
 
 def lesion_counts(predicted: np.ndarray, truth: np.ndarray) -> dict[str, int]:
-    """Detection by lesion: a lesion is a connected component of the reference mask (26 neighbors).
+    """Counts lesions; a lesion is a connected component of the reference mask (26 neighbors).
 
     Args:
       predicted: [S, H, W] bool.
       truth: [S, H, W] bool.
 
     Returns:
-      found_lesions: which the prediction meets in one voxel at least; missed_lesions: the others; false_lesions:
-      connected components of the prediction that meet no voxel of the reference.
+      found_lesions: lesions that overlap with the prediction in at least one voxel.
+      missed_lesions: all other lesions.
+      false_lesions: connected components of the prediction without a voxel of the reference.
     """
-    true_parts, lesions = ndimage.label(truth, NEIGHBORS)
-    predicted_parts, parts = ndimage.label(predicted, NEIGHBORS)
-    met = predicted & truth
-    found = len(np.unique(true_parts[met]))
+    true_components, lesions = ndimage.label(truth, NEIGHBORS)
+    predicted_components, components = ndimage.label(predicted, NEIGHBORS)
+    overlap = predicted & truth
+    found = len(np.unique(true_components[overlap]))
     return {
         "found_lesions": found,
         "missed_lesions": lesions - found,
-        "false_lesions": parts - len(np.unique(predicted_parts[met])),
+        "false_lesions": components - len(np.unique(predicted_components[overlap])),
     }

@@ -1,4 +1,4 @@
-"""The words and figures of a report: what each score means, and how its values are written."""
+"""Texts and number formats of a report: the meaning of each score, and how its values are written."""
 
 from collections.abc import Sequence
 
@@ -7,31 +7,30 @@ from brainseg_jax.evaluation.scores import difference
 from brainseg_jax.evaluation.volumes import MILLIMETER
 from brainseg_jax.inference.quality import HIGH, LOW
 
-CHANGE_OF_RUN = "Each dot is a patient. Above the diagonal the run is better than the first one."
-BY_TARGET = "Each dot is a patient; the diamonds are the means with their 95 % intervals."
-LOSS = "What the training makes small, of the training and of the validation patients."
+CHANGE_OF_RUN = "Each dot is a patient. Above the diagonal, the run is better than the first one."
+BY_TARGET = "Each dot is a patient. The diamonds are the means with their 95 % intervals."
+LOSS = "The loss that the training minimizes, for the training and the validation patients."
 
 
 def plot_words(target: str) -> dict[str, str]:
-    """What the plots of a target show."""
+    """Returns the explanations of the plots of a target."""
     return {
-        "dice": "How many patients reached which Dice. Each dot below is a patient; the diamond is the mean with its "
-        "95 % interval.",
-        "volumes": "Each dot is a patient; on the diagonal the predicted volume is the true one.",
-        "calibration": f"Of all voxels of the head with a predicted probability near x, the share that is {target}. On "
-        "the diagonal a probability means what it says. Below: how many voxels there are, on a logarithmic scale.",
-        "expected": "Each dot is a patient: its Dice against the one expected of its mask without the reference, as "
-        "learned from the other patients. On the diagonal they are alike; the bars are the 90 % intervals.",
-        "sorted": "The same in order of the expected Dice, lowest first: dots are the Dice, bars the intervals.",
-        "risk": "Mean of 1 - Dice over the patients of the highest agreement, by their share of all. Dotted: in order "
-        "of the Dice itself, the best possible. A small area under the curve is good.",
-        "thresholds": f"Mean Dice if voxels counted as {target} from another probability on, no part taken out. "
-        "Dotted: the threshold used.",
+        "dice": "Number of patients by Dice. Each dot below is a patient; the diamond is the mean with its interval.",
+        "volumes": "Each dot is a patient. On the diagonal, the predicted volume equals the reference volume.",
+        "calibration": f"The fraction of {target} among the voxels of the head with a predicted probability near x. On "
+        "the diagonal, the probabilities are correct. Below: the number of voxels, on a logarithmic scale.",
+        "expected": "Each dot is a patient: the Dice against the expected Dice, which needs no reference. It is "
+        "learned from the other patients. On the diagonal the two are equal. The bars are the 90 % intervals.",
+        "sorted": "The same, sorted by expected Dice, lowest first. Dots are the Dice, bars the 90 % intervals.",
+        "risk": "Mean of 1 - Dice over the patients with the highest agreement, by the fraction of patients. Dotted: "
+        "the best possible curve, sorted by the Dice itself. A smaller area under the curve is better.",
+        "thresholds": f"Mean Dice if voxels count as {target} from this probability on, without removal of components. "
+        "Dotted: the threshold that is used.",
     }
 
 
 def subject(targets: Sequence[str]) -> str:
-    """What a report is about, for its first line."""
+    """Returns the topic of a report, for its first line."""
     if list(targets) == ["tumor"]:
         return "Brain tumor segmentation"
     return (
@@ -42,7 +41,7 @@ def subject(targets: Sequence[str]) -> str:
 
 
 def capital(text: str) -> str:
-    """The text with a capital letter in front; the other letters stay, as in "GD-enhancing"."""
+    """Capitalizes the first letter; other letters do not change, as in "GD-enhancing"."""
     return text[:1].upper() + text[1:]
 
 
@@ -57,82 +56,91 @@ def validation(kept: list[str]) -> str:
 
 
 def volume_unit(unit: str) -> str:
-    """Of the volumes, where distances are in `unit`."""
+    """Returns the unit of volumes if distances are in `unit`."""
     return "mL" if unit == MILLIMETER else "voxels"
 
 
 def score_words(unit: str, tolerance: float, target: str = "tumor") -> dict[str, tuple[str, str]]:
-    """Label and meaning, one line, of each score of `scores.SCORES`, for a target."""
+    """Returns label and one-line meaning of each score of `scores.SCORES`, for a target."""
     length = unit if unit == MILLIMETER else "voxels"
     volume = volume_unit(unit)
     return {
-        "dice": ("3-D Dice", f"overlap of predicted and true {target} over the whole volume: 0 none, 1 the same"),
-        "iou": ("IoU", "intersection over union; the same overlap on a stricter scale"),
-        "precision": ("Precision", f"share of the predicted voxels that are {target}"),
-        "recall": ("Recall", f"share of the {target}'s voxels that are predicted"),
+        "dice": (
+            "3-D Dice",
+            f"overlap of predicted and reference {target} over the whole volume: 0 is none, 1 is perfect",
+        ),
+        "iou": ("IoU", "intersection over union: the same overlap on a stricter scale"),
+        "precision": ("Precision", f"fraction of the predicted voxels that are {target}"),
+        "recall": ("Recall", f"fraction of the {target}'s voxels that are predicted"),
         "surface_dice": (
             f"Surface Dice at {tolerance:g} {length}",
-            f"share of both surfaces that lies within {tolerance:g} {length} of the other",
+            f"fraction of both surfaces within {tolerance:g} {length} of the other surface",
         ),
-        "hd95": (f"HD95, {length}", "95 % of each surface lies nearer to the other than this; small is good"),
-        "assd": (f"Mean surface distance, {length}", "mean distance between the two surfaces; small is good"),
-        "volume_error_relative": ("Relative volume error, %", "predicted less true volume, as a share of the true"),
-        "volume_error": (f"Volume error, {volume}", "predicted less true volume; above 0 too much is predicted"),
-        "volume_error_absolute": (f"Absolute volume error, {volume}", "the same without its sign"),
+        "hd95": (f"HD95, {length}", "95 % of each surface is within this distance of the other; lower is better"),
+        "assd": (f"Mean surface distance, {length}", "mean distance between the two surfaces; lower is better"),
+        "volume_error_relative": (
+            "Relative volume error, %",
+            "predicted minus reference volume, relative to the reference",
+        ),
+        "volume_error": (
+            f"Volume error, {volume}",
+            "predicted minus reference volume; positive: too much is predicted",
+        ),
+        "volume_error_absolute": (f"Absolute volume error, {volume}", "absolute value of the volume error"),
     }
 
 
 def rules(
     unit: str, *, targets: Sequence[str], channel: str, calibrated: bool, rated: bool, several_cases: bool
 ) -> list[str]:
-    """What else must be known to read the figures.
+    """Returns what a reader must know about the numbers of the report.
 
     Args:
-      unit: of the rows.
-      targets: their names.
-      channel: the one that is shown.
+      unit: unit of the rows.
+      targets: names of the targets.
+      channel: the displayed channel.
       calibrated: whether there are probabilities.
-      rated: whether there is a number beside each mask, see `quality`.
+      rated: whether masks have an agreement, see `quality`.
       several_cases: whether patients have several cases.
     """
     target = targets[0] if len(targets) == 1 else "target"
     lines = [
-        "All scores are of whole volumes, patient by patient, then averaged; never of slices or of all voxels as one.",
-        "95 % interval: of the mean, by bootstrap over the patients (BCa, 10 000 resamples); with few patients it is "
-        "wide, and it does not cover other hospitals or scanners.",
-        "Where true and predicted mask are both empty, a score is that of perfect agreement. Where only one is, "
-        "overlap and surface Dice are 0, and a distance is undefined: it is left out of mean and median, and the "
-        "column Patients says how many are left. A relative volume error is undefined where there is no "
+        "Each score is computed per patient over the whole volume, then averaged over patients; never over slices or "
+        "all voxels together.",
+        "95 % interval: interval of the mean, by bootstrap over the patients (BCa, 10 000 resamples). With few "
+        "patients it is wide. It does not cover other hospitals or scanners.",
+        "If reference and prediction are both empty, the scores are those of perfect agreement. If only one is empty, "
+        "overlap and surface Dice are 0 and distances are undefined. Undefined values do not count in mean and median; "
+        "the column Patients shows how many values count. The relative volume error is undefined without "
         f"{target}.",
-        "A surface is the voxels of a mask with a face towards the outside. Parts of a mask are connected through "
+        "The surface of a mask is its voxels with a face towards the outside. Connected components touch through "
         "faces, edges or corners.",
         "Distances are in mm and volumes in mL, from the spacing of the voxels."
         if unit == MILLIMETER
-        else "The spacing of the voxels is not known: distances count voxels, and a step from slice to slice counts as "
-        "one, though slices lie further apart than pixels in most scans. Do not read them as mm.",
+        else "The spacing of the voxels is unknown, so distances are in voxels. A step between slices counts 1, "
+        "although slices are further apart than pixels in most scans. Do not read them as mm.",
     ]
     if rated:
         lines.append(
-            f"Agreement: Dice between the masks at probabilities {LOW} and {HIGH}; no reference is needed for it. "
-            "Expected Dice: what masks of this agreement had, of the validation and test patients of the run, each "
-            "patient left out for its own. It holds for scans like these; an empty mask has neither."
+            f"Agreement: Dice between the masks at probabilities {LOW} and {HIGH}; it needs no reference. "
+            "Expected Dice: the Dice of masks with this agreement. It is learned from the validation and test patients "
+            "of the run, without the patient itself. It is valid for similar scans only. An empty mask has neither value."
         )
     if len(targets) > 1:
         lines.append(
-            "Mean over the targets: of each patient the mean of the scores of all targets; a distance that is "
-            "undefined for one target is undefined in the mean too. Intervals are over patients."
+            "Mean over the targets: for each patient, the mean of the scores of all targets. A distance that is "
+            "undefined for one target is undefined in the mean. Intervals are over patients."
         )
     if several_cases:
         lines.append(
-            "Where a patient has several cases, the patient's score is the mean over them, so that each patient counts "
-            "once in means, medians and intervals."
+            "The score of a patient with several cases is the mean over the cases, so each patient counts once in "
+            "means, medians and intervals."
         )
     if calibrated:
         lines.append(
-            f"Expected calibration error: mean over the voxels of the head of the distance between predicted "
-            f"probability and share of {target}, in {BINS} bins of equal width. Head: brighter on {channel} than a "
-            "fifth of the volume's 99th percentile. Most of its voxels are surely healthy, so the error is small in "
-            "any case."
+            f"Expected calibration error: mean difference between predicted probability and fraction of {target} over "
+            f"the voxels of the head, in {BINS} bins of equal width. Head: brighter on {channel} than a fifth of the "
+            "volume's 99th percentile. Most of its voxels are clearly healthy, so the error is always small."
         )
     return lines
 
@@ -140,14 +148,14 @@ def rules(
 def headlines(
     summaries: list[dict], errors: list[float | None], unit: str, tolerance: float, target: str
 ) -> list[dict[str, object]]:
-    """The cards on top: label, meaning and, for each run, a large value and what is said below it.
+    """Returns the cards at the top: label, meaning and, for each run, a large value and the text below it.
 
     Args:
-      summaries: of each run; of means over targets they hold no counts.
-      errors: the calibration error of each run, None where there are no probabilities.
-      unit: of the rows.
-      tolerance: of surface Dice.
-      target: in words.
+      summaries: one per run; those of means over targets contain no counts.
+      errors: calibration error of each run, None without probabilities.
+      unit: unit of the rows.
+      tolerance: tolerance of surface Dice.
+      target: name of the target.
     """
     words = score_words(unit, tolerance, target)
     cards = [
@@ -159,44 +167,44 @@ def headlines(
         for name in ("dice", "surface_dice", "hd95", "volume_error_relative")
     ]
     if "slices" in summaries[0]:
-        cards += _counted(summaries, target)
+        cards += _count_cards(summaries, target)
     if any(error is not None for error in errors):
         cards.append(
             {
                 "label": "Calibration error",
-                "meaning": "how far predicted probabilities are from what is true, in the head",
+                "meaning": "difference between predicted probabilities and reference, in the head",
                 "values": [("–" if error is None else f"{error:.4f}", "") for error in errors],
             }
         )
     return cards
 
 
-def _counted(summaries: list[dict], target: str) -> list[dict[str, object]]:
-    """The cards of slices and lesions."""
+def _count_cards(summaries: list[dict], target: str) -> list[dict[str, object]]:
+    """Returns the cards of slices and lesions."""
 
-    def counted(label: str, name: str, of: str, meaning: str) -> dict[str, object]:
-        return {"label": label, "meaning": meaning, "values": [(f"{s[name]:,} of {s[of]:,}", "") for s in summaries]}
+    def count_card(label: str, name: str, total: str, meaning: str) -> dict[str, object]:
+        return {"label": label, "meaning": meaning, "values": [(f"{s[name]:,} of {s[total]:,}", "") for s in summaries]}
 
     lesions = [
         (f"{s['found_lesions']:,} of {s['found_lesions'] + s['missed_lesions']:,}", f"{s['false_lesions']:,} false")
         for s in summaries
     ]
     return [
-        counted(
+        count_card(
             f"{capital(target)} slices found",
             "found_slices",
             "tumor_slices",
-            f"where the prediction meets the {target}",
+            f"slices where prediction and {target} overlap",
         ),
-        counted(
+        count_card(
             "False alarms",
             "false_positive_slices",
             "empty_slices",
-            f"slices without {target}, and something is predicted",
+            f"slices without {target} but with a prediction",
         ),
         {
             "label": "Lesions found",
-            "meaning": f"connected parts of the true mask that the prediction meets; false ones meet no {target}",
+            "meaning": f"connected components of the reference that the prediction overlaps; false ones overlap no {target}",
             "values": lesions,
         },
     ]
@@ -213,14 +221,16 @@ def _headline(name: str, summary: dict) -> tuple[str, str]:
 
 
 def score_table(rows: list[list[dict]], summaries: list[dict], unit: str, tolerance: float, target: str) -> list[dict]:
-    """Every score: label, meaning and cells; five cells of one run, or one of each run and its difference to the first.
+    """Returns label, meaning and cells of every score.
+
+    One run has five cells. Several runs have one cell each, and a cell for the difference from the first run.
 
     Args:
-      rows: of each run.
-      summaries: of each run.
-      unit: of the rows.
-      tolerance: of surface Dice.
-      target: in words.
+      rows: rows of each run.
+      summaries: summary of each run.
+      unit: unit of the rows.
+      tolerance: tolerance of surface Dice.
+      target: name of the target.
     """
     table = []
     for name, (label, meaning) in score_words(unit, tolerance, target).items():
@@ -243,7 +253,7 @@ def score_table(rows: list[list[dict]], summaries: list[dict], unit: str, tolera
 
 
 def group_table(groups: list[dict[str, dict[str, dict]]]) -> list[tuple[str, str, int, list[str]]]:
-    """Kind of group, name, patients and, for each run, mean Dice with interval and median."""
+    """Returns kind of group, name, patients and, for each run, mean Dice with interval and median."""
     return [
         (
             kind,
@@ -273,7 +283,7 @@ _COLUMNS = {
     "assd": "Mean distance",
     "precision": "Precision",
     "recall": "Recall",
-    "volume_true": "True volume",
+    "volume_true": "Reference volume",
     "volume_predicted": "Predicted volume",
     "found_lesions": "Lesions found",
     "missed_lesions": "Lesions missed",
@@ -285,47 +295,47 @@ _COLUMNS = {
     "group": "Group",
     "grade": "Grade code",
 }
-_OF_SEVERAL = ("dice", "expected_dice", "surface_dice", "volume_predicted")  # columns of each of several runs
+_OF_SEVERAL = ("dice", "expected_dice", "surface_dice", "volume_predicted")  # columns of each run if there are several
 _OF_MEAN = ("dice", "surface_dice", "hd95", "assd")  # columns of means over targets
-_OF_PATIENT = ("volume_true", "institution", "group", "grade")  # one column each then
-Cell = tuple[str, str | float]  # as written and as sorted by; "" is undefined and comes last
+_OF_PATIENT = ("volume_true", "institution", "group", "grade")  # one column for all runs
+Cell = tuple[str, str | float]  # displayed text and sort key; "" is undefined and sorts last
 
 
 def patient_table(
     names: list[str], rows: list[list[dict]], of_targets: dict[str, list[list[dict]]], unit: str, target: str
 ) -> tuple[list[str], list[list[Cell]]]:
-    """Heads and rows of the table of cases; of several runs a few scores of each.
+    """Returns headers and rows of the table of cases; several runs have a few scores each.
 
     Args:
-      names: of the runs.
-      rows: of each run, of one target or means over targets.
-      of_targets: in a table of means, the rows of each target, by run, whose Dice gets a column; else empty.
-      unit: of the rows.
-      target: in words.
+      names: names of the runs.
+      rows: rows of each run, for one target or means over targets.
+      of_targets: for a table of means: target -> rows of each run, shown as Dice columns. Otherwise empty.
+      unit: unit of the rows.
+      target: name of the target.
     """
-    known = [name for name in ("case", "patient") if name in rows[0][0]]
-    # Of one run all scores, of several a few of each; then what is the same for all runs.
-    last = [name for name in _OF_PATIENT if name in rows[0][0] and not (of_targets and name == "volume_true")]
+    identity = [name for name in ("case", "patient") if name in rows[0][0]]
+    # One run has all scores, several have a few scores each. Columns that are the same for all runs come last.
+    shared = [name for name in _OF_PATIENT if name in rows[0][0] and not (of_targets and name == "volume_true")]
     if of_targets:
         scores = list(_OF_MEAN) if len(names) == 1 else ["dice", "surface_dice"]
     elif len(names) == 1:
-        scores, last = [name for name in _COLUMNS if name in rows[0][0] and name not in known], []
+        scores, shared = [name for name in _COLUMNS if name in rows[0][0] and name not in identity], []
     else:
         scores = [name for name in _OF_SEVERAL if name in rows[0][0]]
-    # Column, head and rows of each column.
-    columns = [(name, _head(name, unit, target), rows[0]) for name in known]
+    # name, header and rows of each column
+    columns = [(name, _head(name, unit, target), rows[0]) for name in identity]
     for name in scores:
-        for run, own in zip(names, rows, strict=True):
+        for run, run_rows in zip(names, rows, strict=True):
             head = _head(name, unit, target) + (f", {run}" if len(names) > 1 else "")
-            columns.append((name, head, own))
+            columns.append((name, head, run_rows))
         if name == "dice":
             for other, by_run in of_targets.items():
                 columns += [
-                    (name, f"Dice of {other}" + (f", {run}" if len(names) > 1 else ""), own)
-                    for run, own in zip(names, by_run, strict=True)
+                    (name, f"Dice of {other}" + (f", {run}" if len(names) > 1 else ""), run_rows)
+                    for run, run_rows in zip(names, by_run, strict=True)
                 ]
-    columns += [(name, _head(name, unit, target), rows[0]) for name in last]
-    cells = [[_cell(name, own[i][name]) for name, _, own in columns] for i in range(len(rows[0]))]
+    columns += [(name, _head(name, unit, target), rows[0]) for name in shared]
+    cells = [[_cell(name, run_rows[i][name]) for name, _, run_rows in columns] for i in range(len(rows[0]))]
     return [head for _, head, _ in columns], cells
 
 
@@ -341,7 +351,10 @@ def _cell(name: str, value: str | float | None) -> Cell:
 
 
 def write(name: str, value: str | float | None, *, sign: bool = False) -> str:
-    """A score as it is read: shares to three digits, distances to one, volumes to three figures or whole voxels."""
+    """Formats a score: fractions with three decimals, distances with one.
+
+    Volumes have one decimal; from 100 on they are integers.
+    """
     if value is None:
         return "–"
     if isinstance(value, (str, int)):

@@ -102,7 +102,7 @@ def test_it_fits_the_width(page):
 def test_the_slider_changes_the_picture(page):
     slider = page.locator("#slice")
     before, words = picture(page), page.locator("#position").inner_text()
-    assert "Slice 2, 2 of 6" in words and "121 pixels true" in words
+    assert "Slice 2, 2 of 6" in words and "121 pixels in the reference" in words
     drag = "(slider) => { slider.value = 4; slider.dispatchEvent(new Event('input')); }"
     slider.evaluate(drag)  # while it is dragged, not only when it is let go
     assert "Slice 5, 5 of 6" in page.locator("#position").inner_text()
@@ -258,9 +258,11 @@ def test_a_target_is_chosen_for_the_whole_page(targets_page, targets_report):
     assert "tumor core 64 / 0" in page.locator("#position").inner_text()
     assert "whole tumor" not in page.locator("#position").inner_text()
     assert "Volume of the tumor core" in page.locator(".plot:visible").all_inner_texts()[1 + (runs > 1)]
-    assert page.locator("#map-target").input_value() == "1" and "True volume" in page.locator("#figures").inner_text()
+    assert (
+        page.locator("#map-target").input_value() == "1" and "Reference volume" in page.locator("#figures").inner_text()
+    )
     page.locator("[data-target='1']").uncheck()
-    assert colored(page, COLORS[1]) == 0 and "no target chosen" in page.locator("#position").inner_text()
+    assert colored(page, COLORS[1]) == 0 and "no target selected" in page.locator("#position").inner_text()
     choice.select_option("0")
     assert all(colored(page, color) > 30 for color in COLORS) and cards.count() == 5
 

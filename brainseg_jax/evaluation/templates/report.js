@@ -7,15 +7,15 @@
   const patients = [...sources.keys()];
   const viewer = find("#viewer"), slider = find("#slice"), choice = find("#patient");
   const scan = find("#scan"), map = find("#map"), truth = all("#picture .truth"), predicted = all("#picture .predicted");
-  const view = find("#target"); // chooses what is shown of several targets; null where there is one
+  const view = find("#target"); // selects the target to show; null if there is only one
   const targets = all("[data-target]").map((box) => box.parentElement.textContent.trim());
-  const word = {{ word | tojson }}; // of the only target
-  let shown = null; // what is parsed of the patient in view
+  const word = {{ word | tojson }}; // name of the only target
+  let shown = null; // parsed data of the current patient
 
   // --- one patient, one slice ---------------------------------------------------------------------------------------
 
   function open(name) {
-    // A dot of a plot names a patient, who may have several cases.
+    // A dot in a plot has the id of a patient, who may have several cases.
     const patient = sources.has(name) ? name : all("script[data-case]").find((one) => one.dataset.patient === name).dataset.case;
     shown = JSON.parse(sources.get(patient).textContent);
     const [height, width] = shown.size;
@@ -33,55 +33,55 @@
       if (thumb.dataset.patient === patient) thumb.setAttribute("aria-current", "true");
       else thumb.removeAttribute("aria-current");
     }
-    tell(patient);
+    fillFigures(patient);
     drawProfile();
     turnTo(shown.first);
   }
 
   function turnTo(slice) {
     slider.value = slice;
-    const k = Number(slider.value); // within the slices there are
+    const k = Number(slider.value); // limited to the range of the slider
     show(scan, checked("scan") && shown.scan ? shown.scan[k] : "");
     const kind = find("input[name=map]:checked")?.value;
     const overlay = shown.overlays[run()];
     const maps = kind === "probability" ? overlay[kind]?.[Number(find("#map-target")?.value ?? 0)] : overlay[kind];
     show(map, maps ? maps[k] : "");
     map.setAttribute("opacity", kind === "attention" ? 0.55 : 1);
-    truth.forEach((path, t) => path.setAttribute("d", checked("truth") && wanted(t) ? shown.truth[t].paths[k] : ""));
+    truth.forEach((path, t) => path.setAttribute("d", checked("truth") && selected(t) ? shown.truth[t].paths[k] : ""));
     predicted.forEach((path, i) => {
-      const on = view ? checked("predicted") && wanted(i) : checked(`run${i}`);
+      const on = view ? checked("predicted") && selected(i) : checked(`run${i}`);
       path.setAttribute("d", on ? masks(i).paths[k] : "");
     });
     const words = `Slice ${shown.numbers[k]}, ${k + 1} of ${shown.numbers.length}. ${areas(k)}`;
     find("#position").textContent = words;
     slider.setAttribute("aria-valuetext", words);
     find("#picture").setAttribute("aria-label", `${shown.name}. ${words}`);
-    const at = shown.numbers.length > 1 ? (100 * k) / (shown.numbers.length - 1) : 50;
-    find("#profile .here").setAttribute("d", `M${at} 0V100`);
+    const x = shown.numbers.length > 1 ? (100 * k) / (shown.numbers.length - 1) : 50;
+    find("#profile .here").setAttribute("d", `M${x} 0V100`);
   }
 
-  // Of which run maps are shown, and the outlines of several targets.
+  // The run that the maps, and the outlines of several targets, come from.
   function run() {
     return Number(find("#of")?.value ?? 0);
   }
 
-  // What the i-th predicted outline is: of a run where there is one target, else of a target.
+  // The i-th predicted outline: the i-th run if there is one target, else the i-th target.
   function masks(i) {
     return view ? shown.overlays[run()].masks[i] : shown.overlays[i].masks[0];
   }
 
-  function wanted(target) {
+  function selected(target) {
     return !view || find(`[data-target="${target}"]`).checked;
   }
 
   function areas(k) {
     const pixels = (outlines) => outlines.areas[k].toLocaleString("en");
     if (!view) {
-      const found = shown.overlays.map((overlay) => pixels(overlay.masks[0]));
-      return `${word}: ${pixels(shown.truth[0])} pixels true, ${found.join(" / ")} predicted`;
+      const predictions = shown.overlays.map((overlay) => pixels(overlay.masks[0]));
+      return `${word}: ${pixels(shown.truth[0])} pixels in the reference, ${predictions.join(" / ")} predicted`;
     }
-    const each = targets.map((name, t) => wanted(t) ? `${name} ${pixels(shown.truth[t])} / ${pixels(masks(t))}` : "");
-    return `Pixels true / predicted: ${each.filter((text) => text).join(", ") || "no target chosen"}`;
+    const each = targets.map((name, t) => selected(t) ? `${name} ${pixels(shown.truth[t])} / ${pixels(masks(t))}` : "");
+    return `Pixels in reference / prediction: ${each.filter((text) => text).join(", ") || "no target selected"}`;
   }
 
   function checked(layer) {
@@ -94,7 +94,7 @@
     else image.removeAttribute("href");
   }
 
-  function tell(patient) {
+  function fillFigures(patient) {
     const table = view ? find(`[data-view="${view.value}"] table.patients`) : find("table.patients");
     const heads = [...table.tHead.rows[0].cells].map((head) => head.textContent.trim());
     const cells = [...[...table.tBodies[0].rows].find((row) => row.dataset.patient === patient).cells];
@@ -108,15 +108,15 @@
     }));
   }
 
-  // Area by slice: where the target is, and where the prediction has too much or too little.
+  // Area by slice of reference and prediction: shows where the prediction is too large or too small.
   function drawProfile() {
     const lines = [];
-    truth.forEach((path, t) => wanted(t) && lines.push([path.getAttribute("class"), shown.truth[t].areas]));
-    predicted.forEach((path, i) => (!view || wanted(i)) && lines.push([path.getAttribute("class"), masks(i).areas]));
-    const most = Math.max(1, ...lines.flatMap(([, areas]) => areas));
+    truth.forEach((path, t) => selected(t) && lines.push([path.getAttribute("class"), shown.truth[t].areas]));
+    predicted.forEach((path, i) => (!view || selected(i)) && lines.push([path.getAttribute("class"), masks(i).areas]));
+    const maximum = Math.max(1, ...lines.flatMap(([, areas]) => areas));
     const last = Math.max(1, shown.numbers.length - 1);
     const paths = lines.map(([kind, areas]) => {
-      const line = areas.map((area, k) => `${(100 * k) / last} ${97 - (92 * area) / most}`).join("L");
+      const line = areas.map((area, k) => `${(100 * k) / last} ${97 - (92 * area) / maximum}`).join("L");
       return draw(kind, kind.startsWith("truth") ? `M0 97L${line}L100 97` : `M${line}`);
     });
     find("#profile").setAttribute("viewBox", "0 0 100 100");
@@ -136,8 +136,8 @@
 
   const steps = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1 };
   viewer.addEventListener("keydown", (event) => {
-    const own = event.target.matches("select, input[type=radio]") || event.target === slider;
-    if (own || !(event.key in steps) || event.altKey || event.ctrlKey || event.metaKey) return; // theirs already
+    const handled = event.target.matches("select, input[type=radio]") || event.target === slider;
+    if (handled || !(event.key in steps) || event.altKey || event.ctrlKey || event.metaKey) return; // the element handles these keys
     event.preventDefault();
     step(steps[event.key]);
   });
@@ -166,7 +166,7 @@
 
   // --- several targets ----------------------------------------------------------------------------------------------
 
-  // The first choice is the mean over the targets, with the outlines of all; each other one is a target.
+  // Option 0 is the mean over the targets and shows all outlines; the other options are single targets.
   function choose() {
     const target = Number(view.value) - 1;
     for (const part of all("[data-view]")) part.hidden = part.dataset.view !== view.value;
@@ -176,7 +176,7 @@
 
   view?.addEventListener("change", () => {
     choose();
-    tell(shown.name);
+    fillFigures(shown.name);
     drawProfile();
     step(0);
   });
@@ -192,18 +192,18 @@
       const rows = [...body.rows].map((row) => [row.cells[column].dataset.value, row]);
       const numeric = rows.every(([value]) => value === "" || !Number.isNaN(Number(value)));
       rows.sort(([a], [b]) => {
-        if (a === "" || b === "") return (a === "") - (b === ""); // undefined comes last, whichever way
+        if (a === "" || b === "") return (a === "") - (b === ""); // undefined values come last in both orders
         return (down ? -1 : 1) * (numeric ? a - b : a.localeCompare(b));
       });
       body.append(...rows.map(([, row]) => row));
     }));
   }
   find("#filter").addEventListener("input", (event) => {
-    const wanted = event.target.value.trim().toLowerCase();
+    const query = event.target.value.trim().toLowerCase();
     const rows = all("table.patients").map((table) => [...table.tBodies[0].rows]);
-    for (const row of rows.flat()) row.hidden = !row.textContent.toLowerCase().includes(wanted);
-    const found = rows[view ? Number(view.value) : 0].filter((row) => !row.hidden);
-    find("#shown").textContent = `${found.length} of ${rows[0].length}`;
+    for (const row of rows.flat()) row.hidden = !row.textContent.toLowerCase().includes(query);
+    const visible = rows[view ? Number(view.value) : 0].filter((row) => !row.hidden);
+    find("#shown").textContent = `${visible.length} of ${rows[0].length}`;
   });
 
   viewer.hidden = false;
