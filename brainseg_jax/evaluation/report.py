@@ -1,8 +1,8 @@
-"""A report for people: one HTML file that fetches nothing, of one run or of several side by side.
+"""A report as one HTML file without external resources, of one run or of several side by side.
 
-Where there are several targets, one control switches the page between the mean over them and each of them (`views`).
+If there are several targets, one control switches the page between their mean and each of them (`views`).
 
-The same input gives the same bytes: no date, no path, no random name is in it.
+The same input gives the same bytes: the page contains no date, no path and no random id.
 """
 
 import dataclasses
@@ -28,15 +28,15 @@ MAX_RUNS = len(plots.RUNS)
 
 
 def write_report(path: Path, runs: list[Scored], cases: Sequence[CasePictures], *, tolerance: float) -> None:
-    """Writes the report, all or nothing.
+    """Writes the report atomically.
 
-    The page is written piece by piece: memory holds one picture of each case, and all pictures of one.
+    The page is written piece by piece. Memory holds one picture of each case, and all pictures of one case.
 
     Args:
-      path: of the HTML file.
-      runs: one to `MAX_RUNS`, of the same targets and of the same cases in the same order.
-      cases: their pictures in this order, with one overlay for each of the runs; each is taken twice.
-      tolerance: of surface Dice, in the rows' unit.
+      path: path of the HTML file.
+      runs: one to `MAX_RUNS`, with the same targets and the same cases in the same order.
+      cases: pictures of the cases in this order, with one overlay per run; each is read twice.
+      tolerance: tolerance of surface Dice, in the unit of the rows.
     """
     description = runs[0].description
     views = [one_view(runs, target, description.names, tolerance) for target in _selectable(description)]
@@ -93,19 +93,19 @@ def write_report(path: Path, runs: list[Scored], cases: Sequence[CasePictures], 
 
 
 def _selectable(description: Description) -> list[str | None]:
-    """What the page can show: the only target, or the mean over the targets (None) and each of them."""
+    """Returns the views of the page: the only target, or the mean over the targets (None) and each target."""
     return [description.names[0]] if len(description.names) == 1 else [None, *description.names]
 
 
 def code_version() -> str:
-    """The last commit that changed this package, where it lies in a checkout; else its version, else "unknown"."""
+    """Returns the last commit that changed this package in a checkout; otherwise the version, or "unknown"."""
     git = ["git", "-C", str(Path(brainseg_jax.__file__).parent)]
     try:
         commit, changes = (
             subprocess.run([*git, *command, "--", "."], capture_output=True, text=True, check=True).stdout.strip()
             for command in (["log", "-1", "--format=%h"], ["status", "--porcelain"])
         )
-        if commit:  # else another project's checkout
+        if commit:  # empty in the checkout of another project
             return f"commit {commit}{' with changes' if changes else ''}"
     except (OSError, subprocess.SubprocessError):
         pass
@@ -116,14 +116,14 @@ def code_version() -> str:
 
 
 def _first_shown(case: CasePictures) -> int:
-    """The slice with the most of the targets; where there is none, with the most that is predicted."""
+    """Returns the slice with the largest area of all targets; without any, that with the largest prediction."""
     true = np.sum([outlines.areas for outlines in case.truth], axis=0)
     predicted = np.sum([outlines.areas for overlay in case.overlays for outlines in overlay.masks], axis=0)
     return int(np.argmax(true if true.any() else predicted))
 
 
 def _first_slice(case: CasePictures) -> CasePictures:
-    """The same case with its first slice to be shown alone."""
+    """Returns the case with only its first displayed slice."""
     first = _first_shown(case)
 
     def pick(of_slices: list | None) -> list | None:
@@ -146,7 +146,7 @@ def _first_slice(case: CasePictures) -> CasePictures:
 
 
 def _without_paths(config: dict) -> dict:
-    """The config without the paths of its data on this machine, which are nobody's business."""
+    """Returns the config without absolute paths to the data, which are private."""
     data = config.get("data", {})
     named = {key: Path(data[key]).name for key in ("source", "dir") if Path(data.get(key, "")).is_absolute()}
     return {**config, "data": data | named} if named else config
@@ -157,7 +157,7 @@ def _data(case: CasePictures) -> dict:
 
 
 def _training_plots(runs: list[Scored]) -> list[Plot]:
-    """Curves of the runs that were trained."""
+    """Returns the training curves of all trained runs."""
     epochs = {run.name: run.epochs for run in runs if run.epochs}
     if not epochs:
         return []

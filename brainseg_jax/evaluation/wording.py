@@ -124,7 +124,7 @@ def rules(
         lines.append(
             f"Agreement: Dice between the masks at probabilities {LOW} and {HIGH}; it needs no reference. "
             "Expected Dice: the Dice of masks with this agreement. It is learned from the validation and test patients "
-            "of the run, without the patient itself. It is valid for similar scans only. An empty mask has neither value."
+            "of the run, without the patient itself. It is valid for similar scans only. An empty mask has neither."
         )
     if len(targets) > 1:
         lines.append(
@@ -204,7 +204,7 @@ def _count_cards(summaries: list[dict], target: str) -> list[dict[str, object]]:
         ),
         {
             "label": "Lesions found",
-            "meaning": f"connected components of the reference that the prediction overlaps; false ones overlap no {target}",
+            "meaning": f"reference components that overlap the prediction; false: predicted, without {target}",
             "values": lesions,
         },
     ]
