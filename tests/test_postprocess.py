@@ -24,7 +24,7 @@ def test_the_part_with_most_voxels_stays_and_corners_connect():
     kept = np.zeros_like(volume)
     kept[2:, 4:] = volume[2:, 4:]
     assert kept.sum() == 6
-    np.testing.assert_array_equal(LARGEST.keep_parts(volume), kept)
+    np.testing.assert_array_equal(LARGEST.keep_components(volume), kept)
 
 
 def test_parts_smaller_than_the_minimum_go():
@@ -32,10 +32,10 @@ def test_parts_smaller_than_the_minimum_go():
     volume[0, 0, :3] = volume[2, 5, :2] = True
     three = np.zeros_like(volume)
     three[0, 0, :3] = True
-    np.testing.assert_array_equal(PostProcess(min_voxels=3).keep_parts(volume), three)
-    np.testing.assert_array_equal(PostProcess(min_voxels=2).keep_parts(volume), volume)
-    assert not PostProcess(min_voxels=4).keep_parts(volume).any()
-    assert not PostProcess(min_voxels=4, largest_component=True).keep_parts(volume).any()
+    np.testing.assert_array_equal(PostProcess(min_voxels=3).keep_components(volume), three)
+    np.testing.assert_array_equal(PostProcess(min_voxels=2).keep_components(volume), volume)
+    assert not PostProcess(min_voxels=4).keep_components(volume).any()
+    assert not PostProcess(min_voxels=4, largest_component=True).keep_components(volume).any()
 
 
 def test_the_threshold_itself_counts_as_tumor():
@@ -56,9 +56,9 @@ def test_the_best_of_the_candidates_is_chosen_and_the_plainest_of_a_tie():
 
 def test_one_part_and_none_stay_as_they_are():
     volume = np.zeros((2, 4, 4), bool)
-    np.testing.assert_array_equal(LARGEST.keep_parts(volume), volume)
+    np.testing.assert_array_equal(LARGEST.keep_components(volume), volume)
     volume[:, 1:3, 1] = True
-    np.testing.assert_array_equal(LARGEST.keep_parts(volume), volume)
+    np.testing.assert_array_equal(LARGEST.keep_components(volume), volume)
 
 
 def test_nested_targets_are_what_their_label_map_holds():

@@ -76,7 +76,7 @@ def test_each_target_is_rated_by_its_own_cases():
     edema, core = rate(probability, masks, posts, ("edema", "core"), expected)
     assert edema == Quality(1.0, expected("edema", 1.0)) and str(edema).startswith("expected Dice 0.9")
     assert core == Quality(None, None) and str(core) == NO_MASK
-    assert str(rate(probability, masks, posts, ("edema", "core"), None)[0]) == "agreement 1.00, expected Dice not known"
+    assert str(rate(probability, masks, posts, ("edema", "core"), None)[0]) == "agreement 1.00, expected Dice unknown"
 
 
 # --- expected Dice ---------------------------------------------------------------------------------------------------
@@ -189,8 +189,8 @@ def test_it_is_the_same_after_a_file(tmp_path):
         (lambda c: c.pop("targets"), "targets"),
         (lambda c: c["targets"]["tumor"].pop(), "19 patients for tumor"),
         (lambda c: c["targets"].update(other=c["targets"].pop("tumor")), "it is of other, the network of tumor"),
-        (lambda c: c["targets"]["tumor"][3].__setitem__(1, 1.5), "outside of 0 to 1"),
-        (lambda c: c["targets"]["tumor"][3].__setitem__(0, float("nan")), "outside of 0 to 1"),
+        (lambda c: c["targets"]["tumor"][3].__setitem__(1, 1.5), r"outside of \[0, 1\]"),
+        (lambda c: c["targets"]["tumor"][3].__setitem__(0, float("nan")), r"outside of \[0, 1\]"),
         (lambda c: c["targets"]["tumor"][3].pop(), "ValueError|values to unpack"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What a trained network says of normalized slices, with or without their mirror images."""
+"""The output of a trained network for normalized slices, with or without their mirror images."""
 
 from typing import NamedTuple
 
@@ -8,12 +8,12 @@ import jax.numpy as jnp
 
 
 class Forward(NamedTuple):
-    """What `forward` gives.
+    """The output of `forward`.
 
     Attributes:
-      logits: [B, side, side, K] float32, of the slices as they are.
-      members: probabilities of the targets, each [B, side, side, K], whose mean is the prediction: of the slices as
-        they are, and of their mirror images, mirrored back.
+      logits: [B, side, side, K] float32, for the unmirrored slices.
+      members: probabilities, each [B, side, side, K]; their mean is the prediction. The first is for the slices, the
+        second for their mirror images, mirrored back.
       attention: [B, side, side, 1] in [0, 1] of the finest attention gate; None for a network without gates.
     """
 
@@ -23,23 +23,23 @@ class Forward(NamedTuple):
 
     @property
     def probability(self) -> jax.Array:
-        """The mean of the members, [B, side, side, K]."""
+        """Mean of the members, [B, side, side, K]."""
         return sum(self.members[1:], start=self.members[0]) / len(self.members)
 
 
 def forward(model: nn.Module, variables: dict, images: jax.Array, *, mirror: bool) -> Forward:
-    """Runs the network in evaluation.
+    """Runs the network in evaluation mode.
 
     Args:
       model: maps [B, side, side, channels] to logits [B, side, side, K].
-      variables: of the model.
-      images: [B, side, side, channels] float32, normalized; left and right along the third axis.
-      mirror: whether the left-right mirror image is predicted too (test-time augmentation).
+      variables: variables of the model.
+      images: [B, side, side, channels] float32, normalized; left-right is the third axis.
+      mirror: whether to predict left-right mirror images as well (test-time augmentation).
     """
-    logits, kept = model.apply(variables, images, train=False, mutable=["intermediates"])
+    logits, state = model.apply(variables, images, train=False, mutable=["intermediates"])
     members = [jax.nn.sigmoid(logits)]
     if mirror:
         mirrored = model.apply(variables, jnp.flip(images, axis=2), train=False)
         members.append(jnp.flip(jax.nn.sigmoid(mirrored), axis=2))
-    gates = kept.get("intermediates", {})
+    gates = state.get("intermediates", {})
     return Forward(logits, tuple(members), gates["gate_0"]["attention"][0] if gates else None)

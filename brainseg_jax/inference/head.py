@@ -1,4 +1,4 @@
-"""What is measured of one channel of a scan to tell whether it is like others: intensities, shape and position."""
+"""Measures one channel of a scan for comparison with other scans: intensities, shape and position of the head."""
 
 import dataclasses
 from typing import NamedTuple
@@ -7,27 +7,27 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-SIDE = 64  # pixels of a side of the slices that are measured, cut to the head
-MOST_SLICES = 32  # of a scan are measured, evenly spaced
-CUBE = 16  # voxels of a side of the reduced head
-_HEAD = 0.2  # of the 99th percentile: what is brighter is head, as in `normalization.head_level`
+SIDE = 64  # side of the measured slices in pixels, after the crop to the head
+MAX_SLICES = 32  # measured slices of a scan, evenly spaced
+CUBE = 16  # side of the reduced head in voxels
+_HEAD = 0.2  # fraction of the 99th percentile; brighter voxels are head, as in `normalization.head_level`
 _IN_PLANE = np.ones((1, 3, 3), bool)
-_EDGES = (0.5, 1.5, 2.5, 3.5, 4.5, 6.5, 8.5, 11.5, 15.5, 20.5, SIDE)  # depths between rings, pixels of `SIDE`
-_SPREAD = (10, 50, 90)  # percentiles of each ring
+_EDGES = (0.5, 1.5, 2.5, 3.5, 4.5, 6.5, 8.5, 11.5, 15.5, 20.5, SIDE)  # ring borders: depth in pixels
+_SPREAD = (10, 50, 90)  # percentiles in each ring
 _QUANTILES = (1, 5, 10, 25, 75, 90, 95, 99)
-_BRIGHTEST = 3.0  # times the median; what is brighter does not count
+_MAX_BRIGHTNESS = 3.0  # in units of the median; brighter voxels are clipped
 RINGS = (len(_EDGES) - 1) * len(_SPREAD)  # features of the profile
 FEATURES = RINGS + len(_QUANTILES) + (CUBE // 2 - 2) ** 3
 
 
 class Head(NamedTuple):
-    """The head of a channel, cut to its bounding box.
+    """The head in one channel, cropped to its bounding box.
 
     Attributes:
-      voxels: [S, SIDE, SIDE] float32, relative to the median of the head: 0 is air.
-      inside: which of them are head, holes filled, [S, SIDE, SIDE] bool.
-      depth: pixels to the nearest voxel of the slice that is not head, [S, SIDE, SIDE]; 0 outside.
-      slices: how many slices of the scan show it.
+      voxels: [S, SIDE, SIDE] float32, relative to the median of the head; air is 0.
+      inside: [S, SIDE, SIDE] bool, the head with holes filled.
+      depth: [S, SIDE, SIDE], distance in pixels to the nearest voxel outside of the head in the slice; 0 outside.
+      slices: number of slices of the scan that show the head.
     """
 
     voxels: np.ndarray
@@ -37,20 +37,20 @@ class Head(NamedTuple):
 
     @property
     def radius(self) -> float:
-        """Of the largest slice, were it a disk, in pixels."""
+        """Radius of a disk with the area of the largest slice, in pixels."""
         return float(np.sqrt(self.inside.sum(axis=(1, 2)).max() / np.pi))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Measures:
-    """What is compared between scans. Neither matrix size, nor spacing, nor a factor on the intensities changes it.
+    """Measures for comparison of scans. They do not depend on matrix size, spacing, or a factor on the intensities.
 
     Attributes:
       features: [FEATURES] float64, relative to the median of the head: percentiles of rings by their depth below the
-        surface (`RINGS` of them), quantiles of the head, and its 6 x 6 x 6 inner cells, each the darker one of left and
-        right, so that a tumor on one side hardly counts.
-      cube: the bounding box of the head, [CUBE, CUBE, CUBE] float32.
-      slices: how many slices show the head.
+        surface (the first `RINGS`), quantiles of the head, and its 6 x 6 x 6 inner cells. Each cell is the darker one
+        of left and right, so a tumor on one side has little influence.
+      cube: [CUBE, CUBE, CUBE] float32, the bounding box of the head.
+      slices: number of slices that show the head.
     """
 
     features: np.ndarray
@@ -59,13 +59,13 @@ class Measures:
 
 
 def find_head(channel: np.ndarray) -> Head | None:
-    """Finds the head: the largest connected component that is brighter than a fifth of the 99th percentile.
+    """Finds the head: the largest connected component brighter than a fifth of the 99th percentile.
 
     Args:
-      channel: [S, H, W], uint8 or float32, 0 or more.
+      channel: [S, H, W], uint8 or float32, >= 0.
 
     Returns:
-      None where there is none.
+      None if there is no head.
     """
     small = _resize(channel)
     level = _HEAD * np.percentile(small, 99)
@@ -78,27 +78,27 @@ def find_head(channel: np.ndarray) -> Head | None:
     height, width = (length / SIDE for length in channel.shape[1:])
     box = (columns.start * width, rows.start * height, columns.stop * width, rows.stop * height)
     count = slices.stop - slices.start
-    chosen = slices.start + np.linspace(0, count - 1, min(count, MOST_SLICES)).round().astype(int)
+    chosen = slices.start + np.linspace(0, count - 1, min(count, MAX_SLICES)).round().astype(int)
     voxels = _resize(channel[chosen], box)
     head = voxels > level
     if not head.any():
         return None
     inside = _filled(head)
     padded = np.pad(inside, ((0, 0), (1, 1), (1, 1)))
-    # Slices are so far apart that the nearest voxel is in the same one.
+    # The large slice distance keeps the nearest voxel in the same slice.
     depth = ndimage.distance_transform_edt(padded, sampling=(10 * SIDE, 1, 1))[:, 1:-1, 1:-1]
     return Head(voxels / np.median(voxels[head]), inside, depth, count)
 
 
 def measure(channel: np.ndarray) -> Measures | None:
-    """Measures a channel, [S, H, W]; None where no head is found."""
+    """Measures a channel, [S, H, W]; None if there is no head."""
     head = find_head(channel)
     return None if head is None else measure_head(head)
 
 
 def measure_head(head: Head) -> Measures:
-    """Measures a head that was found."""
-    cube = head.voxels.clip(0, _BRIGHTEST)
+    """Measures a head."""
+    cube = head.voxels.clip(0, _MAX_BRIGHTNESS)
     for axis in range(3):
         cube = _rescaled(cube, axis)
     half = CUBE // 2
@@ -109,7 +109,7 @@ def measure_head(head: Head) -> Measures:
 
 
 def _profile(head: Head) -> np.ndarray:
-    """Percentiles of each ring, of the slices from a quarter of the way up to 85 %, where the head is a closed ring."""
+    """Returns percentiles of each ring, over slices at 25 % to 85 % of the height; there the head is a closed ring."""
     count = len(head.voxels)
     first = count // 4
     used = slice(first, max(first + 1, round(0.85 * count)))
@@ -123,26 +123,26 @@ def _profile(head: Head) -> np.ndarray:
 
 
 def _filled(head: np.ndarray) -> np.ndarray:
-    """Closes gaps of a few pixels, and fills what no path in the slice connects with its border; [S, H, W] bool."""
+    """Closes gaps of a few pixels and fills holes in each slice; [S, H, W] bool."""
     closed = ndimage.binary_closing(np.pad(head, ((0, 0), (3, 3), (3, 3))), _IN_PLANE, iterations=2)
     cross = np.zeros((3, 3, 3), bool)
     cross[1] = ndimage.generate_binary_structure(2, 1)
     outside, _ = ndimage.label(~closed, cross)
-    # Each slice has a border of its own, one component as it was padded.
+    # The padding makes the border of each slice one component.
     return (outside != outside[:, :1, :1])[:, 3:-3, 3:-3]
 
 
 def _resize(channel: np.ndarray, box: tuple[float, float, float, float] | None = None) -> np.ndarray:
-    """The slices, or a box (left, upper, right, lower) of each, at SIDE pixels: the means of the pixels' areas."""
+    """Resizes the slices, or a box (left, upper, right, lower) of each, to SIDE pixels by area averaging."""
     resized = np.empty((len(channel), SIDE, SIDE), np.float32)
-    for target, image in zip(resized, channel, strict=True):
+    for output, image in zip(resized, channel, strict=True):
         picture = Image.fromarray(np.ascontiguousarray(image))
-        target[...] = picture.resize((SIDE, SIDE), Image.Resampling.BOX, box=box)
+        output[...] = picture.resize((SIDE, SIDE), Image.Resampling.BOX, box=box)
     return resized
 
 
 def _rescaled(volume: np.ndarray, axis: int) -> np.ndarray:
-    """CUBE voxels along an axis: means where it has more, else linear interpolation."""
+    """Rescales an axis to CUBE voxels: area means if it is longer, otherwise linear interpolation."""
     length = volume.shape[axis]
     volume = np.moveaxis(volume, axis, 0)
     if length >= CUBE:
@@ -153,8 +153,8 @@ def _rescaled(volume: np.ndarray, axis: int) -> np.ndarray:
         sums = sums[whole] + volume[whole.clip(max=length - 1)] * shares
         scaled = np.diff(sums, axis=0) * (CUBE / length)
     else:
-        places = ((np.arange(CUBE) + 0.5) * length / CUBE - 0.5).clip(0, length - 1)
-        below = np.floor(places).astype(int)
-        shares = (places - below)[:, None, None]
+        positions = ((np.arange(CUBE) + 0.5) * length / CUBE - 0.5).clip(0, length - 1)
+        below = np.floor(positions).astype(int)
+        shares = (positions - below)[:, None, None]
         scaled = volume[below] * (1 - shares) + volume[(below + 1).clip(max=length - 1)] * shares
     return np.moveaxis(scaled, 0, axis)

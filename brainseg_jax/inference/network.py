@@ -1,4 +1,4 @@
-"""Volumes through trained networks: the one road for validation, test, `evaluate` and `predict`."""
+"""Runs trained networks on volumes; validation, test, `evaluate` and `predict` all use this module."""
 
 import time
 from collections import deque
@@ -21,18 +21,18 @@ from brainseg_jax.scans.volume import Volume
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """A network with all that must be known to show it a volume.
+    """A network with everything that is needed to run it on a volume.
 
     Attributes:
-      model: maps [B, side, side, channels], normalized, to logits [B, side, side, K].
-      variables: of the model.
+      model: maps normalized [B, side, side, channels] to logits [B, side, side, K].
+      variables: variables of the model.
       description: channels and targets.
-      image_size: height and width of the images it was trained on, in pixels.
+      image_size: height and width of the training images, in pixels.
       pixel_spacing: see `Canvas.around`.
       view: see `Canvas.of_views`; the probabilities of several views are averaged.
       normalization: a name in `normalization.METHODS`; constants are fitted to each whole volume.
-      mirror: whether probabilities are averaged with those of left-right mirror images.
-      context: neighboring slices on either side that are further channels of its images.
+      mirror: whether to average the probabilities with those of left-right mirror images.
+      context: number of neighboring slices on either side that are added as channels.
     """
 
     model: nn.Module
@@ -47,11 +47,11 @@ class Network:
 
     @property
     def views(self) -> int:
-        """How many views of a volume it sees."""
+        """Number of views of a volume."""
         return len(VIEWS) if self.view == ALL_VIEWS else 1
 
     def canvases(self, volume: Volume) -> tuple[Canvas, ...]:
-        """How slices of the volume become images of this network, in each view."""
+        """Returns the canvas that maps slices of the volume to images of this network, for each view."""
         return Canvas.of_views(
             self.view,
             volume.voxels.shape[:3],
@@ -62,29 +62,29 @@ class Network:
         )
 
     def prepare(self, volume: Volume) -> "list[tuple[Inputs, Canvas]]":
-        """What the network is given of a volume in each view, and how its maps come back."""
+        """Returns the input of the network and the canvas of a volume, for each view."""
         constants = fit(volume.voxels, self.normalization)
         canvases = self.canvases(volume)
         return [(self.inputs(canvas.to_network(volume.voxels), constants), canvas) for canvas in canvases]
 
     def inputs(self, images: np.ndarray, constants: Normalization) -> "Inputs":
-        """What the network is given of the slices of a volume, [n, side, side, C] uint8, and their constants [C]."""
+        """Returns the input for slices [n, side, side, C] uint8 of a volume and their constants [C]."""
         return Inputs(with_neighbors(images, self.context), repeated(constants, self.context))
 
 
 class Inputs(NamedTuple):
-    """What a network is given of one volume in one view."""
+    """The input of a network for one volume in one view."""
 
     images: np.ndarray  # [n, side, side, channels] uint8, with neighboring slices as further channels
     normalization: Normalization  # each [channels]
 
 
 class Output(NamedTuple):
-    """What a network makes of one volume in one view, on the network's grid.
+    """The output of a network for one volume in one view, on the grid of the network.
 
     Attributes:
-      members: probabilities whose mean is the prediction, [M, n, side, side, K] float32: of the slices as they are, and
-        of their mirror images, mirrored back.
+      members: [M, n, side, side, K] float32, probabilities; their mean is the prediction. The first is for the slices,
+        the second for their mirror images, mirrored back.
       attention: [n, side, side, 1] in [0, 1] of the finest attention gate; None for a network without gates.
     """
 
@@ -93,49 +93,49 @@ class Output(NamedTuple):
 
     @property
     def probability(self) -> np.ndarray:
-        """The mean of the members, [n, side, side, K] float32."""
+        """Mean of the members, [n, side, side, K] float32."""
         return sum(self.members[1:], start=self.members[0]) / np.float32(len(self.members))
 
 
-# Called after each batch with its outputs on the devices, the volume and slice of each image as indices [B], and which
-# images are no padding, [B] bool.
+# Called after each batch with its outputs on the devices, the index of volume and slice of each image [B], and whether
+# each image is not padding, [B] bool.
 OnBatch = Callable[[Forward, np.ndarray, np.ndarray, np.ndarray], None]
 
 
 @dataclass(eq=False)
-class _Waiting:
-    """A volume whose outputs are not complete yet."""
+class _Pending:
+    """A volume with incomplete output."""
 
     index: int
     inputs: Inputs
     members: np.ndarray | None = None
     attention: np.ndarray | None = None
-    left: int = 0
+    remaining: int = 0
 
-    def take(self, members: np.ndarray, attention: np.ndarray | None) -> None:
-        """Copies outputs of the next few slices, [M, b, side, side, K] and [b, side, side, 1]."""
+    def store(self, members: np.ndarray, attention: np.ndarray | None) -> None:
+        """Copies outputs of the next slices, [M, b, side, side, K] and [b, side, side, 1]."""
         count = len(self.inputs.images)
-        start = count - self.left
-        self.left -= members.shape[1]
-        if self.members is None:  # made at once: parts that are joined at the end lie in memory twice
+        start = count - self.remaining
+        self.remaining -= members.shape[1]
+        if self.members is None:  # one allocation: concatenation at the end needs twice the memory
             self.members = np.empty((len(members), count, *members.shape[2:]), np.float32)
             self.attention = None if attention is None else np.empty((count, *attention.shape[1:]), np.float32)
-        self.members[:, start : count - self.left] = members
+        self.members[:, start : count - self.remaining] = members
         if attention is not None:
-            self.attention[start : count - self.left] = attention
+            self.attention[start : count - self.remaining] = attention
 
     def output(self) -> Output:
         return Output(self.members, self.attention)
 
 
 class Runner:
-    """Runs networks on the devices, slices of several volumes in one batch.
+    """Runs networks on the devices, with slices of several volumes in one batch.
 
     Attributes:
-      mesh: each batch is divided over it.
-      batch_size: images a batch, a multiple of the number of devices.
-      seconds: spent in the networks so far.
-      before_batch: is called before each batch; may raise, to end the work between two.
+      mesh: batches are divided over it.
+      batch_size: images per batch, a multiple of the number of devices.
+      seconds: total time in the networks.
+      before_batch: called before each batch; it may raise, to stop between two batches.
     """
 
     def __init__(self, mesh: Mesh, batch_size: int) -> None:
@@ -144,7 +144,7 @@ class Runner:
         self.batch_size = -(-batch_size // mesh.size) * mesh.size
         self.seconds = 0.0
         self.before_batch: Callable[[], None] = lambda: None
-        # The network is an argument that is part of the key: networks of one shape are compiled once.
+        # The network is a static argument, so networks of the same architecture are compiled once.
         self._step = jax.jit(
             _normalized_forward,
             static_argnames=("model", "mirror"),
@@ -160,29 +160,30 @@ class Runner:
         on_batch: OnBatch | None = None,
         on_slices: Callable[[int], None] = lambda count: None,
     ) -> Iterator[Output]:
-        """Predicts volumes, one after the other.
+        """Predicts volumes one after the other.
 
-        Batches hold slices of volume after volume; the last one, and the last one before images of another size, is
-        padded by repeating its last slice. With many processes each must call it with the same arguments.
+        A batch holds slices of consecutive volumes. A batch is padded with copies of its last slice if it is the last
+        one, or the last one before images of another size. With several processes, each must call it with the same
+        arguments.
 
         Args:
-          network: to run.
-          volumes: its inputs.
+          network: network to run.
+          volumes: inputs of the network.
           on_batch: see `OnBatch`.
-          on_slices: called after each batch with the number of its slices.
+          on_slices: called after each batch with its number of slices.
 
         Yields:
           the output of each volume, in order, as soon as it is complete.
         """
-        waiting: deque[_Waiting] = deque()
-        batch: list[tuple[_Waiting, int, int]] = []  # volume, first slice and the one after the last
+        pending: deque[_Pending] = deque()
+        batch: list[tuple[_Pending, int, int]] = []  # volume, first slice, and end (exclusive)
         filled = 0
         for index, inputs in enumerate(volumes):
             if batch and batch[0][0].inputs.images.shape[1:] != inputs.images.shape[1:]:
                 self._run_batch(network, batch, on_batch, on_slices)
                 batch, filled = [], 0
-            volume = _Waiting(index, inputs, left=len(inputs.images))
-            waiting.append(volume)
+            volume = _Pending(index, inputs, remaining=len(inputs.images))
+            pending.append(volume)
             start = 0
             while start < len(inputs.images):
                 stop = min(len(inputs.images), start + self.batch_size - filled)
@@ -192,17 +193,17 @@ class Runner:
                 if filled == self.batch_size:
                     self._run_batch(network, batch, on_batch, on_slices)
                     batch, filled = [], 0
-            while waiting and not waiting[0].left:
-                yield waiting.popleft().output()
+            while pending and not pending[0].remaining:
+                yield pending.popleft().output()
         if batch:
             self._run_batch(network, batch, on_batch, on_slices)
-        while waiting:
-            yield waiting.popleft().output()
+        while pending:
+            yield pending.popleft().output()
 
     def _run_batch(
         self,
         network: Network,
-        batch: list[tuple[_Waiting, int, int]],
+        batch: list[tuple[_Pending, int, int]],
         on_batch: OnBatch | None,
         on_slices: Callable[[int], None],
     ) -> None:
@@ -233,8 +234,8 @@ class Runner:
             on_batch(outputs, owners, slices, np.arange(self.batch_size) < sum(counts))
         begin = 0
         for (volume, _, _), count in zip(batch, counts, strict=True):
-            part = slice(begin, begin + count)
-            volume.take(members[:, part], None if attention is None else attention[part])
+            block = slice(begin, begin + count)
+            volume.store(members[:, block], None if attention is None else attention[block])
             begin += count
         on_slices(sum(counts))
 
@@ -242,5 +243,5 @@ class Runner:
 def _normalized_forward(
     variables: dict, images: jax.Array, constants: Normalization, *, model: nn.Module, mirror: bool
 ) -> Forward:
-    """`forward` of images [B, side, side, C] uint8, with constants each [B, C]."""
+    """Applies `forward` to images [B, side, side, C] uint8, with constants [B, C] each."""
     return forward(model, variables, jax.vmap(normalize)(images, constants), mirror=mirror)

@@ -1,4 +1,4 @@
-"""From probabilities to the mask that is scored or given out: whole volumes of patients, on the host."""
+"""From probabilities to the final masks, on whole volumes on the host."""
 
 import itertools
 import math
@@ -6,24 +6,24 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import scipy  # whose parts are loaded where they are first asked for
+import scipy  # loads its submodules on first use
 
 from brainseg_jax.data.canvas import Canvas
 from brainseg_jax.metrics import dice
 from brainseg_jax.scans.description import Description
 
-GRID = 256  # pixels a side of the slices on which `min_voxels` is counted: those of the LGG set
-NEIGHBORS = np.ones((3, 3, 3), bool)  # 26: voxels that meet in a corner belong together
+GRID = 256  # side in pixels of the slices that `min_voxels` refers to: those of the LGG set
+NEIGHBORS = np.ones((3, 3, 3), bool)  # 26 neighbors: a common corner connects voxels
 
 
 class PostProcess(NamedTuple):
-    """What makes a mask of a volume's probabilities.
+    """Settings that convert the probabilities of a volume to a mask.
 
     Attributes:
-      threshold: probability from which a voxel counts as target.
-      largest_component: whether the largest connected 3-D part is kept alone.
-      min_voxels: connected 3-D components of fewer voxels are taken out, 0 and 1 keep all. It is counted on slices of
-        256 x 256 pixels, see `on_grid`.
+      threshold: minimum probability of the target.
+      largest_component: whether to keep only the largest connected 3-D component.
+      min_voxels: minimum size of a connected 3-D component; 0 and 1 keep all. It refers to slices of 256 x 256 pixels,
+        see `on_grid`.
     """
 
     threshold: float = 0.5
@@ -31,51 +31,53 @@ class PostProcess(NamedTuple):
     min_voxels: int = 0
 
     def __call__(self, probability: np.ndarray) -> np.ndarray:
-        """Maps the probabilities of a volume, [S, H, W] with the slices in order, to its mask, [S, H, W] bool."""
-        return self.keep_parts(probability >= self.threshold)
+        """Converts probabilities [S, H, W], with the slices in order, to a mask [S, H, W] bool."""
+        return self.keep_components(probability >= self.threshold)
 
     def on_grid(self, size: tuple[int, int]) -> "PostProcess":
-        """The same for slices of another grid, on which a component of the same size has another count of voxels.
+        """Adapts `min_voxels` to slices of another size.
 
-        The LGG set does not say how large its voxels are, so no minimum in mm³ is known. What is known is the share of
-        the image: a component that covers 50 pixels of 256 x 256 covers 200 of 512 x 512. Slices are not counted anew,
-        as the distance between them is not known either.
+        The voxel size of the LGG set is unknown, so no minimum in mm³ is possible. Instead, the fraction of the image
+        stays
+        constant: 50 pixels of 256 x 256 become 200 of 512 x 512. The number of slices is not adapted, because their
+          distance is unknown too.
 
         Args:
-          size: height and width, in pixels, of the square image that the network was shown (`Canvas.padded`).
+          size: height and width, in pixels, of the square image that the network gets (`Canvas.padded`).
 
         Returns:
-          a copy whose `min_voxels` is times `size[0] * size[1] / 256²`, rounded up; itself for 256 x 256.
+          a copy with `min_voxels * size[0] * size[1] / 256²`, rounded up; unchanged for 256 x 256.
         """
         if self.min_voxels < 2:
             return self
         return self._replace(min_voxels=math.ceil(self.min_voxels * size[0] * size[1] / GRID**2))
 
-    def keep_parts(self, volume: np.ndarray) -> np.ndarray:
-        """What is left of a thresholded volume, [S, H, W] bool.
+    def keep_components(self, volume: np.ndarray) -> np.ndarray:
+        """Removes components from a thresholded volume, [S, H, W] bool.
 
-        Parts are connected through faces, edges or corners. A lower-grade glioma is nearly always one lesion; Buda et
-        al. 2019 keep the largest part too (in the authors' code, github.com/mateuszbuda/brain-segmentation-pytorch). Of
-        parts of one size the first in memory order is the largest.
+        Components connect through faces, edges or corners. A lower-grade glioma is nearly always one lesion. Buda et
+        al. 2019 also keep the largest component (in the authors' code,
+        github.com/mateuszbuda/brain-segmentation-pytorch). Among components of equal size, the first in memory order
+        counts as the largest.
         """
         result = volume.astype(bool)
         if not self.largest_component and self.min_voxels < 2:
             return result
-        box = _bounding_box(result)  # labels take four times the memory of a mask
-        labels, parts = scipy.ndimage.label(result[box], NEIGHBORS)
-        if not parts:
+        box = _bounding_box(result)  # labels need four times the memory of a mask
+        labels, count = scipy.ndimage.label(result[box], NEIGHBORS)
+        if not count:
             return result
-        sizes = sum(np.bincount(image.ravel(), minlength=parts + 1) for image in labels)
+        sizes = sum(np.bincount(image.ravel(), minlength=count + 1) for image in labels)
         sizes[0] = 0
-        kept = sizes >= max(1, self.min_voxels)
+        keep = sizes >= max(1, self.min_voxels)
         if self.largest_component:
-            kept &= np.arange(len(sizes)) == np.argmax(sizes)
-        result[box] = kept[labels]
+            keep &= np.arange(len(sizes)) == np.argmax(sizes)
+        result[box] = keep[labels]
         return result
 
 
 def _bounding_box(volume: np.ndarray) -> tuple[slice, ...]:
-    """The smallest box that holds a mask [S, H, W] bool; empty where that is."""
+    """Returns the bounding box of a mask [S, H, W] bool; empty for an empty mask."""
     images = volume.any(axis=0)
     lines = volume.any(axis=(1, 2)), images.any(axis=1), images.any(axis=0)
     ends = [np.flatnonzero(line)[[0, -1]] if line.any() else (0, -1) for line in lines]
@@ -93,59 +95,60 @@ CANDIDATES = tuple(
 def make_masks(
     probability: np.ndarray, posts: Sequence[PostProcess], description: Description, canvas: Canvas
 ) -> np.ndarray:
-    """From the probabilities of all targets to their masks.
+    """Converts the probabilities of all targets to their masks.
 
-    Of targets that exclude each other a voxel belongs to the one of the highest probability, of those that reach their
-    threshold. Connected components are kept target by target after that. Of a target whose labels are a part of
-    another's, what lies outside of that other one is taken out. At last the masks are painted as a label map and read
-    back, but for targets that no label map can hold.
+    1. Each target applies its threshold. If targets exclude each other, a voxel belongs to the one with the highest
+       probability among those that reach their threshold.
+    2. Each target removes connected components.
+    3. If the labels of a target are a subset of another target's labels, its voxels outside of the other are removed.
+    4. Several targets are converted to a label map and back, unless a label map cannot represent them.
 
     Args:
-      probability: [S, H, W, K], on the volume's own grid.
-      posts: of each target.
-      description: says whether the targets exclude each other.
-      canvas: of the volume; `min_voxels` depends on it, see `PostProcess.on_grid`.
+      probability: [S, H, W, K], on the native grid of the volume.
+      posts: post-processing of each target.
+      description: defines whether the targets exclude each other.
+      canvas: canvas of the volume; `min_voxels` depends on it, see `PostProcess.on_grid`.
 
     Returns:
       [S, H, W, K] bool.
     """
     masks = np.empty(probability.shape, bool)
     thresholds = np.array([post.threshold for post in posts], np.float32)
-    for reached, image in zip(masks, probability, strict=True):  # slice by slice, as of a volume these arrays are large
+    for reached, image in zip(masks, probability, strict=True):  # slice by slice, to save memory
         np.greater_equal(image, thresholds, out=reached)
         if description.exclusive and len(posts) > 1:
             highest = np.argmax(np.where(reached, image, -1.0), axis=-1)
             reached &= np.arange(len(posts)) == highest[..., None]
     for k, post in enumerate(posts):
-        masks[..., k] = post.on_grid(canvas.padded).keep_parts(masks[..., k])
-    # What is scored is what a label map of these masks holds: nested targets stay nested.
-    several = len(posts) > 1 and not description.painted_over
+        masks[..., k] = post.on_grid(canvas.padded).keep_components(masks[..., k])
+    # Scores use the masks that a label map can represent, so nested targets stay nested.
+    use_label_map = len(posts) > 1 and not description.painted_over
     for image in masks:
         for inner, outer in description.nested:
             image[..., inner] &= image[..., outer]
-        if several:
+        if use_label_map:
             image[...] = description.masks(description.label_map(image))
     return masks
 
 
 def posts_to_json(posts: Sequence[PostProcess], description: Description) -> dict:
-    """For `results.json`: of a single target its fields, of several a block for each by its name."""
+    """Returns the block for `results.json`: the fields of a single target, or a block per target name."""
     blocks = {name: post._asdict() for name, post in zip(description.names, posts, strict=True)}
     return blocks if len(posts) > 1 else blocks[description.names[0]]
 
 
 def posts_from_json(content: dict, description: Description) -> tuple[PostProcess, ...]:
-    """The inverse of `posts_to_json`."""
+    """Inverse of `posts_to_json`."""
     if len(description.names) == 1:
         return (PostProcess(**content),)
     return tuple(PostProcess(**content[name]) for name in description.names)
 
 
 class Chooser:
-    """Finds the candidate of the highest mean 3-D Dice, patient by patient, so that no volume is kept."""
+    """Selects the candidate with the highest mean 3-D Dice; it stores scores of patients, but no volumes."""
 
     def __init__(self) -> None:
-        """Has seen no patient yet."""
+        """Starts without patients."""
         self._dice: dict[str, list[list[float]]] = {}
 
     def add(
@@ -162,9 +165,9 @@ class Chooser:
         Args:
           probability: [S, H, W].
           truth: the reference mask, [S, H, W] bool.
-          canvas: of the volume, see `make_masks`.
-          counted: which voxels count, [S, H, W] bool; None: all.
-          patient: whose volume it is. Each patient counts once, however many volumes there are.
+          canvas: canvas of the volume, see `make_masks`.
+          counted: voxels that count, [S, H, W] bool; None: all.
+          patient: id of the patient. Each patient counts once, for any number of volumes.
         """
         counted = np.ones_like(truth) if counted is None else counted
         posts = [post.on_grid(canvas.padded) for post in CANDIDATES]
@@ -173,7 +176,7 @@ class Chooser:
         )
 
     def best(self) -> tuple[PostProcess, float]:
-        """The choice and its mean Dice; of a tie the one that stands first in `CANDIDATES`, the plainest."""
-        mean = np.mean([np.mean(cases, axis=0) for cases in self._dice.values()], axis=0)
-        best = int(np.argmax(mean))
-        return CANDIDATES[best], float(mean[best])
+        """Returns the best candidate and its mean Dice; among equals, the first (and simplest) in `CANDIDATES`."""
+        means = np.mean([np.mean(cases, axis=0) for cases in self._dice.values()], axis=0)
+        best = int(np.argmax(means))
+        return CANDIDATES[best], float(means[best])

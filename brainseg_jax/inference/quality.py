@@ -1,7 +1,7 @@
-"""A number beside each mask: how sure a network is of it, and the Dice that masks of this kind had.
+"""Confidence of a mask: the agreement of a network with itself, and the Dice to expect.
 
-`agreement` needs no reference mask. Which Dice goes with which agreement is learned from cases with a reference mask
-that the network was not trained on (`ExpectedDice`). It holds for scans like those, predicted in the same way.
+`agreement` needs no reference mask. `ExpectedDice` learns which Dice corresponds to which agreement, from cases with a
+reference mask that the network was not trained on. It is valid for similar scans that are predicted in the same way.
 """
 
 import dataclasses
@@ -15,27 +15,27 @@ import numpy as np
 from brainseg_jax.inference.postprocess import PostProcess
 from brainseg_jax.metrics import dice
 
-LOW, HIGH = 0.1, 0.9  # probabilities; experiments/failure_detection.py compares others
-LEAST_PATIENTS = 20  # of fewer no interval is given
-INTERVAL = 0.9  # share of the cases whose Dice lies in theirs
+LOW, HIGH = 0.1, 0.9  # thresholds; experiments/failure_detection.py compares others
+LEAST_PATIENTS = 20  # minimum number of patients for an interval
+INTERVAL = 0.9  # fraction of the cases with a Dice within the interval
 DETECTOR = f"Dice between the masks at probabilities {LOW} and {HIGH}"
-NO_MASK = "an empty mask has no expected Dice: nothing tells a missed target from a scan without one"
+NO_MASK = "an empty mask has no expected Dice: the target may be absent or missed"
 _VERSION = 1
-_FOLDS = 20  # most that cases are divided into; with as many patients it is leave-one-out
+_FOLDS = 20  # maximum number of folds; up to this number of patients it is leave-one-out
 
 
 def agreement(probability: np.ndarray, mask: np.ndarray, post: PostProcess) -> float | None:
-    """The Dice between the masks at a low and at a high threshold of the probability, in [0, 1]: 1 is sure.
+    """Returns the Dice between the masks at a low and at a high threshold, in [0, 1]; 1 is the most certain.
 
-    It needs no further prediction.
+    It needs no additional prediction.
 
     Args:
-      probability: of a target, [S, H, W].
-      mask: what is made of it, [S, H, W] bool.
-      post: keeps the connected components of the two masks as it does of this one, see `PostProcess.on_grid`.
+      probability: probability of a target, [S, H, W].
+      mask: the predicted mask, [S, H, W] bool.
+      post: post-processing of the mask, also applied to the two masks, see `PostProcess.on_grid`.
 
     Returns:
-      None where the mask is empty.
+      None if the mask is empty.
     """
     if not mask.any():
         return None
@@ -44,7 +44,7 @@ def agreement(probability: np.ndarray, mask: np.ndarray, post: PostProcess) -> f
 
 
 class Pair(NamedTuple):
-    """A case with a reference mask: the agreement of its mask, its Dice, and whose scan it is."""
+    """Agreement and Dice of a case with a reference mask, and its patient."""
 
     agreement: float
     dice: float
@@ -52,37 +52,37 @@ class Pair(NamedTuple):
 
 
 class Expected(NamedTuple):
-    """The Dice to expect, and an interval that holds it in nine cases of ten; all in [0, 1]."""
+    """The expected Dice, and an interval that contains the Dice in nine of ten cases; all in [0, 1]."""
 
     dice: float
     low: float
     high: float
 
     def __str__(self) -> str:
-        """In words, at most 48 characters."""
+        """Text of at most 48 characters."""
         return f"expected Dice {self.dice:.2f} (90 % interval {self.low:.2f} to {self.high:.2f})"
 
 
 class Quality(NamedTuple):
-    """What is known of a mask without a reference: `agreement`, and what is expected of it; None where it is not."""
+    """The confidence of a mask without a reference: `agreement` and expected Dice; None where undefined."""
 
     agreement: float | None
     expected: Expected | None
 
     def __str__(self) -> str:
-        """In words."""
+        """Text for messages."""
         if self.agreement is None:
             return NO_MASK
-        return str(self.expected or f"agreement {self.agreement:.2f}, expected Dice not known")
+        return str(self.expected or f"agreement {self.agreement:.2f}, expected Dice unknown")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ExpectedDice:
-    """The Dice to expect of a mask, from its agreement.
+    """The expected Dice of a mask, as a function of its agreement.
 
     Attributes:
-      targets: name -> cases of known Dice, of `LEAST_PATIENTS` or more.
-      source: which cases these are, in words.
+      targets: name -> pairs of cases with known Dice, from `LEAST_PATIENTS` or more patients.
+      source: describes these cases.
     """
 
     targets: dict[str, tuple[Pair, ...]]
@@ -90,12 +90,12 @@ class ExpectedDice:
     _curves: dict = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     def __call__(self, target: str, value: float | None, *, without: str | None = None) -> Expected | None:
-        """What is expected of a mask.
+        """Returns the expected Dice of a mask.
 
         Args:
-          target: its name.
-          value: its agreement.
-          without: a patient whose cases are left out, for masks of cases that are among those of known Dice.
+          target: name of the target.
+          value: agreement of the mask.
+          without: a patient to leave out, for masks of cases with known Dice.
 
         Returns:
           None for an empty mask.
@@ -108,19 +108,19 @@ class ExpectedDice:
 
     @property
     def digest(self) -> str:
-        """Identifies it: other cases give another one."""
+        """Identifier that changes with the cases."""
         return hashlib.sha256(repr(self.to_json()).encode(errors="surrogateescape")).hexdigest()[:12]
 
     def to_json(self) -> dict:
-        """Content of `expected_dice.json`."""
+        """Returns the content of `expected_dice.json`."""
         return {"version": _VERSION, "detector": DETECTOR, "source": self.source, "targets": self.targets}
 
     @classmethod
     def from_json(cls, content: dict) -> "ExpectedDice":
-        """The inverse of `to_json`. Raises ValueError where the content is another one."""
+        """Inverse of `to_json`. Raises ValueError if the content is invalid."""
         try:
             if (content["version"], content["detector"]) != (_VERSION, DETECTOR):
-                raise ValueError(f"version {content['version']} of it, with the detector {content['detector']!r}")
+                raise ValueError(f"it has version {content['version']} and detector {content['detector']!r}")
             targets = {
                 name: tuple(Pair(float(value), float(dice), str(patient)) for value, dice, patient in pairs)
                 for name, pairs in content["targets"].items()
@@ -130,9 +130,9 @@ class ExpectedDice:
             raise ValueError(f"{type(error).__name__}: {error}") from error
         for name, pairs in targets.items():
             if (patients := len({pair.patient for pair in pairs})) < LEAST_PATIENTS:
-                raise ValueError(f"{patients} patients for {name}, and {LEAST_PATIENTS} are the fewest")
+                raise ValueError(f"it has {patients} patients for {name}; at least {LEAST_PATIENTS} are needed")
             if any(not 0.0 <= number <= 1.0 for pair in pairs for number in pair[:2]):
-                raise ValueError(f"a number outside of 0 to 1 in {name}")
+                raise ValueError(f"a value for {name} is outside of [0, 1]")
         return cls(targets, source)
 
 
@@ -143,14 +143,14 @@ def rate(
     names: Sequence[str],
     expected: ExpectedDice | None,
 ) -> tuple[Quality, ...]:
-    """What is known of the masks of a scan.
+    """Returns the confidence of the masks of a scan.
 
     Args:
       probability: [S, H, W, K].
       masks: [S, H, W, K] bool.
-      posts: of each target, see `agreement`.
-      names: of the K targets.
-      expected: None where it is not known.
+      posts: post-processing of each target, see `agreement`.
+      names: names of the K targets.
+      expected: None if unknown.
     """
     values = [agreement(probability[..., k], masks[..., k], post) for k, post in enumerate(posts)]
     return tuple(Quality(v, expected and expected(name, v)) for name, v in zip(names, values, strict=True))
@@ -159,10 +159,10 @@ def rate(
 class Curve:
     """Expected Dice and its interval as functions of the agreement.
 
-    The expected Dice is monotone regression (`increasing`): it never falls while the agreement rises. Below the lowest
-    known agreement it goes to 0 at agreement 0. The interval is that of CV+, the jackknife+ by folds (Barber et al.
-    2021, doi.org/10.1214/20-AOS1965): it comes from the errors of curves that did not see the patient. Each error is
-    divided by the one that is usual at its agreement, so the interval is wide where errors are large.
+    The expected Dice is a monotone regression (`increasing`): it never falls as the agreement rises. Below the lowest
+    known agreement, it goes linearly to 0 at agreement 0. The interval is that of CV+, the jackknife+ with folds
+    (Barber et al. 2021, doi.org/10.1214/20-AOS1965): it uses errors of curves that were fitted without the patient.
+    Each error is divided by the usual error at its agreement, so the interval is wide where errors are large.
     """
 
     def __init__(self, pairs: Sequence[Pair]) -> None:
@@ -173,15 +173,15 @@ class Curve:
         self._folds = _folds(values, patients)
         fits = [self._folds != fold for fold in range(self._folds.max() + 1)]
         self._without = [_from_origin(values[others], dice_of[others]) for others in fits]
-        known = np.array([np.interp(v, *self._without[k]) for v, k in zip(values, self._folds, strict=True)])
-        errors = np.abs(dice_of - known)
+        predicted = np.array([np.interp(v, *self._without[k]) for v, k in zip(values, self._folds, strict=True)])
+        errors = np.abs(dice_of - predicted)
         self._mean_error = max(float(errors.mean()), 1e-3)
         knots, negative = increasing(values, -errors)
         self._error = knots, -negative
         self._ratios = errors / self._usual_error(values)
 
     def __call__(self, value: float) -> Expected:
-        """What is expected at an agreement."""
+        """Returns the expected Dice at an agreement."""
         expected = float(np.interp(value, *self._dice))
         centers = np.array([np.interp(value, *curve) for curve in self._without])[self._folds]
         widths = self._ratios * self._usual_error(value)
@@ -191,12 +191,12 @@ class Curve:
         return Expected(expected, float(np.clip(low, 0.0, expected)), float(np.clip(high, expected, 1.0)))
 
     def _usual_error(self, values: np.ndarray | float) -> np.ndarray | float:
-        """Half the mean, and half monotone regression: a few cases in a row can have tiny errors by chance."""
+        """Averages mean error and its monotone regression: a few neighboring cases can have tiny errors by chance."""
         return 0.5 * self._mean_error + 0.5 * np.interp(values, *self._error)
 
 
 def _folds(values: np.ndarray, patients: Sequence[str]) -> np.ndarray:
-    """A fold for each case, [n] int, the same for all cases of a patient; each fold holds low and high agreements."""
+    """Returns the fold of each case, [n] int. A patient has one fold; each fold has low and high agreements."""
     first = {patient: values[patients.index(patient)] for patient in patients}
     ordered = sorted(first, key=lambda patient: (first[patient], patient))
     fold_of = {patient: k % _FOLDS for k, patient in enumerate(ordered)}
@@ -204,23 +204,22 @@ def _folds(values: np.ndarray, patients: Sequence[str]) -> np.ndarray:
 
 
 def _from_origin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The curve of `increasing`, with 0 at 0 before it; for `np.interp`."""
+    """Returns the curve of `increasing` with the point (0, 0) in front, for `np.interp`."""
     return tuple(np.append(0.0, ends) for ends in increasing(x, y))
 
 
 def increasing(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Monotone regression by least squares: pool adjacent violators (Ayer 1955, doi.org/10.1214/aoms/1177728423).
 
-    `scipy.optimize.isotonic_regression` gives the same means. Its import takes a third of a second, which `predict`
-    would spend on this alone.
+    `scipy.optimize.isotonic_regression` gives the same means, but its import costs `predict` a third of a second.
 
     Args:
       x: [n].
       y: [n].
 
     Returns:
-      of each block of equal fitted values the mean of x and that of y, both ascending. Between them the curve is
-      straight (`np.interp`), so that it has no steps (Oron and Flournoy 2017, doi.org/10.1080/19466315.2017.1286256).
+      the mean of x and of y in each block of equal fitted values, both ascending. Linear interpolation between them
+      (`np.interp`) avoids steps (Oron and Flournoy 2017, doi.org/10.1080/19466315.2017.1286256).
     """
     points, index, counts = np.unique(x, return_inverse=True, return_counts=True)
     blocks: list[list[float]] = []  # count, sum of x, sum of y
