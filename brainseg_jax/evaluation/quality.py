@@ -128,14 +128,14 @@ def summarize_quality(rows: list[dict]) -> dict:
     dice, confidence = ([row[name] for row in rows] for name in ("dice", AGREEMENT))
     out = {"cases": len(rows), "area": area(confidence, dice), "area_best": area(dice, dice)}
     out["dice_at_80"] = dice_at(0.8, confidence, dice)
-    known = [row for row in rows if row[EXPECTED] is not None]
-    if not known:
+    estimated = [row for row in rows if row[EXPECTED] is not None]
+    if not estimated:
         return out
     return out | {
-        "masks": len(known),
-        "covered": sum(row[LOWER] <= row["dice"] <= row[UPPER] for row in known),
-        "width": float(np.mean([row[UPPER] - row[LOWER] for row in known])),
-        "error": float(np.mean([abs(row["dice"] - row[EXPECTED]) for row in known])),
+        "masks": len(estimated),
+        "covered": sum(row[LOWER] <= row["dice"] <= row[UPPER] for row in estimated),
+        "width": float(np.mean([row[UPPER] - row[LOWER] for row in estimated])),
+        "error": float(np.mean([abs(row["dice"] - row[EXPECTED]) for row in estimated])),
     }
 
 

@@ -105,9 +105,9 @@ def lesion_counts(predicted: np.ndarray, truth: np.ndarray) -> dict[str, int]:
     true_components, lesions = ndimage.label(truth, NEIGHBORS)
     predicted_components, components = ndimage.label(predicted, NEIGHBORS)
     overlap = predicted & truth
-    found = len(np.unique(true_components[overlap]))
+    detected = len(np.unique(true_components[overlap]))
     return {
-        "found_lesions": found,
-        "missed_lesions": lesions - found,
+        "found_lesions": detected,
+        "missed_lesions": lesions - detected,
         "false_lesions": components - len(np.unique(predicted_components[overlap])),
     }
