@@ -182,7 +182,7 @@ def rows_of_run(folder: Path, name: str) -> tuple[list[dict], dict[str, np.ndarr
         for case in sorted(getattr(split, part)) if PART.value in (part, "both") else ():
             (index,) = cohort.indices([case])
             of_targets = predict_case(evaluation, trained.network, runner, index, changes=CHANGES.value)
-            patient = evaluation.assessor.who(index)["patient"]
+            patient = evaluation.assessor.identity(index)["patient"]
             who = {"run": name, "part": part, "patient": patient, "case": case}
             rows += rows_of_case(who, cohort, index, of_targets, trained.posts)
             kept[case] = np.stack([maps[""] for maps in of_targets], axis=-1).astype(np.float16)
@@ -227,7 +227,7 @@ def rows_together(folders: Sequence[Path], names: Sequence[str], kept: Sequence[
             {"": mean[..., k], **{f"run {name}": maps[..., k] for name, maps in zip(names, each, strict=True)}}
             for k in range(mean.shape[-1])
         ]
-        patient = evaluation.assessor.who(index)["patient"]
+        patient = evaluation.assessor.identity(index)["patient"]
         who = {"run": TOGETHER, "part": "", "patient": patient, "case": case}
         rows += rows_of_case(who, cohort, index, of_targets, trained.posts)
     return rows
