@@ -169,11 +169,14 @@ def start_from(folder: Path, state: "TrainState") -> "TrainState":
     Raises:
       InputError: see `load_trained`; or the run is of another network.
     """
-    variables = load_trained(folder).network.variables
+    trained = load_trained(folder)
+    variables = trained.network.variables
     if lines := different_shapes(variables, state.variables, "that run"):
+        keys = ("name", "features", "depth", "norm", "deep_supervision")
+        settings = " ".join(f"--config.model.{key}={trained.config.model[key]}" for key in keys)
         raise InputError(
-            f"train.init_from={folder} is of another network than model.* asks for; give the model.* of its "
-            "config.json, or another run:\n" + "\n".join(lines)
+            f"train.init_from={folder} is of another network than model.* asks for; give {settings}, or another run:\n"
+            + "\n".join(lines)
         )
     copied = jax.tree.map(jnp.copy, variables["params"])  # the state is donated: no array may be in it twice
     ema = None if state.ema_params is None else jax.tree.map(jnp.copy, variables["params"])
