@@ -167,8 +167,8 @@ def test_shards_are_of_one_source_and_of_one_set_of_known_cases(run, source, tmp
 
 
 def test_a_source_of_other_channels_is_refused(run, tmp_path):
-    for case in "ab":
-        write_volume(tmp_path / "scans", case, np.arange(320).reshape(1, 16, 20).repeat(4, 0) % 200)
+    for number, case in enumerate("ab", start=1):
+        write_volume(tmp_path / "scans", case, number * np.arange(320).reshape(1, 16, 20).repeat(4, 0) % 200)
         write_volume(tmp_path / "scans", f"{case}_mask", box(slice(2, 6), slice(2, 8)))
     with pytest.raises(InputError, match=r"--source=.*and targets .*was trained on channels pre-contrast, FLAIR, post"):
         begin([run], tmp_path / "scans")

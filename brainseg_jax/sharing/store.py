@@ -53,11 +53,11 @@ def store(run: Path, output: Path, *, dtype: str, overwrite: bool) -> StoredAs:
       StorageError: the run is damaged.
     """
     target = output.resolve()  # of a link the folder that it names
+    if target == run.resolve():
+        raise InputError(f"--output={output} is the run itself; give another folder")
     existing = _existing(output, target)
     if existing and not overwrite:
         raise InputError(f"{output / existing[0]} exists; give another --output, or --overwrite to replace it")
-    if target == run.resolve():
-        raise InputError(f"--output={output} is the run itself; give another folder")
     trained = load_trained(run)
     try:
         network = pack(trained.network.variables, trained.step, dtype)
