@@ -143,7 +143,7 @@ class TrainingScans:
             mean=mean,
             correlation=correlation,
             upright=upright,
-            slices=Limit(min(slices) / 2, min(slices), max(slices)),
+            slices=Limit(min(slices) / 2, float(min(slices)), float(max(slices))),
             center=center,
             precision=precision,
             distance=distance,
