@@ -45,7 +45,7 @@ SOURCE = flags.DEFINE_string(
     "source",
     "",
     "Labelled scans, as --config.data.source of a training, on which the runs are scored in place of their own test "
-    "patients; cases that they were trained on are left out.",
+    "patients; cases of patients that they were trained on or chosen by are left out.",
 )
 PART = flags.DEFINE_enum("part", "test", ["val", "test"], "Which patients of the runs.")
 PREDICTIONS = flags.DEFINE_string("predictions", None, "A folder of predicted masks.")

@@ -3,11 +3,12 @@
 import contextlib
 import errno
 import os
+import shutil
 import sys
 import tempfile
 import traceback
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from brainseg_jax.errors import InputError
@@ -92,18 +93,65 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     write_together({path: write})
 
 
-def write_together(writers: Mapping[Path, Callable[[Path], object]]) -> None:
-    """As `write_whole` for several files: none gets its name before all are written."""
+def write_together(writers: Mapping[Path, Callable[[Path], object]], remove: Iterable[Path] = ()) -> None:
+    """As `write_whole` for several files: none gets its name before all are written.
+
+    Where one of them cannot get its name, or cannot be removed, all old files are put back.
+
+    Args:
+      writers: what writes each file, see `write_whole`.
+      remove: files that are taken away with the same step.
+    """
     # The end of the name alone: a long name has to fit too.
     partial = {path: path.with_name(f".part-{uuid.uuid4().hex[:12]}-{path.name[-16:]}") for path in writers}
     try:
         for path, write in writers.items():
             write(partial[path])
-        for path, written in partial.items():
-            written.replace(path)
+        _swap(partial, list(remove))
     finally:
         for written in partial.values():
             written.unlink(missing_ok=True)
+
+
+def _swap(partial: Mapping[Path, Path], remove: Sequence[Path]) -> None:
+    """Renames the written files to their names and removes others: all or nothing."""
+    if len(partial) + len(remove) == 1:  # a rename is all or nothing by itself
+        for path, written in partial.items():
+            written.replace(path)
+        for path in remove:
+            path.unlink(missing_ok=True)
+        return
+    old: dict[Path, Path] = {}
+    changed: list[Path] = []
+    try:
+        for path in (*partial, *remove):
+            if os.path.lexists(path):
+                old[path] = path.with_name(f".old-{uuid.uuid4().hex[:12]}-{path.name[-16:]}")
+                _back_up(path, old[path])
+        for path, written in partial.items():
+            written.replace(path)
+            changed.append(path)
+        for path in remove:
+            path.unlink(missing_ok=True)
+            changed.append(path)
+    except BaseException:
+        for path in changed:
+            if path in old:
+                old[path].replace(path)
+            else:
+                path.unlink(missing_ok=True)
+        raise
+    finally:
+        for kept in old.values():
+            kept.unlink(missing_ok=True)
+
+
+def _back_up(path: Path, backup: Path) -> None:
+    """A second name for a file, or a copy where the file system has no hard links; a link stays a link."""
+    try:
+        os.link(path, backup, follow_symlinks=False)
+    except (OSError, NotImplementedError):
+        shutil.copy2(path, backup, follow_symlinks=False)
 
 
 def describe_unforeseen(error: BaseException) -> str:

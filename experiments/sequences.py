@@ -24,7 +24,7 @@ from brainseg_jax.files import write_whole
 from brainseg_jax.inference.ensemble import Ensemble, combine
 from brainseg_jax.metrics import dice
 from brainseg_jax.runs.data import find_data
-from brainseg_jax.runs.trained import load_trained, read_json
+from brainseg_jax.runs.trained import cases_of_training, load_trained, read_json
 from brainseg_jax.scans.description import Description
 from brainseg_jax.scans.volume import Volume
 
@@ -32,6 +32,8 @@ from brainseg_jax.scans.volume import Volume
 def main(runs: Sequence[Path], output: Path) -> None:
     """Scores runs, and writes `scores.csv` and `table.md`."""
     rows = [row for folder in runs for row in score_run(folder)]
+    if not rows:
+        raise InputError(f"--run={','.join(map(str, runs))}: none of the test cases of split.json is in the data")
     patients = [row["patient"] for row in rows if row["sequences"] == rows[0]["sequences"]]
     if twice := sorted({name for name in patients if patients.count(name) > 1}):
         raise InputError(f"--run: {', '.join(twice)} are tested by several of these runs; give one run of each fold")
@@ -43,19 +45,38 @@ def main(runs: Sequence[Path], output: Path) -> None:
 
 
 def score_run(folder: Path) -> Iterator[dict]:
-    """A row for each test case of a run and each set of sequences."""
+    """A row for each test case of a run and each set of sequences; voxels of the label to ignore are not scored.
+
+    Raises:
+      InputError: the run cannot be used, or its data name no channel that replaces a missing one.
+    """
     trained = load_trained(folder)
+    description = trained.network.description
+    if not description.stand_in:
+        raise InputError(
+            f"{folder}: of its channels {', '.join(description.channels)} none replaces a missing one, so no set of "
+            "them can be compared; give a run of data whose description has stand_in, as the LGG set"
+        )
+    if cases_of_training(folder) is None:
+        raise InputError(f"{folder / 'split.json'} is missing; give a run folder with the split of its training")
     test = set(read_json(folder / "split.json")["test"])
     ensemble = Ensemble([trained.network], trained.posts, mirror=None)
     for case in read_cases(find_data(trained.config.data, folder, source_first=False)):
         if case.name not in test:
             continue
-        reference = ensemble.description.masks(case.volume.labels)
-        for kept in choices(ensemble.description):
-            members = ensemble.predict(ensemble.prepare(without(case.volume, kept, ensemble.description)))
+        reference, counted = description.masks(case.volume.labels), description.counted(case.volume.labels)
+        for kept in choices(description):
+            members = ensemble.predict(ensemble.prepare(without(case.volume, kept, description)))
             masks = ensemble.masks(combine(members, uncertainty=False).probability, members[0].canvas)
-            scores = [dice(masks[..., k], reference[..., k]) for k in range(masks.shape[-1])]
-            yield {"patient": case.name, "sequences": " + ".join(kept), "dice": float(np.mean(scores))}
+            score = mean_dice(masks, reference, counted)
+            yield {"patient": case.name, "sequences": " + ".join(kept), "dice": score}
+
+
+def mean_dice(masks: np.ndarray, reference: np.ndarray, counted: np.ndarray | None) -> float:
+    """The mean over targets of the Dice of masks [S, H, W, K]; `counted` as in `Description.counted`."""
+    if counted is not None:
+        masks, reference = masks & counted[..., None], reference & counted[..., None]
+    return float(np.mean([dice(masks[..., k], reference[..., k]) for k in range(masks.shape[-1])]))
 
 
 def choices(description: Description) -> list[tuple[str, ...]]:

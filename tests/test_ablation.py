@@ -65,6 +65,29 @@ def test_one_ingredient_at_a_time():
     assert (widths["width_half"], widths["width_double"], widths["rescale"]) == (8, 32, 16)
 
 
+@pytest.mark.parametrize("name", STUDIES)
+def test_quick_is_small_in_every_cell(name):
+    study, budget = parse_study(f"{name}:quick")
+    for job in jobs(study, budget):
+        config = config_of(job, budget, source=None)
+        assert (config.data.image_size, config.model.depth, config.train.batch_size) == (32, 2, 8), job.name
+        assert config.data.crop_size == (16 if job.cell.name == "best" else 0)
+        assert config.model.features == 2 * job.cell.features
+        assert (config.train.epochs, config.train.steps_per_epoch, config.train.max_minutes) == (1, 3, 0.0)
+
+
+def test_best_and_leakage_train_on_windows_at_cpu():
+    for text, cells in {"best:cpu": ["best"], "leakage:cpu": ["by_patient", "by_slice"]}.items():
+        study, budget = parse_study(text)
+        configs = {job.cell.name: config_of(job, budget, source=None).data for job in jobs(study, budget)}
+        assert {name: (data.image_size, data.crop_size) for name, data in configs.items()} == dict.fromkeys(
+            cells, (192, 128)
+        )
+    study, budget = parse_study("against_published:cpu")
+    sizes = [config_of(Job(cell, 0, 0), budget, source=None).data for cell in study.cells]
+    assert [(data.image_size, data.crop_size) for data in sizes] == [(128, 0), (192, 128)]
+
+
 @pytest.mark.parametrize("text", ["nothing", "recipe:gpu", "recipe:None"])
 def test_an_unknown_study(text):
     with pytest.raises(InputError, match=rf"--study={text}: there is no"):

@@ -114,7 +114,11 @@ def test_a_training_starts_from_a_run(trained_run, converted):
         jax.tree.map(np.testing.assert_array_equal, tree, wanted)
     assert int(state.step) == 0
     config.train.init_from = str(converted)
-    with pytest.raises(InputError, match=r"(?s)train\.init_from=.*another network.*in that run"):
+    with pytest.raises(
+        InputError,
+        match=r"(?s)train\.init_from=.*another network.*give --config\.model\.name=unet --config\.model\.features=2 .*"
+        "in that run",
+    ):
         build_experiment(config).first_state()
     config.train.init_from = str(folder / "nothing")
     with pytest.raises(InputError, match="no run in it"):

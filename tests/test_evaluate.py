@@ -45,7 +45,19 @@ def box(rows, columns, slices=slice(1, 3)):
 def call(**values):
     if not flags.FLAGS.is_parsed():
         flags.FLAGS(["evaluate"])
-    names = ("run", "part", "predictions", "truth", "targets", "tolerance", "output", "shard", "merge", "overwrite")
+    names = (
+        "run",
+        "source",
+        "part",
+        "predictions",
+        "truth",
+        "targets",
+        "tolerance",
+        "output",
+        "shard",
+        "merge",
+        "overwrite",
+    )
     with flagsaver.flagsaver(**{name: values.get(name, flags.FLAGS[name].default) for name in names}):
         evaluate.main([])
 

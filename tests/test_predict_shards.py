@@ -13,6 +13,7 @@ from conftest import call_predict, once
 
 from brainseg_jax.errors import InputError, PartlyDone
 from brainseg_jax.evaluation.scores import write_table
+from brainseg_jax.files import PRETRAINED
 from brainseg_jax.prediction import job, results, stream
 from brainseg_jax.prediction.results import Wanted
 from brainseg_jax.prediction.shards import digest_of_channels, merge_shards
@@ -306,3 +307,13 @@ def test_flags_that_a_merge_does_not_take(tmp_path):
     command = [sys.executable, "-m", "brainseg_jax.predict", *given]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "leave out --run, --overlays, --shard" in done.stderr
+
+
+def test_shards_with_other_flags_of_unusual_scans_do_not_meet(scans, trained_run, tmp_path):
+    """The run has no `training_scans.json` at the first shard, and one at the second."""
+    run = tmp_path / "run"
+    shutil.copytree(trained_run[0], run)
+    predict_shard(run, scans, tmp_path / "flags", Shard(0, 2), wanted=Wanted())
+    shutil.copy(PRETRAINED / "training_scans.json", run)
+    with pytest.raises(InputError, match=r"different command .*\(training scans: None and [0-9a-f]{12}\)"):
+        predict_shard(run, scans, tmp_path / "flags", Shard(0, 2), wanted=Wanted())

@@ -1,15 +1,21 @@
 """The study that leaves sequences out."""
 
 import csv
+import dataclasses
+import json
+import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from brainseg_jax.errors import InputError
 from brainseg_jax.scans.description import LGG
 from brainseg_jax.scans.volume import Volume
-from experiments.sequences import choices, tabulate, without
+from experiments import sequences
+from experiments.sequences import choices, mean_dice, score_run, tabulate, without
 
 
 def test_every_set_of_sequences_holds_flair():
@@ -50,3 +56,39 @@ def test_all_sequences_score_as_the_run_does(trained_run, tmp_path):
     assert every == pytest.approx(known, abs=1e-6) and len(rows) == 4 * len(known)
     twice = subprocess.run([*command, f"--run={run},{run}"], capture_output=True, text=True, check=False)
     assert twice.returncode == 2 and "give one run of each fold" in twice.stderr
+
+
+def described(run, folder, **changes):
+    """A copy of a run whose data are described otherwise."""
+    shutil.copytree(run, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["dataset"]["description"] = dataclasses.replace(LGG, **changes).to_json()
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_a_cohort_whose_channels_cannot_be_replaced_is_refused(trained_run, tmp_path):
+    run = described(trained_run[0], tmp_path / "run", stand_in="")
+    with pytest.raises(InputError, match=rf"{run}: of its channels pre-contrast, FLAIR, post-contrast none replaces"):
+        next(score_run(run))
+
+
+def test_voxels_of_the_label_to_ignore_are_not_scored():
+    """Two of four voxels count: one hit and one miss, so 2 * 1 / (2 + 1); with all it would be 2 * 1 / (4 + 1)."""
+    masks = np.ones((1, 1, 4, 1), bool)
+    reference = np.array([1, 0, 0, 0], bool).reshape(1, 1, 4, 1)
+    counted = np.array([1, 1, 0, 0], bool).reshape(1, 1, 4)
+    assert mean_dice(masks, reference, counted) == pytest.approx(2 / 3)
+    assert mean_dice(masks, reference, None) == pytest.approx(2 / 5)
+
+
+@pytest.mark.usefixtures("optax_promotion")
+def test_a_run_of_data_with_a_label_to_ignore(trained_run, tmp_path, monkeypatch):
+    """Everything is ignored, so nothing is missed and nothing is too much: Dice 1."""
+    run = described(trained_run[0], tmp_path / "run", ignore=2)
+    name = json.loads((run / "split.json").read_text())["test"][0]
+    voxels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    volume = Volume(voxels, None, (1, 2, 3), labels=np.full((3, 32, 32), 2, np.uint8))
+    monkeypatch.setattr(sequences, "find_data", lambda *_, **__: None)
+    monkeypatch.setattr(sequences, "read_cases", lambda _: [SimpleNamespace(name=name, volume=volume)])
+    assert [row["dice"] for row in score_run(run)] == [1.0] * 4

@@ -12,6 +12,7 @@ from conftest import call_predict
 from PIL import Image
 from scipy import ndimage
 
+from brainseg_jax.data.splits import Split
 from brainseg_jax.errors import InputError
 from brainseg_jax.inference import training_scans as module
 from brainseg_jax.inference.head import CUBE, RINGS, SIDE, find_head, measure
@@ -223,6 +224,25 @@ def test_few_scans_say_nothing():
     assert TrainingScans.of(few, [f"P{seed}" for seed in range(len(few))], LGG) is None
 
 
+def test_many_scans_of_few_patients_say_nothing(tmp_path):
+    """Each scan is compared with those of the others, of whom there are 18."""
+    many = [patient(seed) for seed in range(FEWEST + 2)]
+    assert TrainingScans.of(many, [f"P{seed % 19}" for seed in range(len(many))], LGG) is None
+    cohort = FakeCohort(24)
+    cohort.patients = tuple(f"P{seed % 19}" for seed in range(24))
+    line = write_training_scans(tmp_path, cohort, Split(cohort.cases[:22], cohort.cases[22:23], cohort.cases[23:]))
+    assert line == f"no {FILE}, so predict will not flag scans: 19 training patients, and 20 are needed"
+    assert not (tmp_path / FILE).exists()
+
+
+def test_its_digest_tells_it_from_others(training, tmp_path):
+    training.write(tmp_path / FILE)
+    assert TrainingScans.read(tmp_path / FILE).digest == training.digest
+    (rule, *others) = training.rules
+    other = dataclasses.replace(training, rules=(dataclasses.replace(rule, below=rule.below + 0.01), *others))
+    assert other.digest != training.digest
+
+
 def test_a_cohort_of_one_channel():
     description = Description(("T1w",), (Target("tumor", (1,)),))
     found = TrainingScans.of((volume(head(seed)) for seed in range(20)), [str(seed) for seed in range(20)], description)
@@ -246,6 +266,21 @@ def test_written_and_read_back(training, tmp_path):
         lambda content: content | {"center": [1.0] * (RINGS - 1)},
         lambda content: {key: value for key, value in content.items() if key != "mean"},
         lambda content: content | {"distance": [1, 2]},
+        lambda content: content | {"distance": [1, 2, float("nan")]},
+        lambda content: content | {"distance": ["1", "2", "3"]},
+        lambda content: content | {"distance": "123"},
+        lambda content: content | {"distance": [1, 2, 10**400]},
+        lambda content: content | {"correlation": None},
+        lambda content: content | {"center": ["text"] * RINGS},
+        lambda content: content | {"center": [float("inf")] * RINGS},
+        lambda content: content | {"scans": "many"},
+        lambda content: content | {"channel": 3},
+        lambda content: content | {"rules": [content["rules"][0] | {"bias": float("nan")}]},
+        lambda content: content | {"rules": [content["rules"][0] | {"below": "0.2"}]},
+        lambda content: content | {"rules": [content["rules"][0] | {"scores": [1.0, None]}]},
+        lambda content: content | {"rules": [content["rules"][0] | {"kind": None}]},
+        lambda content: content | {"rules": [{"kind": "CT"}]},
+        lambda content: content | {"rules": None},
         lambda content: [],
     ],
 )
@@ -276,8 +311,6 @@ class FakeCohort:
 
 
 def test_a_run_writes_what_its_training_scans_look_like(tmp_path):
-    from brainseg_jax.data.splits import Split
-
     cohort, heard = FakeCohort(24), []
     split = Split(cohort.cases[:20], cohort.cases[20:22], cohort.cases[22:])
     line = write_training_scans(tmp_path, cohort, split, before_case=lambda: heard.append(1))
@@ -289,7 +322,7 @@ def test_a_run_writes_what_its_training_scans_look_like(tmp_path):
     assert flagged[-1]  # that which is upside down
     assert line.endswith(f"unlike the 20 training scans: it flags {sum(flagged)} of the 4 validation and test scans")
     few = dataclasses.replace(split, train=split.train[:19])
-    assert "19 training scans, and 20 are needed" in write_training_scans(tmp_path / "other", cohort, few)
+    assert "19 training patients, and 20 are needed" in write_training_scans(tmp_path / "other", cohort, few)
     assert not (tmp_path / "other").exists()
 
 

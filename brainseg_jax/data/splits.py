@@ -9,7 +9,7 @@ every version of numpy.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -129,6 +129,24 @@ def read_split(path: Path, cases: Sequence[str], patients: Sequence[str], *, fol
     if left_out:
         logging.warning("%s leaves out %d cases of the data: %s", path, len(left_out), ", ".join(left_out))
     return split
+
+
+def cases_of_known(cases: Sequence[str], patients: Sequence[str], known: Collection[str]) -> set[str]:
+    """Those of the cases whose patient has a case among others, in any scan.
+
+    A patient is known where one of its cases is, or where a known case is named as one of it: `sub-01_ses-2` of
+    `sub-01`, `TCGA_DU_5849_19950405` of `TCGA_DU_5849`.
+
+    Args:
+      cases: names.
+      patients: of each case, whose it is.
+      known: names of cases, or of patients, of the same or another cohort.
+    """
+    of_known = {patient for case, patient in zip(cases, patients, strict=True) if case in known}
+    for patient in set(patients) - of_known:
+        if any(name == patient or name.startswith((f"{patient}_", f"{patient}-")) for name in known):
+            of_known.add(patient)
+    return {case for case, patient in zip(cases, patients, strict=True) if patient in of_known}
 
 
 def _fold_of_nnunet(path: Path, folds: list, fold: int) -> dict:

@@ -1,6 +1,7 @@
 """Whether a scan is like those that a network was trained on, told before it is segmented."""
 
 import dataclasses
+import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Sequence
@@ -17,7 +18,7 @@ from brainseg_jax.scans.description import Description
 from brainseg_jax.scans.volume import Volume
 
 FILE = "training_scans.json"
-FEWEST = 20  # training scans; of fewer nothing can be said
+FEWEST = 20  # patients of the training; of fewer nothing can be said
 _VERSION = 1
 _IGNORED = 0.03  # of the training scans may be outliers of each measure
 _FARTHER = 1.5  # times the distance of the farthest training scan
@@ -109,7 +110,7 @@ class TrainingScans:
           description: of the network.
 
         Returns:
-          None of fewer than `FEWEST` scans in which a head is found.
+          None of fewer than `FEWEST` patients in whose scans a head is found: each is compared with the others.
         """
         alike: list[tuple[str, Measures]] = []
         tilted: list[_Owned] = []
@@ -127,7 +128,7 @@ class TrainingScans:
                 if not np.array_equal(other, shown) and (head_of_other := find_head(other)):
                     changed = [head_of_other.voxels, *tilts(head_of_other)]
                     wrong.setdefault(f"a {name} scan", []).extend(_owned(patient, changed))
-        if len(alike) < FEWEST:
+        if len({patient for patient, _ in alike}) < FEWEST:
             return None
         owners = np.array([patient for patient, _ in alike])
         measures = [one for _, one in alike]
@@ -142,7 +143,7 @@ class TrainingScans:
             mean=mean,
             correlation=correlation,
             upright=upright,
-            slices=Limit(min(slices) / 2, min(slices), max(slices)),
+            slices=Limit(min(slices) / 2, float(min(slices)), float(max(slices))),
             center=center,
             precision=precision,
             distance=distance,
@@ -208,18 +209,25 @@ class TrainingScans:
             if version != _VERSION:
                 raise ValueError(f"version {version}; this code reads version {_VERSION}")
             for key in ("correlation", "upright", "slices", "distance"):
-                content[key] = None if content[key] is None else Limit(*map(float, content[key]))
+                if key != "upright" or content[key] is not None:
+                    content[key] = Limit(*_array(content[key], (3,), key).tolist())
             for key, shape in (("mean", (CUBE,) * 3), ("center", (RINGS,)), ("precision", (RINGS, RINGS))):
-                content[key] = _array(content[key], shape)
-            content["rules"] = tuple(
-                Rule(**{**rule, "weights": _array(rule["weights"], (FEATURES,)), "scores": tuple(rule["scores"])})
-                for rule in content["rules"]
-            )
+                content[key] = _array(content[key], shape, key)
+            content["rules"] = tuple(map(_rule_from_json, content["rules"]))
+            if type(content["scans"]) is not int or not isinstance(content["channel"], str):
+                raise ValueError(f"scans {content['scans']!r} of the channel {content['channel']!r}")
             return cls(**content)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
+            words = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise InputError(
-                f"{path} cannot be read ({error}); put back a whole copy, or delete it to predict without flags"
+                f"{path} cannot be read ({words}); put back a whole copy, or delete it to predict without flags"
             ) from error
+
+    @property
+    def digest(self) -> str:
+        """Identifies it: other training scans flag others."""
+        content = json.dumps(_rounded(dataclasses.asdict(self)))
+        return hashlib.sha256(content.encode(errors="surrogateescape")).hexdigest()[:12]
 
 
 def _owned(patient: str, scans: Iterable[np.ndarray]) -> list[_Owned]:
@@ -346,11 +354,27 @@ def _near_lowest(values: np.ndarray) -> float:
     return float(np.sort(values)[round(_IGNORED * len(values))])
 
 
-def _array(values: list, shape: tuple[int, ...]) -> np.ndarray:
-    array = np.array(values, np.float64)
-    if array.shape != shape or not np.isfinite(array).all():
-        raise ValueError(f"an array of shape {array.shape}; {shape} of finite numbers is wanted")
-    return array
+def _rule_from_json(content: dict) -> Rule:
+    kind, numbers = content["kind"], ("bias", "below", "caught")
+    if not isinstance(kind, str):
+        raise ValueError(f"a rule of the kind {kind!r}")
+    checked = {name: float(_array(content[name], (), f"{name} of the rule against {kind}")) for name in numbers}
+    weights = _array(content["weights"], (FEATURES,), f"weights of the rule against {kind}")
+    low, high = _array(content["scores"], (2,), f"scores of the rule against {kind}").tolist()
+    return Rule(**{**content, **checked, "weights": weights, "scores": (low, high)})
+
+
+def _array(values: object, shape: tuple[int, ...], name: str) -> np.ndarray:
+    """Numbers of JSON; raises ValueError, which names them, for text, other shapes, and NaN or infinity."""
+    try:
+        array = np.array(values)
+    except ValueError:  # rows of different lengths
+        array = np.array("")
+    if array.shape != shape or array.dtype.kind not in "iuf" or not np.isfinite(array).all():
+        found = f"{values!r}"[:60] if array.size == 1 else f"an array of shape {array.shape}"
+        wanted = f"finite numbers of shape {shape}" if shape else "a finite number"
+        raise ValueError(f"{name}: {found}, and {wanted} {'are' if shape else 'is'} wanted")
+    return array.astype(np.float64)
 
 
 def _rounded(value: object) -> object:

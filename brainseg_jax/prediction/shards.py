@@ -51,6 +51,7 @@ def command_of(
         "members": ensemble.members,
         "post-processing": [post._asdict() for post in ensemble.posts],
         "expected Dice": expected and expected.digest,
+        "training scans": [run.training_scans and run.training_scans.digest for run in trained],
         "files": [*wanted.kinds, *(["overlay"] if wanted.overlays else [])],
     }
 

@@ -9,17 +9,18 @@ from absl import logging
 from brainseg_jax.data.load_cohort import NO_SLICES, load_cohort
 from brainseg_jax.data.prepare_source import prepare
 from brainseg_jax.data.prepared import read_summary
-from brainseg_jax.data.splits import Split
+from brainseg_jax.data.splits import Split, cases_of_known
 from brainseg_jax.errors import InputError
 from brainseg_jax.evaluation.quality import with_expected
 from brainseg_jax.evaluation.records import CaseScores, Scoring, Work
 from brainseg_jax.evaluation.views import Scored
-from brainseg_jax.runs.data import find_data
+from brainseg_jax.files import network_path
+from brainseg_jax.runs.data import data_at_hand, find_data
 from brainseg_jax.runs.evaluation import Evaluation, build_evaluation, evaluation_of, read_cohort
 from brainseg_jax.runs.facts import facts
 from brainseg_jax.runs.journal import read_rows
 from brainseg_jax.runs.trained import Trained, cases_of_training, load_trained, names_of, read_json
-from brainseg_jax.scans.description import Description
+from brainseg_jax.scans.description import LGG, Description
 
 
 def begin_runs(folders: list[Path], *, part: str, tolerance: float, source: str = "") -> Work:
@@ -32,7 +33,7 @@ def begin_runs(folders: list[Path], *, part: str, tolerance: float, source: str 
       part: val or test.
       tolerance: of surface Dice, in mm, or in voxels where no spacing is known.
       source: labelled scans of the same channels and targets, as `data.source` names them, whose cases are scored but
-        for those that one of the runs was trained on or chosen by; "": the runs' own data.
+        for those of patients that one of the runs was trained on or chosen by; "": the runs' own data.
 
     Raises:
       InputError: a folder cannot be used, its data are not there, or the runs have other data, targets or patients.
@@ -68,36 +69,104 @@ def _begin_elsewhere(trained: list[Trained], names: list[str], source: str, tole
                 f"{_channels_and_targets(run.network.description)}; give scans of the same, or "
                 "rename them in a cohort.toml"
             )
-    known: set[str] = set().union(*(set().union(*cases_of_training(run.folder)) for run in trained))
-    version = {
-        f"run {name}": {"weights": run.weights_digest, "post-processing": [post._asdict() for post in run.posts]}
+    known, unknown = _known_cases(trained)
+    for words in unknown:
+        logging.warning("%s: cases of its patients are not left out, and scores on them would be too good", words)
+    version: dict = {
+        f"run {name}": {
+            "weights": run.weights_digest,
+            "post-processing": [post._asdict() for post in run.posts],
+            "expected Dice": run.expected_dice and run.expected_dice.digest,
+            "config.json": _digest_of(run.folder / "config.json"),
+        }
         for name, run in zip(names, trained, strict=True)
     }
-    version["source"] = summary.fingerprint
+    version |= {"source": summary.fingerprint, "known cases": hashlib.sha256(repr(sorted(known)).encode()).hexdigest()}
     scorings = (
-        _begin_run_elsewhere(run, name, folder, known, source, tolerance, warns=number == 0)
+        _begin_run_elsewhere(run, name, folder, known, source, tolerance, unknown=unknown, warns=number == 0)
         for number, (name, run) in enumerate(zip(names, trained, strict=True))
     )
     return Work(version, scorings)
 
 
+def _known_cases(trained: list[Trained]) -> tuple[set[str], list[str]]:
+    """Names of cases and patients that the runs, and those they started from, were trained on or chosen by.
+
+    Returns:
+      the names, and in words each network of which they are not known.
+
+    Raises:
+      InputError: a `split.json` cannot be used, or is missing where a run has data of its own.
+    """
+    known: set[str] = set()
+    unknown: list[str] = []
+    for run in trained:
+        cases = cases_of_training(run.folder)
+        if cases is None and run.fingerprint is not None:
+            raise InputError(
+                f"{run.folder / 'split.json'} is missing, so which patients the network was trained on is not known; "
+                "put back a whole copy of the folder"
+            )
+        if cases is None:
+            unknown.append(f"{run.folder} holds converted weights, and whom they were trained on is not known")
+        else:
+            known |= set().union(*cases) | _patients_of(run, set().union(*cases))
+        started_from, folders = run.config.train.init_from, {run.folder.resolve()}
+        while started_from:
+            folder = network_path(started_from, "train.init_from").resolve()
+            if folder in folders:
+                break
+            folders.add(folder)
+            if not (folder / "config.json").exists() or (cases := cases_of_training(folder)) is None:
+                unknown.append(f"{run.folder} started from {started_from}, and whom that was trained on is not known")
+                break
+            known |= set().union(*cases)
+            train = read_json(folder / "config.json").get("train")
+            started_from = train.get("init_from") if isinstance(train, dict) else None
+    return known, unknown
+
+
+def _patients_of(run: Trained, cases: set[str]) -> set[str]:
+    """The patients of cases of a run, where its data lie prepared; those of the LGG set are told by their names."""
+    if run.network.description == LGG or (folder := data_at_hand(run.config.data, run.folder)) is None:
+        return set()
+    cohort = read_cohort(run.config, folder, load_cohort, slices=NO_SLICES)
+    return {patient for case, patient in zip(cohort.cases, cohort.patients, strict=True) if case in cases}
+
+
 def _begin_run_elsewhere(
-    trained: Trained, name: str, folder: Path, known: set[str], source: str, tolerance: float, *, warns: bool
+    trained: Trained,
+    name: str,
+    folder: Path,
+    known: set[str],
+    source: str,
+    tolerance: float,
+    *,
+    unknown: list[str],
+    warns: bool,
 ) -> Scoring:
     cohort = read_cohort(trained.config, folder, load_cohort, slices=NO_SLICES)
-    test = tuple(sorted(set(cohort.cases) - known))
-    left_out = sorted(set(cohort.cases) & known)
+    left_out = cases_of_known(cohort.cases, cohort.patients, known)
+    test = tuple(sorted(set(cohort.cases) - left_out))
     if not test:
         raise InputError(
-            f"--source={source}: the network was trained on or chosen by all of its {len(left_out)} cases, so a score "
-            "on them would be too good; give other scans"
+            f"--source={source}: the network was trained on or chosen by the patients of all of its {len(left_out)} "
+            "cases, so a score on them would be too good; give other scans"
         )
     if left_out and warns:
-        shown = ", ".join(left_out[:5]) + (", ..." if left_out[5:] else "")
-        logging.warning("%d cases are left out, since the network was trained on them: %s", len(left_out), shown)
+        logging.warning(
+            "%d cases are left out, since the network was trained on them, on other scans of their patients, or chosen "
+            "by those: %s",
+            len(left_out),
+            ", ".join(sorted(left_out)),
+        )
     evaluation = evaluation_of(trained.config, cohort, Split((), (), test))
     scoring = _scoring(trained, name, evaluation, test, "test", tolerance)
-    scoring.run.facts["Split"] = f"all {len(test)} cases of {source} that the network was not trained on"
+    scored = f"{len(test)} cases of {source}, whose patients the network was not trained on; {len(left_out)} left out"
+    if unknown:
+        scored = f"{len(test)} cases of {source}, {len(left_out)} left out. Not known: {'; '.join(unknown)}"
+        scoring.run.facts["Scored"] = "cases that the network may have been trained on"
+    scoring.run.facts["Split"] = scored
     return scoring
 
 
@@ -107,8 +176,7 @@ def _channels_and_targets(description: Description) -> str:
 
 def _version(run: Trained, part: str) -> dict:
     """Identifies what the scores of a run rest on."""
-    files = (run.folder / name for name in ("config.json", "split.json"))
-    config, split = (hashlib.sha256(path.read_bytes()).hexdigest()[:12] for path in files)
+    config, split = (_digest_of(run.folder / name) for name in ("config.json", "split.json"))
     return {
         "data": run.fingerprint,
         "weights": run.weights_digest,
@@ -118,6 +186,10 @@ def _version(run: Trained, part: str) -> dict:
         "config.json": config,
         "split.json": split,
     }
+
+
+def _digest_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
 
 
 def _check_fingerprint(run: Trained, fingerprint: str, folder: Path) -> None:
@@ -130,7 +202,7 @@ def _check_fingerprint(run: Trained, fingerprint: str, folder: Path) -> None:
 
 def _check_comparable(trained: list[Trained], part: str) -> None:
     first = trained[0].folder
-    patients = {run.folder: set(read_json(run.folder / "split.json").get(part, ())) for run in trained}
+    patients = {run.folder: set(names) for run in trained for names in [_part_of(run.folder / "split.json", part)]}
     for run in trained[1:]:
         if run.fingerprint != trained[0].fingerprint:
             raise InputError(
@@ -143,6 +215,14 @@ def _check_comparable(trained: list[Trained], part: str) -> None:
                 f"--run: {first} and {run.folder} do not have the same {part} patients, so they cannot be compared "
                 f"patient by patient; only one of them has {', '.join(different)}"
             )
+
+
+def _part_of(path: Path, part: str) -> list[str]:
+    """The names in a part of a split; `read_split` checks the rest."""
+    names = read_json(path).get(part)
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise InputError(f"{path}: part {part!r} is missing or no list of names; put back a whole copy of the folder")
+    return names
 
 
 def _check_targets(trained: list[Trained]) -> None:

@@ -54,6 +54,16 @@ def find_data(config: ConfigDict, run: Path | None, *, source_first: bool) -> Pa
     return on_first_process("prepare the data", find) or find(progress=False)
 
 
+def data_at_hand(config: ConfigDict, run: Path) -> Path | None:
+    """The folder of the prepared data of a run, recognized by their fingerprint; None where they lie nowhere known.
+
+    Args:
+      config: `data` of the config of the run.
+      run: its folder.
+    """
+    return _data_of(recorded(run), config)
+
+
 def choose_split(config: ConfigDict, cohort: Cohort, run: Path | None) -> Split:
     """The split that a config asks for.
 

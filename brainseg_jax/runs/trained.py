@@ -81,13 +81,15 @@ def load_trained(folder: Path) -> Trained:
     """
     config, dataset = _read_config(folder)
     description = description_of(dataset)
-    step, variables = (_read_stored if is_stored(folder) else _read_checkpoint)(folder, config, description)
+    stored = is_stored(folder)
+    step, variables = (_read_stored if stored else _read_checkpoint)(folder, config, description)
     results = read_results(folder)
     if results is None and config.eval.choose:
-        logging.warning(
-            "%s has not ended, so its post-processing is not chosen yet: that of its config is used", folder
-        )
-    posts = posts_from_json(results["postprocess"], description) if results else posts_of(config, description)
+        why = "has no results.json, so which post-processing was chosen is not known" if stored else (
+            "has not ended, so its post-processing is not chosen yet"
+        )  # fmt: skip
+        logging.warning("%s %s: that of its config is used", folder, why)
+    posts = posts_of(config, description) if results is None else _chosen_posts(results, folder, description)
     return Trained(
         folder=folder,
         config=config,
@@ -97,9 +99,40 @@ def load_trained(folder: Path) -> Trained:
         fingerprint=dataset["fingerprint"],
         results=results,
         # In the folder of an unfinished run it is that of fewer epochs.
-        expected_dice=read_expected_dice(folder, description.names) if results or is_stored(folder) else None,
-        training_scans=TrainingScans.read(scans) if (scans := folder / TRAINING_SCANS).exists() else None,
+        expected_dice=read_expected_dice(folder, description.names) if results or stored else None,
+        training_scans=_read_training_scans(folder / TRAINING_SCANS, description),
     )
+
+
+def _chosen_posts(results: dict, folder: Path, description: Description) -> tuple[PostProcess, ...]:
+    """The post-processing that a run chose, by its `results.json`."""
+    try:
+        posts = posts_from_json(results["postprocess"], description)
+        for post in posts:
+            if type(post.threshold) not in (int, float) or (type(post[1]), type(post[2])) != (bool, int):
+                raise ValueError(f"{post._asdict()} have other types than a number, true or false, and a whole number")
+            if not 0.0 <= post.threshold <= 1.0 or post.min_voxels < 0:
+                raise ValueError(f"{post._asdict()} are out of range")
+        return posts
+    except (KeyError, TypeError, ValueError) as error:
+        words = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise InputError(
+            f"{folder / 'results.json'}: no post-processing of {', '.join(description.names)} in it ({words}); put "
+            "back a whole copy of the folder, or delete this file to use the network as one without scores"
+        ) from error
+
+
+def _read_training_scans(path: Path, description: Description) -> TrainingScans | None:
+    """What the training scans look like; None where there is no such file."""
+    if not path.exists():
+        return None
+    found, shown = TrainingScans.read(path), description.channels[description.shown]
+    if found.channel != shown:
+        raise InputError(
+            f"{path} is of the channel {found.channel}, and the network shows {shown}; put back a whole copy, or "
+            "delete it to predict without flags"
+        )
+    return found
 
 
 def _read_checkpoint(folder: Path, config: ConfigDict, description: Description) -> tuple[int, dict]:
@@ -109,7 +142,10 @@ def _read_checkpoint(folder: Path, config: ConfigDict, description: Description)
     from brainseg_jax.runs.kept import read_kept
 
     if not saved_steps(folder / "checkpoints"):
-        raise InputError(f"{folder}: no checkpoint in it yet; train first, or wait for the end of the first epoch")
+        raise InputError(
+            f"{folder}: no checkpoint in it yet, nor a {NETWORK}; train first, wait for the end of the first epoch, or "
+            "put back a whole copy of the folder"
+        )
     state = read_kept(folder, config, description)
     return int(state.step), state.variables
 
@@ -133,11 +169,14 @@ def start_from(folder: Path, state: "TrainState") -> "TrainState":
     Raises:
       InputError: see `load_trained`; or the run is of another network.
     """
-    variables = load_trained(folder).network.variables
+    trained = load_trained(folder)
+    variables = trained.network.variables
     if lines := different_shapes(variables, state.variables, "that run"):
+        keys = ("name", "features", "depth", "norm", "deep_supervision")
+        settings = " ".join(f"--config.model.{key}={trained.config.model[key]}" for key in keys)
         raise InputError(
-            f"train.init_from={folder} is of another network than model.* asks for; give the model.* of its "
-            "config.json, or another run:\n" + "\n".join(lines)
+            f"train.init_from={folder} is of another network than model.* asks for; give {settings}, or another run:\n"
+            + "\n".join(lines)
         )
     copied = jax.tree.map(jnp.copy, variables["params"])  # the state is donated: no array may be in it twice
     ema = None if state.ema_params is None else jax.tree.map(jnp.copy, variables["params"])
@@ -155,13 +194,22 @@ def names_of(folders: list[Path]) -> list[str]:
     return ["/".join(p[-length:]) for p in parts]
 
 
-def cases_of_training(folder: Path) -> tuple[set[str], set[str]]:
-    """Names of the cases that a run was trained on and chosen by; none of weights that come without a split."""
-    try:
-        split = json.loads((folder / "split.json").read_text(encoding="utf-8"))
-        return set(split["train"]), set(split["val"])
-    except (OSError, ValueError, LookupError, TypeError):
-        return set(), set()
+def cases_of_training(folder: Path) -> tuple[set[str], set[str]] | None:
+    """Names of the cases that a run was trained on and chosen by; None where the folder has no `split.json`.
+
+    Raises:
+      InputError: `split.json` cannot be read, or is no split.
+    """
+    path = folder / "split.json"
+    if not path.exists():
+        return None
+    split = read_json(path)
+    for part in ("train", "val", "test"):
+        names = split.get(part)
+        if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+            found = "missing" if names is None else "no list of names"
+            raise InputError(f"{path}: part {part!r} is {found}; put back a whole copy of the folder")
+    return set(split["train"]), set(split["val"])
 
 
 def different_shapes(found: dict, wanted: dict, where: str) -> list[str]:
@@ -182,16 +230,23 @@ def _read_config(folder: Path) -> tuple[ConfigDict, dict]:
     """The config of a run, and what it says of its data: `fingerprint`, and `description` where they are not LGG."""
     path = folder / "config.json"
     if not path.is_file():
+        if is_stored(folder):
+            raise InputError(f"{path} is missing; put back a whole copy of the folder, or export the network again")
         raise InputError(f"{folder}: no run in it (no config.json); give the --workdir of a training")
     content = read_json(path)
     config = default_config()
     try:
         dataset = content.pop("dataset")
+        if not isinstance(dataset.get("fingerprint"), str | None):
+            raise TypeError(f"dataset.fingerprint={dataset['fingerprint']!r} is no text")
         description_of({"fingerprint": None, **dataset})
         config.update(content)
     except (InputError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path} is of another version of this code ({error}); use that version") from error
-    check_config(config)
+    try:
+        check_config(config)
+    except InputError as error:
+        raise InputError(f"{path}: {error}\nPut back a whole copy of the folder") from error
     return config, {"fingerprint": None, **dataset}
 
 
@@ -230,7 +285,9 @@ def read_expected_dice(folder: Path, targets: Sequence[str]) -> ExpectedDice | N
         if set(found.targets) != set(targets):
             raise ValueError(f"it is of {', '.join(found.targets)}, the network of {', '.join(targets)}")
         return found
-    except ValueError as error:
+    except InputError:  # names the file
+        raise
+    except (ValueError, OverflowError) as error:
         raise InputError(
             f"{path} is damaged or of another version of this code ({error}); put back a whole copy of the folder, or "
             "take the file away to predict without an expected Dice"
@@ -243,6 +300,6 @@ def read_json(path: Path) -> dict:
         content = json.loads(path.read_text())
         if not isinstance(content, dict):
             raise ValueError("not an object")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read ({error}); put back a whole copy of the run folder") from error
     return content

@@ -39,12 +39,14 @@ def write_training_scans(
             before_case()
             yield Volume(cohort.read_voxels(case), cohort.spacings[index], cohort.numbers[index])
 
-    if len(train) < FEWEST:
-        return f"no {FILE}, so predict will not flag scans: {len(train)} training scans, and {FEWEST} are needed"
     patients = [cohort.patients[index] for index in cohort.indices(train)]
+    if (count := len(set(patients))) < FEWEST:
+        return f"no {FILE}, so predict will not flag scans: {count} training patients, and {FEWEST} are needed"
     found = TrainingScans.of(volumes(train), patients, cohort.description)
     if found is None:
-        return f"no {FILE}, so predict will not flag scans: fewer than {FEWEST} of {len(train)} show a head"
+        return (
+            f"no {FILE}, so predict will not flag scans: fewer than {FEWEST} of {count} training patients show a head"
+        )
     others = (*split.val, *split.test)
     flagged = sum(bool(found.flags(volume, cohort.description.shown)) for volume in volumes(others))
 

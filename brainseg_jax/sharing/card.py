@@ -7,7 +7,8 @@ from brainseg_jax.data.splits import PARTS
 from brainseg_jax.errors import InputError
 from brainseg_jax.inference.network import Network
 from brainseg_jax.inference.postprocess import PostProcess
-from brainseg_jax.runs.trained import Trained, read_json
+from brainseg_jax.runs.stored import is_stored
+from brainseg_jax.runs.trained import Trained, cases_of_training, read_json
 from brainseg_jax.scans.description import LGG, Description
 
 STABLEHLO = """import jax
@@ -278,13 +279,14 @@ def _wrapped(text: str, indent: str = "") -> str:
 def _data(trained: Trained) -> str:
     if not trained.fingerprint:
         return "Converted from weights of others: which patients they were trained on is not known here."
-    data, split = (trained.results or {}).get("dataset", {}), read_json(trained.folder / "split.json")
-    try:
-        parts = {part: list(split[part]) for part in PARTS}
-    except (KeyError, TypeError) as error:
+    if cases_of_training(trained.folder) is None:
         raise InputError(
-            f"{trained.folder}/split.json is no split ({error}); put back a whole copy of the run"
-        ) from error
+            f"{trained.folder}/split.json is missing, so whom the network was trained on is not known; put back a "
+            "whole copy of the folder"
+        )
+    data, split = (trained.results or {}).get("dataset"), read_json(trained.folder / "split.json")
+    data = data if isinstance(data, dict) else {}
+    parts = {part: list(split[part]) for part in PARTS}
     name = data.get("name", Path(trained.config.data.source).name)
     lines = [
         f"{name}, fingerprint `{trained.fingerprint}`. Split by patient:",
@@ -295,9 +297,22 @@ def _data(trained: Trained) -> str:
 
 
 def _scores(trained: Trained, description: Description) -> str:
-    if not trained.results:
-        return "None: " + ("the run has not ended." if trained.fingerprint else "not scored here.")
-    test = trained.results["test"]
+    if trained.results is None:
+        if not trained.fingerprint:
+            return "None: not scored here."
+        if is_stored(trained.folder):
+            return "None: the stored network that this one was made of has no results.json."
+        return "None: the run has not ended."
+    try:
+        return _table_of_scores(trained.results["test"], description)
+    except (KeyError, TypeError, ValueError, AttributeError, StopIteration, IndexError) as error:
+        raise InputError(
+            f"{trained.folder / 'results.json'}: no scores of test patients in it ({type(error).__name__}: {error}); "
+            "put back a whole copy of the folder, or delete this file to share the network without scores"
+        ) from error
+
+
+def _table_of_scores(test: dict, description: Description) -> str:
     blocks = {"": test} if "targets" not in test else {"mean over targets": test["mean"], **test["targets"]}
     first = next(iter(blocks.values()))
     unit = "in voxels" if description == LGG else "in mm where the voxel size is known, else in voxels"

@@ -11,9 +11,9 @@ import jax
 import numpy as np
 
 from brainseg_jax.errors import InputError
-from brainseg_jax.files import write_together
-from brainseg_jax.runs.stored import CONFIG, NETWORK, OF_RUN, SUMS, config_to_share, pack, sums_of, unpack
-from brainseg_jax.runs.trained import Trained, load_trained, read_json
+from brainseg_jax.files import explain, write_together
+from brainseg_jax.runs.stored import CONFIG, NETWORK, OF_RUN, SUMS, config_to_share, is_stored, pack, sums_of, unpack
+from brainseg_jax.runs.trained import EXPECTED_DICE, Trained, load_trained, read_json
 from brainseg_jax.sharing.card import describe_stored
 from brainseg_jax.sharing.share import synthetic_scan
 from brainseg_jax.sharing.whole import make_segmenter
@@ -44,7 +44,7 @@ def store(run: Path, output: Path, *, dtype: str, overwrite: bool) -> StoredAs:
 
     Args:
       run: a run folder or a stored network; nothing in it changes.
-      output: the folder to write.
+      output: the folder to write: a new or an empty one, or that of a stored network.
       dtype: see `stored.pack`.
       overwrite: whether files that exist are replaced.
 
@@ -52,15 +52,17 @@ def store(run: Path, output: Path, *, dtype: str, overwrite: bool) -> StoredAs:
       InputError: something given cannot be used; nothing is written.
       StorageError: the run is damaged.
     """
-    if output.is_file():
-        raise InputError(f"--output={output} is a file; a stored network is a folder")
-    existing = [name for name in (NETWORK, CONFIG, SUMS, CARD, *OF_RUN) if (output / name).exists()]
+    target = output.resolve()  # of a link the folder that it names
+    if target == run.resolve():
+        raise InputError(f"--output={output} is the run itself; give another folder")
+    existing = _existing(output, target)
     if existing and not overwrite:
         raise InputError(f"{output / existing[0]} exists; give another --output, or --overwrite to replace it")
-    if output.absolute() == run.absolute():
-        raise InputError(f"--output={output} is the run itself; give another folder")
     trained = load_trained(run)
-    network = pack(trained.network.variables, trained.step, dtype)
+    try:
+        network = pack(trained.network.variables, trained.step, dtype)
+    except InputError as error:
+        raise InputError(f"--run={run}: {error}") from error
     config = json.dumps(config_to_share(read_json(run / CONFIG)), indent=1).encode()
     difference, voxels = _compare(trained, network)
     digest = hashlib.sha256(network).hexdigest()
@@ -75,15 +77,48 @@ def store(run: Path, output: Path, *, dtype: str, overwrite: bool) -> StoredAs:
     )
     contents = {NETWORK: network, CONFIG: config, SUMS: sums_of({NETWORK: network, CONFIG: config}).encode()}
     contents |= {CARD: card.encode()}
-    contents |= {name: (run / name).read_bytes() for name in OF_RUN if (run / name).exists()}
+    # In the folder of an unfinished run expected_dice.json is that of fewer epochs.
+    left_out = set() if trained.expected_dice else {EXPECTED_DICE}
+    contents |= {name: (run / name).read_bytes() for name in OF_RUN if name not in left_out and (run / name).exists()}
     try:
-        output.mkdir(parents=True, exist_ok=True)
-        for name in set(existing).difference(contents):  # of the network that was there
-            (output / name).unlink()
-        write_together({output / name: partial(_write, content) for name, content in contents.items()})
+        target.mkdir(parents=True, exist_ok=True)
+        write_together(
+            {target / name: partial(_write, content) for name, content in contents.items()},
+            remove=[target / name for name in existing if name not in contents],  # of the network that was there
+        )
     except OSError as error:
-        raise InputError(f"--output={output} cannot be written to ({error}); give another folder") from error
+        raise InputError(f"--output={output} cannot be written to ({explain(error)})") from error
     return StoredAs(output, len(network), digest, difference, voxels)
+
+
+def _existing(output: Path, target: Path) -> list[str]:
+    """Files of a stored network that lie in the folder; hidden files beside them are left alone.
+
+    Args:
+      output: the folder, as it was given.
+      target: the same without links.
+
+    Raises:
+      InputError: it is a file, or holds anything but a stored network.
+    """
+    if output.is_symlink() and not target.exists():
+        raise InputError(
+            f"--output={output} is a link to {target}, which is not there; remove the link, or give a folder"
+        )
+    if not target.exists():
+        return []
+    if not target.is_dir():
+        raise InputError(f"--output={output} is a file; a stored network is a folder")
+    known = (NETWORK, CONFIG, SUMS, CARD, *OF_RUN)
+    found = sorted(path.name for path in target.iterdir() if not path.name.startswith("."))
+    strange = [name for name in found if name not in known or (target / name).is_dir()]
+    if found and (strange or not is_stored(target)):
+        what = f"holds {strange[0]}" if strange else f"holds {found[0]}, and no {NETWORK}"
+        raise InputError(
+            f"--output={output} is no stored network: it {what}, which --overwrite would spoil; give a new folder, or "
+            "the folder of a stored network"
+        )
+    return [name for name in known if name in found]
 
 
 def _write(content: bytes, path: Path) -> None:

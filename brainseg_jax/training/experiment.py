@@ -17,6 +17,7 @@ from brainseg_jax.data.cohort import Cohort
 from brainseg_jax.data.load_cohort import IN_MEMORY, ON_DISK, load_cohort
 from brainseg_jax.data.residence import DISK, Residence
 from brainseg_jax.data.sampling import BatchSampler, PatientSampler
+from brainseg_jax.data.splits import cases_of_known
 from brainseg_jax.files import network_path
 from brainseg_jax.runs.data import choose_split, find_data
 from brainseg_jax.runs.evaluation import Evaluation, choose_for, evaluation_of, read_cohort
@@ -81,9 +82,18 @@ class Experiment:
             return self.initial_state
         folder = network_path(self.init_from, "--config.train.init_from")
         state = start_from(folder, self.initial_state)
-        split = self.evaluation.split
-        trained, chosen_by = cases_of_training(folder)
-        if known := trained.intersection(split.val) | (trained | chosen_by).intersection(split.test):
+        split, cohort = self.evaluation.split, self.cohort
+        if (cases := cases_of_training(folder)) is None:
+            logging.warning(
+                "train.init_from=%s has no split.json: whether it was trained on cases that validate or test this run "
+                "is not known",
+                folder,
+            )
+            return state
+        trained, known_to_it = (
+            cases_of_known(cohort.cases, cohort.patients, names) for names in (cases[0], cases[0] | cases[1])
+        )
+        if known := trained.intersection(split.val) | known_to_it.intersection(split.test):
             logging.warning(
                 "train.init_from=%s was trained on or chosen by %d of the cases that validate or test this run (%s): "
                 "their scores are too good; give both runs one split (split.file)",
