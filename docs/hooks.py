@@ -95,9 +95,7 @@ def flags_by_command() -> dict[str, tuple[Flag, ...]]:
     if done.returncode:
         raise RuntimeError(f"the flags of {', '.join(COMMANDS)} cannot be listed:\n{done.stderr}")
     listed = json.loads(done.stdout.splitlines()[-1])
-    return {
-        name: tuple(Flag(*flag[:4], tuple(flag[4])) for flag in sorted(flags)) for name, flags in listed.items()
-    }
+    return {name: tuple(Flag(*flag[:4], tuple(flag[4])) for flag in sorted(flags)) for name, flags in listed.items()}
 
 
 def commands_page() -> str:
@@ -127,9 +125,7 @@ def config_comments() -> dict[str, str]:
         tokens = list(tokenize.tokenize(file.readline))
     comments = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
     (function,) = (
-        node
-        for node in ast.parse(path.read_text()).body
-        if isinstance(node, ast.FunctionDef) and node.name == "_paper"
+        node for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef) and node.name == "_paper"
     )
     lines = path.read_text().splitlines()
     meanings = {}
@@ -154,20 +150,25 @@ def config_page() -> str:
         "",
         "Set any key on the command line of a training, as in `--config.train.epochs=50`. A misspelt key is refused. A",
         "key that has no effect beside the others is listed in a warning. [Configs and scales](../how-to/configure.md)",
-        "explains `:cpu` and `:quick`.",
+        "explains `:cpu` and `:quick`; their values stand beside the default where they differ.",
     ]
     for section, title in SECTIONS.items():
         keys = [key for key in meanings if key in scales[0] and key.rpartition(".")[0] == section]
         lines += ["", f"## {title}", ""]
-        if section in meanings and meanings[section]:
+        if meanings.get(section):
             lines += [_cell(meanings[section]), ""]
-        lines += ["| key | default | `:cpu` | `:quick` | meaning | accepted |", "| --- | --- | --- | --- | --- | --- |"]
+        lines += ["| key | default | meaning | accepted |", "| --- | --- | --- | --- |"]
         for key in keys:
             values = [_value(scale[key]) for scale in scales]
-            shown = [values[0], *("" if value == values[0] else value for value in values[1:])]
+            others = [
+                f"{name} {value}"
+                for name, value in zip(("`:cpu`", "`:quick`"), values[1:], strict=True)
+                if value != values[0]
+            ]
+            shown = ", ".join([values[0], *others])
             used = module._USED.get(key)
-            meaning = meanings[key] + (f" — has an effect only {used[0]}" if used else "")
-            lines.append(f"| `{key}` | {' | '.join(shown)} | {_cell(meaning)} | {_cell(_accepted(module, key))} |")
+            meaning = meanings[key] + (f". Has an effect only {used[0]}." if used else "")
+            lines.append(f"| `{key}` | {shown} | {_cell(meaning)} | {_cell(_accepted(module, key))} |")
     lines += ["", "## Config files", ""]
     for path in sorted((ROOT / "configs").glob("*.py")):
         summary = (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
@@ -214,7 +215,8 @@ def _text_of(output: dict) -> str:
     return "".join(output.get("text", output.get("data", {}).get("text/plain", ""))).rstrip()
 
 
-def on_files(files, config):  # noqa: ANN001, ANN201, D103
+def on_files(files: object, config: object) -> object:
+    """Adds the generated pages and those that lie elsewhere; mkdocs calls it."""
     from mkdocs.structure.files import File
 
     if str(ROOT) not in sys.path:
@@ -235,7 +237,8 @@ def on_files(files, config):  # noqa: ANN001, ANN201, D103
     return files
 
 
-def on_page_markdown(markdown, page, config, files):  # noqa: ANN001, ANN201, D103
+def on_page_markdown(markdown: str, page: object, config: object, files: object) -> str:
+    """Turns links into those of the site; mkdocs calls it."""
     source = {uri: ROOT / path for path, uri in INCLUDED.items()}.get(page.file.src_uri)
     source = source or ROOT / "docs" / page.file.src_uri
     return site_links(markdown, source, page.file.src_uri, {file.src_uri for file in files})

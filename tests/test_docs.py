@@ -266,9 +266,9 @@ def test_the_reference_has_every_key_and_every_option():
     config, commands = hooks.config_page(), hooks.commands_page()
     for key in flatten(hooks.load_config("configs/unet_dice.py").to_dict()):
         (row,) = [line for line in config.splitlines() if line.startswith(f"| `{key}` |")]
-        assert row.replace("\\|", "").split("|")[5].strip(), f"{key} has no comment in config.py"
-    # By hand, of config.py: default, :cpu, :quick, meaning, range.
-    assert "| `model.depth` | `4` |  | `3` | number of 2x2 poolings | 1 to 8 |" in config
+        assert row.replace("\\|", "").split("|")[3].strip(), f"{key} has no comment in config.py"
+    # By hand, of config.py.
+    assert "| `model.depth` | `4`, `:quick` `3` | number of 2x2 poolings | 1 to 8 |" in config
     assert "| `--part` | `test` | Which patients of the runs. One of val, test. |" in commands
     assert commands.count("| `--overwrite` | `false` |") == 3
 

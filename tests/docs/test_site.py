@@ -7,7 +7,13 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SITE = ROOT / "build/site"
-PAGES = ("index.html", "reference/config.html", "reference/commands.html", "reference/api/losses.html", "model-card.html")
+PAGES = (
+    "index.html",
+    "reference/config.html",
+    "reference/commands.html",
+    "reference/api/losses.html",
+    "model-card.html",
+)
 
 
 @pytest.mark.parametrize("name", PAGES)
