@@ -7,10 +7,10 @@ BIN := $(VENV)/bin
 CONSTRAINTS ?= $(shell $(PYTHON) -c 'import sys; print("constraints.txt" if sys.version_info < (3, 12) else "constraints-newest.txt")')
 INSTALL := $(BIN)/python -m pip install --quiet -c $(CONSTRAINTS)
 PYTEST := $(BIN)/python -m pytest
-# On up to four cores; torch and a browser, which the other two folders need, are not installed for it.
-MAIN_TESTS := $(PYTEST) --numprocesses=auto --maxprocesses=4 --dist=worksteal --ignore=tests/interop --ignore=tests/browser
+# On up to four cores; torch, a browser and mkdocs, which the other three folders need, are not installed for it.
+MAIN_TESTS := $(PYTEST) --numprocesses=auto --maxprocesses=4 --dist=worksteal --ignore=tests/interop --ignore=tests/browser --ignore=tests/docs
 
-.PHONY: demo test check slow lint interop browser fuzz bench clean
+.PHONY: demo test check slow lint interop browser docs fuzz bench clean
 
 demo: $(VENV)/installed  ## train on made-up scans and score them, a few minutes
 	$(BIN)/python -m brainseg_jax.main --config=configs/attn_dice.py:quick --workdir=runs/demo
@@ -18,7 +18,7 @@ demo: $(VENV)/installed  ## train on made-up scans and score them, a few minutes
 test: $(VENV)/installed  ## what a change needs: every test but the slow ones, some minutes on two cores
 	$(MAIN_TESTS) -m "not slow"
 
-check: lint test slow interop browser  ## everything; `make test check` runs nothing twice
+check: lint test slow interop browser docs  ## everything; `make test check` runs nothing twice
 
 slow: $(VENV)/installed  ## the tests that `make test` leaves out
 	$(MAIN_TESTS) -m slow
@@ -34,6 +34,11 @@ interop: $(VENV)/installed  ## against other libraries; it installs torch, which
 browser: $(VENV)/installed  ## the report in Chromium, which the system has
 	$(INSTALL) -e '.[test,browser]'
 	$(PYTEST) tests/browser
+
+docs: $(VENV)/installed  ## the site, into build/site, where a broken link is an error; and its notebook
+	$(INSTALL) -e '.[test,docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	$(PYTEST) tests/docs
 
 fuzz: $(VENV)/installed  ## 20 000 damaged files of each kind through what reads them, some hours; tests/fuzz.py has a smaller --count
 	$(BIN)/python tests/fuzz.py --count=20000

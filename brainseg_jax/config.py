@@ -74,9 +74,9 @@ def _paper() -> ConfigDict:
     config.data.area_power = 0.0  # of by_patient: tumor slices in proportion to their tumor's area to this power
 
     config.split = ConfigDict()  # always by patient, stratified by institution
-    config.split.seed = 0
+    config.split.seed = 0  # another seed gives another split
     config.split.val = 0.1  # share of the patients
-    config.split.test = 0.1
+    config.split.test = 0.1  # share of the patients
     config.split.folds = 0  # k > 0: k-fold cross-validation in place of shares; val is the fold after test
     config.split.fold = 0  # 0 .. folds - 1: the one that is the test set
     config.split.file = ""  # a split.json to use as it stands
@@ -94,23 +94,23 @@ def _paper() -> ConfigDict:
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "adam"  # adam | adamw
-    config.optimizer.learning_rate = 1e-4
-    config.optimizer.b2 = 0.99
+    config.optimizer.learning_rate = 1e-4  # the highest of the schedule
+    config.optimizer.b2 = 0.99  # decay of Adam's running mean of squared gradients
     config.optimizer.weight_decay = 0.0  # adamw only: decoupled, on kernels only
     config.optimizer.clip_norm = 0.0  # global norm of the gradient; 0: off
     config.optimizer.ema_decay = 0.0  # > 0: an exponential moving average of the weights is scored and kept
     config.optimizer.schedule = "plateau"  # plateau | cosine | constant
     config.optimizer.warmup_epochs = 0.0  # linear, from 0
     config.optimizer.plateau_factor = 0.1  # times the rate, after plateau_patience epochs without a better val Dice
-    config.optimizer.plateau_patience = 5
+    config.optimizer.plateau_patience = 5  # epochs
     config.optimizer.plateau_min = 1e-6  # the rate never falls below
 
     config.train = ConfigDict()
     config.train.init_from = ""  # a run folder or `pretrained`, whose weights the training starts from; empty: random
-    config.train.epochs = 25
+    config.train.epochs = 25  # maximum
     config.train.batch_size = 32  # over all devices
     config.train.steps_per_epoch = 0  # 0: as many as one pass over the training slices takes
-    config.train.max_minutes = 0.0  # > 0: training and validating end in good order then, a cosine at 0; see README
+    config.train.max_minutes = 0.0  # > 0: training and validating end in good order by then, a cosine at 0
     config.train.early_stop_patience = 15  # epochs without a better val Dice; 0: off
     config.train.keep = "best"  # the epoch that is scored and given out: best (highest mean val Dice) | last
     config.train.log_every = 10  # steps between looks at the loss
@@ -122,7 +122,7 @@ def _paper() -> ConfigDict:
     config.plan.batch_size = 16  # slices of that size; more of smaller ones
 
     config.eval = ConfigDict()
-    config.eval.batch_size = 32
+    config.eval.batch_size = 32  # slices; no score depends on it
     config.eval.mirror = False  # average each probability with that of the left-right mirror image; twice the time
     config.eval.threshold = 0.5  # probability from which a pixel counts as tumor
     config.eval.largest_component = False  # keep the largest connected 3-D part of each patient's prediction alone

@@ -101,7 +101,7 @@ def read_described(root: Path) -> Described:
         raise InputError(f"{path}: cannot be read as TOML ({error}); correct it") from error
     faults = [f"unknown key {key!r}; the keys are {', '.join(_TYPES)}" for key in content if key not in _TYPES]
     faults += [
-        f"{key} is {content[key]!r}; see the README for what it takes"
+        f"{key} is {content[key]!r}; see docs/how-to/own-cohort.md for what it takes"
         for key, types in _TYPES.items()
         if key in content and (not isinstance(content[key], types) or (types is int and isinstance(content[key], bool)))
     ]
