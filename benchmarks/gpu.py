@@ -556,7 +556,7 @@ def main() -> None:
     """Runs what is asked for; exit status 1 where a part failed or a check was not met."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tiny", action="store_true", help="small networks and few steps: the whole on a CPU")
-    parser.add_argument("--minutes", type=float, default=7.5, help="of all parts together; more trains longer")
+    parser.add_argument("--minutes", type=float, help="of all parts together, by default 7.5; more trains longer")
     parser.add_argument("--source", help="real data for the trainings and masks, as --config.data.source takes them")
     parser.add_argument("--only", default=",".join(PARTS), help="parts, with a comma between")
     parser.add_argument("--output", type=Path, help="by default benchmarks/gpu.json, and with --tiny no file")
@@ -575,7 +575,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(TINY if arguments.tiny else PAPER, Path(folder), arguments.source)
         chosen = {name: PARTS[name] for name in PARTS if name in arguments.only.split(",")}
-        rows = run(chosen, bench, seconds=60 * arguments.minutes, output=output)
+        minutes = arguments.minutes or (60.0 if arguments.tiny else 7.5)
+        rows = run(chosen, bench, seconds=60 * minutes, output=output)
     sys.exit(any("failed" in row or row.get("ok") is False for row in rows))
 
 
