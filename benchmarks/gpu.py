@@ -328,8 +328,8 @@ def resume(bench: Bench) -> Iterator[Row]:
     checkpoints.wait()
     state, _ = checkpoints.recover(like=fresh())
     checkpoints.close()
-    experiment.feed.close()
     resumed = advance(state, 4, 8)
+    experiment.feed.close()
     pairs = zip(*map(jax.tree.leaves, (whole, resumed)), strict=True)
     different = sum(np.asarray(a).tobytes() != np.asarray(b).tobytes() for a, b in pairs)
     line = f"8 steps against 4 + 4 from a checkpoint: {different} of {len(jax.tree.leaves(whole))} arrays differ"
@@ -565,7 +565,8 @@ def main() -> None:
         parser.error(f"--only={arguments.only}: no part {', '.join(sorted(unknown))}; give some of {','.join(PARTS)}")
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # one card
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch's process needs memory too
-    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
+    if "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:  # its older name; both together are an error
+        os.environ.setdefault("XLA_CLIENT_MEM_FRACTION", "0.92")
     use_plain_numbers()
     keep_compiled()
     if not arguments.tiny and jax.default_backend() != "gpu":
