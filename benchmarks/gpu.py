@@ -5,6 +5,7 @@ one starts. A part whose time is over leaves out the rest and says so. `--tiny` 
 """
 
 import argparse
+import dataclasses
 import importlib
 import json
 import os
@@ -13,9 +14,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -36,6 +37,7 @@ from brainseg_jax.losses import dice_loss
 from brainseg_jax.models import build_model
 from brainseg_jax.runs.trained import load_trained
 from brainseg_jax.scans.find import find_scans
+from brainseg_jax.scans.scan import Refused
 from brainseg_jax.training.objective import build_loss
 from brainseg_jax.training.optimizer import build_optimizer, build_schedule
 from brainseg_jax.training.state import shapes_of_state
@@ -54,12 +56,12 @@ FLOOR = 1e-6  # errors below are rounding
 ROOT = Path(__file__).parents[1]
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Scale:
     """Sizes of the work.
 
     Attributes:
-      features, pixels, batch: of the step that is timed.
+      features, depth, pixels, batch: of the step that is timed.
       small: features, depth, pixels and batch of the networks whose numbers are compared.
       repetitions: blocks of steps that are timed, and steps a block.
       run: config keys of the small run that is resumed and exported.
@@ -69,6 +71,7 @@ class Scale:
     """
 
     features: int
+    depth: int
     pixels: int
     batch: int
     small: tuple[int, int, int, int]
@@ -81,9 +84,10 @@ class Scale:
 
 _SHORT = {"train.epochs": 1, "train.steps_per_epoch": 4, "train.log_every": 1}
 PAPER = Scale(
-    64,
-    256,
-    32,
+    features=64,
+    depth=4,
+    pixels=256,
+    batch=32,
     small=(8, 3, 64, 8),
     repetitions=(3, 5),
     run={"train.epochs": 1, "train.steps_per_epoch": 40},
@@ -93,9 +97,10 @@ PAPER = Scale(
 )
 _TINY_NETWORK = {"model.features": 2, "model.depth": 2, "data.image_size": 32, "train.batch_size": 8}
 TINY = Scale(
-    2,
-    32,
-    8,
+    features=2,
+    depth=2,
+    pixels=32,
+    batch=8,
     small=(2, 1, 16, 8),
     repetitions=(1, 1),
     run=_SHORT | _TINY_NETWORK,
@@ -105,7 +110,7 @@ TINY = Scale(
 )
 
 
-@dataclass
+@dataclasses.dataclass
 class Bench:
     """What the parts share.
 
@@ -116,7 +121,8 @@ class Bench:
       networks: names of those that are measured.
       configs: that are trained.
       until: `time.monotonic()` at which the running part is over.
-      steps: images/s by network and numbers, of torch.
+      torch: images/s of PyTorch by network and numbers.
+      memory: bytes of state and of one step, by network and numbers, at the batch of the scale.
     """
 
     scale: Scale
@@ -125,7 +131,8 @@ class Bench:
     networks: tuple[str, ...] = NETWORKS
     configs: tuple[str, ...] = CONFIGS
     until: float = float("inf")
-    steps: dict[tuple[str, str], float] = field(default_factory=dict)
+    torch: dict[tuple[str, str], float] = dataclasses.field(default_factory=dict)
+    memory: dict[tuple[str, str], tuple[int, int]] = dataclasses.field(default_factory=dict)
 
     @property
     def left(self) -> float:
@@ -159,7 +166,7 @@ def torch(bench: Bench) -> Iterator[Row]:
                 row = json.loads(text)
                 if "ms" in row:
                     key = row["network"], row["numbers"]
-                    bench.steps[key] = max(bench.steps.get(key, 0.0), row["images_per_second"])
+                    bench.torch[key] = max(bench.torch.get(key, 0.0), row["images_per_second"])
                 yield row
             errors = process.stderr.read().strip().splitlines()
             if process.wait() < 0:
@@ -171,9 +178,7 @@ def torch(bench: Bench) -> Iterator[Row]:
             process.kill()
 
 
-def _kill_after(process: subprocess.Popen, seconds: float):
-    import threading
-
+def _kill_after(process: subprocess.Popen, seconds: float) -> threading.Timer:
     timer = threading.Timer(min(max(seconds, 0.0), 3600.0), process.kill)
     timer.start()
     return timer
@@ -362,7 +367,7 @@ def commands(bench: Bench) -> Iterator[Row]:
     yield {**row, "line": line}
     scans = write_phantom(bench.folder / "one", patients=1, seed=5)
     predict([run], scans, bench.folder / "masks", wanted=Wanted(), mirror=None, overwrite=True)
-    masks = len(list((bench.folder / "masks").glob("*_pred.tif")))
+    masks = len(list((bench.folder / "masks").rglob("*_pred.tif")))
     yield {"command": "predict", "masks": masks, "ok": masks > 0, "line": f"predict: masks of {masks} slices"}
     (scoring,) = begin_runs([run], part="test", tolerance=2.0).scorings
     again = float(np.mean([row["dice"] for case in scoring.score(scoring.cases) for row in case.rows]))
@@ -374,17 +379,21 @@ def masks(bench: Bench) -> Iterator[Row]:
     """The masks of the network in the package with TF32 against those with float32."""
     trained = load_trained(PRETRAINED)
     imitated = jax.default_backend() == "cpu"
-    source = Path(bench.source) if bench.source else write_phantom(bench.folder / "scans", bench.scale.scans, seed=9)
+    source = (
+        Path(bench.source)
+        if bench.source
+        else write_phantom(bench.folder / "scans", patients=bench.scale.scans, seed=9)
+    )
     totals = np.zeros(3, int)
     ensembles = {}
     for scan in find_scans(source):
-        if not hasattr(scan, "read"):
+        if isinstance(scan, Refused):
             continue
         volume, maps = scan.read(), {}
         for numbers in ("float32", "TF32"):
             # The precision is part of what a program is kept by, so an imitation is taken for no other.
             model = trained.network.model.clone(formulation="lax", **NUMBERS[numbers])
-            network = type(trained.network)(**{**vars(trained.network), "model": model})
+            network = dataclasses.replace(trained.network, model=model)
             ensemble = ensembles.setdefault(numbers, Ensemble([network], trained.posts, mirror=None))
             prepared = ensemble.prepare(volume)
             with _rounded_to_tf32(imitated and numbers == "TF32"):
@@ -414,7 +423,9 @@ def largest(bench: Bench) -> Iterator[Row]:
     batch = bench.scale.batch
     for network in bench.networks:
         for numbers in NUMBERS:
-            fixed, a_batch = _memory(_compile_step(network, numbers, batch, bench)[0])
+            if (network, numbers) not in bench.memory:
+                bench.memory[network, numbers] = _memory(_compile_step(network, numbers, batch, bench)[0])
+            fixed, a_batch = bench.memory[network, numbers]
             free = 0.9 * _bytes_of_card() or 2 * a_batch + fixed  # a CPU: twice the batch
             fits = max(batch, int((free - fixed) / (a_batch / batch)) // batch * batch)
             try:
@@ -434,7 +445,9 @@ def _compile_step(network: str, numbers: str, batch: int, bench: Bench) -> tuple
     """The update of `configs/{unet,attn}_dice.py`, compiled, and what it takes."""
     scale, mesh = bench.scale, sharding.data_mesh()
     config = importlib.import_module(f"configs.{'unet' if network == 'unet' else 'attn'}_dice").get_config()
-    model = build_model(**{**config.model.to_dict(), "features": scale.features, **NUMBERS[numbers]})
+    model = build_model(
+        **config.model.to_dict() | {"features": scale.features, "depth": scale.depth} | NUMBERS[numbers]
+    )
     opt = config.optimizer
     schedule = build_schedule(opt.schedule, learning_rate=opt.learning_rate, total_steps=1, warmup_steps=0)
     optimizer = build_optimizer(opt.name, schedule, b2=opt.b2, weight_decay=opt.weight_decay, clip_norm=opt.clip_norm)
@@ -472,13 +485,15 @@ def _time_step(network: str, numbers: str, batch: int, bench: Bench) -> Row:
             state, report = compiled(state, given)
         jax.block_until_ready((state, report))
         seconds.append((time.perf_counter() - started) / steps)
+    if batch == bench.scale.batch:
+        bench.memory[network, numbers] = _memory(compiled)
     took, gib = statistics.median(seconds), sum(_memory(compiled)) / 2**30
     bound = bound_seconds(network, numbers, batch, jax.devices()[0].device_kind)
     row: Row = {"network": network, "numbers": numbers, "batch": batch, "ms": 1e3 * took, "gib": gib}
     row |= {"images_per_second": batch / took, "of_roofline": bound and bound / took}
     line = f"{network}, {numbers}, batch {batch}: {1e3 * took:.1f} ms, {batch / took:.0f} images/s, {gib:.1f} GiB"
     line += f", {bound / took:.0%} of the roofline" if bound else ", no roofline is known of this card"
-    if theirs := bench.steps.get((network, numbers)):
+    if theirs := bench.torch.get((network, numbers)):
         row["of_torch"] = batch / took / theirs
         line += f", {row['of_torch']:.2f} of torch's images/s"
     return {**row, "line": line}

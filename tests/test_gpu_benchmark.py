@@ -1,6 +1,5 @@
 """`benchmarks/gpu.py` in its tiny mode on a CPU: every part, and what happens to one that fails or has no time."""
 
-import dataclasses
 import json
 import sys
 from types import SimpleNamespace
@@ -129,10 +128,10 @@ def test_steps_and_the_largest_batch(bench, capsys):
     assert [(row["numbers"], row["batch"]) for row in rows] == [(numbers, 8) for numbers in gpu.NUMBERS]
     for row in rows:
         assert row["images_per_second"] == pytest.approx(8e3 / row["ms"]) and row["of_roofline"] is None
-    bench.steps["attention_unet", "TF32"] = 1e-3
-    one = dataclasses.replace(bench, networks=("attention_unet",))
-    row = next(gpu.largest(one))
+    bench.torch["attention_unet", "float32"] = 100.0
+    row = next(gpu.largest(bench))
     assert row["batch"] == 16  # a CPU has no limit of its own: twice the batch
+    assert row["of_torch"] == pytest.approx(row["images_per_second"] / 100)
 
 
 def test_training(bench, capsys):
