@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest
 # On up to four cores; torch, a browser and mkdocs, which the other three folders need, are not installed for it.
 MAIN_TESTS := $(PYTEST) --numprocesses=auto --maxprocesses=4 --dist=worksteal --ignore=tests/interop --ignore=tests/browser --ignore=tests/docs
 
-.PHONY: demo test check slow lint interop browser docs fuzz bench clean
+.PHONY: demo test check slow lint interop browser docs fuzz bench gpu clean
 
 demo: $(VENV)/installed  ## train on made-up scans and score them, a few minutes
 	$(BIN)/python -m brainseg_jax.main --config=configs/attn_dice.py:quick --workdir=runs/demo
@@ -46,6 +46,12 @@ fuzz: $(VENV)/installed  ## 20 000 damaged files of each kind through what reads
 bench: $(VENV)/installed  ## speed beside PyTorch's, some minutes on an idle machine; the table is benchmarks/speed.json
 	$(INSTALL) -e '.[bench]'
 	$(BIN)/python -m benchmarks.speed
+
+CUDA ?= 12
+# Where pip finds no PyTorch that goes with this CUDA, the comparison with it is left out.
+gpu: $(VENV)/installed  ## everything about one GPU in 8 minutes, see docs/how-to/gpus.md; CUDA=13 SOURCE=FOLDER
+	$(INSTALL) -e '.[cuda$(CUDA),export,bench]' || $(INSTALL) -e '.[cuda$(CUDA),export]'
+	$(BIN)/python -m benchmarks.gpu $(if $(SOURCE),--source='$(SOURCE)')
 
 clean:  ## remove the environment; runs and data stay
 	rm -rf $(VENV)

@@ -24,6 +24,12 @@ FLOPS = {"float32 (TF32)": 494e12, "bfloat16": 989e12}
 BANDWIDTH, LINK = 3.35e12, 450e9  # bytes/s
 LATENCY = 15e-6  # seconds of a small all-reduce over NVLink: assumed
 BATCH, PIXELS, DEVICES = 32, 256, 8
+# Data sheets of cards by the name that jax gives them: FLOP/s without sparsity, bytes/s.
+CARDS = {
+    "NVIDIA H100 80GB HBM3": ({"float32": 67e12, "TF32": 494e12, "bfloat16": 989e12}, BANDWIDTH),
+    "NVIDIA H200": ({"float32": 67e12, "TF32": 494e12, "bfloat16": 989e12}, 4.8e12),
+    "NVIDIA A100-SXM4-80GB": ({"float32": 19.5e12, "TF32": 156e12, "bfloat16": 312e12}, 2.039e12),
+}
 
 
 def main() -> None:
@@ -46,6 +52,17 @@ def main() -> None:
                 flush=True,
             )
     Path(__file__).with_name("on_paper.json").write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+
+
+def bound_seconds(network: str, numbers: str, batch: int, card: str) -> float | None:
+    """The least time of a step on one card by the counts in `on_paper.json`; None for a card that is not in `CARDS`."""
+    if card not in CARDS:
+        return None
+    flops, bandwidth = CARDS[card]
+    rows = json.loads(Path(__file__).with_name("on_paper.json").read_text())["rows"]
+    dtype = "bfloat16" if numbers == "bfloat16" else "float32"
+    (row,) = (row for row in rows if row["network"] == network and row["numbers"].split()[0] == dtype)
+    return batch / BATCH * max(1e12 * row["tflop"] / flops[numbers], 1e9 * row["gb"] / bandwidth)
 
 
 def all_reduce_seconds(gradient_bytes: float, norms: int) -> float:

@@ -12,13 +12,16 @@ def use_plain_numbers() -> None:
     """Sets jax to the numbers that this package, flax and optax are written for.
 
     They have 32 bits. With `JAX_ENABLE_X64` arrays without a type become 64-bit ones, and strict promotion of types or
-    ranks refuses what optax does. All are turned off, with a warning.
+    ranks refuses what optax does. All are turned off, with a warning. A precision of products that the environment
+    sets is only warned of, as each network sets its own.
     """
     wanted = {"enable_x64": False, "numpy_dtype_promotion": "standard", "numpy_rank_promotion": "allow"}
     for name, value in wanted.items():
         if (found := getattr(jax.config, f"jax_{name}")) != value:
             logging.warning("JAX_%s=%s is not supported: %s is used", name.upper(), found, value)
             jax.config.update(f"jax_{name}", value)
+    if found := jax.config.jax_default_matmul_precision:
+        logging.warning("JAX_DEFAULT_MATMUL_PRECISION=%s has no effect: model.precision of the config decides", found)
 
 
 def keep_compiled(gib: float = 1.0) -> None:

@@ -33,7 +33,7 @@ def _paper() -> ConfigDict:
     """Every key, with its value at the paper's scale."""
     config = ConfigDict()
     config.seed = 0  # of the initial weights, the order of the slices and the augmentation
-    config.deterministic = False  # GPU: training kernels of the same bits each time, more slowly; a CPU always does so
+    config.deterministic = False  # GPU: every program gives the same bits each time, more slowly; a CPU always does so
     config.compilation_cache = 1.0  # GiB of compiled programs kept in ~/.cache/brainseg_jax between runs; 0: none
 
     config.model = ConfigDict()
@@ -45,6 +45,7 @@ def _paper() -> ConfigDict:
     config.model.gate_upsampling = "nearest"  # of attention_unet: nearest (reproduced project) | bilinear (the paper)
     config.model.deep_supervision = False  # in training the coarser decoder levels predict too, at halving weights
     config.model.dtype = "float32"  # compute dtype: float32 | bfloat16; parameters and logits stay float32
+    config.model.precision = "default"  # of float32 products: default (TF32 on a GPU) | highest (float32 everywhere)
     config.model.formulation = "auto"  # of the operators in ops.py, the same maths: lax (XLA's own) | cpu | auto
 
     config.loss = ConfigDict()
@@ -67,8 +68,7 @@ def _paper() -> ConfigDict:
     config.data.crop_size = 0  # pixels a side of a random window of each training image; 0: the whole image
     config.data.view = "axial"  # axial | coronal | sagittal | all: the slices that the network sees
     config.data.context = 0  # neighboring slices on either side that the network sees as further channels
-    # rescale (/255) | volume_zscore (Buda et al.) | volume_median (relative to the head's median voxel)
-    config.data.normalization = "rescale"
+    config.data.normalization = "rescale"  # rescale (/255) | volume_zscore (Buda et al.) | volume_median (of the head)
     config.data.tumor_sampling = 0.0  # share of each batch drawn from slices with tumor; 0: each slice equally often
     config.data.by_patient = False  # each patient equally often, whatever its slices; the other share is of any slice
     config.data.area_power = 0.0  # of by_patient: tumor slices in proportion to their tumor's area to this power
@@ -190,6 +190,7 @@ _CHOICES = {
     "model.norm": ("block", "conv", "none"),
     "model.gate_upsampling": ("nearest", "bilinear"),
     "model.dtype": ("float32", "bfloat16"),
+    "model.precision": ("default", "highest"),
     "loss.name": (
         *("dice", "weighted_cross_entropy", "dice_cross_entropy"),
         *("generalized_dice", "tversky", "focal_tversky", "focal"),

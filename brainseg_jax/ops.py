@@ -4,6 +4,7 @@ Each says what it replaces and why. The library that XLA takes for convolutions 
 """
 
 import functools
+from functools import partial
 from typing import Literal
 
 import flax.linen as nn
@@ -119,16 +120,22 @@ def conv3x3(x: jax.Array, kernel: jax.Array, formulation: Formulation = "auto") 
     few = min(kernel.shape[2:]) < _MIN_CHANNELS
     if is_lax(formulation) or few or x.shape[1] % 4 or x.dtype != jnp.float32:
         return _plain_conv(x, kernel)
-    return _fast_conv3x3(x, kernel)
+    return _fast_conv3x3(x, kernel, jax.config.jax_default_matmul_precision)
 
 
 def _plain_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-@jax.custom_vjp
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _fast_conv3x3(x: jax.Array, kernel: jax.Array, precision: str | None) -> jax.Array:
+    """Products have the precision in force where the convolution stands, in the backward pass too."""
+    with jax.default_matmul_precision(precision):
+        return _winograd(x, kernel)
+
+
 @jax.jit(inline=True)  # traced once for a shape, and not again for each layer and pass
-def _fast_conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def _winograd(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """A group of four rows is found from six: of its own, the one above and the one below."""
     batch, height, width, channels = x.shape
     groups = x.reshape(batch, height // 4, 4, width, channels)
@@ -142,14 +149,19 @@ def _fast_conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return jnp.stack(_combine(_OUTPUT, products), axis=2).reshape(batch, height, width, -1)
 
 
-def _fast_conv3x3_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _fast_conv3x3(x, kernel), (x, kernel)
+def _fast_conv3x3_forward(
+    x: jax.Array, kernel: jax.Array, precision: str | None
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _fast_conv3x3(x, kernel, precision), (x, kernel)
 
 
-def _fast_conv3x3_backward(saved: tuple[jax.Array, jax.Array], cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _fast_conv3x3_backward(
+    precision: str | None, saved: tuple[jax.Array, jax.Array], cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
-    (kernel_gradient,) = jax.linear_transpose(lambda kernel: _plain_conv(x, kernel), kernel)(cotangent)
-    return _fast_conv3x3(cotangent, jnp.flip(kernel, (0, 1)).swapaxes(2, 3)), kernel_gradient
+    with jax.default_matmul_precision(precision):
+        (kernel_gradient,) = jax.linear_transpose(lambda kernel: _plain_conv(x, kernel), kernel)(cotangent)
+    return _fast_conv3x3(cotangent, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), precision), kernel_gradient
 
 
 _fast_conv3x3.defvjp(_fast_conv3x3_forward, _fast_conv3x3_backward)

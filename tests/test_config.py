@@ -8,7 +8,7 @@ import pytest
 from brainseg_jax.config import _CHOICES, check_config, default_config
 from brainseg_jax.data.normalization import METHODS
 from brainseg_jax.errors import InputError
-from brainseg_jax.models import DTYPES, MODELS
+from brainseg_jax.models import DTYPES, MODELS, PRECISIONS
 from brainseg_jax.training.optimizer import OPTIMIZERS, SCHEDULES
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
@@ -79,6 +79,7 @@ def test_every_number_out_of_range_is_told():
 
 def test_the_choices_are_those_of_the_factories():
     assert set(_CHOICES["model.name"]) == set(MODELS) and set(_CHOICES["model.dtype"]) == set(DTYPES)
+    assert _CHOICES["model.precision"] == PRECISIONS
     assert set(_CHOICES["data.normalization"]) == set(METHODS)
     assert _CHOICES["optimizer.name"] == OPTIMIZERS and _CHOICES["optimizer.schedule"] == SCHEDULES
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from sharing_cases import EXCLUSIVE, KINDS, NESTED, POSTS, posts_for, scans, small_network
+from test_models import random_variables
 
 from brainseg_jax.data.canvas import resize_images
 from brainseg_jax.data.normalization import METHODS, fit
@@ -16,6 +17,7 @@ from brainseg_jax.data.phantom import write_phantom
 from brainseg_jax.errors import InputError
 from brainseg_jax.inference.ensemble import Ensemble, combine
 from brainseg_jax.inference.postprocess import PostProcess
+from brainseg_jax.models import build_model
 from brainseg_jax.runs.trained import load_trained
 from brainseg_jax.scans.description import LGG
 from brainseg_jax.scans.find import find_scans
@@ -178,6 +180,30 @@ def test_every_network_can_be_given_away(kind):
         jax.jit(make_segmenter(network, posts_for(network), 64)), platforms=("cpu", "cuda", "tpu")
     )(shape)
     assert exported.platforms == ("cpu", "cuda", "tpu") and str(exported.out_avals[0].shape[0]) == "slices"
+
+
+def lowered(segment, *platforms):
+    scan = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
+    return jax.export.export(segment, platforms=platforms)(scan).mlir_module()
+
+
+def test_each_platform_gets_its_formulation_and_exact_products():
+    """32 channels on either side, so that a CPU takes Winograd's six products a convolution."""
+    network = small_network()
+    model = build_model("unet", features=32, depth=1, dtype="bfloat16")
+    network = dataclasses.replace(
+        network, model=model, variables=random_variables(model, 0, jnp.zeros((1, 32, 32, 3), jnp.float32))
+    )
+    segment = jax.jit(make_segmenter(network, posts_for(network), 64))
+    on_cpu, on_gpu, both = (lowered(segment, *platforms) for platforms in (("cpu",), ("cuda",), ("cpu", "cuda")))
+    # 3 blocks of two convolutions, a transposed one and the head. Of the first one the input has few channels.
+    assert on_gpu.count("stablehlo.convolution") == 2 * 3 + 1 + 1
+    assert on_cpu.count("stablehlo.convolution") == 1 + 5 * 6 + 1
+    assert "1x3x32x32xf32" in on_cpu and "1x3x32x32xf32" not in on_gpu
+    products = [line for line in on_gpu.splitlines() if "stablehlo.convolution" in line or "dot_general" in line]
+    assert all("HIGHEST" in line or "f32" not in line for line in products)
+    # Both formulations are in one file, and the weights once.
+    assert "1x3x32x32xf32" in both and len(both) < 1.5 * max(len(on_cpu), len(on_gpu))
 
 
 @pytest.mark.parametrize("side", [32, 64])

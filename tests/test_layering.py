@@ -83,6 +83,21 @@ def test_nothing_is_long():
                 assert node.end_lineno - node.lineno < 100, f"{path}: {node.name}"
 
 
+def test_each_program_of_a_run_is_compiled_with_the_options_of_its_backend():
+    """Else `deterministic` would leave it out. What checks a shared file is no program of a run."""
+    for path in FILES:
+        if room(path) in ("ops", "sharing"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and any(
+                isinstance(name, ast.Attribute) and ast.unparse(name) == "jax.jit" for name in (node.func, *node.args)
+            ):
+                assert any(keyword.arg == "compiler_options" for keyword in node.keywords), f"{path}: {node.lineno}"
+            assert ast.unparse(node) != "@jax.jit" and not (
+                isinstance(node, ast.FunctionDef) and any("jax.jit" in ast.unparse(d) for d in node.decorator_list)
+            ), f"{path}: a decorator has no options"
+
+
 def test_nothing_is_unpickled():
     """A pickle runs what it was told to; checkpoints, splits and scans come from others."""
     for path in FILES:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 from scipy import ndimage, signal
 
 from brainseg_jax import ops
@@ -243,6 +244,36 @@ def test_bfloat16_keeps_float32_parameters_and_logits(optax_promotion):
     assert 0 < difference.max() < 0.1  # it did compute in bfloat16, and near enough
 
 
+def products(jaxpr):
+    """The precision of each convolution and matrix product, of those in inner programs too."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in ("conv_general_dilated", "dot_general"):
+            yield equation.params["precision"]
+        for inner in jaxprs_in_params(equation.params):
+            yield from products(inner)
+
+
+@pytest.mark.parametrize("formulation", ["lax", "cpu"])
+@pytest.mark.parametrize("precision", ["default", "highest"])
+def test_every_product_forward_and_backward_has_the_precision_of_the_model(precision, formulation, monkeypatch):
+    monkeypatch.setattr(ops, "_MIN_CHANNELS", 1)  # the formulation of many channels too
+    images = jnp.ones((1, 16, 16, 3))
+    model = build_model(
+        "attention_unet", features=2, depth=2, gate_upsampling="bilinear", precision=precision, formulation=formulation
+    )
+    variables = random_variables(model, 0, images)
+
+    def loss(params):
+        return model.apply({**variables, "params": params}, images, train=True, mutable=["batch_stats"])[0].mean()
+
+    with jax.default_matmul_precision("highest" if precision == "default" else "default"):  # what stands outside
+        found = list(products(jax.make_jaxpr(jax.grad(loss))(variables["params"]).jaxpr))
+    wanted = {"default": jax.lax.Precision.DEFAULT, "highest": jax.lax.Precision.HIGHEST}[precision]
+    # Resizing by a matrix is exact at any setting, by jax's own choice.
+    assert len(found) > 40 and {p for pair in found for p in pair} <= {wanted, jax.lax.Precision.HIGHEST}
+    assert found.count((wanted, wanted)) > 40
+
+
 @pytest.mark.parametrize("shape", [(1, 24, 20, 3), (1, 20, 24, 3)])
 def test_size_that_the_depth_does_not_divide(shape):
     model = build_model("unet", features=2, depth=3)
@@ -267,6 +298,7 @@ def test_arrays_of_other_shapes():
         ("unet", {"norm": "layer"}, "layer.*block, conv or none"),
         ("attention_unet", {"gate_upsampling": "cubic"}, "cubic.*bilinear"),
         ("unet", {"formulation": "fast"}, "fast.*auto, lax or cpu"),
+        ("unet", {"precision": "high"}, "high.*default or highest"),
     ],
 )
 def test_unknown_choices(name, fields, words):

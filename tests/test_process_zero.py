@@ -230,3 +230,14 @@ def test_commands_compute_in_32_bits_and_promote(caplog, name, found, wanted):
     finally:
         for key, value in before.items():
             jax.config.update(key, value)
+
+
+def test_a_precision_of_the_environment_has_no_effect_and_that_is_said(caplog):
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        use_plain_numbers()
+        assert not caplog.messages
+        with jax.default_matmul_precision("highest"):
+            use_plain_numbers()
+    assert caplog.messages == [
+        "JAX_DEFAULT_MATMUL_PRECISION=highest has no effect: model.precision of the config decides"
+    ]

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from brainseg_jax import sharding
+from brainseg_jax import ops, sharding
 from brainseg_jax.data.cohort import Cohort, unpack_targets
 from brainseg_jax.data.normalization import Normalization
 from brainseg_jax.evaluation.calibration import Calibration, calibrate, combine_targets
@@ -40,7 +40,11 @@ class LossSums:
             losses = loss(logits, targets, mask=mask)
             return jnp.sum(jnp.where(valid, losses, 0.0)), soft_batch_iou(jax.nn.sigmoid(logits), targets, valid)
 
-        self._batch_sums = jax.jit(batch_sums, out_shardings=sharding.replicated(runner.mesh))
+        self._batch_sums = jax.jit(
+            batch_sums,
+            out_shardings=sharding.replicated(runner.mesh),
+            compiler_options=ops.compiler_options(deterministic=True, network=False),  # too small to be slow
+        )
         self.start()
 
     def start(self) -> None:

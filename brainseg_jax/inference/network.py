@@ -33,6 +33,7 @@ class Network:
       normalization: a name in `normalization.METHODS`; constants are fitted to each whole volume.
       mirror: whether to average the probabilities with those of left-right mirror images.
       context: number of neighboring slices on either side that are added as channels.
+      deterministic: see `ops.compiler_options`.
     """
 
     model: nn.Module
@@ -44,6 +45,7 @@ class Network:
     normalization: str
     mirror: bool
     context: int = 0
+    deterministic: bool = False
 
     @property
     def views(self) -> int:
@@ -145,12 +147,15 @@ class Runner:
         self.seconds = 0.0
         self.before_batch: Callable[[], None] = lambda: None
         # The network is a static argument, so networks of the same architecture are compiled once.
-        self._step = jax.jit(
-            _normalized_forward,
-            static_argnames=("model", "mirror"),
-            out_shardings=sharding.replicated(mesh),
-            compiler_options=ops.compiler_options(),
-        )
+        self._steps = {
+            deterministic: jax.jit(
+                _normalized_forward,
+                static_argnames=("model", "mirror"),
+                out_shardings=sharding.replicated(mesh),
+                compiler_options=ops.compiler_options(deterministic=deterministic),
+            )
+            for deterministic in (False, True)
+        }
 
     def run(
         self,
@@ -222,7 +227,7 @@ class Runner:
         divided = sharding.over_batch(self.mesh)
         started = time.perf_counter()
         images, *constants = (sharding.put(array, divided) for array in (images, *constants))
-        outputs = self._step(
+        outputs = self._steps[network.deterministic](
             network.variables, images, Normalization(*constants), model=network.model, mirror=network.mirror
         )
         members = np.stack([np.asarray(member) for member in outputs.members])

@@ -6,10 +6,11 @@ import jax.numpy as jnp
 
 from brainseg_jax.errors import InputError
 from brainseg_jax.models.attention_unet import AttentionUNet
-from brainseg_jax.models.unet import UNet
+from brainseg_jax.models.unet import Precision, UNet
 from brainseg_jax.ops import Formulation
 
 MODELS = {"unet": UNet, "attention_unet": AttentionUNet}
+PRECISIONS = get_args(Precision)
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -20,8 +21,8 @@ def build_model(name: str, *, dtype: str = "float32", gate_upsampling: str = "ne
       name: a key of `MODELS`.
       dtype: compute dtype, a key of `DTYPES`.
       gate_upsampling: of the attention gates, where the network has them.
-      **fields: other fields of the network: features, depth, targets, norm, norm_momentum, deep_supervision,
-        formulation.
+      **fields: other fields of the network: features, depth, targets, norm, norm_momentum, precision,
+        deep_supervision, formulation.
 
     Returns:
       the module, not yet initialized.
@@ -33,6 +34,8 @@ def build_model(name: str, *, dtype: str = "float32", gate_upsampling: str = "ne
         raise InputError(f"model.name={name!r} is not a network; choose one of {', '.join(MODELS)}")
     if dtype not in DTYPES:
         raise InputError(f"model.dtype={dtype!r} is not supported; choose one of {', '.join(DTYPES)}")
+    if fields.get("precision", "default") not in PRECISIONS:
+        raise InputError(f"model.precision={fields['precision']!r} is not one; choose {' or '.join(PRECISIONS)}")
     if fields.get("norm", "block") not in ("block", "conv", "none"):
         raise InputError(f"model.norm={fields['norm']!r} is not a placement; choose block, conv or none")
     if fields.get("formulation", "auto") not in get_args(Formulation):

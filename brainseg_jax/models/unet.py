@@ -1,12 +1,17 @@
 """U-Net (Ronneberger, Fischer and Brox 2015, MICCAI, figure 1), with padded convolutions and batch normalization."""
 
+from typing import Literal
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from brainseg_jax import ops
 from brainseg_jax.errors import InputError
 from brainseg_jax.models.blocks import ConvBlock, NormPlacement, UpConv
+
+Precision = Literal["default", "highest"]
 
 
 class UNet(nn.Module):
@@ -22,6 +27,8 @@ class UNet(nn.Module):
       norm: placement of batch normalization, see `ConvBlock`.
       norm_momentum: share of the running statistics kept at each step.
       dtype: compute dtype, e.g. bfloat16; parameters and logits are float32.
+      precision: of float32 products and their gradients. "default" is the device's choice: a GPU rounds both factors
+        to TF32, 10 bits of mantissa. "highest" keeps all 23 bits. A CPU always does.
       deep_supervision: a 1x1 head at each decoder level but the finest, for training alone (Lee et al. 2015,
         "Deeply-Supervised Nets"); its logits are sown in the collection "side_logits".
       formulation: of the operators in `ops`, see `ops.Formulation`; parameters and values are the same.
@@ -33,6 +40,7 @@ class UNet(nn.Module):
     norm: NormPlacement = "block"
     norm_momentum: float = 0.99
     dtype: jnp.dtype = jnp.float32
+    precision: Precision = "default"
     deep_supervision: bool = False
     formulation: ops.Formulation = "auto"
 
@@ -63,7 +71,8 @@ class UNet(nn.Module):
             # For the backward pass the convolutions alone are kept; what stands between them is cheap to do again.
             kept = jax.checkpoint_policies.save_only_these_names("convolution")
             network = nn.remat(network, policy=kept, static_argnums=2)
-        return network(self, images, train)
+        with jax.default_matmul_precision(self.precision):
+            return network(self, images, train)
 
     @nn.compact
     def _network(self, images: jax.Array, train: bool) -> jax.Array:
@@ -71,6 +80,7 @@ class UNet(nn.Module):
             return ConvBlock(features, self.norm, self.norm_momentum, self.dtype, self.formulation, name=name)
 
         x, skips = images.astype(self.dtype), []
+        exact = np.promote_types(self.dtype, np.float32)  # of the logits
         for level in range(self.depth):
             x = block(self.features * 2**level, f"encoder_{level}")(x, train=train)
             skips.append(x)
@@ -81,9 +91,9 @@ class UNet(nn.Module):
             x = UpConv(self.features * 2**level, self.dtype, self.formulation, name=f"up_{level}")(x)
             x = block(self.features * 2**level, f"decoder_{level}")(jnp.concatenate([x, skip], axis=-1), train=train)
             if self.deep_supervision and level and (train or self.is_initializing()):
-                side = nn.Conv(self.targets, (1, 1), dtype=jnp.float32, name=f"side_head_{level}")(x)
+                side = nn.Conv(self.targets, (1, 1), dtype=exact, name=f"side_head_{level}")(x)
                 self.sow("side_logits", f"level_{level}", side)
-        return nn.Conv(self.targets, (1, 1), dtype=jnp.float32, name="head")(x)
+        return nn.Conv(self.targets, (1, 1), dtype=exact, name="head")(x)
 
     def filter_skip(self, skip: jax.Array, gating: jax.Array, *, level: int, train: bool) -> jax.Array:
         """What the decoder of `level` is given of the encoder's skip connection; here all of it.

@@ -41,6 +41,7 @@ def build_network(config: ConfigDict, description: Description, variables: dict)
         context=config.data.context,
         normalization=config.data.normalization,
         mirror=config.eval.mirror,
+        deterministic=config.deterministic,
     )
 
 

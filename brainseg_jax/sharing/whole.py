@@ -1,7 +1,9 @@
 """A trained network with all that stands around it, as one function of a raw scan: what a shared file holds."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +21,10 @@ HALF = np.float32(0.5 + 2**-10)
 
 
 def make_segmenter(network: Network, posts: Sequence[PostProcess], size: int) -> Callable[[jax.Array], tuple]:
-    """Scan to probability and mask, with resizing, normalization, network (in float32) and thresholds.
+    """Scan to probability and mask, with resizing, normalization, network and thresholds.
+
+    Products are of float32 at the highest precision, so that every device gives the probabilities that a CPU gives.
+    Each platform that the function is lowered for gets its own formulation of the operators, see `ops.Formulation`.
 
     Args:
       network: of a trained run.
@@ -32,12 +37,14 @@ def make_segmenter(network: Network, posts: Sequence[PostProcess], size: int) ->
       mask [S, size, size] uint8 in {0, 1}; of several, probability [S, size, size, K] float32 and label map
       [S, size, size] uint8, see `postprocess.make_masks` and `Description.label_map`.
     """
-    model = network.model.clone(dtype=jnp.float32)
+    exact = network.model.clone(dtype=jnp.float32, precision="highest")
     description, side = network.description, network.image_size
     down, up = resize_weights(size, side), resize_weights(side, size)
     thresholds = np.array([post.threshold for post in posts], np.float32)
 
-    def segment_slices(scan: jax.Array, indices: jax.Array, constants: Normalization) -> tuple[jax.Array, jax.Array]:
+    def segment_slices(
+        model: nn.Module, scan: jax.Array, indices: jax.Array, constants: Normalization
+    ) -> tuple[jax.Array, jax.Array]:
         """Of the slices `indices` [B], as below."""
         around = jnp.clip(indices[:, None] + np.arange(-network.context, network.context + 1), 0, scan.shape[0] - 1)
         slices = _levels(scan[around.ravel()])
@@ -52,20 +59,26 @@ def make_segmenter(network: Network, posts: Sequence[PostProcess], size: int) ->
             return probability[..., 0], reached[..., 0].astype(jnp.uint8)
         return probability, _label_map(probability, reached, description)
 
-    def segment(scan: jax.Array) -> tuple[jax.Array, jax.Array]:
-        scan = jnp.asarray(scan)
+    def segment_with(model: nn.Module, scan: jax.Array) -> tuple[jax.Array, jax.Array]:
         constants = _fit(scan, network.normalization)
         count, targets = scan.shape[0], len(thresholds)
 
         def take_block(index: jax.Array, maps: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
             # Beyond the end the last slice again, which gives the same values again.
             indices = jnp.clip(index * BLOCK + np.arange(BLOCK), 0, count - 1)
-            found = segment_slices(scan, indices, constants)
+            found = segment_slices(model, scan, indices, constants)
             return tuple(map_.at[indices].set(values) for map_, values in zip(maps, found, strict=True))
 
         probability = jnp.zeros((count, size, size, targets)[: 3 + (targets > 1)], jnp.float32)
         blocks = jnp.array((count + BLOCK - 1) // BLOCK)
         return jax.lax.fori_loop(0, blocks, take_block, (probability, jnp.zeros((count, size, size), jnp.uint8)))
+
+    def segment(scan: jax.Array) -> tuple[jax.Array, jax.Array]:
+        scan = jnp.asarray(scan)
+        if exact.formulation != "auto":
+            return segment_with(exact, scan)
+        on_cpu, elsewhere = (partial(segment_with, exact.clone(formulation=name)) for name in ("cpu", "lax"))
+        return jax.lax.platform_dependent(scan, cpu=on_cpu, default=elsewhere)
 
     return segment
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from brainseg_jax import sharding
+from brainseg_jax import ops, sharding
 from brainseg_jax.data.cohort import Cohort
 from brainseg_jax.data.normalization import Normalization
 from brainseg_jax.data.residence import DIVIDED, WHOLE
@@ -70,7 +70,8 @@ class DeviceFeed:
             neighbors=put(cohort.neighbors(context)),
             normalization=jax.tree.map(put, cohort.normalization),
         )
-        self._gather = jax.jit(_gather, out_shardings=over)
+        options = ops.compiler_options(deterministic=True, network=False)  # it only copies
+        self._gather = jax.jit(_gather, out_shardings=over, compiler_options=options)
 
     def __call__(self, step: int) -> Drawn:
         """The slices of a step."""

@@ -62,7 +62,7 @@ def create_state(
       a `TrainState`.
     """
     init = _initializer(model, optimizer, image_shape=image_shape, seed=seed, ema=ema)
-    options = ops.compiler_options(runs_once=True)
+    options = ops.compiler_options(deterministic=True, runs_once=True)
     return jax.jit(init, out_shardings=sharding.replicated(mesh), compiler_options=options)()
 
 
