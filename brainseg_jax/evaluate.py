@@ -9,6 +9,8 @@ Many cases can be scored by several processes: the same command with `--shard=0/
 machines that share the folder of `--output`; then `python -m brainseg_jax.evaluate --merge --output=scores`.
 """
 
+import brainseg_jax.import_errors  # isort: skip  # noqa: F401
+
 import contextlib
 import itertools
 import math
