@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from brainseg_jax.evaluation import plots, wording
 from brainseg_jax.evaluation.calibration import Calibration
@@ -46,12 +47,19 @@ class Plot(NamedTuple):
     Attributes:
       title: in words.
       explanation: how to read it.
-      svg: the SVG element.
+      figure: the plot, see `plots`.
+      prefix: of all names within the SVG.
     """
 
     title: str
     explanation: str
-    svg: str
+    figure: Figure
+    prefix: str = ""
+
+    @property
+    def svg(self) -> str:
+        """The SVG element."""
+        return plots.prefixed(plots.page_svg(self.figure), self.prefix)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +112,7 @@ def one_view(runs: list[Scored], target: str | None, targets: Sequence[str], tol
         drawn.append(_targets_plot(names, of_targets, by_run))
     if several:
         key = 0 if target is None else 1 + list(targets).index(target)
-        drawn = [plot._replace(svg=plots.prefixed(plot.svg, f"view{key}-")) for plot in drawn]
+        drawn = [plot._replace(prefix=f"view{key}-") for plot in drawn]
     columns, table = wording.patient_table(names, rows, of_targets, unit, words)
     return View(
         title="" if not several else target or "Mean over the targets",
@@ -152,16 +160,16 @@ def _plots(runs: list[Scored], rows: list[list[dict]], summaries: list[dict], ta
     drawn = [Plot("Dice of the patients", words["dice"], plots.dice_distribution(dice, intervals))]
     if len(runs) > 1:
         first, *others = dice
-        svg = plots.paired((first, dice[first]), {name: dice[name] for name in others}, "3-D Dice")
-        drawn.append(Plot("Dice, patient by patient", wording.CHANGE_OF_RUN, svg))
+        figure = plots.paired((first, dice[first]), {name: dice[name] for name in others}, "3-D Dice")
+        drawn.append(Plot("Dice, patient by patient", wording.CHANGE_OF_RUN, figure))
     if target is None:
         return drawn
     pairs = {
         name: {row["patient"]: (row["volume_true"], row["volume_predicted"]) for row in own}
         for name, own in patients.items()
     }
-    svg = plots.volumes(pairs, wording.volume_unit(rows[0][0]["unit"]))
-    drawn.append(Plot(f"Volume of the {target}", words["volumes"], svg))
+    figure = plots.volumes(pairs, wording.volume_unit(rows[0][0]["unit"]))
+    drawn.append(Plot(f"Volume of the {target}", words["volumes"], figure))
     rated = {name: own for name, own in zip(names, rows, strict=True) if AGREEMENT in own[0]}
     if known := {name: some for name, own in rated.items() if (some := [r for r in own if r[EXPECTED] is not None])}:
         drawn.append(Plot("Dice against the expected Dice", words["expected"], plots.expected_dice(known)))
@@ -170,8 +178,8 @@ def _plots(runs: list[Scored], rows: list[list[dict]], summaries: list[dict], ta
         drawn.append(Plot("Risk and coverage", words["risk"], plots.risk(rated)))
     calibrations = {run.name: run.calibrations[target] for run in runs if run.calibrations}
     if calibrations:
-        svg = plots.reliability(calibrations, target)
-        drawn.append(Plot("Can the probabilities be believed?", words["calibration"], svg))
+        figure = plots.reliability(calibrations, target)
+        drawn.append(Plot("Can the probabilities be believed?", words["calibration"], figure))
         used = {run.name: run.thresholds[target] for run in runs if run.calibrations}
         drawn.append(Plot("Dice against the threshold", words["thresholds"], plots.thresholds(calibrations, used)))
     return drawn
