@@ -30,6 +30,9 @@ CONFIG = config_flags.DEFINE_config_file(
 )
 flags.FLAGS["config"].parser = _ConfigParser("config")
 WORKDIR = flags.DEFINE_string("workdir", None, "The run folder; a run that lies there goes on from its latest epoch.")
+MLFLOW = flags.DEFINE_string(
+    "mlflow", "", "A folder, or the address of an MLflow server, that gets the metrics too. Takes the extra mlflow."
+)
 COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, for a run of several processes.")
 PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are.")
 PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0.")
@@ -48,7 +51,7 @@ def main(_: list[str]) -> None:
     _join()
     keep_compiled(CONFIG.value.compilation_cache)
     with cli.sigterm_interrupts():
-        train(CONFIG.value, user_path(WORKDIR.value, "--workdir"))
+        train(CONFIG.value, user_path(WORKDIR.value, "--workdir"), mlflow=MLFLOW.value)
 
 
 def _join() -> None:
