@@ -137,7 +137,7 @@ def _resize(channel: np.ndarray, box: tuple[float, float, float, float] | None =
     resized = np.empty((len(channel), SIDE, SIDE), np.float32)
     for target, image in zip(resized, channel, strict=True):
         picture = Image.fromarray(np.ascontiguousarray(image))
-        target[...] = picture.resize((SIDE, SIDE), Image.Resampling.BOX, box=box)
+        target[...] = np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BOX, box=box))
     return resized
 
 

@@ -65,7 +65,9 @@ class PostProcess(NamedTuple):
         labels, parts = scipy.ndimage.label(result[box], NEIGHBORS)
         if not parts:
             return result
-        sizes = sum(np.bincount(image.ravel(), minlength=parts + 1) for image in labels)
+        sizes = np.zeros(parts + 1, np.int64)
+        for image in labels:
+            sizes += np.bincount(image.ravel(), minlength=parts + 1)
         sizes[0] = 0
         kept = sizes >= max(1, self.min_voxels)
         if self.largest_component:
@@ -77,7 +79,7 @@ class PostProcess(NamedTuple):
 def _bounding_box(volume: np.ndarray) -> tuple[slice, ...]:
     """The smallest box that holds a mask [S, H, W] bool; empty where that is."""
     images = volume.any(axis=0)
-    lines = volume.any(axis=(1, 2)), images.any(axis=1), images.any(axis=0)
+    lines: list[np.ndarray] = [volume.any(axis=(1, 2)), images.any(axis=1), images.any(axis=0)]
     ends = [np.flatnonzero(line)[[0, -1]] if line.any() else (0, -1) for line in lines]
     return tuple(slice(first, last + 1) for first, last in ends)
 

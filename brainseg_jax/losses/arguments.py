@@ -29,10 +29,10 @@ def aligned(logits: jax.Array, labels: jax.Array, mask: jax.Array | None) -> tup
     return logits.astype(jnp.float32), labels.astype(jnp.float32), mask.astype(jnp.float32)
 
 
-def of_targets(values: float | Sequence[float], ndim: int) -> jax.Array | float:
-    """One value for all targets as it is; a value for each, [K], with axes of length 1 before it, of rank `ndim`."""
+def of_targets(values: float | Sequence[float] | jax.Array, ndim: int) -> jax.Array:
+    """One value for all targets as a scalar; a value for each, [K], with axes of length 1 before it, of rank `ndim`."""
     array = jnp.asarray(values, jnp.float32)
-    return values if array.ndim == 0 else array.reshape((1,) * (ndim - 1) + array.shape)
+    return array if array.ndim == 0 else array.reshape((1,) * (ndim - 1) + array.shape)
 
 
 def over_targets(losses: jax.Array, weights: Sequence[float] | None, examples: int) -> jax.Array:
@@ -52,8 +52,8 @@ def over_targets(losses: jax.Array, weights: Sequence[float] | None, examples: i
     if weights is None:
         mean = jnp.mean(losses, axis=-1)
     else:
-        weights = jnp.asarray(weights, jnp.float32)
-        if weights.shape != losses.shape[-1:]:
-            raise ValueError(f"target_weights has shape {weights.shape}, and there are {losses.shape[-1]} targets")
-        mean = jnp.sum(losses * of_targets(weights, losses.ndim), axis=-1) / jnp.sum(weights)
+        each = jnp.asarray(weights, jnp.float32)
+        if each.shape != losses.shape[-1:]:
+            raise ValueError(f"target_weights has shape {each.shape}, and there are {losses.shape[-1]} targets")
+        mean = jnp.sum(losses * of_targets(each, losses.ndim), axis=-1) / jnp.sum(each)
     return jnp.broadcast_to(mean, (examples,))

@@ -104,9 +104,9 @@ def focal_loss(
     logits, labels, weight = aligned(logits, labels, mask)
     # log p and log(1 - p) as log-sigmoids, and powers by them: exact and finite where p rounds to 0 or 1.
     log_tumor, log_background = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
-    tumor_weight, background_weight = (of_targets(w, logits.ndim) for w in (tumor_weight, background_weight))
-    tumor = tumor_weight * labels * jnp.exp(gamma * log_background) * log_tumor
-    background = background_weight * (1.0 - labels) * jnp.exp(gamma * log_tumor) * log_background
+    of_tumor, of_background = (of_targets(w, logits.ndim) for w in (tumor_weight, background_weight))
+    tumor = of_tumor * labels * jnp.exp(gamma * log_background) * log_tumor
+    background = of_background * (1.0 - labels) * jnp.exp(gamma * log_tumor) * log_background
     axes = tuple(range(1, logits.ndim - 1))
     pixels = jnp.sum(jnp.broadcast_to(weight, logits.shape), axis=axes)
     losses = -jnp.sum((tumor + background) * weight, axis=axes) / jnp.maximum(pixels, 1.0)

@@ -131,11 +131,11 @@ class Checkpoints:
         if newest is None and damaged:
             raise StorageError(
                 "no checkpoint of this run is whole, and nothing was changed:\n"
-                + "\n".join(f"  {error}" for error in damaged.values())
+                + "\n".join(f"  {fault}" for fault in damaged.values())
                 + "\nPut back a copy of one, or give a new --workdir to train from the beginning"
             )
-        for step, error in damaged.items():
-            self._set_aside(step, error)
+        for step, fault in damaged.items():
+            self._set_aside(step, fault)
         if newest is None:
             return None
         state, loop = newest

@@ -69,7 +69,7 @@ def _begin_elsewhere(trained: list[Trained], names: list[str], source: str, tole
                 "rename them in a cohort.toml"
             )
     known: set[str] = set().union(*(set().union(*cases_of_training(run.folder)) for run in trained))
-    version = {
+    version: dict = {
         f"run {name}": {"weights": run.weights_digest, "post-processing": [post._asdict() for post in run.posts]}
         for name, run in zip(names, trained, strict=True)
     }

@@ -3,7 +3,7 @@
 import socket
 import zlib
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import jax
 import numpy as np
@@ -30,7 +30,8 @@ def on_first_process(what: str, action: Callable[[], T], *, quiet: bool = False)
     Raises:
       Exception: on process 0, what `action` raised; on the others one of the same kind, so that none waits for it.
     """
-    result, error = None, None
+    result: T | None = None
+    error: Exception | None = None
     if jax.process_index() == 0:
         try:
             result = action()
@@ -46,7 +47,7 @@ def on_first_process(what: str, action: Callable[[], T], *, quiet: bool = False)
             raise _KINDS[number](f"process 0 could not {what}; its own message says why")
     if error is not None:
         raise error
-    return result
+    return cast(T, result)
 
 
 def on_all_processes(what: str, action: Callable[[], T]) -> T:
