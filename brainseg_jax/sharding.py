@@ -36,6 +36,7 @@ def put_padded(array: np.ndarray, mesh: Mesh) -> jax.Array:
     rows = -(-len(array) // mesh.size) * mesh.size
 
     def part(index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None  # it is one where the sharding is known
         start, stop, _ = index[0].indices(rows)
         own = array[start:stop]
         if len(own) == stop - start:

@@ -114,9 +114,7 @@ def installed(built, tmp_path_factory):
 
 def call(command, *arguments, cwd):
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    return subprocess.run(
-        [command, *arguments], capture_output=True, text=True, check=False, cwd=cwd, env=environment
-    )
+    return subprocess.run([command, *arguments], capture_output=True, text=True, check=False, cwd=cwd, env=environment)
 
 
 @pytest.mark.slow
@@ -138,7 +136,9 @@ def test_the_commands_run_in_another_folder(installed, tmp_path):
     assert (tmp_path / "run" / "report.html").exists()
     refused = call(installed / "brainseg-train", "--config=unet_dize.py", "--workdir=other", cwd=tmp_path)
     assert refused.returncode == 2
-    assert refused.stderr.startswith("error: --config=unet_dize.py: there is no file") and "unet_dice.py" in refused.stderr
+    assert (
+        refused.stderr.startswith("error: --config=unet_dize.py: there is no file") and "unet_dice.py" in refused.stderr
+    )
     shown = call(installed / "brainseg-convert", "--help", cwd=tmp_path)
     assert "--weights" in shown.stdout and "--output" in shown.stdout
 
@@ -169,7 +169,8 @@ sys.path.insert(0, {str(tmp_path / "site")!r})
 """
     used = "import brainseg_jax.losses, brainseg_jax.metrics, jax.numpy as n\n"
     used += "print(brainseg_jax.losses.dice_loss(n.zeros((1, 2, 2, 1)), n.ones((1, 2, 2, 1)), smooth=0.0))\n"
-    used += "third = {m.partition('.')[0] for m in sys.modules if 'site-packages' in str(getattr(sys.modules[m], '__file__', ''))}\n"
+    used += "files = {name: str(getattr(module, '__file__', '')) for name, module in sys.modules.items()}\n"
+    used += "third = {name.partition('.')[0] for name, file in files.items() if 'site-packages' in file}\n"
     used += f"print(sorted(third - {allowed!r} - {{m for m in third if m.startswith('_')}}))\n"
     done = call(sys.executable, "-c", hide + used, cwd=tmp_path)
     # Dice of probability 1/2 and labels 1: 1 - 2 (n/2) / (n/2 + n) = 1/3.

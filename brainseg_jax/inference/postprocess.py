@@ -78,8 +78,8 @@ class PostProcess(NamedTuple):
 
 def _bounding_box(volume: np.ndarray) -> tuple[slice, ...]:
     """The smallest box that holds a mask [S, H, W] bool; empty where that is."""
-    images = volume.any(axis=0)
-    lines: list[np.ndarray] = [volume.any(axis=(1, 2)), images.any(axis=1), images.any(axis=0)]
+    images: np.ndarray = np.any(volume, axis=0)
+    lines = [np.any(volume, axis=(1, 2)), np.any(images, axis=1), np.any(images, axis=0)]
     ends = [np.flatnonzero(line)[[0, -1]] if line.any() else (0, -1) for line in lines]
     return tuple(slice(first, last + 1) for first, last in ends)
 

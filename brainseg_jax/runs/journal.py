@@ -76,7 +76,7 @@ class Journal:
         self._task = self._bar.add_task(
             "",
             total=60.0 * minutes if minutes else epochs * steps_per_epoch,
-            completed=spent_seconds if minutes else resumed_epoch * steps_per_epoch,
+            completed=int(spent_seconds) if minutes else resumed_epoch * steps_per_epoch,
             done="",
             epoch=resumed_epoch + 1,
             rate="-",
@@ -96,7 +96,7 @@ class Journal:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._bar.stop()
         if self._mlflow:
-            self._mlflow.close(kind and kind.__name__, self._scores)
+            self._mlflow.close(kind.__name__ if kind else None, self._scores)
         if "_board" in self.__dict__:
             self._board.close()
 

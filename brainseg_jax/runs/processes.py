@@ -47,7 +47,7 @@ def on_first_process(what: str, action: Callable[[], T], *, quiet: bool = False)
             raise _KINDS[number](f"process 0 could not {what}; its own message says why")
     if error is not None:
         raise error
-    return cast(T, result)
+    return result
 
 
 def on_all_processes(what: str, action: Callable[[], T]) -> T:
@@ -60,7 +60,8 @@ def on_all_processes(what: str, action: Callable[[], T]) -> T:
     Raises:
       Exception: what `action` raised; where it raised on other processes only, an error of the same kind.
     """
-    result, error = None, None
+    result: T | None = None
+    error: Exception | None = None
     try:
         result = action()
     except Exception as caught:
@@ -72,7 +73,7 @@ def on_all_processes(what: str, action: Callable[[], T]) -> T:
         raise error
     if highest >= 0:
         raise _KINDS[highest](f"another process could not {what}; its own message says why")
-    return result
+    return cast(T, result)
 
 
 def minimum_of_processes(number: int) -> int:
