@@ -23,9 +23,10 @@ check: lint test slow interop browser docs  ## everything; `make test check` run
 slow: $(VENV)/installed  ## the tests that `make test` leaves out
 	$(MAIN_TESTS) -m slow
 
-lint: $(VENV)/installed  ## format and lint, without changing anything
+lint: $(VENV)/installed  ## format, lint and types, without changing anything
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/mypy
 
 interop: $(VENV)/installed  ## against other libraries; it installs torch, which `make test` is to do without
 	$(INSTALL) -e '.[test,interop]'

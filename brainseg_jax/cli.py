@@ -1,5 +1,7 @@
 """What every command shares: a mistake of the user ends in one line and exit status 2, and nothing in a traceback."""
 
+import brainseg_jax.import_errors  # isort: skip  # noqa: F401
+
 import io
 import logging
 import os
@@ -19,17 +21,6 @@ from absl import logging as absl_logging
 
 from brainseg_jax.errors import InputError, PartlyDone, StorageError, TrainingDiverged, TrainingStopped
 from brainseg_jax.files import describe_unforeseen
-
-
-def _tell_failed_import(kind: type[BaseException], error: BaseException, trace: object) -> None:
-    """What a command imports can fail before `run` is reached: a package that is missing, or finds no folder to use."""
-    if issubclass(kind, Exception):
-        print(f"error: {describe_unforeseen(error)}", file=sys.stderr)
-    else:
-        sys.__excepthook__(kind, error, trace)
-
-
-sys.excepthook = _tell_failed_import  # only commands import this file, and before what is their own
 
 
 def run(main: Callable[[list[str]], object]) -> None:

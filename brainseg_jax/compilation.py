@@ -33,7 +33,7 @@ def keep_compiled(gib: float = 1.0) -> None:
     Args:
       gib: the most that is kept, in GiB; 0 keeps nothing.
     """
-    if not gib or jax.config.jax_compilation_cache_dir:
+    if not gib or jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         return
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "brainseg_jax" / "compiled"
@@ -60,8 +60,8 @@ def release_compiler_memory() -> None:
     except (OSError, AttributeError):
         return
 
-    def after_compilation(event: str, seconds: float, **_: object) -> None:
-        if event.endswith("backend_compile_duration") and seconds > 1.0:  # a short one leaves little
+    def after_compilation(event: str, duration_secs: float, **_: str | int) -> None:
+        if event.endswith("backend_compile_duration") and duration_secs > 1.0:  # a short one leaves little
             trim(0)
 
     jax.monitoring.register_event_duration_secs_listener(after_compilation)

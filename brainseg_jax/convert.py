@@ -3,6 +3,8 @@
 `python -m brainseg_jax.convert --weights=unet.pt --output=runs/published`
 """
 
+import brainseg_jax.import_errors  # isort: skip  # noqa: F401
+
 from absl import flags
 
 from brainseg_jax import cli

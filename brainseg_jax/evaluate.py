@@ -9,11 +9,14 @@ Many cases can be scored by several processes: the same command with `--shard=0/
 machines that share the folder of `--output`; then `python -m brainseg_jax.evaluate --merge --output=scores`.
 """
 
+import brainseg_jax.import_errors  # isort: skip  # noqa: F401
+
 import contextlib
 import itertools
 import math
 import tempfile
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,8 +28,9 @@ from brainseg_jax.errors import InputError
 from brainseg_jax.evaluation.blocks import score_blocks
 from brainseg_jax.evaluation.case_pictures import CasePictures
 from brainseg_jax.evaluation.folders import begin_folders
+from brainseg_jax.evaluation.plots import FORMATS, save_figure
 from brainseg_jax.evaluation.records import Records, Work, join, read_records, write_records
-from brainseg_jax.evaluation.report import MAX_RUNS, code_version, write_report
+from brainseg_jax.evaluation.report import MAX_RUNS, code_version, paper_figures, write_report
 from brainseg_jax.evaluation.scores import by_target, differences, summarize, write_json, write_table
 from brainseg_jax.evaluation.shards import NAME, opened_records, score_shard
 from brainseg_jax.evaluation.views import Scored
@@ -62,7 +66,12 @@ OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace existing results; wit
 SHARD = flags.DEFINE_string(
     "shard", "0/1", "i/n: score the i-th of n shards of the cases, from 0, for job arrays; --merge joins them."
 )
-MERGE = flags.DEFINE_bool("merge", False, "Score nothing; join the shards to the results. Takes --output alone.")
+FIGURES = flags.DEFINE_enum(
+    "figures", None, list(FORMATS), "Write the plots of the report to OUTPUT/figures too, for papers, in this format."
+)
+MERGE = flags.DEFINE_bool(
+    "merge", False, "Score nothing; join the shards to the results. Takes --output and --figures."
+)
 RECORDED = (RUN, SOURCE, PART, PREDICTIONS, TRUTH, TARGETS, WITHIN, SHARD)  # by the shards
 
 FILES = ("scores.json", "per_patient.csv", "report.html")
@@ -75,7 +84,8 @@ def main(_: list[str]) -> None:
     check_folder(output, "--output")
     if (output / "config.json").exists():
         raise InputError(f"--output={output} is a run folder, whose own results would be lost; give another folder")
-    if not OVERWRITE.value and (existing := [output / name for name in FILES if (output / name).exists()]):
+    names = (*FILES, "figures") if FIGURES.value else FILES
+    if not OVERWRITE.value and (existing := [output / name for name in names if (output / name).exists()]):
         raise InputError(f"{existing[0]} already exists; give another --output, or --overwrite to replace it")
     shard = parse_shard(SHARD.value)
     try:
@@ -155,6 +165,8 @@ def _write_results(output: Path, shards: list[Records], *, tolerance: float) -> 
     for run in runs:
         _print_scores(run)
     print(f"Report: {output / 'report.html'}")
+    if FIGURES.value:
+        print(f"Figures: {output / 'figures'}")
 
 
 def _write_files(output: Path, runs: list[Scored], cases: Sequence[CasePictures], *, tolerance: float) -> None:
@@ -163,9 +175,15 @@ def _write_files(output: Path, runs: list[Scored], cases: Sequence[CasePictures]
         "per_patient.csv": lambda path: write_table(path, _table(runs)),
         "report.html": lambda path: write_report(path, runs, cases, tolerance=tolerance),
     }
+    if FIGURES.value:
+        for name, figure in paper_figures(runs, tolerance=tolerance).items():
+            writers[f"figures/{name}.{FIGURES.value}"] = partial(save_figure, figure)
     try:
+        if FIGURES.value:
+            (output / "figures").mkdir(exist_ok=True)
         write_together({output / name: write for name, write in writers.items()})
     except OSError as error:
+        _remove_empty(output / "figures")
         raise InputError(f"--output={output} cannot be written to ({explain(error)})") from error
 
 
@@ -190,6 +208,10 @@ def _check_flags() -> None:
     if MERGE.value:
         check_beside_merge(RECORDED)
         return
+    if FIGURES.value and not parse_shard(SHARD.value).is_whole:
+        raise InputError(
+            f"--figures={FIGURES.value} with --shard={SHARD.value}: give it to --merge, which has all cases"
+        )
     if bool(RUN.value) == any(folders) or any(folders) != all(folders):
         raise InputError("give --run=FOLDER, or --predictions=FOLDER and --truth=FOLDER")
     if TARGETS.value and RUN.value:

@@ -1,5 +1,7 @@
 """A trained network for others: `python -m brainseg_jax.export --run=runs/attn_dice --output=shared`."""
 
+import brainseg_jax.import_errors  # isort: skip  # noqa: F401
+
 from pathlib import Path
 
 from absl import flags

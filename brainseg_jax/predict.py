@@ -3,6 +3,8 @@
 Without `--run` the network in this package makes them, which segments lower-grade glioma.
 """
 
+import brainseg_jax.import_errors  # isort: skip  # noqa: F401
+
 from absl import flags
 
 from brainseg_jax import cli

@@ -35,7 +35,8 @@ def put_padded(array: np.ndarray, mesh: Mesh) -> jax.Array:
     """Divides an array, known whole to each process, over the devices by rows; rows of zeros make it divide evenly."""
     rows = -(-len(array) // mesh.size) * mesh.size
 
-    def part(index: tuple[slice, ...]) -> np.ndarray:
+    def part(index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None  # it is one where the sharding is known
         start, stop, _ = index[0].indices(rows)
         own = array[start:stop]
         if len(own) == stop - start:

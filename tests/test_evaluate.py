@@ -3,9 +3,11 @@
 import csv
 import dataclasses
 import json
+import re
 import shutil
 import subprocess
 import sys
+from xml.etree import ElementTree
 
 import nibabel as nib
 import numpy as np
@@ -57,6 +59,7 @@ def call(**values):
         "shard",
         "merge",
         "overwrite",
+        "figures",
     )
     with flagsaver.flagsaver(**{name: values.get(name, flags.FLAGS[name].default) for name in names}):
         evaluate.main([])
@@ -89,6 +92,35 @@ def test_a_folder_against_a_folder(tmp_path):
     rows = {row["patient"]: row for row in csv.DictReader((tmp_path / "out" / "per_patient.csv").open())}
     assert float(rows["TCGA_DU_0001_19990101"]["hd95"]) == 0.0 and rows["TCGA_CS_0002_19990101"]["unit"] == "voxel"
     assert "TCGA_CS_0002_19990101" in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("ending", ["svg", "pdf"])
+def test_figures_for_papers(tmp_path, ending):
+    case = "TCGA_DU_0001_19990101"
+    for kind, rows in (("truth", slice(2, 6)), ("predicted", slice(2, 8))):
+        write_slices(tmp_path / kind, case, box(rows, slice(2, 10)), "mask")
+    folders = {"predictions": str(tmp_path / "predicted"), "truth": str(tmp_path / "truth"), "figures": ending}
+    call(**folders, output=str(tmp_path / "scores"))
+    names = {"dice-of-the-patients", "volume-of-the-tumor"}  # masks alone have no probabilities and no training
+    files = {path.name: path.read_bytes() for path in (tmp_path / "scores" / "figures").iterdir()}
+    assert set(files) == {f"{name}.{ending}" for name in names}
+    for content in files.values():
+        if ending == "svg":
+            assert ElementTree.fromstring(content).tag == "{http://www.w3.org/2000/svg}svg"
+            assert b"#b8470a" in content  # the first run in print, and none of the placeholders
+            assert not re.search(rb"#(010101|020202|0a0a0\d)", content)
+            assert b"var(--" not in content and case.encode() not in content
+        else:
+            assert content.startswith(b"%PDF-") and b"CreationDate" not in content
+    page = (tmp_path / "scores" / "report.html").read_text()
+    assert "var(--run0)" in page and f'data-patient="{case[:12]}' in page  # the page keeps its own colors and marks
+    with pytest.raises(InputError, match="figures already exists"):
+        (tmp_path / "again" / "figures").mkdir(parents=True)
+        call(**folders, output=str(tmp_path / "again"))
+    call(**folders, output=str(tmp_path / "again"), overwrite=True)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "again" / "figures").iterdir()} == files
+    with pytest.raises(InputError, match=f"--figures={ending} with --shard=0/2: give it to --merge"):
+        call(**folders, output=str(tmp_path / "shards"), shard="0/2")
 
 
 def test_volumes_are_measured_in_mm(tmp_path):

@@ -9,8 +9,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # From the ground up; what is on the same floor stands in one row.
 FLOORS = [
-    {"errors", "files", "losses", "compilation", "shards"},
-    {"ops", "metrics", "config", "sharding"},
+    {"errors", "files", "import_errors", "losses", "compilation", "shards"},
+    {"ops", "metrics", "config", "config_files", "sharding"},
     {"models"},
     {"scans"},
     {"data"},
@@ -18,7 +18,7 @@ FLOORS = [
     {"evaluation"},
     {"training", "runs", "sharing", "prediction"},
     {"cli"},
-    {"main", "evaluate", "predict", "export", "convert"},
+    {"main", "evaluate", "predict", "export", "convert", "commands"},
 ]
 LEVEL = {room: level for level, floor in enumerate(FLOORS) for room in floor}
 # Packages that a file may import besides the standard library, where it is to be light.

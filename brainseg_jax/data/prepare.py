@@ -4,6 +4,8 @@ Checks everything first, writes a TFDS dataset, and ends with a table of what is
 written.
 """
 
+import brainseg_jax.import_errors  # isort: skip  # noqa: F401
+
 from absl import flags
 from rich.console import Console
 

@@ -1,17 +1,21 @@
-"""Plots of a report as SVG text for a web page; they take their colors from the page, so they also work in dark mode.
+"""Plots of a report: SVG for a web page, and files for papers.
 
-Matplotlib writes colors as hexadecimal numbers. The colors defined here are placeholders. In the finished SVG each one
-is replaced by a color of the style sheet of the page (`templates/report.css`).
+Matplotlib writes colors as hexadecimal numbers. The colors defined here are placeholders. `page_svg` replaces each by a
+color of the page's style sheet (`templates/report.css`), so the plots also work in dark mode. `save_figure` replaces
+them by print colors.
 """
 
 import html
 import io
 import re
+from pathlib import Path
 from urllib.parse import quote, unquote
 
 import matplotlib
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb, to_rgba_array
 from matplotlib.figure import Figure
 
 from brainseg_jax.evaluation.calibration import THRESHOLDS, Calibration
@@ -23,6 +27,11 @@ matplotlib.use("Agg", force=False)
 TEXT, LINE = "#010101", "#020202"
 RUNS = ("#0a0a01", "#0a0a02", "#0a0a03", "#0a0a04", "#0a0a05", "#0a0a06")
 _PAGE_COLORS = {TEXT: "currentColor", LINE: "var(--line)"} | {c: f"var(--run{k})" for k, c in enumerate(RUNS)}
+# On white paper: the page's light theme.
+_PRINT_COLORS = {TEXT: "#000000", LINE: "#cccccc"} | dict(
+    zip(RUNS, ("#b8470a", "#1c5fc0", "#7a3fc0", "#00706a", "#a3143f", "#6b5b00"), strict=True)
+)
+FORMATS = ("svg", "pdf")  # of `save_figure`
 _STYLE = {
     "svg.fonttype": "none",  # text remains text: searchable, in the font of the page
     "svg.hashsalt": "brainseg_jax",  # without it the ids are random
@@ -43,7 +52,7 @@ _STYLE = {
 _SIZE = (4.4, 3.1)  # inches
 
 
-def curves(epochs: dict[str, list[dict]], keys: dict[str, tuple[str, str]], label: str) -> str:
+def curves(epochs: dict[str, list[dict]], keys: dict[str, tuple[str, str]], label: str) -> Figure:
     """Plots lines by epoch.
 
     Args:
@@ -61,10 +70,10 @@ def curves(epochs: dict[str, list[dict]], keys: dict[str, tuple[str, str]], labe
         axes.set(xlabel="epoch", ylabel=label)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend()
-        return _svg(figure, label.replace(" ", "-"))
+        return _named(figure, label.replace(" ", "-"))
 
 
-def dice_distribution(dice: dict[str, dict[str, float]], intervals: dict[str, list[float] | None]) -> str:
+def dice_distribution(dice: dict[str, dict[str, float]], intervals: dict[str, list[float] | None]) -> Figure:
     """Plots a histogram of the patients' Dice per run: patients as dots below, the mean and its interval above.
 
     Args:
@@ -89,12 +98,12 @@ def dice_distribution(dice: dict[str, dict[str, float]], intervals: dict[str, li
             if len(dice) > 1:
                 axes.set_title(name, loc="left", fontsize=9)
         rows[-1].set(xlabel="3-D Dice", xlim=(-0.02, 1.02))
-        return _svg(figure, "dice")
+        return _named(figure, "dice")
 
 
 def dice_by_target(
     dice: dict[str, dict[str, dict[str, float]]], intervals: dict[str, dict[str, list[float] | None]]
-) -> str:
+) -> Figure:
     """Plots a row per target and run: the Dice of each patient as a dot, the mean with its interval as a diamond above.
 
     Args:
@@ -120,10 +129,10 @@ def dice_by_target(
         axes.set(xlabel="3-D Dice", xlim=(-0.02, 1.02), ylim=(-len(targets) + 0.4, 0.6))
         if len(dice) > 1:
             axes.legend()
-        return _svg(figure, "targets")
+        return _named(figure, "targets")
 
 
-def paired(first: tuple[str, dict[str, float]], others: dict[str, dict[str, float]], label: str) -> str:
+def paired(first: tuple[str, dict[str, float]], others: dict[str, dict[str, float]], label: str) -> Figure:
     """Plots the score of each patient in other runs against the first run, with the diagonal of equal scores."""
     name, reference = first
     with matplotlib.rc_context(_STYLE):
@@ -136,10 +145,10 @@ def paired(first: tuple[str, dict[str, float]], others: dict[str, dict[str, floa
             axes.plot([], [], "o", color=color, label=other, markersize=5)
         axes.set(xlabel=f"{label}, {name}", ylabel=label, xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
         axes.legend()
-        return _svg(figure, "paired")
+        return _named(figure, "paired")
 
 
-def expected_dice(rows: dict[str, list[dict]]) -> str:
+def expected_dice(rows: dict[str, list[dict]]) -> Figure:
     """Plots the Dice of each case against its expected Dice, with the interval.
 
     Args:
@@ -157,10 +166,10 @@ def expected_dice(rows: dict[str, list[dict]]) -> str:
         axes.set(xlabel="expected Dice", ylabel="3-D Dice", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
         if len(rows) > 1:
             axes.legend()
-        return _svg(figure, "expected")
+        return _named(figure, "expected")
 
 
-def sorted_by_expected(rows: dict[str, list[dict]]) -> str:
+def sorted_by_expected(rows: dict[str, list[dict]]) -> Figure:
     """Plots the cases in order of the expected Dice, lowest first, one row of axes per run; see `expected_dice`."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(_SIZE[0], max(_SIZE[1], 1.8 * len(rows))), layout="constrained")
@@ -176,14 +185,14 @@ def sorted_by_expected(rows: dict[str, list[dict]]) -> str:
             if len(rows) > 1:
                 axes.set_title(name, loc="left", fontsize=9)
         axes.set(xlabel="cases, lowest expected Dice first")
-        return _svg(figure, "sorted")
+        return _named(figure, "sorted")
 
 
 def _expected_text(row: dict) -> str:
     return f"{case_name(row)}: {row['dice']:.3f}, expected {row[EXPECTED]:.3f} ({row[LOWER]:.3f} to {row[UPPER]:.3f})"
 
 
-def risk(rows: dict[str, list[dict]]) -> str:
+def risk(rows: dict[str, list[dict]]) -> Figure:
     """Plots risk-coverage curves by agreement, and dotted by the Dice itself.
 
     Args:
@@ -206,10 +215,10 @@ def risk(rows: dict[str, list[dict]]) -> str:
         )
         axes.set_ylim(bottom=0)
         axes.legend()
-        return _svg(figure, "risk")
+        return _named(figure, "risk")
 
 
-def volumes(pairs: dict[str, dict[str, tuple[float, float]]], unit: str) -> str:
+def volumes(pairs: dict[str, dict[str, tuple[float, float]]], unit: str) -> Figure:
     """Plots the predicted against the reference volume of each patient.
 
     Args:
@@ -231,10 +240,10 @@ def volumes(pairs: dict[str, dict[str, tuple[float, float]]], unit: str) -> str:
             axis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:,.6g}"))
         if len(pairs) > 1:
             axes.legend()
-        return _svg(figure, "volumes")
+        return _named(figure, "volumes")
 
 
-def reliability(calibrations: dict[str, Calibration], target: str) -> str:
+def reliability(calibrations: dict[str, Calibration], target: str) -> Figure:
     """Plots the fraction of the target by predicted probability, and the number of voxels per bin, for each run."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=_SIZE, layout="constrained")
@@ -252,10 +261,10 @@ def reliability(calibrations: dict[str, Calibration], target: str) -> str:
         counts_axes.minorticks_off()
         if len(calibrations) > 1:
             axes.legend()
-        return _svg(figure, "reliability")
+        return _named(figure, "reliability")
 
 
-def thresholds(calibrations: dict[str, Calibration], used: dict[str, float]) -> str:
+def thresholds(calibrations: dict[str, Calibration], used: dict[str, float]) -> Figure:
     """Plots the mean Dice over patients by threshold, and the threshold that each run uses."""
     with matplotlib.rc_context(_STYLE):
         figure, axes = _figure()
@@ -265,7 +274,7 @@ def thresholds(calibrations: dict[str, Calibration], used: dict[str, float]) -> 
         axes.set(xlabel="threshold of the probability", ylabel="mean 3-D Dice", xlim=(0, 1), ylim=(0, 1))
         if len(calibrations) > 1:
             axes.legend()
-        return _svg(figure, "thresholds")
+        return _named(figure, "thresholds")
 
 
 def prefixed(svg: str, prefix: str) -> str:
@@ -284,10 +293,16 @@ def _mark(axes: Axes, x: float, y: float, color: str, patient: str, words: str) 
     dot.set_gid(f"mark|{quote(patient)}|{quote(words)}")  # an id cannot contain blanks or quotation marks
 
 
-def _svg(figure: Figure, name: str) -> str:
+def _named(figure: Figure, name: str) -> Figure:
+    figure.set_label(name)
+    return figure
+
+
+def page_svg(figure: Figure) -> str:
     """Returns the SVG element without references to other files, and with ids that are unique in the page."""
     file = io.StringIO()
-    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    with matplotlib.rc_context(_STYLE):
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = file.getvalue()
     # The style sheet of the SVG would apply to the whole page.
     text = re.sub(r"<(metadata|style)\b.*?</\1>", "", text[text.index("<svg") :], flags=re.DOTALL)
@@ -300,4 +315,33 @@ def _svg(figure: Figure, name: str) -> str:
         return f'<g class="mark" data-patient="{patient}"><title>{words}</title>'
 
     text = re.sub(r'<g id="mark\|([^"|]*)\|([^"]*)">', mark, text)
-    return prefixed(text, f"{name}-")
+    return prefixed(text, f"{figure.get_label()}-")
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Writes a plot for a paper, in print colors on white; the same plot gives the same bytes.
+
+    The plot keeps these colors, so `page_svg` comes first. Text stays text.
+
+    Args:
+      figure: a plot of this module.
+      path: ends in one of `FORMATS`.
+    """
+    for artist in figure.findobj():
+        for kind in ("color", "facecolor", "edgecolor", "markerfacecolor", "markeredgecolor"):
+            _recolor(artist, kind)
+        artist.set_gid(None)  # identifies a patient to the page
+    dates = {"Date": None, "Creator": None} if path.suffix == ".svg" else {"CreationDate": None, "Creator": None}
+    with matplotlib.rc_context({**_STYLE, "pdf.fonttype": 42}):
+        figure.savefig(path, format=path.suffix[1:], metadata=dates)
+
+
+def _recolor(artist: Artist, kind: str) -> None:
+    """Replaces a placeholder color of an artist by its print color; opacity stays."""
+    get, put = getattr(artist, f"get_{kind}", None), getattr(artist, f"set_{kind}", None)
+    if get is None or put is None:
+        return
+    colors = to_rgba_array(get())
+    shown = [(*to_rgb(_PRINT_COLORS.get(to_hex(color), to_hex(color))), color[3]) for color in colors]
+    if shown and not np.allclose(colors, shown):
+        put(shown[0] if len(shown) == 1 else shown)

@@ -7,6 +7,7 @@ The same input gives the same bytes: the page contains no date, no path and no r
 
 import dataclasses
 import json
+import re
 import subprocess
 from collections.abc import Sequence
 from importlib import metadata
@@ -14,13 +15,14 @@ from pathlib import Path
 
 import jinja2
 import numpy as np
+from matplotlib.figure import Figure
 
 import brainseg_jax
 from brainseg_jax.evaluation import plots, wording
 from brainseg_jax.evaluation.case_pictures import CasePictures, Outlines, Overlay, target_style
 from brainseg_jax.evaluation.quality import AGREEMENT
 from brainseg_jax.evaluation.scores import case_name
-from brainseg_jax.evaluation.views import Plot, Scored, one_view
+from brainseg_jax.evaluation.views import Plot, Scored, View, one_view
 from brainseg_jax.files import write_whole
 from brainseg_jax.scans.description import Description
 
@@ -39,14 +41,10 @@ def write_report(path: Path, runs: list[Scored], cases: Sequence[CasePictures], 
       tolerance: tolerance of surface Dice, in the unit of the rows.
     """
     description = runs[0].description
-    views = [one_view(runs, target, description.names, tolerance) for target in _selectable(description)]
+    views, training = _views(runs, tolerance)
     order = sorted(range(len(cases)), key=lambda i: (np.mean([dice[i] for dice in views[0].dice]), i))
     for view in views:
         view.rows[:] = [view.rows[i] for i in order]
-    training = _training_plots(runs)
-    if len(views) == 1:
-        views[0].plots.extend(training)
-        training = []
     names, channel = list(description.names), description.channels[description.shown]
     rows = runs[0].rows
     patient_of = {case_name(row): row["patient"] for row in rows}
@@ -90,6 +88,30 @@ def write_report(path: Path, runs: list[Scored], cases: Sequence[CasePictures], 
         code=code_version(),
     )
     write_whole(path, lambda part: page.dump(str(part), encoding="utf-8"))
+
+
+def paper_figures(runs: list[Scored], *, tolerance: float) -> dict[str, Figure]:
+    """The plots of the report by file name without ending, for `plots.save_figure`.
+
+    Args:
+      runs: see `write_report`.
+      tolerance: of surface Dice, in the rows' unit.
+    """
+    views, training = _views(runs, tolerance)
+    titled = [(f"{view.title} {plot.title}", plot.figure) for view in views for plot in view.plots]
+    titled += [(plot.title, plot.figure) for plot in training]
+    return {re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-"): figure for title, figure in titled}
+
+
+def _views(runs: list[Scored], tolerance: float) -> tuple[list[View], list[Plot]]:
+    """What the page can show, and the plots of the training where the page has several views."""
+    description = runs[0].description
+    views = [one_view(runs, target, description.names, tolerance) for target in _selectable(description)]
+    training = _training_plots(runs)
+    if len(views) == 1:
+        views[0].plots.extend(training)
+        training = []
+    return views, training
 
 
 def _selectable(description: Description) -> list[str | None]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from brainseg_jax.evaluation import plots, wording
 from brainseg_jax.evaluation.calibration import Calibration
@@ -46,12 +47,19 @@ class Plot(NamedTuple):
     Attributes:
       title: title of the plot.
       explanation: how to read it.
-      svg: the SVG element.
+      figure: the plot, see `plots`.
+      prefix: of all names within the SVG.
     """
 
     title: str
     explanation: str
-    svg: str
+    figure: Figure
+    prefix: str = ""
+
+    @property
+    def svg(self) -> str:
+        """The SVG element."""
+        return plots.prefixed(plots.page_svg(self.figure), self.prefix)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +112,7 @@ def one_view(runs: list[Scored], target: str | None, targets: Sequence[str], tol
         drawings.append(_targets_plot(names, target_rows, by_run))
     if several:
         key = 0 if target is None else 1 + list(targets).index(target)
-        drawings = [plot._replace(svg=plots.prefixed(plot.svg, f"view{key}-")) for plot in drawings]
+        drawings = [plot._replace(prefix=f"view{key}-") for plot in drawings]
     columns, table = wording.patient_table(names, rows, target_rows, unit, label)
     return View(
         title="" if not several else target or "Mean over the targets",
@@ -152,16 +160,16 @@ def _plots(runs: list[Scored], rows: list[list[dict]], summaries: list[dict], ta
     result = [Plot("Dice of the patients", words["dice"], plots.dice_distribution(dice, intervals))]
     if len(runs) > 1:
         first, *others = dice
-        svg = plots.paired((first, dice[first]), {name: dice[name] for name in others}, "3-D Dice")
-        result.append(Plot("Dice, patient by patient", wording.CHANGE_OF_RUN, svg))
+        figure = plots.paired((first, dice[first]), {name: dice[name] for name in others}, "3-D Dice")
+        result.append(Plot("Dice, patient by patient", wording.CHANGE_OF_RUN, figure))
     if target is None:
         return result
     pairs = {
         name: {row["patient"]: (row["volume_true"], row["volume_predicted"]) for row in run_rows}
         for name, run_rows in patients.items()
     }
-    svg = plots.volumes(pairs, wording.volume_unit(rows[0][0]["unit"]))
-    result.append(Plot(f"Volume of the {target}", words["volumes"], svg))
+    figure = plots.volumes(pairs, wording.volume_unit(rows[0][0]["unit"]))
+    result.append(Plot(f"Volume of the {target}", words["volumes"], figure))
     with_agreement = {name: run_rows for name, run_rows in zip(names, rows, strict=True) if AGREEMENT in run_rows[0]}
     if with_expected := {
         name: complete
@@ -174,8 +182,8 @@ def _plots(runs: list[Scored], rows: list[list[dict]], summaries: list[dict], ta
         result.append(Plot("Risk and coverage", words["risk"], plots.risk(with_agreement)))
     calibrations = {run.name: run.calibrations[target] for run in runs if run.calibrations}
     if calibrations:
-        svg = plots.reliability(calibrations, target)
-        result.append(Plot("Are the probabilities reliable?", words["calibration"], svg))
+        figure = plots.reliability(calibrations, target)
+        result.append(Plot("Are the probabilities reliable?", words["calibration"], figure))
         used = {run.name: run.thresholds[target] for run in runs if run.calibrations}
         result.append(Plot("Dice against the threshold", words["thresholds"], plots.thresholds(calibrations, used)))
     return result

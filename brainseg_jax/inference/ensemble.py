@@ -92,8 +92,11 @@ class Ensemble:
         """
         members = []
         for number, (network, views) in enumerate(zip(self._networks, prepared, strict=True), start=1):
-            options = {"on_slices": on_slices} if number == len(prepared) else {}
-            outputs = self._runner.run(network, [inputs for inputs, _ in views], **options)
+            inputs = [images for images, _ in views]
+            if number == len(prepared):
+                outputs = self._runner.run(network, inputs, on_slices=on_slices)
+            else:
+                outputs = self._runner.run(network, inputs)
             for output, (_, canvas) in zip(outputs, views, strict=True):
                 members += [Member(maps, canvas) for maps in output.members]
         return members

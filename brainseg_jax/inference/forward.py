@@ -1,6 +1,6 @@
 """The output of a trained network for normalized slices, with or without their mirror images."""
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -36,10 +36,10 @@ def forward(model: nn.Module, variables: dict, images: jax.Array, *, mirror: boo
       images: [B, side, side, channels] float32, normalized; left-right is the third axis.
       mirror: whether to predict left-right mirror images as well (test-time augmentation).
     """
-    logits, state = model.apply(variables, images, train=False, mutable=["intermediates"])
+    logits, state = cast(tuple, model.apply(variables, images, train=False, mutable=["intermediates"]))
     members = [jax.nn.sigmoid(logits)]
     if mirror:
-        mirrored = model.apply(variables, jnp.flip(images, axis=2), train=False)
+        mirrored = cast(jax.Array, model.apply(variables, jnp.flip(images, axis=2), train=False))
         members.append(jnp.flip(jax.nn.sigmoid(mirrored), axis=2))
     gates = state.get("intermediates", {})
     return Forward(logits, tuple(members), gates["gate_0"]["attention"][0] if gates else None)

@@ -137,7 +137,7 @@ def _resize(channel: np.ndarray, box: tuple[float, float, float, float] | None =
     resized = np.empty((len(channel), SIDE, SIDE), np.float32)
     for output, image in zip(resized, channel, strict=True):
         picture = Image.fromarray(np.ascontiguousarray(image))
-        output[...] = picture.resize((SIDE, SIDE), Image.Resampling.BOX, box=box)
+        output[...] = np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BOX, box=box))
     return resized
 
 

@@ -123,10 +123,11 @@ class _Pending:
             self.members = np.empty((len(members), count, *members.shape[2:]), np.float32)
             self.attention = None if attention is None else np.empty((count, *attention.shape[1:]), np.float32)
         self.members[:, start : count - self.remaining] = members
-        if attention is not None:
+        if self.attention is not None:
             self.attention[start : count - self.remaining] = attention
 
     def output(self) -> Output:
+        assert self.members is not None  # complete: `take` was called
         return Output(self.members, self.attention)
 
 
@@ -226,9 +227,9 @@ class Runner:
         ]
         divided = sharding.over_batch(self.mesh)
         started = time.perf_counter()
-        images, *constants = (sharding.put(array, divided) for array in (images, *constants))
+        on_devices, *normalization = (sharding.put(array, divided) for array in (images, *constants))
         outputs = self._steps[network.deterministic](
-            network.variables, images, Normalization(*constants), model=network.model, mirror=network.mirror
+            network.variables, on_devices, Normalization(*normalization), model=network.model, mirror=network.mirror
         )
         members = np.stack([np.asarray(member) for member in outputs.members])
         attention = None if outputs.attention is None else np.asarray(outputs.attention)

@@ -67,7 +67,9 @@ class PostProcess(NamedTuple):
         labels, count = scipy.ndimage.label(result[box], NEIGHBORS)
         if not count:
             return result
-        sizes = sum(np.bincount(image.ravel(), minlength=count + 1) for image in labels)
+        sizes = np.zeros(count + 1, np.int64)
+        for image in labels:
+            sizes += np.bincount(image.ravel(), minlength=count + 1)
         sizes[0] = 0
         keep = sizes >= max(1, self.min_voxels)
         if self.largest_component:
@@ -78,8 +80,8 @@ class PostProcess(NamedTuple):
 
 def _bounding_box(volume: np.ndarray) -> tuple[slice, ...]:
     """Returns the bounding box of a mask [S, H, W] bool; empty for an empty mask."""
-    images = volume.any(axis=0)
-    lines = volume.any(axis=(1, 2)), images.any(axis=1), images.any(axis=0)
+    images: np.ndarray = np.any(volume, axis=0)
+    lines = [np.any(volume, axis=(1, 2)), np.any(images, axis=1), np.any(images, axis=0)]
     ends = [np.flatnonzero(line)[[0, -1]] if line.any() else (0, -1) for line in lines]
     return tuple(slice(first, last + 1) for first, last in ends)
 

@@ -153,7 +153,7 @@ def rate(
       expected: None if unknown.
     """
     values = [agreement(probability[..., k], masks[..., k], post) for k, post in enumerate(posts)]
-    return tuple(Quality(v, expected and expected(name, v)) for name, v in zip(names, values, strict=True))
+    return tuple(Quality(v, expected(name, v) if expected else None) for name, v in zip(names, values, strict=True))
 
 
 class Curve:
@@ -167,8 +167,9 @@ class Curve:
 
     def __init__(self, pairs: Sequence[Pair]) -> None:
         """Fits to cases of several patients."""
-        values, dice_of, patients = zip(*pairs, strict=True)
-        values, dice_of = np.array(values, np.float64), np.array(dice_of, np.float64)
+        values = np.array([value for value, _, _ in pairs], np.float64)
+        dice_of = np.array([dice for _, dice, _ in pairs], np.float64)
+        patients = [patient for _, _, patient in pairs]
         self._dice = _from_origin(values, dice_of)
         self._folds = _folds(values, patients)
         fits = [self._folds != fold for fold in range(self._folds.max() + 1)]
@@ -205,7 +206,8 @@ def _folds(values: np.ndarray, patients: Sequence[str]) -> np.ndarray:
 
 def _from_origin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns the curve of `increasing` with the point (0, 0) in front, for `np.interp`."""
-    return tuple(np.append(0.0, ends) for ends in increasing(x, y))
+    knots, heights = increasing(x, y)
+    return np.append(0.0, knots), np.append(0.0, heights)
 
 
 def increasing(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

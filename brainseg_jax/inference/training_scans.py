@@ -329,7 +329,7 @@ def _turned(cube: np.ndarray, mean: np.ndarray) -> tuple[float, float, tuple]:
     cube, mean = _standard(cube), _standard(mean)
     found = {}
     for axes, flips in _TURNS:
-        turned = np.flip(cube.transpose(axes), [axis for axis in range(3) if flips[axis]])
+        turned = np.flip(cube.transpose(axes), tuple(axis for axis in range(3) if flips[axis]))
         found[axes, flips] = float((turned * mean).sum())
     best = max((turn for turn in found if turn not in _UPRIGHT), key=found.__getitem__)
     return max(found[turn] for turn in _UPRIGHT), found[best], best

@@ -33,10 +33,10 @@ def check_shapes(
     return logits.astype(jnp.float32), labels.astype(jnp.float32), mask.astype(jnp.float32)
 
 
-def per_target(values: float | Sequence[float], ndim: int) -> jax.Array | float:
-    """Returns a scalar unchanged; reshapes [K] to rank `ndim`, with length 1 on all axes except the last."""
+def per_target(values: float | Sequence[float] | jax.Array, ndim: int) -> jax.Array:
+    """Returns a scalar as a scalar; reshapes [K] to rank `ndim`, with length 1 on all axes except the last."""
     array = jnp.asarray(values, jnp.float32)
-    return values if array.ndim == 0 else array.reshape((1,) * (ndim - 1) + array.shape)
+    return array if array.ndim == 0 else array.reshape((1,) * (ndim - 1) + array.shape)
 
 
 def mean_over_targets(losses: jax.Array, weights: Sequence[float] | None, examples: int) -> jax.Array:
@@ -56,10 +56,10 @@ def mean_over_targets(losses: jax.Array, weights: Sequence[float] | None, exampl
     if weights is None:
         mean = jnp.mean(losses, axis=-1)
     else:
-        weights = jnp.asarray(weights, jnp.float32)
-        if weights.shape != losses.shape[-1:]:
+        each = jnp.asarray(weights, jnp.float32)
+        if each.shape != losses.shape[-1:]:
             raise ValueError(
-                f"target_weights has shape {weights.shape}; give one weight for each of the {losses.shape[-1]} targets"
+                f"target_weights has shape {each.shape}; give one weight for each of the {losses.shape[-1]} targets"
             )
-        mean = jnp.sum(losses * per_target(weights, losses.ndim), axis=-1) / jnp.sum(weights)
+        mean = jnp.sum(losses * per_target(each, losses.ndim), axis=-1) / jnp.sum(each)
     return jnp.broadcast_to(mean, (examples,))

@@ -37,6 +37,6 @@ def dice_cross_entropy(
     Raises:
       ValueError: the shapes differ.
     """
-    shared = {"target_weights": target_weights, "mask": mask}
-    overlap = dice_loss(logits, labels, smooth=smooth, batch_wide=batch_wide, **shared)
-    return overlap + cross_entropy_weight * weighted_cross_entropy(logits, labels, **shared)
+    overlap = dice_loss(logits, labels, smooth=smooth, batch_wide=batch_wide, target_weights=target_weights, mask=mask)
+    cross_entropy = weighted_cross_entropy(logits, labels, target_weights=target_weights, mask=mask)
+    return overlap + cross_entropy_weight * cross_entropy

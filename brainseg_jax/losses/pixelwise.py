@@ -107,9 +107,9 @@ def focal_loss(
     logits, labels, weight = check_shapes(logits, labels, mask)
     # Log-sigmoids keep log p, log(1 - p) and their powers exact and finite where p rounds to 0 or 1.
     log_tumor, log_background = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
-    tumor_weight, background_weight = (per_target(w, logits.ndim) for w in (tumor_weight, background_weight))
-    tumor = tumor_weight * labels * jnp.exp(gamma * log_background) * log_tumor
-    background = background_weight * (1.0 - labels) * jnp.exp(gamma * log_tumor) * log_background
+    of_tumor, of_background = (per_target(w, logits.ndim) for w in (tumor_weight, background_weight))
+    tumor = of_tumor * labels * jnp.exp(gamma * log_background) * log_tumor
+    background = of_background * (1.0 - labels) * jnp.exp(gamma * log_tumor) * log_background
     axes = tuple(range(1, logits.ndim - 1))
     pixels = jnp.sum(jnp.broadcast_to(weight, logits.shape), axis=axes)
     losses = -jnp.sum((tumor + background) * weight, axis=axes) / jnp.maximum(pixels, 1.0)

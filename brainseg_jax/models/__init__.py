@@ -1,6 +1,6 @@
 """The networks, by name."""
 
-from typing import get_args
+from typing import Any, get_args
 
 import jax.numpy as jnp
 
@@ -14,7 +14,7 @@ PRECISIONS = get_args(Precision)
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
-def build_model(name: str, *, dtype: str = "float32", gate_upsampling: str = "nearest", **fields: object) -> UNet:
+def build_model(name: str, *, dtype: str = "float32", gate_upsampling: str = "nearest", **fields: Any) -> UNet:
     """Makes a network.
 
     Args:

@@ -1,7 +1,7 @@
 """What U-Net and Attention U-Net are built from."""
 
 from functools import partial
-from typing import Literal
+from typing import Literal, cast
 
 import flax.linen as nn
 import jax
@@ -122,6 +122,7 @@ class UpConv(nn.Module):
         """Maps [B, H, W, C] to [B, 2H, 2W, features]."""
         kernel = self.param("kernel", KERNEL_INIT, (2, 2, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
-        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype, formulation=self.formulation)
+        promoted = promote_dtype(x, kernel, bias, dtype=self.dtype, formulation=self.formulation)
+        x, kernel, bias = cast(list[jax.Array], promoted)
         x = ops.conv_transpose2x2(x, kernel, self.formulation) + bias[None, None, None, :]
         return checkpoint_name(x, "convolution")

@@ -129,8 +129,15 @@ class ComparedSource(Source):
     @classmethod
     def of(cls, source: Source, training: tuple[TrainingScans, ...], description: Description) -> "ComparedSource":
         """The case, to be compared."""
-        told = {"notes": source.notes, "channels": source.channels}
-        return cls(source.name, source.place, source, training, description.shown, **told)
+        return cls(
+            source.name,
+            source.place,
+            source,
+            training,
+            description.shown,
+            notes=source.notes,
+            channels=source.channels,
+        )
 
     @property
     def stem(self) -> str:

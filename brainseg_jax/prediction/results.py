@@ -127,7 +127,7 @@ def write_results(
     several = len(description.names) > 1
     words = [str(quality) for quality in qualities]
     lines = [f"{name}: {said}" for name, said in zip(description.names, words, strict=True)] if several else words
-    values = {MASK: masks, PROBABILITY: maps.probability, UNCERTAINTY: maps.uncertainty}
+    values: dict = {MASK: masks, PROBABILITY: maps.probability, UNCERTAINTY: maps.uncertainty}
     (output / source.place).mkdir(parents=True, exist_ok=True)
     new = [path for path in _outputs(source, description, output, wanted) if not _is_there(path)]
     try:

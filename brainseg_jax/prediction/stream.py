@@ -18,7 +18,7 @@ from brainseg_jax.inference.quality import ExpectedDice, rate
 from brainseg_jax.prediction.results import Wanted, Written, write_results
 from brainseg_jax.scans.scan import Scan, Source
 
-Prepared = list[tuple[Inputs, Canvas]]  # of `Ensemble.prepare`
+Prepared = list[list[tuple[Inputs, Canvas]]]  # of `Ensemble.prepare`
 
 
 @dataclass

@@ -131,11 +131,11 @@ class Checkpoints:
         if newest is None and damaged:
             raise StorageError(
                 "no checkpoint of this run is whole, and nothing was changed:\n"
-                + "\n".join(f"  {error}" for error in damaged.values())
+                + "\n".join(f"  {fault}" for fault in damaged.values())
                 + "\nPut back a copy of one, or give a new --workdir to train from the beginning"
             )
-        for step, error in damaged.items():
-            self._set_aside(step, error)
+        for step, fault in damaged.items():
+            self._set_aside(step, fault)
         if newest is None:
             return None
         state, loop = newest
@@ -238,7 +238,8 @@ def _describe(state: TrainState, *, checksums: bool = True) -> dict[str, list]:
     """Path of each array in the state: dtype, shape and, if wanted, CRC-32 of its bytes."""
 
     def entry(array: jax.Array) -> list:
-        crc = [zlib.crc32(np.ascontiguousarray(array))] if checksums else []
+        # numpy's types do not show that an array is a buffer.
+        crc = [zlib.crc32(np.ascontiguousarray(array))] if checksums else []  # type: ignore[arg-type]
         return [str(array.dtype), list(array.shape), *crc]
 
     return {jax.tree_util.keystr(path): entry(array) for path, array in jax.tree_util.tree_leaves_with_path(state)}

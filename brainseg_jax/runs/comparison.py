@@ -195,7 +195,7 @@ def _digest_of(path: Path) -> str:
 def _check_fingerprint(run: Trained, fingerprint: str, folder: Path) -> None:
     if fingerprint != run.fingerprint:
         raise InputError(
-            f"{run.folder} was trained on data of fingerprint {run.fingerprint[:12]}, and {folder} has "
+            f"{run.folder} was trained on data of fingerprint {(run.fingerprint or 'unknown')[:12]}, and {folder} has "
             f"{fingerprint[:12]}; prepare the data of the run again"
         )
 

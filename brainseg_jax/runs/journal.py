@@ -1,4 +1,4 @@
-"""What a run tells while it trains: console and progress bar, `metrics.jsonl`, TensorBoard. Process 0 alone speaks."""
+"""What a run tells while it trains, by process 0: console, progress bar, `metrics.jsonl`, TensorBoard, MLflow."""
 
 import dataclasses
 import functools
@@ -14,6 +14,7 @@ from brainseg_jax.data.splits import PARTS
 from brainseg_jax.errors import InputError, StorageError
 from brainseg_jax.files import write_whole
 from brainseg_jax.inference.quality import LEAST_PATIENTS
+from brainseg_jax.runs.mlflow_log import MlflowLog
 from brainseg_jax.training.experiment import Experiment
 from brainseg_jax.training.state import TrainState
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Journal:
-    """Rows by epoch in `metrics.jsonl` and TensorBoard, lines on the console, one bar for the whole run.
+    """Rows by epoch in `metrics.jsonl`, TensorBoard and, if wanted, MLflow; lines on the console, one bar for the run.
 
     Use as a context manager.
     """
@@ -37,6 +38,8 @@ class Journal:
         speaks: bool,
         minutes: float = 0.0,
         spent_seconds: float = 0.0,
+        mlflow: str = "",
+        config: dict | None = None,
     ):
         """Opens nothing yet.
 
@@ -48,6 +51,11 @@ class Journal:
           speaks: False on all processes but one: then nothing is written.
           minutes: > 0: the limit of training and validation, which the bar shows in place of the steps.
           spent_seconds: of it, before this start.
+          mlflow: where MLflow gets the same figures, a folder or an address; empty: nowhere.
+          config: of the run, for MLflow.
+
+        Raises:
+          InputError: MLflow is not installed, or cannot use what is given.
         """
         self.progress = Progressed(epochs=epochs, minutes=minutes)
         self._speaks, self._resumed_epoch = speaks, resumed_epoch
@@ -68,19 +76,27 @@ class Journal:
         self._task = self._bar.add_task(
             "",
             total=60.0 * minutes if minutes else epochs * steps_per_epoch,
-            completed=spent_seconds if minutes else resumed_epoch * steps_per_epoch,
+            completed=int(spent_seconds) if minutes else resumed_epoch * steps_per_epoch,
             done="",
             epoch=resumed_epoch + 1,
             rate="-",
             loss="-",
         )
 
+        self._mlflow = None
+        self._scores: dict = {}
+        if mlflow and speaks:
+            rows = read_rows(self.path)
+            self._mlflow = MlflowLog(mlflow, workdir, config=config or {}, rows=rows)
+
     def __enter__(self) -> "Journal":
         self._bar.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._bar.stop()
+        if self._mlflow:
+            self._mlflow.close(kind.__name__ if kind else None, self._scores)
         if "_board" in self.__dict__:
             self._board.close()
 
@@ -134,6 +150,13 @@ class Journal:
             if key != "epoch":
                 board.add_scalar(key, value, row["epoch"])
         board.flush()
+        if self._mlflow:
+            self._mlflow.add([row])
+
+    def end_run(self, results: dict, workdir: Path) -> None:
+        """Prints what a run ends with; `results` as in `results.json`."""
+        self._scores = results["test"].get("mean", results["test"])
+        self.say(conclusion(results, workdir))
 
 
 @dataclasses.dataclass(frozen=True)

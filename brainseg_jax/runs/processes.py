@@ -3,7 +3,7 @@
 import socket
 import zlib
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import jax
 import numpy as np
@@ -30,7 +30,8 @@ def on_first_process(what: str, action: Callable[[], T], *, quiet: bool = False)
     Raises:
       Exception: on process 0, what `action` raised; on the others one of the same kind, so that none waits for it.
     """
-    result, error = None, None
+    result: T | None = None
+    error: Exception | None = None
     if jax.process_index() == 0:
         try:
             result = action()
@@ -59,7 +60,8 @@ def on_all_processes(what: str, action: Callable[[], T]) -> T:
     Raises:
       Exception: what `action` raised; where it raised on other processes only, an error of the same kind.
     """
-    result, error = None, None
+    result: T | None = None
+    error: Exception | None = None
     try:
         result = action()
     except Exception as caught:
@@ -71,7 +73,7 @@ def on_all_processes(what: str, action: Callable[[], T]) -> T:
         raise error
     if highest >= 0:
         raise _KINDS[highest](f"another process could not {what}; its own message says why")
-    return result
+    return cast(T, result)
 
 
 def minimum_of_processes(number: int) -> int:

@@ -92,7 +92,7 @@ def claim_run_folder(workdir: Path, config: ConfigDict, cohort: Cohort, split: S
       InputError: where the folder holds a run of another config, data or split, with what differs; where it cannot be
         written to.
     """
-    dataset = {"fingerprint": cohort.fingerprint}
+    dataset: dict = {"fingerprint": cohort.fingerprint}
     if cohort.description != LGG:
         dataset["description"] = cohort.description.to_json()
     content = {**config.to_dict(), "dataset": dataset}

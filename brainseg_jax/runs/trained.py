@@ -180,7 +180,7 @@ def start_from(folder: Path, state: "TrainState") -> "TrainState":
         )
     copied = jax.tree.map(jnp.copy, variables["params"])  # the state is donated: no array may be in it twice
     ema = None if state.ema_params is None else jax.tree.map(jnp.copy, variables["params"])
-    return state.replace(params=copied, ema_params=ema, batch_stats=variables["batch_stats"])
+    return dataclasses.replace(state, params=copied, ema_params=ema, batch_stats=variables["batch_stats"])
 
 
 def names_of(folders: list[Path]) -> list[str]:

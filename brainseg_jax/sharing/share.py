@@ -41,7 +41,7 @@ class Shared(NamedTuple):
 
 
 def share(run: Path, output: Path, *, file_format: str, size: int | None, overwrite: bool) -> Shared:
-    """Writes the best network of a run with all that stands around it as one file.
+    """Writes the network that a run kept (`train.keep`) with all that stands around it as one file.
 
     Args:
       run: the run folder; nothing in it changes.

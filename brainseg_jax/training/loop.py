@@ -19,7 +19,7 @@ from brainseg_jax.data.load_cohort import load_cohort
 from brainseg_jax.errors import TrainingDiverged, TrainingStopped
 from brainseg_jax.files import check_folder
 from brainseg_jax.runs.checkpoint import Checkpoints, saved_steps
-from brainseg_jax.runs.journal import Journal, conclusion, cut_rows, epoch_line, introduction
+from brainseg_jax.runs.journal import Journal, cut_rows, epoch_line, introduction
 from brainseg_jax.runs.processes import on_first_process
 from brainseg_jax.runs.run_folder import claim_run_folder, own_run_folder
 from brainseg_jax.runs.training_scans import write_training_scans
@@ -30,13 +30,14 @@ from brainseg_jax.training.step import Report
 from brainseg_jax.training.stopping import StopSignal
 
 
-def train(config: ConfigDict, workdir: Path, *, load: Callable[..., Cohort] = load_cohort) -> dict:
+def train(config: ConfigDict, workdir: Path, *, load: Callable[..., Cohort] = load_cohort, mlflow: str = "") -> dict:
     """Trains by the config, or goes on with it; the checkpoint it keeps (`train.keep`) is scored on the test patients.
 
     Args:
       config: of `default_config`, with overrides.
       workdir: the run folder; where it holds an unfinished run of this config, that run goes on.
       load: reads the prepared data, see `build_experiment`.
+      mlflow: a folder or the address of an MLflow server, which gets the same figures; empty: none.
 
     Returns:
       what `results.json` holds.
@@ -75,6 +76,8 @@ def train(config: ConfigDict, workdir: Path, *, load: Callable[..., Cohort] = lo
                 speaks=jax.process_index() == 0,
                 minutes=config.train.max_minutes,
                 spent_seconds=loop.seconds,
+                mlflow=mlflow,
+                config=config.to_dict(),
             )
         )
         journal.say(introduction(experiment, state, workdir))
@@ -111,7 +114,7 @@ def train(config: ConfigDict, workdir: Path, *, load: Callable[..., Cohort] = lo
                 raise _stopped(run, state)
         checkpoints.wait()
         results = _score(state, loop, run)
-        journal.say(conclusion(results, workdir))
+        journal.end_run(results, workdir)
         checkpoints.close()
     return results
 
