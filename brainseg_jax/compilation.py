@@ -20,7 +20,7 @@ def use_plain_numbers() -> None:
         if (found := getattr(jax.config, f"jax_{name}")) != value:
             logging.warning("JAX_%s=%s is not supported: %s is used", name.upper(), found, value)
             jax.config.update(f"jax_{name}", value)
-    if found := jax.config.jax_default_matmul_precision:
+    if found := jax.config.jax_default_matmul_precision:  # type: ignore[attr-defined]
         logging.warning("JAX_DEFAULT_MATMUL_PRECISION=%s has no effect: model.precision of the config decides", found)
 
 

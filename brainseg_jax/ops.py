@@ -120,7 +120,8 @@ def conv3x3(x: jax.Array, kernel: jax.Array, formulation: Formulation = "auto") 
     few = min(kernel.shape[2:]) < _MIN_CHANNELS
     if is_lax(formulation) or few or x.shape[1] % 4 or x.dtype != jnp.float32:
         return _plain_conv(x, kernel)
-    return _fast_conv3x3(x, kernel, jax.config.jax_default_matmul_precision)
+    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    return _fast_conv3x3(x, kernel, precision)
 
 
 def _plain_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
