@@ -157,7 +157,7 @@ def versions(_: Bench) -> Iterator[Row]:
 def torch(bench: Bench) -> Iterator[Row]:
     """The step in PyTorch, in a process of its own, before this one takes memory of the card."""
     scale = bench.scale
-    sizes = map(str, (scale.features, scale.pixels, scale.batch, *scale.repetitions))
+    sizes = map(str, (scale.features, scale.depth, scale.pixels, scale.batch, *scale.repetitions))
     command = [sys.executable, "-m", "benchmarks.gpu_torch", ",".join(bench.networks), *sizes]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         timer = _kill_after(process, bench.left)
@@ -495,7 +495,7 @@ def _time_step(network: str, numbers: str, batch: int, bench: Bench) -> Row:
     line += f", {bound / took:.0%} of the roofline" if bound else ", no roofline is known of this card"
     if theirs := bench.torch.get((network, numbers)):
         row["of_torch"] = batch / took / theirs
-        line += f", {row['of_torch']:.2f} of torch's images/s"
+        line += f", {row['of_torch']:.2f} of PyTorch's most images/s"
     return {**row, "line": line}
 
 

@@ -1,14 +1,16 @@
 """The training step in PyTorch for `benchmarks.gpu`: a process of its own, which prints a line of JSON a measurement.
 
-python -m benchmarks.gpu_torch NETWORKS FEATURES PIXELS BATCH BLOCKS STEPS
+python -m benchmarks.gpu_torch NETWORKS FEATURES DEPTH PIXELS BATCH BLOCKS STEPS
 """
 
 import contextlib
+import dataclasses
 import importlib.util
 import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
 
 from benchmarks.contestants import RATE, Work
 
@@ -16,32 +18,43 @@ NUMBERS = ("float32", "TF32", "bfloat16")
 
 
 def main(networks: str, *sizes: str) -> None:
-    """Eager PyTorch first, which compiles nothing; then `torch.compile`."""
-    features, pixels, batch, blocks, steps = map(int, sizes)
+    """Eager PyTorch first, which compiles nothing; then `torch.compile`; then larger batches while they fit."""
+    features, depth, pixels, batch, *repetitions = map(int, sizes)
     if not importlib.util.find_spec("torch"):
         return tell("PyTorch is not installed: no comparison with it", skipped=True)
     import torch
 
-    cuda = torch.cuda.is_available()
-    if not cuda:
+    if not torch.cuda.is_available():
         tell(f"PyTorch {torch.__version__} sees no GPU: it runs on the CPU, and float32 stands for TF32", cuda=False)
+    works = [Work(network, features, pixels, batch) for network in networks.split(",")]
     for compiled in (False, True):
-        for network in networks.split(","):
-            for numbers in NUMBERS if not compiled else NUMBERS[1:]:
-                way = "torch.compile" if compiled else "torch"
-                row = {"network": network, "numbers": numbers, "batch": batch, "library": f"{way} {torch.__version__}"}
-                try:
-                    run = make_step(Work(network, features, pixels, batch), numbers, compiled=compiled)
-                    took = seconds_of_a_step(run, blocks, steps)
-                except Exception as error:  # without a C++ compiler torch.compile does not run
-                    tell(f"{way}, {network}, {numbers}: does not run: {str(error).strip().splitlines()[-1]}", **row)
-                    continue
-                row |= {"ms": 1e3 * took, "images_per_second": batch / took}
-                words = ""
-                if cuda:
-                    row["gib"] = torch.cuda.max_memory_allocated() / 2**30
-                    words = f", {row['gib']:.1f} GiB"
-                tell(f"{way}, {network}, {numbers}, batch {batch}: {1e3 * took:.1f} ms{words}", **row)
+        for work in works:
+            for numbers in NUMBERS[compiled:]:
+                measure(work, depth, numbers, repetitions, compiled=compiled)
+    for work in works if torch.cuda.is_available() else ():
+        while measure(work, depth, "bfloat16", repetitions, compiled=False):
+            work = dataclasses.replace(work, batch=2 * work.batch)
+
+
+def measure(work: Work, depth: int, numbers: str, repetitions: list[int], *, compiled: bool) -> bool:
+    """Prints a row, and returns whether the work runs."""
+    import torch
+
+    way = "torch.compile" if compiled else "torch"
+    name = f"{way}, {work.network}, {numbers}, batch {work.batch}"
+    row = {"network": work.network, "numbers": numbers, "batch": work.batch, "library": f"{way} {torch.__version__}"}
+    try:
+        took = seconds_of_a_step(make_step(work, depth, numbers, compiled=compiled), *repetitions)
+    except Exception as error:  # too large; or torch.compile without a C++ compiler
+        tell(f"{name}: does not run: {(str(error).strip().splitlines() or [type(error).__name__])[0]}", **row)
+        return False
+    row |= {"ms": 1e3 * took, "images_per_second": work.batch / took}
+    words = ""
+    if torch.cuda.is_available():
+        row["gib"] = torch.cuda.max_memory_allocated() / 2**30
+        words = f", {row['gib']:.1f} GiB"
+    tell(f"{name}: {1e3 * took:.1f} ms, {work.batch / took:.0f} images/s{words}", **row)
+    return True
 
 
 def tell(line: str, **row: object) -> None:
@@ -49,7 +62,7 @@ def tell(line: str, **row: object) -> None:
     print(json.dumps({**row, "line": line}), flush=True)
 
 
-def make_step(work: Work, numbers: str, *, compiled: bool):
+def make_step(work: Work, depth: int, numbers: str, *, compiled: bool) -> Callable[[], None]:
     """A training step with channels last, and bfloat16 by autocast, as a function without arguments."""
     import torch
 
@@ -62,7 +75,7 @@ def make_step(work: Work, numbers: str, *, compiled: bool):
     if device == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    net = UNet(work.features, 4, attention=work.network == "attention_unet")
+    net = UNet(work.features, depth, attention=work.network == "attention_unet")
     net = net.to(device, memory_format=torch.channels_last).train()
     images, masks = (torch.from_numpy(array.transpose(0, 3, 1, 2).copy()).to(device) for array in work.data())
     images = images.contiguous(memory_format=torch.channels_last)
@@ -82,7 +95,7 @@ def make_step(work: Work, numbers: str, *, compiled: bool):
     return run
 
 
-def seconds_of_a_step(run, blocks: int, steps: int) -> float:
+def seconds_of_a_step(run: Callable[[], None], blocks: int, steps: int) -> float:
     """The median over blocks of steps, after three to warm up."""
     import torch
 

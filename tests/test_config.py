@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from brainseg_jax.config import _CHOICES, check_config, default_config
+from brainseg_jax.config import _CHOICES, check_config, default_config, idle_keys
 from brainseg_jax.data.normalization import METHODS
 from brainseg_jax.errors import InputError
 from brainseg_jax.models import DTYPES, MODELS, PRECISIONS
+from brainseg_jax.runs.run_folder import flatten
 from brainseg_jax.training.optimizer import OPTIMIZERS, SCHEDULES
+from experiments.studies import _changes_of_best
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 
@@ -37,6 +39,43 @@ def test_each_file_says_what_its_name_says(path):
 def test_best_runs_against_the_clock_where_cores_are_few():
     (best,) = [load(path) for path in CONFIGS if path.stem == "best"]
     assert [best(scale).train.max_minutes for scale in (None, "cpu", "quick")] == [0.0, 60.0, 0.0]
+
+
+def test_best_at_paper_scale_is_the_recipe_of_the_small_scale_on_whole_native_images():
+    (best,) = [load(path) for path in CONFIGS if path.stem == "best"]
+    paper, small = (flatten(best(scale).to_dict()) for scale in (None, "cpu"))
+    changed = {key: value for key, value in paper.items() if value != small[key] and not key.startswith("plan.")}
+    assert changed == {
+        "model.features": 64,
+        "data.image_size": 256,
+        "data.crop_size": 0,
+        "split.test": 0.1,
+        "optimizer.learning_rate": 7e-4,
+        "optimizer.ema_decay": 0.995,
+        "optimizer.warmup_epochs": 1.0,
+        "train.epochs": 50,
+        "train.batch_size": 32,
+        "train.max_minutes": 0.0,
+    }
+    assert (paper["optimizer.name"], paper["optimizer.schedule"], paper["train.keep"]) == ("adamw", "cosine", "last")
+    assert paper["augment.rotation"] == 20.0 and paper["augment.contrast"] == 0.1
+    assert idle_keys(best()) == []
+
+
+def test_the_studies_of_best_train_what_they_trained():
+    assert _changes_of_best("cpu") == {
+        "model.norm": "conv",
+        "loss.name": "dice_cross_entropy",
+        "augment.contrast": 0.1,
+        "augment.gamma": 0.1,
+        "data.by_patient": True,
+        "data.tumor_sampling": 0.7,
+        "data.area_power": 0.5,
+        "data.image_size": 192,
+        "data.crop_size": 128,
+        "train.keep": "last",
+        "eval.largest_component": True,
+    }
 
 
 def test_the_default_is_the_recipe_of_the_reproduced_project():

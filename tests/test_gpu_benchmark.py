@@ -149,5 +149,5 @@ def test_masks(bench, capsys):
 def test_without_pytorch(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.setattr(gpu_torch.importlib.util, "find_spec", lambda name: None)
-    gpu_torch.main("unet", "2", "32", "2", "1", "1")
+    gpu_torch.main("unet", "2", "2", "32", "2", "1", "1")
     assert json.loads(capsys.readouterr().out)["line"] == "PyTorch is not installed: no comparison with it"

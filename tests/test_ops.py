@@ -202,6 +202,13 @@ def test_the_switch_for_deterministic_kernels_is_of_gpus_alone(monkeypatch, back
     assert ops.compiler_options(deterministic=deterministic, network=False) == option
 
 
+def test_this_xla_knows_the_switch():
+    """All backends read their options into one list, so a CPU refuses a name that a GPU would."""
+    assert jax.jit(lambda: 1, compiler_options={"xla_gpu_deterministic_ops": True})() == 1
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        jax.jit(lambda: 1, compiler_options={"xla_gpu_deterministic_operators": True})()
+
+
 def test_what_holds_no_network_is_compiled_by_a_cpu_as_it_does_by_itself():
     assert ops.compiler_options() and ops.compiler_options(network=False) is None
 
