@@ -160,12 +160,8 @@ def config_page() -> str:
         lines += ["| key | default | meaning | accepted |", "| --- | --- | --- | --- |"]
         for key in keys:
             values = [_value(scale[key]) for scale in scales]
-            others = [
-                f"{name} {value}"
-                for name, value in zip(("`:cpu`", "`:quick`"), values[1:], strict=True)
-                if value != values[0]
-            ]
-            shown = ", ".join([values[0], *others])
+            named = zip(("`:cpu`", "`:quick`"), values[1:], strict=True)
+            shown = ", ".join([values[0], *(f"{name} {value}" for name, value in named if value != values[0])])
             used = module._USED.get(key)
             meaning = meanings[key] + (f". Has an effect only {used[0]}." if used else "")
             lines.append(f"| `{key}` | {shown} | {_cell(meaning)} | {_cell(_accepted(module, key))} |")
@@ -290,7 +286,8 @@ def _parts(markdown: str) -> Iterator[tuple[str, bool]]:
 def load_config(name: str) -> object:
     """The config that `--config=FILE:SCALE` names, of a file of the repository."""
     file, _, scale = name.partition(":")
-    spec = importlib.util.spec_from_file_location(f"docs_{Path(file).stem}", ROOT / file)
+    path = ROOT / file if "/" in file else ROOT / "configs" / file
+    spec = importlib.util.spec_from_file_location(f"docs_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.get_config(*([scale] if scale else []))
