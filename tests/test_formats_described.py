@@ -190,7 +190,7 @@ def test_a_format_is_changed_by_it(tmp_path):
     (tmp_path / "cohort.toml").write_text('stand_in = "flair"\nignore = 1')
     assert list_cohort(tmp_path).description.ignore == 1
     (tmp_path / "cohort.toml").write_text('stand_in = "dwi"')
-    assert "'dwi' is to replace missing channels and is none of t1, t2, flair" in faults(tmp_path)[-1]
+    assert "'dwi' cannot replace missing channels: it is none of t1, t2, flair" in faults(tmp_path)[-1]
 
 
 @pytest.mark.parametrize(
