@@ -182,7 +182,7 @@ def test_slices_of_other_programs(tmp_path):
         "P9": [(1, "001.png"), (2, "2.png")],
         "a": [(1, "a_1.tif")],
     }
-    assert "T1: images of pre-contrast by name" in fault and "add --sequences='flair=*T1*'" in fault
+    assert "T1: images named as pre-contrast" in fault and "add --sequences='flair=*T1*'" in fault
     assert passed_over == {"masks and earlier results": 2}
     assert found(tmp_path / "P9" / "T1", "flair=*T1*")[0] == {"T1": [(1, "001.png")]}
 

@@ -62,7 +62,7 @@ FAULTY = {
         lambda d: [png(d / "a_1.png", (8, 9, 3)), png(d / "a_2.png", (8, 8, 3))],
         "a_2.png: 8 x 8 x 3 pixels, but a_1.png has 8 x 9 x 3",
     ),
-    "RGBA": (lambda d: png(d / "a_1.png", (8, 8, 4)), r"a_1.png: transparent: alpha from \d+ to \d+, and what"),
+    "RGBA": (lambda d: png(d / "a_1.png", (8, 8, 4)), r"a_1.png: transparent: alpha from \d+ to \d+, so its"),
     "16 bits": (lambda d: png(d / "a_1.tif", (8, 8), np.uint16), "a_1.tif: 16 bits per value, but slices must have 8"),
     "number twice": (
         lambda d: [png(d / "a_1.png", (8, 8, 3)), png(d / "a_01.png", (8, 8, 3))],

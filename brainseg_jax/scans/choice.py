@@ -28,7 +28,7 @@ class Candidate:
     """
 
     label: str
-    where: str
+    location: str
     paths: tuple[Path, ...]
     sequence: str | None
     contrast: bool = False
