@@ -96,7 +96,7 @@ def read_series(folder: Path) -> SeriesScan:
 
 def notes_of(scan: SeriesScan) -> list[str]:
     """The notes, without those that any series of FLAIR alone has."""
-    usual = ("taken as FLAIR, which", "FLAIR: values")
+    usual = ("used as FLAIR; the", "FLAIR: values")
     return [note for note in scan.notes if not note.startswith(usual)]
 
 

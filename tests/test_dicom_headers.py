@@ -28,7 +28,7 @@ def series(folder, **texts):
         ({"PixelRepresentation": None}, "its header has no PixelRepresentation: 0 is assumed"),
         ({"BitsStored": None, "HighBit": None}, None),
         ({"RescaleSlope": ""}, None),
-        ({"RescaleSlope": "1,5"}, "RescaleSlope has decimal commas, which are read as points"),
+        ({"RescaleSlope": "1,5"}, "RescaleSlope has decimal commas; they are read as points"),
         ({"NumberOfFrames": ""}, None),
         ({"Modality": "mr"}, None),
         ({"SliceThickness": None}, None),
@@ -44,7 +44,7 @@ def test_what_can_be_read_is_read_with_a_note(tmp_path, texts, note):
 def test_decimal_commas_are_numbers(tmp_path):
     scan = read_series(series(tmp_path, PixelSpacing="0,5\\1,25"))
     assert scan.spacing == (5.0, 0.5, 1.25)
-    assert notes_of(scan) == ["PixelSpacing has decimal commas, which are read as points"]
+    assert notes_of(scan) == ["PixelSpacing has decimal commas; they are read as points"]
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_decimal_commas_are_numbers(tmp_path):
         ({"ImagePositionPatient": "N/A"}, "ImagePositionPatient is 'N/A' and should be 3 numbers"),
         ({"ImagePositionPatient": "nan\\0\\0"}, "ImagePositionPatient is 'nan"),
         ({"ImageOrientationPatient": "1\\0\\0\\0\\1"}, r"ImageOrientationPatient is '1\\0.* should be 6 numbers"),
-        ({"ImageOrientationPatient": "1\\0\\0\\1\\0\\0"}, "ImageOrientationPatient is .* no two directions at a right"),
+        ({"ImageOrientationPatient": "1\\0\\0\\1\\0\\0"}, "ImageOrientationPatient is .* not two perpendicular unit"),
         ({"NumberOfFrames": "abc"}, "NumberOfFrames is 'abc' and should be a number"),
         ({"RescaleSlope": "x"}, "RescaleSlope is 'x' and should be a number"),
         ({"RescaleSlope": "0"}, "RescaleSlope is 0"),
@@ -77,7 +77,7 @@ def test_slices_that_no_number_tells_apart_are_counted_by_place(tmp_path, number
     scan = read_series(series(tmp_path, InstanceNumber=number))
     assert scan.numbers == (1, 2, 3, 4, 5, 6)
     (note,) = notes_of(scan)
-    assert note.startswith("its InstanceNumbers do not tell its images apart: slices are counted from 1")
+    assert note.startswith("its InstanceNumbers are missing or not unique: slices are counted from 1")
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_padding_is_background(tmp_path, padding, limit, signed):
     )
     assert (scan.voxels[:, 8:, :8] == 0).all()
     np.testing.assert_array_equal(scan.voxels, plain.voxels)
-    assert notes_of(scan) == ["25.0% of its voxels are padding, and are taken as background"]
+    assert notes_of(scan) == ["25.0% of its voxels are padding and count as background"]
 
 
 def test_inverted_gray_values_are_turned_back(tmp_path):
@@ -118,7 +118,7 @@ def test_inverted_gray_values_are_turned_back(tmp_path):
 
     scan, plain = read_series(write_series(tmp_path / "in", x, change=change)), write_series(tmp_path / "plain", x)
     np.testing.assert_array_equal(scan.voxels, read_series(plain).voxels)
-    assert notes_of(scan) == ["its gray values are inverted (MONOCHROME1), and are turned back"]
+    assert notes_of(scan) == ["its gray values are inverted (MONOCHROME1), and are inverted back"]
 
 
 def test_a_file_without_pixels_is_left_out_with_a_note_and_named_where_slices_are_missing(tmp_path):
@@ -127,14 +127,14 @@ def test_a_file_without_pixels_is_left_out_with_a_note_and_named_where_slices_ar
     del report.PixelData
     report.save_as(folder / "report.dcm")
     assert notes_of(read_series(folder)) == [
-        "report.dcm left out: no PixelData in it, so it is no slice of a series; take it out"
+        "report.dcm left out: no PixelData in it, so it is not a slice of a series; remove it"
     ]
     (folder / "0145.dcm").unlink()
-    with pytest.raises(InputError, match=r"a gap in the series: from .*\(report.dcm left out"):
+    with pytest.raises(InputError, match=r"a gap in the series: .*\(report.dcm left out"):
         read_series(folder)
 
 
 def test_a_file_that_is_there_twice_is_used_once(tmp_path):
     folder = series(tmp_path)
     (folder / "copy.dcm").write_bytes((folder / "0577.dcm").read_bytes())
-    assert notes_of(read_series(folder)) == ["1 files are there twice, and are used once"]
+    assert notes_of(read_series(folder)) == ["1 files are copies of others, and are ignored"]

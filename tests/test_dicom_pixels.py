@@ -89,7 +89,7 @@ def test_without_the_decoder_the_syntax_and_the_command_are_said(tmp_path, monke
 
 
 def test_an_unknown_syntax_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"0577.dcm: its pixels are stored as MPEG.*100\), which is not read; write"):
+    with pytest.raises(InputError, match=r"0577.dcm: its pixels are stored as MPEG.*100\), which is not supported"):
         read_series(compressed(tmp_path / "in", JPEG + "100", lossless))
 
 
@@ -139,9 +139,9 @@ def test_a_deflated_series_is_read_and_one_of_more_than_it_declares_is_not_unpac
 @pytest.mark.parametrize(
     ("tags", "words"),
     [
-        ({"Rows": 65535, "Columns": 65535}, r"its header declares 1 x 65535 x 65535 pixels, more than are read"),
-        ({"Rows": 4096, "Columns": 4096}, r"512 bytes of pixels, and its header declares 33554432: it is cut short"),
-        ({"BitsAllocated": 1}, "BitsAllocated 1, and a scan has 8, 16 or 32"),
+        ({"Rows": 65535, "Columns": 65535}, r"declares 1 x 65535 x 65535 pixels, more than the limit of 268435456"),
+        ({"Rows": 4096, "Columns": 4096}, r"512 bytes of pixels, but its header declares 33554432, so the file"),
+        ({"BitsAllocated": 1}, "BitsAllocated 1, but a scan has 8, 16 or 32"),
     ],
 )
 def test_declared_sizes_are_bounded_before_anything_is_decoded(tmp_path, tags, words):
@@ -151,9 +151,7 @@ def test_declared_sizes_are_bounded_before_anything_is_decoded(tmp_path, tags, w
 
 def test_a_compressed_frame_of_another_size_is_not_decoded(tmp_path):
     large = lambda x: lossless(np.zeros((400, 400), np.uint16))
-    words = (
-        r"frame 1 is compressed as \(400, 400, 1\) rows, columns and channels, and its header declares \(16, 16, 1\)"
-    )
+    words = r"frame 1 has \(400, 400, 1\) rows, columns and channels, but its header declares \(16, 16, 1\)"
     assert peak_of_refusal(compressed(tmp_path / "in", JPEG + "70", large), words) < 2**25
     words = "frame 1 has .* bytes, more than its pixels"
     noise = lambda x: lossless(np.random.default_rng(0).integers(0, 65536, (300, 300)).astype(np.uint16))

@@ -30,9 +30,9 @@ def found(folder, sequences=""):
         if isinstance(source, Refused):
             faults.append(source.fault)
         elif isinstance(source, SliceSource):
-            cases[source.name] = [(number, path.name) for number, path in source.found]
+            cases[source.name] = [(number, path.name) for number, path in source.files]
         else:
-            cases[source.name] = {key: path.name for key, (path,) in source.found.items()}
+            cases[source.name] = {key: path.name for key, (path,) in source.files.items()}
         notes |= {source.name: source.notes} if source.notes else {}
     return cases, notes, faults, {reason: len(paths) for reason, paths in result.passed_over.items()}
 
@@ -115,7 +115,7 @@ def test_patients_are_not_put_together(tmp_path):
 def test_alone_they_are_refused_with_the_remedy(tmp_path, name):
     touch(tmp_path, f"{name}.nii.gz")
     cases, _, (fault,), _ = found(tmp_path / f"{name}.nii.gz")
-    assert not cases and f"{name}.nii.gz" in fault and "say by hand which is which" in fault and "--sequences=" in fault
+    assert not cases and f"{name}.nii.gz" in fault and "assign them by hand" in fault and "--sequences=" in fault
 
 
 @pytest.mark.parametrize("name", ["P1_SWI", "P1_ADC", "P1_bias", "P1_T2w", "P1_seg"])
@@ -182,7 +182,7 @@ def test_slices_of_other_programs(tmp_path):
         "P9": [(1, "001.png"), (2, "2.png")],
         "a": [(1, "a_1.tif")],
     }
-    assert "T1: images of pre-contrast by name" in fault and "add --sequences='flair=*T1*'" in fault
+    assert "T1: images named as pre-contrast" in fault and "add --sequences='flair=*T1*'" in fault
     assert passed_over == {"masks and earlier results": 2}
     assert found(tmp_path / "P9" / "T1", "flair=*T1*")[0] == {"T1": [(1, "001.png")]}
 
@@ -198,7 +198,7 @@ def test_links_are_followed_each_folder_once(tmp_path):
     cases, _, faults, passed_over = found(tmp_path / "in")
     assert cases["P1"] == {FLAIR: "P1_flair.nii", PRE: "P1_t1.nii"} and not faults
     assert cases["P2"] == {ALL: "P2.nii"} and cases["P3"] == {ALL: "P3.nii"} and len(cases) == 3
-    assert passed_over == {walk._LINKED_AGAIN: 2, "a link that leads nowhere": 1}
+    assert passed_over == {walk._LINKED_AGAIN: 2, "a broken link": 1}
 
 
 def test_all_that_is_passed_over_is_listed_with_a_reason(tmp_path, monkeypatch):
@@ -219,11 +219,11 @@ def test_all_that_is_passed_over_is_listed_with_a_reason(tmp_path, monkeypatch):
         "P1    -             P1.nii *  -",
         "(-: FLAIR replaces it; *: FLAIR, or all three as colors or along a fourth axis)",
         "Passed over:",
-        "  1 x a directory of DICOM files, which are read themselves: DICOMDIR",
-        "  11 x a format that is not read; convert scans to NIfTI (.nii.gz): x.jpg, x.nrrd, x0.mha, ...",
+        "  1 x an index of DICOM files; the files themselves are read: DICOMDIR",
+        "  11 x an unsupported format; convert scans to NIfTI (.nii.gz): x.jpg, x.nrrd, x0.mha, ...",
         "  1 x cannot be read (Permission denied): closed",
-        "  2 x hidden, or left behind by an operating system: .hidden, Thumbs.db",
-        "  2 x no scan by its name: P1.json, notes.txt",
+        "  2 x a hidden or system file: .hidden, Thumbs.db",
+        "  2 x not a scan by its name: P1.json, notes.txt",
         "  1 x not a regular file: pipe.nii",
     ]
 

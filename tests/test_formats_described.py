@@ -60,12 +60,12 @@ def test_faults_of_described_files(root):
     assert faults(root) == [
         "P1a/T1_mprage.nii.gz: a second T1 of P1a, beside P1a/T1_again.nii.gz; give a longer pattern in cohort.toml",
         "cohort.toml: patient = '(P[0-9]+)[a-z]' does not fit the case x; give a pattern that fits the whole name of "
-        "every case, with the part in parentheses",
+        "every case, with parentheses around the patient",
         "cohort.toml: group = 'P[0-9]+([a-z])' does not fit the case x; give a pattern that fits the whole name of "
-        "every case, with the part in parentheses",
-        "P3a/roi_P3a.nii.gz: a label without image; add the image of case P3a, or take the label away",
-        "x/fl_x.nii.gz: an image without label; add x/roi_x.nii.gz, or take the image away",
-        "P4a: no FLAIR, which is to replace missing channels; add its file",
+        "every case, with parentheses around the patient",
+        "P3a/roi_P3a.nii.gz: a label without image; add the image of case P3a, or remove the label",
+        "x/fl_x.nii.gz: an image without label; add x/roi_x.nii.gz, or remove the image",
+        "P4a: no FLAIR, which replaces missing channels; add its file",
     ]
 
 
@@ -104,8 +104,8 @@ def test_keys_without_effect(tmp_path):
     touch(tmp_path, "a_flair.nii.gz", "a_seg.nii.gz")
     (tmp_path / "cohort.toml").write_text('labels = "*_seg.nii.gz"\nslices = false')
     assert faults(tmp_path) == [
-        "cohort.toml: labels has an effect in BIDS and beside patterns for channels only; remove it",
-        "cohort.toml: slices has an effect on pairs of image and mask only; remove it",
+        "cohort.toml: labels has an effect only in BIDS and with patterns for channels; remove it",
+        "cohort.toml: slices has an effect only on pairs of image and mask; remove it",
     ]
 
 
@@ -113,7 +113,7 @@ def test_a_column_without_a_table(tmp_path):
     pairs(tmp_path, "a", "b")
     (tmp_path / "cohort.toml").write_text('patient_column = "subject"')
     assert faults(tmp_path) == [
-        "cohort.toml names columns of patients.csv, and there is no such file in the folder; add the table, or remove "
+        "cohort.toml names columns of patients.csv, but the folder has no such file; add the table, or remove "
         "patient_column and group_column"
     ]
 
@@ -176,7 +176,7 @@ def test_a_format_is_changed_by_it(tmp_path):
     names = [f"{case}_{name}.nii.gz" for case in ("P1", "P2") for name in ("flair", "t1", "t2", "seg")]
     touch(tmp_path, *names)
     (tmp_path / "P2_t1.nii.gz").unlink()
-    assert "P2: no t1 (there is: flair = P2_flair.nii.gz, t2 = P2_t2.nii.gz)" in faults(tmp_path)[0]
+    assert "P2: no t1 (present: flair = P2_flair.nii.gz, t2 = P2_t2.nii.gz)" in faults(tmp_path)[0]
     (tmp_path / "cohort.toml").write_text('channels = ["t2", "flair"]\n[targets]\nlesion = [1]')
     listing = list_cohort(tmp_path)
     assert listing.description.channels == ("t2", "flair") and listing.targets_known
@@ -186,11 +186,11 @@ def test_a_format_is_changed_by_it(tmp_path):
     (tmp_path / "cohort.toml").write_text('stand_in = "flair"')
     assert list_cohort(tmp_path).description.stand_in == "flair"
     (tmp_path / "cohort.toml").write_text('channels = ["dwi"]')
-    assert "cohort.toml: no channel dwi in the folder (there is: t1, t2, flair)" in faults(tmp_path)[0]
+    assert "cohort.toml: no channel dwi in the folder (present: t1, t2, flair)" in faults(tmp_path)[0]
     (tmp_path / "cohort.toml").write_text('stand_in = "flair"\nignore = 1')
     assert list_cohort(tmp_path).description.ignore == 1
     (tmp_path / "cohort.toml").write_text('stand_in = "dwi"')
-    assert "'dwi' is to replace missing channels and is none of t1, t2, flair" in faults(tmp_path)[-1]
+    assert "'dwi' cannot replace missing channels: it is none of t1, t2, flair" in faults(tmp_path)[-1]
 
 
 @pytest.mark.parametrize(
@@ -213,8 +213,8 @@ def test_a_format_is_changed_by_it(tmp_path):
         ("[targets]\ntumor = []", ["targets: tumor = []"]),
         ("[targets]\ntumor = ['1']", ["targets: tumor = ['1']"]),
         ("[targets]\ntumor = [256]", ["targets: tumor = [256]"]),
-        ("patient = 'P[0-9]+'", ["has no part in parentheses, which is the patient"]),
-        ("patient = '('", ["'(' is no regular expression"]),
+        ("patient = 'P[0-9]+'", ["has no parentheses; put them around the patient"]),
+        ("patient = '('", ["'(' is not a valid regular expression"]),
         ("group = '(.)'\ngroup_column = 'site'", ["group and group_column: keep one"]),
     ],
 )
@@ -256,7 +256,7 @@ def test_faults_of_patients_csv(tmp_path):
         "patients.csv: no line for case d; add one",
     ]
     table.write_text("name,patient\na,P1\n")
-    assert "patients.csv: no column case (there is: name, patient)" in faults(tmp_path)[0]
+    assert "patients.csv: no column case (present: name, patient)" in faults(tmp_path)[0]
     table.write_bytes(b"\xff\xfe")
     assert "patients.csv: not readable as a table" in faults(tmp_path)[0]
 
@@ -273,9 +273,9 @@ def test_folders_that_are_no_cohort(tmp_path):
 def test_folders_that_fit_two_formats(tmp_path):
     write_json(tmp_path / "one", {})
     touch(tmp_path / "one", "sub-01/anat/sub-01_T1w.nii.gz")
-    assert_refused(tmp_path / "one", "dataset.json or imagesTr as of nnU-Net, and sub-*/anat as of BIDS")
+    assert_refused(tmp_path / "one", "both nnU-Net (dataset.json or imagesTr) and BIDS (sub-*/anat)")
     touch(tmp_path / "two", "a_flair.nii.gz", "a_seg.nii.gz", "b.nii.gz", "b_mask.nii.gz")
-    assert_refused(tmp_path / "two", "some names tell a sequence (a_flair.nii.gz), others do not (b.nii.gz)")
+    assert_refused(tmp_path / "two", "some names end in a sequence (a_flair.nii.gz), others do not (b.nii.gz)")
     touch(tmp_path / "three", "a_flair.nii.gz", "a_seg.nii.gz", "b.png", "b_mask.png")
     assert_refused(tmp_path / "three", "volumes (a_flair.nii.gz) and 2-D masks (b_mask.png)")
     touch(tmp_path / "four", "a.nii.gz", "a_mask.nii.gz", "b.png", "b_mask.png")
@@ -284,11 +284,11 @@ def test_folders_that_fit_two_formats(tmp_path):
 
 def test_a_cohort_further_below(tmp_path):
     write_json(touch(tmp_path, "raw/Dataset1/imagesTr/a_0000.nii.gz") / "raw/Dataset1", {})
-    assert_refused(tmp_path, f"dataset.json lies in {tmp_path / 'raw/Dataset1'}; give that folder")
+    assert_refused(tmp_path, f"dataset.json is in {tmp_path / 'raw/Dataset1'}; give that folder")
     touch(tmp_path / "more", "study/sub-1/anat/sub-1_T1w.nii.gz")
     within = pairs(tmp_path / "more/study/sub-1/anat/pairs", "a")
     assert list_cohort(within).kind == "pairs of image and mask"
-    assert_refused(tmp_path / "more", f"a cohort in BIDS lies in {tmp_path / 'more/study'}; give that folder")
+    assert_refused(tmp_path / "more", f"a BIDS cohort is in {tmp_path / 'more/study'}; give that folder")
 
 
 def assert_refused(root, *words):
@@ -300,9 +300,7 @@ def assert_refused(root, *words):
 def test_an_ignored_label_among_the_targets(tmp_path):
     pairs(tmp_path, "a", "b")
     (tmp_path / "cohort.toml").write_text("[targets]\ntumor = 1\nignore = 2")
-    assert "ignore = [2]; a label whose voxels do not count is no target: write `ignore = LABEL` above" in refusal(
-        tmp_path
-    )
+    assert "ignore = [2]; an ignored label is not a target: write `ignore = LABEL` above" in refusal(tmp_path)
 
 
 def test_regions_of_one_s_own_take_the_place_of_those_of_brats(tmp_path):

@@ -92,7 +92,7 @@ def test_a_color_image_of_nnunet_holds_all_channels(tmp_path):
     for name, pixels in (("img-1", np.zeros((4, 4, 3), np.uint8)), ("img-2", np.zeros((4, 4), np.uint8))):
         Image.fromarray(pixels).save(tmp_path / f"{name}_0000.png")
     assert cases(tmp_path, colors, "img-1_0000.png") == [("img-1", {ALL: ((1, "img-1_0000.png"),)})]
-    with pytest.raises(InputError, match=r"img-2: no G \(there is: R = img-2_0000.png\)"):
+    with pytest.raises(InputError, match=r"img-2: no G \(present: R = img-2_0000.png\)"):
         list_images(tmp_path, colors)
 
 
@@ -126,7 +126,7 @@ def test_a_missing_channel_may_be_replaced(tmp_path):
     touch(tmp_path, "a_flair.nii.gz")
     listing = list_images(tmp_path, Description(("T1", "FLAIR"), TWO.targets, stand_in="FLAIR"))
     assert listing.notes == ("1 of 1 cases have no T1: FLAIR replaces it",)
-    with pytest.raises(InputError, match=r"a: no T1 \(there is: FLAIR = a_flair\.nii\.gz\); add its file$"):
+    with pytest.raises(InputError, match=r"a: no T1 \(present: FLAIR = a_flair\.nii\.gz\); add its file$"):
         list_images(tmp_path, TWO)
 
 
@@ -138,7 +138,7 @@ def test_a_missing_channel_may_be_replaced(tmp_path):
         (
             ["a_0000.nii.gz", "a_0001.nii.gz"],
             MRI,
-            r"a_0001\.nii\.gz: its number is beyond the channels of the network \(MRI\)",
+            r"a_0001\.nii\.gz: its number is too large for the channels of the network \(MRI\)",
         ),
         (["a.nii.gz", "a.nii"], MRI, "a second file of this name"),
         (["a_1.png", "a_3.png"], IMAGE, "1 of the slices 1 to 3 are missing, number 2 first"),

@@ -16,9 +16,7 @@ V2 = {
 OLDER = {"modality": TWO_CHANNELS, "labels": {"0": "background", "1": "core", "2": "edema"}, "numTraining": 2}
 FILES = [f"imagesTr/{case}_{number:04d}.nii.gz" for case in ("b", "a") for number in (0, 1)]
 FILES += ["labelsTr/a.nii.gz", "labelsTr/b.nii.gz"]
-EACH = (
-    "each case counts as a patient of its own; where a patient has several, add patients.csv with the columns case and "
-)
+EACH = "each case counts as a separate patient; if a patient has several, add patients.csv with the columns case and "
 EACH += "patient"
 CORE_EDEMA = (Target("core", (1,)), Target("edema", (2,)))
 REGIONS = {"background": 0, "whole": [1, 2], "core": 1}
@@ -67,7 +65,7 @@ def test_labels_the_other_way_round_are_understood_and_noted(root, turned):
     write_json(root, {**turned, "labels": other["labels"]})
     listing = list_cohort(root)
     assert listing.description.targets == CORE_EDEMA
-    assert any("the other way round" in note for note in listing.notes)
+    assert any("which is unusual" in note for note in listing.notes)
 
 
 def test_values_in_quotes_and_order_without_regions(root):
@@ -99,8 +97,8 @@ def test_any_value_can_be_ignored(root, ignore):
         ({"file_ending": ".png"}, ["file_ending is '.png', but the files end in .nii.gz"]),
         ({"labels": {"background": 0, "core": 1, "edema": 3}}, ["label values 1, 3 are not consecutive"]),
         ({"labels": {"core": 1, "edema": 2}}, ['no background; add "background": 0']),
-        ({"labels": {"background": 0}}, ["nothing but the background"]),
-        ({"labels": {"background": [0, 1], "edema": 2}}, ["holds 0, the background, and others", "not consecutive"]),
+        ({"labels": {"background": 0}}, ["name only the background"]),
+        ({"labels": {"background": [0, 1], "edema": 2}}, ["contains 0, the background, and others", "not consecutive"]),
         ({"labels": REGIONS}, ["regions_class_order is missing", "each of whole, core"]),
         ({"labels": REGIONS, "regions_class_order": [2]}, ["regions_class_order is [2]; give 2 values"]),
         ({"labels": REGIONS, "regions_class_order": [2, 7]}, ["out of 1, 2"]),
@@ -116,11 +114,11 @@ def test_any_value_can_be_ignored(root, ignore):
         ({"labels": None}, ["labels is missing"]),
         ({"labels": ["background", "core"]}, ['labels is ["background", "core"]; give an object']),
         ({"channel_names": {"0": "T1"}}, ["a_0001.nii.gz: beyond the 1 channels", "b_0001.nii.gz"]),
-        ({"channel_names": {**TWO_CHANNELS, "2": "T2"}}, ["a: no T2 (there is: T1 =", "b: no T2"]),
+        ({"channel_names": {**TWO_CHANNELS, "2": "T2"}}, ["a: no T2 (present: T1 =", "b: no T2"]),
         ({"channel_names": {"1": "T1", "2": "FLAIR"}}, ["number the channels from 0 without a gap"]),
         ({"channel_names": {"0": "T1", "1": 2}}, ['channel_names is {"0": "T1", "1": 2}; name the channels']),
         ({"channel_names": []}, ["channel_names is []; name the channels"]),
-        ({"dataset": {}}, ["under the key 'dataset', which is not read"]),
+        ({"dataset": {}}, ["the key 'dataset' with a list of files is not supported"]),
     ],
 )
 def test_json_that_contradicts_itself_or_the_files(root, change, words):
@@ -151,13 +149,13 @@ def test_all_faults_of_files_at_once(root):
     touch(root, "labelsTr/A.nii.gz", "imagesTr/a_0000.nii")
     write_json(root, {**V2, "numTraining": 3})
     assert faults(root) == [
-        "imagesTr/a_0000.nii: does not end in '.nii.gz', the file_ending of dataset.json; save it so, or take it away",
-        "imagesTr/d.nii.gz: no number of a channel in its name; call it d_0000.nii.gz, or take it away",
-        "imagesTr/a_0000.nii.gz: an image without label; add labelsTr/a.nii.gz, or take the image away",
-        "labelsTr/c.nii.gz: a label without image; add the image of case c, or take the label away",
-        "b: no FLAIR (there is: T1 = imagesTr/b_0000.nii.gz); add its file, or write into cohort.toml which "
-        "channel replaces it, as in stand_in = 'T1', or which channels to use, as in channels = ['T1']",
-        "A: a case 2 times (A, a; upper and lower case count as the same); keep one, or give the others another name",
+        "imagesTr/a_0000.nii: does not end in '.nii.gz', the file_ending of dataset.json; convert it, or remove it",
+        "imagesTr/d.nii.gz: no channel number in its name; rename it to d_0000.nii.gz, or remove it",
+        "imagesTr/a_0000.nii.gz: an image without label; add labelsTr/a.nii.gz, or remove the image",
+        "labelsTr/c.nii.gz: a label without image; add the image of case c, or remove the label",
+        "b: no FLAIR (present: T1 = imagesTr/b_0000.nii.gz); add its file, or set in cohort.toml the "
+        "channel that replaces it, as in stand_in = 'T1', or the channels to use, as in channels = ['T1']",
+        "A: 2 cases of one name (A, a; letter case does not count); keep one, or rename the others",
     ]
 
 
@@ -165,15 +163,13 @@ def test_one_file_for_two_channels(root):
     (root / "imagesTr/a_0001.nii.gz").unlink()
     (root / "imagesTr/a_0001.nii.gz").symlink_to("a_0000.nii.gz")
     (line,) = faults(root)
-    assert line == "imagesTr/a_0001.nii.gz: the same file is T1 of a and FLAIR of a; give each its own file"
+    assert line == "imagesTr/a_0001.nii.gz: the same file is T1 of a and FLAIR of a; give two files"
 
 
 def test_one_file_for_image_and_label(task):
     (task / "labelsTr/a.nii.gz").unlink()
     (task / "labelsTr/a.nii.gz").symlink_to("../imagesTr/a.nii.gz")
-    assert faults(task) == [
-        "labelsTr/a.nii.gz: the same file is all channels of a and labels of a; give each its own file"
-    ]
+    assert faults(task) == ["labelsTr/a.nii.gz: the same file is all channels of a and labels of a; give two files"]
 
 
 def test_folders_or_json_missing(tmp_path):
@@ -234,7 +230,7 @@ def test_files_decide_between_msd_and_nnunet(root, task):
     write_json(task, V2)
     listing = list_cohort(task)
     assert listing.kind == "Medical Segmentation Decathlon" and listing.description.targets == CORE_EDEMA
-    assert "no list 'training'" in " ".join(listing.notes) and "the other way round" in " ".join(listing.notes)
+    assert "no list 'training'" in " ".join(listing.notes) and "which is unusual" in " ".join(listing.notes)
     for case in "ab":  # a case that ends in four digits is no channel, as its label has them too
         for folder in ("imagesTr", "labelsTr"):
             (task / folder / f"{case}.nii.gz").rename(task / folder / f"{case}_0007.nii.gz")
@@ -244,9 +240,10 @@ def test_files_decide_between_msd_and_nnunet(root, task):
 def test_json_decides_where_as_many_files_have_a_number_as_have_none(task):
     (task / "imagesTr/a.nii.gz").rename(task / "imagesTr/a_0000.nii.gz")
     write_json(task, {**V2, "channel_names": {"0": "T1"}})
-    assert faults(task)[0].startswith("imagesTr/b.nii.gz: no number of a channel in its name; call it b_0000.nii.gz")
+    assert faults(task)[0].startswith("imagesTr/b.nii.gz: no channel number in its name; rename it to b_0000.nii.gz")
     write_json(task, MSD)
-    assert "imagesTr/a_0000.nii.gz: not in the list 'training' of dataset.json; add it, or take it away" in faults(task)
+    line = "imagesTr/a_0000.nii.gz: not in the list 'training' of dataset.json; add it, or remove the file"
+    assert line in faults(task)
 
 
 def test_faults_of_msd(task):
@@ -256,17 +253,17 @@ def test_faults_of_msd(task):
     training.append({"image": "../elsewhere/d.nii.gz", "label": "/e.nii.gz"})
     write_json(task, {**MSD, "training": training})
     assert faults(task) == [
-        "dataset.json: numTraining is 2, but the list 'training' has 5 cases; restore what is missing, or correct the "
+        "dataset.json: numTraining is 2, but the list 'training' has 5 cases; restore missing files, or correct the "
         "number",
-        "dataset.json: training names labelsTr/b.nii.gz, and there is no such file; restore it, or remove the entry",
-        "dataset.json: imagesTr/a.nii.gz stands in training twice; keep one entry",
-        "dataset.json: entry 3 of training names no image and label; complete or remove it",
+        "dataset.json: training names labelsTr/b.nii.gz, but the file does not exist; restore it, or remove the entry",
+        "dataset.json: imagesTr/a.nii.gz is in training twice; keep one entry",
+        "dataset.json: entry 3 of training lacks image or label; complete or remove it",
         "dataset.json: training names '../elsewhere/d.nii.gz', outside of this folder; give paths within it",
         "dataset.json: training names '/e.nii.gz', outside of this folder; give paths within it",
-        "imagesTr/c.nii.gz: not in the list 'training' of dataset.json; add it, or take it away",
+        "imagesTr/c.nii.gz: not in the list 'training' of dataset.json; add it, or remove the file",
     ]
 
 
 def test_a_file_ending_that_is_not_read(root):
     write_json(root, {**V2, "file_ending": ".nrrd"})
-    assert any("file_ending is '.nrrd', which is not read; convert the files to NIfTI" in f for f in faults(root))
+    assert any("file_ending is '.nrrd', which is not supported; convert the files to NIfTI" in f for f in faults(root))

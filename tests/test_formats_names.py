@@ -77,8 +77,8 @@ def test_other_cases_with_files_of_sequences(tmp_path):
     ]
     assert listing.description.channels == ("t1", "flair")
     assert not listing.targets_known and listing.description.targets == (Target("foreground", (1,)),)
-    assert listing.notes[0].startswith("each case counts as a patient of its own")
-    assert any("label values decide" in note for note in listing.notes)
+    assert listing.notes[0].startswith("each case counts as a separate patient")
+    assert any("the label values do" in note for note in listing.notes)
 
 
 def test_faults_of_sequence_files(tmp_path):
@@ -92,7 +92,7 @@ def test_faults_of_sequence_files(tmp_path):
     assert f"more/BraTS-GLI-00001-000-t2f.nii.gz: a second t2f of BraTS-GLI-00001-000, beside {first}" in lines
     assert f"flair (BraTS20_Training_001_flair.nii.gz), t2f ({first}): spellings of one sequence" in lines
     assert "label 4 where later years" in lines
-    assert "BraTS-GLI-00002-000: no t1c (there is: " in lines
+    assert "BraTS-GLI-00002-000: no t1c (present: " in lines
     assert "x-seg.nii.gz: a label without image" in lines
 
 
@@ -162,7 +162,7 @@ def test_faults_of_pairs(tmp_path):
     names = [f"a_{n}{mark}.png" for n in (1, 2, 5) for mark in ("", "_mask")]
     touch(tmp_path, *names, "a_6.png", "a_7_mask.png", "b_1_mask.png", "c_1.png", "images/c_1.png", "c_01.png")
     lines = "\n".join(faults(tmp_path))
-    assert "a: 2 of the slices 1 to 6 are missing, number 3 first (there is: a_1.png)" in lines
+    assert "a: 2 of the slices 1 to 6 are missing, number 3 first (present: a_1.png)" in lines
     assert "a_6.png: an image without label; add its label" in lines
     assert "a_7_mask.png: a label without image; add its image" in lines
     assert "b_1_mask.png: a label without image; add the image of case b" in lines
@@ -189,7 +189,7 @@ def test_a_volume_and_slices(tmp_path):
 def test_cases_that_can_be_of_one_patient_are_noted(tmp_path, names, alike):
     touch(tmp_path, *(f"{name}{mark}.nii.gz" for name in names for mark in ("", "_mask")))
     note, _ = list_cohort(tmp_path).notes
-    assert note.startswith("each case counts as a patient of its own; where a patient has several, add patients.csv")
+    assert note.startswith("each case counts as a separate patient; if a patient has several, add patients.csv")
     assert note.endswith(f"; {alike}, for example, look like scans of one patient" if alike else "and patient")
 
 
@@ -260,7 +260,7 @@ def test_faults_of_bids(tmp_path):
     touch(tmp_path, "derivatives/hand/sub-04/anat/sub-04_label-lesion_mask.nii.gz")
     lines = "\n".join(faults(tmp_path))
     assert "sub-02/anat/sub-02_run-2_FLAIR.nii.gz: a second FLAIR of sub-02, beside sub-02_FLAIR.nii.gz" in lines
-    assert "sub-03: no T1w (there is: FLAIR = sub-03/anat/sub-03_FLAIR.nii.gz)" in lines
+    assert "sub-03: no T1w (present: FLAIR = sub-03/anat/sub-03_FLAIR.nii.gz)" in lines
     assert "sub-03/anat/sub-03_FLAIR.nii.gz: an image without label; add a *_dseg.nii.gz in derivatives" in lines
     assert "sub-04_label-lesion_mask.nii.gz: a label without image; add the image of case sub-04" in lines
 
@@ -301,7 +301,7 @@ def test_ignored_value_is_no_target():
     ("values", "words"),
     [
         ({0}, "every label map is empty"),
-        ({0, 1, 255}, "255 beside others"),
+        ({0, 1, 255}, "255 among others"),
         ({0, -1}, "label values -1; give whole numbers"),
         ({0, 300}, "label values 300"),
         (range(18), "17 label values"),

@@ -56,11 +56,11 @@ def transparent_palette(path):
 @pytest.mark.parametrize(
     ("save", "words"),
     [
-        (lambda p: Image.fromarray(np.dstack([COLOR, alpha(255) - (GRAY == 7)])).save(p), "alpha from 254 to 255, and"),
-        (lambda p: with_alpha(0).save(p), "transparent: alpha from 0 to 0, an"),
-        (transparent_palette, "transparent: alpha from 0 to 255, and what lies behind it is not known; save it"),
-        (lambda p: Image.fromarray(GRAY.astype(np.uint16)).save(p), "16 bits a value; slices are read as 8 bits"),
-        (lambda p: Image.new("1", (4097, 4096)).save(p), "4097 x 4096 pixels; no more than 16 million are read"),
+        (lambda p: Image.fromarray(np.dstack([COLOR, alpha(255) - (GRAY == 7)])).save(p), "alpha from 254 to 255, so"),
+        (lambda p: with_alpha(0).save(p), "transparent: alpha from 0 to 0, so"),
+        (transparent_palette, "transparent: alpha from 0 to 255, so its gray values are undefined; save it"),
+        (lambda p: Image.fromarray(GRAY.astype(np.uint16)).save(p), "16 bits per value, but slices must have 8"),
+        (lambda p: Image.new("1", (4097, 4096)).save(p), "4097 x 4096 pixels; the limit is 16 million"),
     ],
 )  # fmt: skip
 def test_what_does_not_is_refused(tmp_path, save, words):
@@ -106,7 +106,7 @@ def test_slices_of_labels_are_no_scan(tmp_path, name, suffix):
     found = tuple((number, tmp_path / f"a_{number}.{suffix}") for number in (1, 2))
     for _, path in found:
         picture.save(path)
-    with pytest.raises(InputError, match=rf"a_1.{suffix} and the other slices: holds no other values than {words}"):
+    with pytest.raises(InputError, match=rf"a_1.{suffix} and the other slices: holds only {words}"):
         SliceSource("a", tmp_path, found).read()
     other = GRAY if picture.mode != "RGB" else COLOR
     Image.fromarray(other).save(found[1][1])  # an empty slice, or one of few values, beside a full one
@@ -131,7 +131,7 @@ def test_gaps_are_counted_and_ten_are_listed():
     with pytest.raises(InputError) as raised:
         stack_slices("a", found, lambda _: GRAY)
     assert str(raised.value) == (
-        "a: a gap in the numbers, which run from 3 to 20240101120000: no 4, 6, 7, 8, 9, 10, 11, 12, 13, 14, ..."
+        "a: a gap in the numbers 3 to 20240101120000: 4, 6, 7, 8, 9, 10, 11, 12, 13, 14, ... missing; add the missing slices"
     )
-    with pytest.raises(InputError, match=r"no 4, 6, 7$"):
+    with pytest.raises(InputError, match="a gap in the numbers 3 to 8: 4, 6, 7 missing; add"):
         stack_slices("a", (found[0], found[1], (8, Path("a_8.png"))), lambda _: GRAY)

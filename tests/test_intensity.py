@@ -43,7 +43,7 @@ def test_a_low_voxel_in_air_moves_nothing(value):
     whole[CORNER] = scaled[CORNER] = value
     found, note = to_8_bits(whole)
     np.testing.assert_array_equal(found, head())
-    assert note == f"1 voxels below 0, down to {value}, taken as 0"
+    assert note == f"1 voxels below 0, down to {value}, set to 0"
     found, note = to_8_bits(scaled)
     np.testing.assert_array_equal(found, expected(scanner()))
     assert note.startswith("values 0 to 25") and ("1 voxels below" in note) == (value < -255)
@@ -71,7 +71,7 @@ def test_padding_outside_of_a_circle_is_background(value):
         found, note = to_8_bits(volume)
         np.testing.assert_array_equal(found[circle()], 0)
         np.testing.assert_array_equal(found[~circle()], clean[~circle()])
-        assert f"{circle().sum()} voxels of {value}, far from all others, taken as padding" in note
+        assert f"{circle().sum()} voxels of {value}, far from all others, count as padding" in note
 
 
 AIR = np.s_[0, 0, :4]  # 4 of 1 536 voxels: 0.26 %, more than the percentiles leave out
@@ -84,7 +84,7 @@ def test_a_few_voxels_of_padding_are_background(value):
         clean, _ = to_8_bits(volume)
         volume[AIR] = value
         found, note = to_8_bits(volume)
-        assert found[AIR].max() == 0 and f"4 voxels of {value:g}, far from all others, taken as padding" in note
+        assert found[AIR].max() == 0 and f"4 voxels of {value:g}, far from all others, count as padding" in note
         np.testing.assert_allclose(found, clean, atol=1)  # 4 voxels less in the percentiles of the second
 
 
@@ -96,12 +96,12 @@ def test_outliers_that_differ_do_not_count():
     rest = np.delete(volume.ravel(), np.arange(4))  # the four lie first
     clean = np.rint(volume * (255.0 / np.percentile(rest, 99.9))).clip(0, 255)
     np.testing.assert_array_equal(found, clean)
-    assert note.endswith("; 6 voxels above, up to 50000, taken as 255")  # with two of 2 550, as in any scan
+    assert note.endswith("; 6 voxels above, up to 50000, set to 255")  # with two of 2 550, as in any scan
     low = (scanner() - 1000) / 700
     low[AIR] = -100, -200, -300, -400
     found, note = to_8_bits(low)
     np.testing.assert_allclose(found, to_8_bits((scanner() - 1000) / 700)[0], atol=1)
-    assert note.endswith("; 4 voxels below, down to -400, taken as 0")
+    assert note.endswith("; 4 voxels below, down to -400, set to 0")
 
 
 def test_bright_vessels_stay_in_the_range():
@@ -122,7 +122,7 @@ def test_padding_that_was_interpolated_leaves_zero_black():
     assert np.unique(volume[volume < 0]).size > 20 and (volume > 0).sum() < 2 * (volume < 0).sum()
     found, note = to_8_bits(volume)
     np.testing.assert_array_equal(found, expected(volume.clip(0)))
-    assert note.startswith("values 0 to 2") and "voxels below, down to -8000, taken as 0" in note
+    assert note.startswith("values 0 to 2") and "voxels below, down to -8000, set to 0" in note
 
 
 def test_a_scan_from_minus_1_to_1_uses_its_whole_range():
@@ -151,11 +151,11 @@ def test_what_is_not_finite_outside_of_the_head_is_background():
     clean = np.where(np.isfinite(volume), volume, 0)
     found, note = to_8_bits(volume)
     np.testing.assert_array_equal(found, expected(clean))  # the percentile is that of the volume with 0 there
-    assert note.startswith("336 voxels that are NaN or infinite taken as background; values 0 to")
+    assert note.startswith("336 voxels that are NaN or infinite count as background; values 0 to")
     volume[8, 8, 3] = np.nan  # one of 1 536 inside
     assert to_8_bits(volume)[1].startswith("337 voxels")
     volume[8, 8, 2:4] = np.nan
-    with pytest.raises(InputError, match="338 voxels are NaN or infinite, 2 of them inside of the volume; replace"):
+    with pytest.raises(InputError, match="338 voxels are NaN or infinite, 2 of them inside the volume; replace"):
         to_8_bits(volume)
     with pytest.raises(InputError, match="4 voxels are NaN or infinite, 4 of them inside"):
         one = scanner()[:, :, 2:3]  # a single slice, of which every voxel is at an end of the third axis
@@ -178,9 +178,9 @@ def test_a_scan_around_zero_uses_its_whole_range():
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ((0,), "holds no other values than 0: a mask, or an empty volume; give a scan"),
-        ((0, 1), "holds no other values than 0 and 1: a mask"),
-        ((0, 1, 2, 4), "holds no other values than 0, 1, 2, 4: a label map, or an empty volume; give a scan"),
+        ((0,), "holds only 0: a mask, or an empty volume; give a scan"),
+        ((0, 1), "holds only 0 and 1: a mask"),
+        ((0, 1, 2, 4), "holds only 0, 1, 2, 4: a label map, or an empty volume; give a scan"),
         (tuple(range(10)), "a label map"),
     ],
 )
@@ -195,5 +195,5 @@ def test_labels_are_no_scan(values, words):
 
 def test_a_range_that_no_scan_has():
     volume = np.linspace(-1.0, 1.0, 1536).reshape(SHAPE) * 1.7e308
-    with pytest.raises(InputError, match="a range that no scan has"):
+    with pytest.raises(InputError, match="an impossible range for a scan"):
         to_8_bits(volume)

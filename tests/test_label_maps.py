@@ -128,6 +128,6 @@ def test_where_no_segmentation_can_be_made_the_label_map_is_nifti(tmp_path):
     scan = read_series(write_series(tmp_path / "in", frames, change=change))
     masks = np.stack([frames > level for level in LEVELS], axis=-1)
     note = scan.write(MASK, masks, [tmp_path / "P1_pred.dcm"], NESTED)
-    assert note.startswith("the mask is NIfTI (P1_pred.nii.gz), as no DICOM SEG can be made")
+    assert note.startswith("the mask is NIfTI (P1_pred.nii.gz): the header of the series does not allow")
     image = nib.load(tmp_path / "P1_pred.nii.gz")
     np.testing.assert_array_equal(np.asarray(image.dataobj), labels_of(frames).transpose(2, 1, 0))

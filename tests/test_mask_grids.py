@@ -129,6 +129,6 @@ def test_links_are_followed_and_what_is_no_mask_is_named(tmp_path):
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "a.mha").write_text("no mask")
     with pytest.raises(
-        InputError, match=r"no mask in it; a mask is named .*; passed over:\n  1 x a format that .*: a.mha"
+        InputError, match=r"no mask in it; a mask is named .*; passed over:\n  1 x an unsupported format.*: a.mha"
     ):
         read_masks(tmp_path / "none")

@@ -37,21 +37,21 @@ def packed(form, offset, *values):
 
 FALSE = {
     "datatype": (packed("<h", 70, 9999), "declares values of type 9999, which NIfTI does not have"),
-    "axes 30": (packed("<h", 40, 30), "declares 30 axes, and NIfTI has 1 to 7"),
+    "axes 30": (packed("<h", 40, 30), "declares 30 axes, but NIfTI has 1 to 7"),
     "axes 9": (packed("<h", 40, 9), "declares 9 axes"),
-    "offset -10": (packed("<f", 108, -10.0), "declares values from byte -10 on, which cannot be"),
+    "offset -10": (packed("<f", 108, -10.0), "declares values from byte -10 on, which is impossible"),
     "offset 348": (packed("<f", 108, 348.0), "declares values from byte 348 on"),
     "offset inf": (packed("<f", 108, np.inf), "declares values from byte inf on"),
     "offset nan": (packed("<f", 108, np.nan), "declares values from byte nan on"),
     "an empty axis": (packed("<h", 46, 0), r"declares an array of shape \(16, 14, 0\), which is empty"),
     "a negative axis": (packed("<h", 42, -16), r"declares an array of shape \(-16, 14, 6\), which is empty"),
     "too many values": (packed("<hhh", 42, 30000, 30000, 600), r"declares \(30000, 30000, 600\) values, more than"),
-    "more than there are": (packed("<h", 46, 60), "cut short, or damaged: its header declares 27232 bytes, and it has"),
-    "less than there are": (packed("<h", 46, 5), r"declares an array of shape \(16, 14, 5\), and it holds more"),
+    "more than there are": (packed("<h", 46, 60), "truncated or damaged: its header declares 27232 bytes, but it has"),
+    "less than there are": (packed("<h", 46, 5), r"declares an array of shape \(16, 14, 5\), but it holds more"),
     "no inter": (packed("<ff", 112, 2.0, np.nan), "scl_slope and scl_inter cannot be used .*Valid slope but invalid"),
     "slope": (packed("<f", 112, np.inf), "scl_slope is inf"),
     "affine": (packed("<f", 280, np.nan), "its affine is singular"),
-    "cut": (lambda data: data.__delitem__(slice(900, None)), "cut short, or damaged: its header declares 3040 bytes"),
+    "cut": (lambda data: data.__delitem__(slice(900, None)), "truncated or damaged: its header declares 3040 bytes"),
     "cut header": (lambda data: data.__delitem__(slice(100, None)), "not a NIfTI file, or a damaged one"),
     "text": (lambda data: data.__setitem__(slice(0, 4), b"text"), "not a NIfTI file, or a damaged one"),
     "half of a pair": (lambda data: data.__setitem__(slice(344, 348), b"ni1\0"), "its header is that of a pair"),
@@ -101,7 +101,7 @@ def test_no_more_is_unpacked_than_the_header_declares(tmp_path):
         unpacked.append(size)
         return original(self, size)
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(InputError, match="and it holds more"):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(InputError, match="but it holds more"):
         patch.setattr(gzip.GzipFile, "read", counted)
         open_nifti(path)
     assert min(unpacked) > 0 and sum(unpacked) < 4000
@@ -137,7 +137,7 @@ def test_units_are_honored_and_kept(tmp_path, unit, factor):
 
 def test_a_size_that_no_head_has_is_told(tmp_path):
     _, scan = read(save(tmp_path / "large.nii", unit="meter"))
-    assert "its header (meter) makes it 3e+04 mm long, and no head is: volumes" in scan.notes[0]
+    assert "its header (meter) makes it 3e+04 mm long, impossible for a head: volumes" in scan.notes[0]
     _, scan = read(save(tmp_path / "small.nii", affine=np.diag([0.001, 0.001, 0.005, 1]), unit="unknown"))
     assert "its header (no unit) makes it 0.03 mm long" in scan.notes[0] and scan.spacing[0] == pytest.approx(0.005)
 
@@ -186,7 +186,7 @@ def test_a_pair_of_header_and_image_is_one_scan(tmp_path, kind):
     np.testing.assert_array_equal(opened.values, VALUES)
     source, scan = read(tmp_path / "P1.hdr")
     assert scan.spacing == (5.0, 1.0, 1.0) and source.name == "P1"
-    assert any("does not say how it lies" in note for note in scan.notes) == (kind == "analyze")
+    assert any("has no orientation" in note for note in scan.notes) == (kind == "analyze")
     (path,) = source.outputs(MASK, LGG)
     assert path.name == "P1_pred.nii.gz"
     scan.write(MASK, scan.voxels[..., :1] > 100, [tmp_path / path], LGG)
@@ -198,7 +198,7 @@ def test_a_pair_of_header_and_image_is_one_scan(tmp_path, kind):
 def test_half_of_a_pair_is_a_fault(tmp_path):
     nib.save(nib.Nifti1Pair(VALUES, AFFINE), tmp_path / "a.img")
     (tmp_path / "a.hdr").rename(tmp_path / "b.hdr")
-    with pytest.raises(InputError, match=r"b.hdr: no image file b.img beside it; a pair of files is read together"):
+    with pytest.raises(InputError, match=r"b.hdr: no image file b.img beside it; give both files of the pair"):
         open_nifti(tmp_path / "b.hdr")
     assert is_nifti(tmp_path / "a.img")
     with pytest.raises(InputError, match=r"a.img: no header a.hdr beside it"):
@@ -211,7 +211,7 @@ def test_more_axes_of_length_one_are_dropped(tmp_path, axes):
     values = np.zeros((*VALUES.shape, *axes), np.int16) + VALUES.reshape(*VALUES.shape, *(1 for _ in axes))
     _, scan = read(save(tmp_path / "a.nii", values))
     np.testing.assert_array_equal(scan.voxels[..., 1], scan.voxels[..., 0])
-    assert any("stands in" in note for note in scan.notes) == (3 not in axes)
+    assert any("replaced by FLAIR" in note for note in scan.notes) == (3 not in axes)
     scan.write(MASK, scan.voxels[..., :1] > 9, [tmp_path / "out.nii"], LGG)
     written = nib.load(tmp_path / "out.nii")
     assert written.shape == VALUES.shape

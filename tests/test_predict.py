@@ -152,9 +152,9 @@ def test_flair_alone_stands_in_for_the_others_whatever_its_range(case, trained_r
         outcome = call_predict(trained_run[0], tmp_path / name, tmp_path / "out" / name)
         (mask,) = read_masks(tmp_path / "out" / name).values()
         masks[name], notes[name] = mask.voxels, list(outcome.notes)
-    stand_in = "taken as FLAIR, which stands in for pre- and post-contrast"
+    stand_in = "used as FLAIR; the missing pre- and post-contrast sequences are replaced by FLAIR"
     assert notes["gray"] == notes["whole.nii.gz"] == [stand_in] and notes["color"] == []
-    assert notes["scaled.nii.gz"] == ["FLAIR: values -7 to 87.35 brought to 0 to 255", stand_in]
+    assert notes["scaled.nii.gz"] == ["FLAIR: values -7 to 87.35 mapped to 0 to 255", stand_in]
     for name in ("gray", "whole.nii.gz", "scaled.nii.gz"):
         assert dice(masks[name], masks["color"]) > 0.999, name
 
@@ -252,7 +252,7 @@ def test_a_single_slice_is_warned_about(case, trained_run, tmp_path, capsys):
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         f"{case.name}_7_pred.tif", "areas.csv", "predictions.csv"
     ]  # fmt: skip
-    assert f"note: {case.name}: a single slice: its normalization rests on this slice alone" in capsys.readouterr().out
+    assert f"note: {case.name}: a single slice, so its normalization uses this slice alone" in capsys.readouterr().out
 
 
 def test_the_command(case, trained_run, tmp_path):

@@ -40,7 +40,7 @@ def with_nan():
 FAULTY = {
     "text": (lambda d: (d / "text.nii").write_text("no volume"), "text.nii: not a NIfTI file, or a damaged one"),
     "nan": (lambda d: volume(d / "nan.nii.gz", with_nan()), "nan.nii.gz: FLAIR: 2 voxels are NaN or infinite, 2"),
-    "mask given": (lambda d: volume(d / "m.nii.gz", (RAMP > 50).astype(np.uint8)), "no other values than 0 and 1"),
+    "mask given": (lambda d: volume(d / "m.nii.gz", (RAMP > 50).astype(np.uint8)), "holds only 0 and 1"),
     "channels": (
         lambda d: volume(d / "two.nii.gz", np.stack([RAMP, RAMP], axis=-1)),
         r"two.nii.gz: an array of shape \(6, 8, 4, 2\); give three axes \(FLAIR\), or a fourth of 3 channels",
@@ -48,11 +48,11 @@ FAULTY = {
     "one axis too few": (lambda d: volume(d / "flat.nii", RAMP[0]), r"flat.nii: an array of shape \(8, 4\);"),
     "no FLAIR": (
         lambda d: volume(d / "a_pre.nii", RAMP),
-        r"a: no FLAIR among .*a_pre.nii \(pre-contrast\), and no other sequence can stand in",
+        r"a: no FLAIR among .*a_pre.nii \(pre-contrast\), and no other sequence can replace it",
     ),
     "FLAIR twice": (
         lambda d: [volume(d / f"a_{word}.nii", RAMP) for word in ("flair", "t2f")],
-        "a: FLAIR twice: .*a_flair.nii, .*a_t2f.nii; keep one in the folder, or say by hand",
+        "a: FLAIR twice: .*a_flair.nii, .*a_t2f.nii; keep one in the folder, or assign them by hand",
     ),
     "other grid": (
         lambda d: [volume(d / "a_flair.nii", RAMP), volume(d / "a_pre.nii", RAMP[:5])],
@@ -62,15 +62,15 @@ FAULTY = {
         lambda d: [png(d / "a_1.png", (8, 9, 3)), png(d / "a_2.png", (8, 8, 3))],
         "a_2.png: 8 x 8 x 3 pixels, but a_1.png has 8 x 9 x 3",
     ),
-    "RGBA": (lambda d: png(d / "a_1.png", (8, 8, 4)), r"a_1.png: transparent: alpha from \d+ to \d+, and what"),
-    "16 bits": (lambda d: png(d / "a_1.tif", (8, 8), np.uint16), "a_1.tif: 16 bits a value; slices are read as 8 bits"),
+    "RGBA": (lambda d: png(d / "a_1.png", (8, 8, 4)), r"a_1.png: transparent: alpha from \d+ to \d+, so its"),
+    "16 bits": (lambda d: png(d / "a_1.tif", (8, 8), np.uint16), "a_1.tif: 16 bits per value, but slices must have 8"),
     "number twice": (
         lambda d: [png(d / "a_1.png", (8, 8, 3)), png(d / "a_01.png", (8, 8, 3))],
         "a_1.png: a second file for slice 1 of number twice/a, beside .*a_01.png",
     ),
     "gap": (
         lambda d: [png(d / f"a_{n}.png", (8, 8, 3)) for n in (1, 2, 5)],
-        "a: a gap in the numbers, which run from 1 to 5: no 3, 4",
+        "a: a gap in the numbers 1 to 5: 3, 4 missing",
     ),
 }  # fmt: skip
 

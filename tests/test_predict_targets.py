@@ -150,7 +150,7 @@ def test_one_file_of_all_channels(tmp_path, runs, capsys):
     nib.save(nib.Nifti1Image(head(), affine), tmp_path / "in" / "P2.nii")
     cut = (tmp_path / "in" / "P2.nii").read_bytes()[:900]
     (tmp_path / "in" / "P2.nii").write_bytes(cut)
-    with pytest.raises(PartlyDone, match=r"P2\.nii: cut short"):
+    with pytest.raises(PartlyDone, match=r"P2\.nii: truncated"):
         predict(runs(small_network(description=NESTED)), tmp_path / "in", tmp_path / "out")
     assert "(*: all channels in one file)" in capsys.readouterr().out
     written = nib.load(tmp_path / "out" / "P1_pred.nii.gz")

@@ -132,7 +132,7 @@ def test_each_channel_is_mapped_to_8_bits_by_itself(tmp_path):
         assert (reading.volume.voxels[..., channel].min(), reading.volume.voxels[..., channel].max()) == (0, 255)
     assert reading.ranges["T1"] == (0.0, 1000.0)
     assert reading.ranges["FLAIR"] == pytest.approx((-3.0, 6997.0))
-    assert sum("brought to 0 to 255" in note for note in reading.notes) == 2
+    assert sum("mapped to 0 to 255" in note for note in reading.notes) == 2
 
 
 def test_a_missing_channel_is_replaced_by_the_stand_in(tmp_path):
@@ -155,7 +155,7 @@ def test_a_constant_channel_counts_as_missing_where_another_stands_in(tmp_path):
     np.testing.assert_array_equal(reading.volume.voxels[..., 0], reading.volume.voxels[..., 1])
     assert reading.replaced == ("T1",)
     assert "T1 holds a single value and is replaced by FLAIR" in reading.notes
-    assert "t1.nii.gz: T1 holds no other values than 0: a mask, or an empty volume" in refused(files, TWO)
+    assert "t1.nii.gz: T1 holds only 0: a mask, or an empty volume" in refused(files, TWO)
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ def test_gray_images_one_file_a_channel(tmp_path):
     write_slice(tmp_path / "flair.tif", flair[:6])
     assert "flair.tif: 1 slice(s) from number 1 on, of 6 x 9 pixels; t1.png has" in refused(case(files, None), TWO)
     write_slice(tmp_path / "flair.tif", flair.astype(np.uint16))
-    assert "flair.tif: 16 bits a value" in refused(case(files, None), TWO)
+    assert "flair.tif: 16 bits per value" in refused(case(files, None), TWO)
 
 
 def test_a_black_slice_is_no_fault_and_a_label_map_as_image_is(tmp_path):
@@ -287,7 +287,7 @@ def test_a_black_slice_is_no_fault_and_a_label_map_as_image_is(tmp_path):
     assert not found.voxels.any() and not found.labels.any()
     assert notes == ("T1 holds a single value", "no voxel of any target")
     write_slice(image, np.tile(np.uint8([0, 255, 0]), (8, 3)))
-    assert f"{image}: T1 holds no other values than 0 and 255: a mask" in refused(files, ONE)
+    assert f"{image}: T1 holds only 0 and 255: a mask" in refused(files, ONE)
 
 
 def test_volumes_and_images_are_not_mixed(tmp_path):

@@ -145,7 +145,7 @@ def test_a_distance_that_the_file_does_not_give_is_told(tmp_path, caplog):
     row, _ = score(tmp_path)
     assert row["volume_true"] == pytest.approx(26 * 20 / 1000)
     (message,) = caplog.messages
-    assert "a_seg.dcm and 1 more: it does not give the distance from slice to slice: 20 mm, the smallest" in message
+    assert "a_seg.dcm and 1 more: it does not store the slice distance: 20 mm is assumed, the minimum" in message
 
 
 def test_nothing_predicted(tmp_path):
@@ -185,7 +185,7 @@ def test_two_frames_of_one_segment_on_a_slice(tmp_path):
     seg = pydicom.dcmread(path)
     seg.PerFrameFunctionalGroupsSequence[-1].SegmentIdentificationSequence[0].ReferencedSegmentNumber = 1
     seg.save_as(path)
-    with pytest.raises(InputError, match=r"a_seg\.dcm: two frames of one segment lie on one slice"):
+    with pytest.raises(InputError, match=r"a_seg\.dcm: two frames of one segment are on the same slice"):
         read_masks(path.parent)
 
 
@@ -202,10 +202,10 @@ def test_what_is_no_mask(tmp_path):
     with pytest.raises(InputError) as raised:
         read_masks(tmp_path)
     for words in (
-        "two_pred.dcm: segment 2 overlaps another one, and a voxel has one label; give a label map as NIfTI",
-        "fractions_pred.dcm: fractional values, which are no mask; give a binary segmentation",
-        "scan_pred.dcm: modality MR, and a mask is a segmentation (SEG)",
+        "two_pred.dcm: segment 2 overlaps another one, but a voxel has one label only; give a label map as NIfTI",
+        "fractions_pred.dcm: fractional values, which are not a mask; give a binary segmentation",
+        "scan_pred.dcm: modality MR, but a mask must be a segmentation (SEG)",
         "text_pred.dcm: not a DICOM segmentation, or a damaged one",
-        "large_pred.dcm: its header declares 3 frames of 60000 x 60000 voxels, which are not read",
+        "large_pred.dcm: its header declares 3 frames of 60000 x 60000 voxels; give 1 to 268435456 voxels in all",
     ):
         assert words in str(raised.value)

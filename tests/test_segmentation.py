@@ -28,7 +28,7 @@ def series(folder, **texts):
     return write_series(folder, X, change=change)
 
 
-EMPTY = "{} is not as the standard wants it, and is empty in its SEG"
+EMPTY = "{} is invalid by the DICOM standard, and is empty in its SEG"
 NEW = "its header has no valid {}: its SEG gets a new one"
 
 
@@ -124,7 +124,7 @@ def test_where_no_segmentation_can_be_made_the_mask_is_nifti(tmp_path, monkeypat
         "LookupError: a rule of the standard" if why != "no instances" else "its files have no SOPClassUID and SOPIns"
     )
     assert told.startswith(
-        "the mask is NIfTI (P1_pred.nii.gz), as no DICOM SEG can be made of the series' header: " + words
+        "the mask is NIfTI (P1_pred.nii.gz): the header of the series does not allow a DICOM SEG: " + words
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["P1_pred.nii.gz", "in"]
     image = nib.load(tmp_path / "P1_pred.nii.gz")

@@ -279,7 +279,7 @@ def test_paths_that_are_no_source(tree, tmp_path):
     for path, words in (
         (tmp_path / "nowhere", "no such file or folder"),
         (empty, "no case in it (found: photos)"),
-        (text, "neither a folder nor a whole zip"),
+        (text, "neither a folder nor a complete zip"),
         (broken, "download it again"),
     ):
         with pytest.raises(InputError) as caught:
@@ -325,7 +325,7 @@ def test_a_zip_that_reaches_out_writes_nothing(tree, tmp_path):
         shutil.copy(path, copy)
         with zipfile.ZipFile(copy, "a") as archive:
             archive.writestr(name, WHOLE)
-        with pytest.raises(InputError, match=f"copy.zip: its member '{name}' is no plain path within the zip; get a"):
+        with pytest.raises(InputError, match=f"copy.zip: its member '{name}' is not a plain path within the zip"):
             read(copy)
         copy.unlink()
     outside.unlink()
@@ -341,7 +341,7 @@ def test_a_member_that_swells_is_let_go(tree, tmp_path, name):
             archive.write(file, f"kaggle_3m/{file.relative_to(tree)}")
     assert path.stat().st_size < 4 * 2**20
     tracemalloc.start()
-    with pytest.raises(InputError, match=rf"{Path(name).name}: .*larger than 8 MB"):
+    with pytest.raises(InputError, match=rf"{Path(name).name}: .*larger than the limit of 8 MB"):
         read(path)
     assert tracemalloc.get_traced_memory()[1] < 2**26
     tracemalloc.stop()

@@ -122,7 +122,7 @@ def test_a_flat_folder_holds_several_series_and_heads(tmp_path):
     files = {s.name: {key: {path.name[:3] for path in paths} for key, paths in s.files.items()} for s in result}
     assert files == {f"in_{p}": {FLAIR: {f"{p}a"}, PRE: {f"{p}b"}, POST: {f"{p}c"}} for p in ("P1", "P2")}
     assert {reason: len(paths) for reason, paths in result.passed_over.items()} == {
-        "DICOM, but no MR image (CT)": 1,
+        "DICOM, but not an MR image (CT)": 1,
         "another sequence, not used beside FLAIR": 4,
         "a derived map, not used beside FLAIR": 4,
     }
@@ -213,9 +213,8 @@ def test_of_two_series_for_one_channel_none_is_picked_in_silence(tmp_path):
     assert "twice: FLAIR twice: " in fault and "a (FLAIR, 4 files), " in fault and "--sequences=" in fault
     assert notes["axial"] == ("b (FLAIR 2) is not used: another FLAIR series is axial, and is used",)
     assert notes["grid"] == (
-        "b (FLAIR 2) is not used: another FLAIR series lies on the grid of T1, and is used",
-        "d (T1 GD) is not used: it lies on another grid than FLAIR, or elsewhere; bring it onto FLAIR's grid for it to "
-        "be used",
+        "b (FLAIR 2) is not used: another FLAIR series is on the grid of T1, and is used",
+        "d (T1 GD) is not used: its grid is not that of FLAIR; resample it onto the grid of FLAIR to use it",
     )
     cases, *_ = found(tmp_path / "twice", "flair=FLAIR,post=*2")
     assert cases == {"twice": {FLAIR: {"a"}, POST: {"b"}}}

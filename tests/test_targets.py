@@ -190,7 +190,7 @@ def test_a_value_that_often_means_ignored_has_to_be_named(tmp_path):
         ("whole=1,x;=2", "'whole=1,x' is not NAME=LABEL,LABEL; '=2' is not NAME=LABEL"),
         ("a=1;a=2", "target 'a' occurs twice"),
         ("a=300", "target 'a' has labels 300"),
-        ("a=1;ignore=1", "label 1 is ignored and belongs to target 'a'"),
+        ("a=1;ignore=1", "label 1 is both ignored and a label of target 'a'"),
         ("a=1;ignore=2,3", "2 ignore labels; give one"),
         ("ignore=1", "no target"),
     ],

@@ -21,7 +21,7 @@ from brainseg_jax.scans.volume import Volume
 
 _GRAYS = 16  # a slice or channel of no more distinct values can equal another one by chance
 _NUMBER = re.compile(r"(?<![\w.])(-?\d+(?:\.\d+)?(?:e[+-]?\d+)?)")
-_MAPPED = re.compile(r".*: values \S+ to \S+ brought to 0 to 255")  # the table shows the ranges
+_MAPPED = re.compile(r".*: values \S+ to \S+ mapped to 0 to 255")  # the table shows the ranges
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Which of the files or series of one case is which channel; nothing is picked where two would do."""
+"""Chooses a file or series of a case for each channel; refuses the case if two fit."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,18 +17,18 @@ class Candidate:
     """A file or series of a case.
 
     Attributes:
-      label: what a user knows it by, in tables and notes.
-      where: the same for messages, with its folder.
+      label: short name for tables and notes.
+      location: name with its folder, for messages.
       paths: its files.
-      sequence: one of `CHANNELS`, OTHER, MASK, DERIVED, UNCLEAR; None where nothing tells it.
-      contrast: whether it says that it is pre- or post-contrast.
-      names: what a pattern of `--sequences` is held against; where none of a case fits, `folders`.
-      folders: names of folders that hold nothing else.
-      note: what is odd about how its sequence was told.
+      sequence: one of `CHANNELS`, OTHER, MASK, DERIVED, UNCLEAR; None if unknown.
+      contrast: whether name or header state pre- or post-contrast explicitly.
+      names: texts that patterns of `--sequences` are matched against.
+      folders: names of folders that hold no other candidate; matched if no name of the case fits.
+      note: anything unusual about how the sequence was recognized.
     """
 
     label: str
-    where: str
+    location: str
     paths: tuple[Path, ...]
     sequence: str | None
     contrast: bool = False
@@ -39,12 +39,12 @@ class Candidate:
 
 @dataclass
 class Choice:
-    """What was chosen for a case.
+    """The chosen candidates of a case.
 
     Attributes:
-      chosen: by channel, or at `ALL`; empty where there is nothing to segment.
-      unused: what was not chosen, and why where it could have been.
-      fault: why the case is refused, or empty.
+      chosen: candidates by channel, or a single one at `ALL`; empty if there is nothing to segment.
+      unused: the other candidates, each with the reason; "" if there is none to report.
+      fault: why the case is refused; "" if it is not.
     """
 
     chosen: dict[str, Candidate] = field(default_factory=dict)
@@ -53,108 +53,111 @@ class Choice:
 
     @property
     def notes(self) -> list[str]:
-        """What the case is to be told of."""
-        odd = [f"{one.label}: {one.note}" for one in self.chosen.values() if one.note]
-        return odd + [f"{one.label} is not used{f': {why}' if why else ''}" for one, why in self.unused]
+        """Notes on chosen and unused candidates."""
+        notes = [f"{candidate.label}: {candidate.note}" for candidate in self.chosen.values() if candidate.note]
+        return notes + [
+            f"{candidate.label} is not used{f': {reason}' if reason else ''}" for candidate, reason in self.unused
+        ]
 
     @property
     def cells(self) -> dict[str, str]:
-        """What was chosen for each channel, for the table."""
-        return {FLAIR if channel == ALL else channel: one.label for channel, one in self.chosen.items()}
+        """The label of each channel's candidate, for the table."""
+        return {FLAIR if channel == ALL else channel: candidate.label for channel, candidate in self.chosen.items()}
 
-    def tell_unused(self, passed_over: PassedOver, *, by_hand: bool) -> None:
-        """Lists what is passed over."""
-        for one, _ in self.unused:
+    def report_unused(self, passed_over: PassedOver, *, by_patterns: bool) -> None:
+        """Adds the unused files to `passed_over`, each with a reason."""
+        for candidate, _ in self.unused:
             if self.fault:
-                continue  # which tells of them all
-            if by_hand:
+                continue  # the fault lists all candidates
+            if by_patterns:
                 reason = "fits no pattern of --sequences"
             else:
-                beside = "not used beside FLAIR" if self.chosen else "no FLAIR beside it"
-                reason = f"{one.sequence or 'tells no sequence'}, {beside}"
-            passed_over[reason] += one.paths
+                context = "not used beside FLAIR" if self.chosen else "no FLAIR beside it"
+                reason = f"{candidate.sequence or 'unknown sequence'}, {context}"
+            passed_over[reason] += candidate.paths
 
 
-# Those of several candidates for a channel that are to be preferred, and why in words; given FLAIR, once it is chosen.
+# From a channel, its candidates and the chosen FLAIR (or None): the preferred candidates, and the reason in words.
 Prefer = Callable[[str, list[Candidate], Candidate | None], tuple[list[Candidate], str]]
 
 
 def choose(case: str, candidates: Sequence[Candidate], prefer: Prefer) -> Choice:
-    """Chooses by what names and headers tell.
+    """Chooses by the sequences that names and headers give.
 
     Args:
       case: its name, for messages.
       candidates: all of the case.
-      prefer: narrows down several, or leaves out what cannot be used; none of one can be left.
+      prefer: selects among several candidates for a channel, or drops unusable ones. It may return an empty list.
     """
-    choice, by, reasons = Choice(), defaultdict(list), {}
+    choice, by_sequence, reasons = Choice(), defaultdict(list), {}
     for candidate in candidates:
-        by[candidate.sequence].append(candidate)
-    known, silent = [*by[PRE], *by[POST], *by[UNCLEAR]], by[None]
-    if not by[FLAIR]:
-        if len(silent) == 1 and not known:
-            choice.chosen[ALL] = silent[0]
-        elif silent or known:
-            choice.fault = _no_flair(case, known, silent)
-    for channel in (FLAIR, PRE, POST) if by[FLAIR] else ():
-        found, reason = prefer(channel, by[channel], choice.chosen.get(FLAIR))
-        if len(found) > 1 and len(said := [one for one in found if one.contrast]) == 1:
-            found, reason = said, f"another one says that it is {channel}"
-        if len(found) > 1:
-            choice.fault = (
-                f"{case}: {channel} twice: {_listed(one.where for one in found)}; keep one in the folder, or {REMEDY}"
-            )
+        by_sequence[candidate.sequence].append(candidate)
+    others, unnamed = [*by_sequence[PRE], *by_sequence[POST], *by_sequence[UNCLEAR]], by_sequence[None]
+    if not by_sequence[FLAIR]:
+        if len(unnamed) == 1 and not others:
+            choice.chosen[ALL] = unnamed[0]
+        elif unnamed or others:
+            choice.fault = _no_flair(case, others, unnamed)
+    for channel in (FLAIR, PRE, POST) if by_sequence[FLAIR] else ():
+        preferred, reason = prefer(channel, by_sequence[channel], choice.chosen.get(FLAIR))
+        if len(preferred) > 1 and len(explicit := [candidate for candidate in preferred if candidate.contrast]) == 1:
+            preferred, reason = explicit, f"another one is named {channel}"
+        if len(preferred) > 1:
+            locations = _listed(candidate.location for candidate in preferred)
+            choice.fault = f"{case}: {channel} twice: {locations}; keep one in the folder, or {REMEDY}"
             break
-        if found:
-            choice.chosen[channel] = found[0]
-        reasons |= {one: reason for one in by[channel] if one not in found}
-    choice.unused = _rest(choice, candidates, reasons)
+        if preferred:
+            choice.chosen[channel] = preferred[0]
+        reasons |= {candidate: reason for candidate in by_sequence[channel] if candidate not in preferred}
+    choice.unused = _unused(choice, candidates, reasons)
     return choice
 
 
-def choose_by_hand(case: str, candidates: Sequence[Candidate], patterns: Patterns, used: set[str]) -> Choice:
-    """Chooses by the patterns of `--sequences` alone; a case of which one fits two candidates is refused."""
+def choose_by_patterns(case: str, candidates: Sequence[Candidate], patterns: Patterns, used: set[str]) -> Choice:
+    """Chooses by the patterns of `--sequences` alone; refuses the case if a pattern fits two candidates."""
     choice = Choice()
     for channel, pattern in patterns.items():
-        found = [one for one in candidates if matches(pattern, *one.names)]
-        found = found or [one for one in candidates if matches(pattern, *one.folders)]
-        used |= {channel} if found else set()
-        if len(found) > 1:
+        fitting = [candidate for candidate in candidates if matches(pattern, *candidate.names)]
+        fitting = fitting or [candidate for candidate in candidates if matches(pattern, *candidate.folders)]
+        used |= {channel} if fitting else set()
+        if len(fitting) > 1:
             choice.fault = choice.fault or (
-                f"--sequences: {pattern} fits {len(found)} of {case}, for {channel}: "
-                f"{_listed(one.where for one in found)}; give a longer pattern"
+                f"--sequences: {pattern} fits {len(fitting)} of {case}, for {channel}: "
+                f"{_listed(candidate.location for candidate in fitting)}; give a longer pattern"
             )
-        elif found:
-            choice.chosen[channel] = found[0]
-    for one in (chosen := list(choice.chosen.values())):
-        if chosen.count(one) > 1:
-            choice.fault = f"--sequences: two patterns fit {one.where}; let each fit one sequence"
+        elif fitting:
+            choice.chosen[channel] = fitting[0]
+    for candidate in (chosen := list(choice.chosen.values())):
+        if chosen.count(candidate) > 1:
+            choice.fault = f"--sequences: two patterns fit {candidate.location}; let each fit one sequence"
     if not choice.fault and choice.chosen and FLAIR not in choice.chosen:
-        names = _listed(one.where for one in candidates)
+        names = _listed(candidate.location for candidate in candidates)
         choice.fault = f"{case}: {patterns[FLAIR]} of --sequences, for FLAIR, fits none of {names}; correct the pattern"
-    choice.unused = _rest(choice, candidates, {})
+    choice.unused = _unused(choice, candidates, {})
     return choice
 
 
-def _no_flair(case: str, known: list[Candidate], silent: list[Candidate]) -> str:
-    if not known:
+def _no_flair(case: str, others: list[Candidate], unnamed: list[Candidate]) -> str:
+    if not others:
         return (
-            f"{case}: {len(silent)} series of one study, of which neither headers nor folders tell the sequence: "
-            f"{_listed(one.where for one in silent)}; give the folder of one, or {REMEDY}"
+            f"{case}: {len(unnamed)} series of one study, and neither headers nor folders name their sequences: "
+            f"{_listed(candidate.location for candidate in unnamed)}; give the folder of one, or {REMEDY}"
         )
-    told = [f"{one.where} ({one.note or one.sequence})" for one in known]
-    told += [f"{one.where} (tells no sequence)" for one in silent]
+    listed = [f"{candidate.location} ({candidate.note or candidate.sequence})" for candidate in others]
+    listed += [f"{candidate.location} (unknown sequence)" for candidate in unnamed]
     return (
-        f"{case}: no FLAIR among {_listed(told)}, and no other sequence can stand in for it; add it, or, if one of "
+        f"{case}: no FLAIR among {_listed(listed)}, and no other sequence can replace it; add it, or, if one of "
         f"them is FLAIR, {REMEDY}"
     )
 
 
-def _rest(
+def _unused(
     choice: Choice, candidates: Sequence[Candidate], reasons: Mapping[Candidate, str]
 ) -> list[tuple[Candidate, str]]:
-    taken = set(choice.chosen.values())
-    return [(one, reasons.get(one) or one.note) for one in candidates if one not in taken]
+    chosen = set(choice.chosen.values())
+    return [
+        (candidate, reasons.get(candidate) or candidate.note) for candidate in candidates if candidate not in chosen
+    ]
 
 
 def _listed(words: Iterable[str]) -> str:

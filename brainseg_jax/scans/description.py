@@ -1,4 +1,4 @@
-"""What a cohort says of itself: its channels, and the targets that a network has an output for."""
+"""The description of a cohort: its channels, and the targets that a network predicts."""
 
 import dataclasses
 import itertools
@@ -16,8 +16,8 @@ class Target:
     """One output of a network.
 
     Attributes:
-      name: as in `tumor`.
-      labels: values of the label map that belong to it, one or more, 1 to 255.
+      name: for example `tumor`.
+      labels: label values that belong to it; one or more, from 1 to 255.
     """
 
     name: str
@@ -30,11 +30,11 @@ class Description:
 
     Attributes:
       channels: names, in the order of the last axis of `Volume.voxels`.
-      targets: one or more; each is a binary problem of its own, and they may overlap.
-      stand_in: the channel whose voxels replace those of a missing one; "" where none may be missing.
-      ignore: value of the label map, 1 to 255, whose voxels count in no loss and no score; None where there is none.
-      painted: the value of each target in a label map that is made from masks, in the order of the targets: a later one
-        is painted over an earlier one. By default the first label of each.
+      targets: one or more. Each is a separate binary problem, and they may overlap.
+      stand_in: the channel that replaces missing channels; "" if no channel may be missing.
+      ignore: label value from 1 to 255. Its voxels count in no loss and no score. None if there is no such value.
+      painted: one value per target, in the order of the targets. `label_map` paints each mask with its value, a later
+        target over an earlier one. The default is the first label of each target.
     """
 
     channels: tuple[str, ...]
@@ -44,7 +44,7 @@ class Description:
     painted: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        """Fills in `painted`; raises InputError with everything that is contradictory."""
+        """Fills in `painted`; raises InputError that lists all contradictions."""
         if not self.painted:
             object.__setattr__(self, "painted", tuple(target.labels[0] for target in self.targets if target.labels))
         if faults := self._faults():
@@ -52,18 +52,18 @@ class Description:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the targets."""
+        """Names of the targets."""
         return tuple(target.name for target in self.targets)
 
     @property
     def exclusive(self) -> bool:
-        """Whether no label belongs to two targets."""
+        """Whether each label belongs to one target only."""
         labels = [label for target in self.targets for label in target.labels]
         return len(set(labels)) == len(labels)
 
     @property
     def painted_over(self) -> tuple[str, ...]:
-        """Names of the targets that a label map made of true masks does not give back."""
+        """Names of the targets that `label_map` hides in part, so that `masks` cannot recover them."""
         labels = np.array(sorted({0, *(label for target in self.targets for label in target.labels)}))
         masks = self.masks(labels)
         wrong = (self.masks(self.label_map(masks)) != masks).any(axis=0)
@@ -71,14 +71,17 @@ class Description:
 
     @property
     def nested(self) -> tuple[tuple[int, int], ...]:
-        """Pairs (inner, outer) of indices of targets whose labels are a part of the other's; outer ones come first."""
+        """Index pairs (inner, outer) where the labels of `inner` are a proper subset of those of `outer`.
+
+        Pairs with the larger inner target come first.
+        """
         labels = [set(target.labels) for target in self.targets]
         order = sorted(range(len(labels)), key=lambda index: -len(labels[index]))
         return tuple((inner, outer) for inner in order for outer in order if labels[inner] < labels[outer])
 
     @property
     def shown(self) -> int:
-        """Index of the channel that pictures show: the one that stands in for others, else the last FLAIR, else 0."""
+        """Index of the channel that pictures show: `stand_in`, else the last FLAIR channel, else 0."""
         if self.stand_in:
             return self.channels.index(self.stand_in)
         flair = [i for i, name in enumerate(self.channels) if "flair" in name.lower() or name.lower() == "t2f"]
@@ -89,18 +92,18 @@ class Description:
         return np.stack([np.isin(labels, target.labels) for target in self.targets], axis=-1)
 
     def counted(self, labels: np.ndarray) -> np.ndarray | None:
-        """Which voxels of labels [...] count in losses and scores, bool; None where all do."""
+        """Maps labels [...] to bool [...]: True for voxels that count in losses and scores; None if all count."""
         return None if self.ignore is None else labels != self.ignore
 
     def label_map(self, masks: np.ndarray) -> np.ndarray:
-        """Paints masks [..., K] bool in the order of the targets; [...] uint8, 0 is background."""
+        """Paints masks [..., K] bool in the order of the targets into labels [...] uint8; 0 is background."""
         labels = np.zeros(masks.shape[:-1], np.uint8)
         for index, value in enumerate(self.painted):
             labels[masks[..., index]] = value
         return labels
 
     def to_json(self) -> dict:
-        """What `from_json` takes."""
+        """A dict for JSON; see `from_json`."""
         return {
             "channels": list(self.channels),
             "targets": {target.name: list(target.labels) for target in self.targets},
@@ -111,7 +114,7 @@ class Description:
 
     @classmethod
     def from_json(cls, content: dict) -> "Description":
-        """The inverse of `to_json`. Raises InputError, KeyError, TypeError or AttributeError for anything else."""
+        """The inverse of `to_json`. Raises InputError, KeyError, TypeError or AttributeError for invalid content."""
         targets = tuple(Target(name, tuple(labels)) for name, labels in content["targets"].items())
         painted = tuple(content["painted"])
         return cls(tuple(content["channels"]), targets, content["stand_in"], content["ignore"], painted)
@@ -126,20 +129,22 @@ class Description:
         if len(self.targets) > MOST_TARGETS:
             faults.append(f"{len(self.targets)} targets; at most {MOST_TARGETS} are possible")
         if self.ignore is not None and not _is_label(self.ignore):
-            faults.append(f"label {self.ignore} is to be ignored; give a whole number from 1 to 255")
+            faults.append(f"ignored label {self.ignore}; give a whole number from 1 to 255")
         for target in self.targets:
             wrong = [label for label in target.labels if not _is_label(label)]
             if wrong or not target.labels:
-                found = ", ".join(map(str, wrong)) or "none"
-                faults.append(f"target {target.name!r} has labels {found}; give whole numbers from 1 to 255")
+                listed = ", ".join(map(str, wrong)) or "none"
+                faults.append(f"target {target.name!r} has labels {listed}; give whole numbers from 1 to 255")
             if self.ignore in target.labels:
                 faults.append(
-                    f"label {self.ignore} is ignored and belongs to target {target.name!r}; it can be one only"
+                    f"label {self.ignore} is both ignored and a label of target {target.name!r}; remove it from one"
                 )
         if self.stand_in and self.stand_in not in self.channels:
-            faults.append(f"{self.stand_in!r} is to replace missing channels and is none of {', '.join(self.channels)}")
+            faults.append(
+                f"{self.stand_in!r} cannot replace missing channels: it is none of {', '.join(self.channels)}"
+            )
         if len(self.painted) != len(self.targets):
-            faults.append(f"{len(self.painted)} values to paint {len(self.targets)} targets; give one for each")
+            faults.append(f"{len(self.painted)} label values for {len(self.targets)} targets; give one for each")
         return faults
 
 

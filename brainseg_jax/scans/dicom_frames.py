@@ -1,4 +1,4 @@
-"""The images of DICOM files, one a file or many, with the place of each; and which of them are one volume."""
+"""Reads the frames of DICOM files with their positions, and selects those that form one volume."""
 
 import dataclasses
 from pathlib import Path
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class NotASlice(InputError):
-    """The file is whole, but holds no slice of a volume; beside slices it is passed over."""
+    """A valid file without a slice of a volume; `read_frames` skips it if there are slices beside it."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
@@ -40,11 +40,11 @@ class Frame:
       path: of its file.
       header: of its file.
       index: in the file, from 0.
-      position: [3], millimeters in DICOM's words, of the first pixel.
+      position: [3], of the first pixel, in mm in the patient coordinates of DICOM.
       directions: [2, 3], unit vectors along a row and along a column.
-      gaps: [2], millimeters between rows and between columns.
-      thickness: millimeters; None where the header does not say.
-      slope, intercept: from stored values to values.
+      gaps: [2], distance between rows and between columns in mm.
+      thickness: in mm; None if the header does not give it.
+      slope, intercept: the linear map from stored values to values.
     """
 
     path: Path
@@ -63,7 +63,7 @@ class Frame:
         return int(self.header.Rows), int(self.header.Columns)
 
     def like(self, other: "Frame") -> bool:
-        """Whether the two can be slices of one volume: size, directions, spacing and kind of gray values."""
+        """Whether both can be slices of one volume: same size, directions, spacing and photometric interpretation."""
         same = self.shape == other.shape and text(self.header, _KIND) == text(other.header, _KIND)
         return same and all(
             np.allclose(getattr(self, name), getattr(other, name), atol=1e-3) for name in ("directions", "gaps")
@@ -74,10 +74,10 @@ _KIND = "PhotometricInterpretation"
 
 
 def read_frames(paths: tuple[Path, ...]) -> tuple[list[Frame], list[str]]:
-    """The images of a series' files that make one volume, in no order, and notes on what was left out or assumed.
+    """Reads the frames of a series that form one volume, unordered, with notes on omissions and assumptions.
 
     Raises:
-      InputError: a file is damaged, or there is no volume in them.
+      InputError: a file is damaged, or the files hold no volume.
     """
     frames, left_out, notes, size = [], [], [], 0
     for path in paths:
@@ -91,12 +91,12 @@ def read_frames(paths: tuple[Path, ...]) -> tuple[list[Frame], list[str]]:
             raise
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error})") from error
-        except Exception as error:  # of a tag of a kind that nothing expects
+        except Exception as error:  # pydicom raises many exception types on malformed tags
             raise InputError(f"{path}: its header cannot be read ({type(error).__name__}: {error})") from error
     if not frames:
         raise left_out[0]
     if len({text(frame.header, "SeriesInstanceUID") for frame in frames}) > 1:
-        other = next(one for one in frames if one.header.get(_UID) != frames[0].header.get(_UID))
+        other = next(frame for frame in frames if frame.header.get(_UID) != frames[0].header.get(_UID))
         raise InputError(
             f"{other.path}: {_UID} {other.header.get(_UID)}, but {frames[0].header.get(_UID)} in "
             f"{frames[0].path.name}; give the slices of one series in a folder"
@@ -104,19 +104,24 @@ def read_frames(paths: tuple[Path, ...]) -> tuple[list[Frame], list[str]]:
     for reason in dict.fromkeys(error.reason for error in left_out):
         names = [error.path.name for error in left_out if error.reason == reason]
         notes.append(f"{_listed(names)} left out: {reason}")
-    kept = _majority(frames, notes)
-    if len(kept) * np.prod(kept[0].shape, dtype=np.int64) > MOST_VALUES:
+    frames = _majority(frames, notes)
+    if len(frames) * np.prod(frames[0].shape, dtype=np.int64) > MOST_VALUES:
         raise InputError(
-            f"{paths[0].parent}: {len(kept)} images of {kept[0].shape} pixels, more than are read; give one series"
+            f"{paths[0].parent}: {len(frames)} images of {frames[0].shape} pixels, more than the limit of "
+            f"{MOST_VALUES} in all; give one series"
         )
-    return kept, list(dict.fromkeys(notes))
+    return frames, list(dict.fromkeys(notes))
 
 
 _UID = "SeriesInstanceUID"
 
 
 def _majority(frames: list[Frame], notes: list[str]) -> list[Frame]:
-    """The images that are like most others; a note on the others. Localizers have three directions and no majority."""
+    """The largest group of alike frames; adds a note on the others.
+
+    Raises:
+      InputError: no group holds more than half of the frames, as in a localizer with three directions.
+    """
     groups: list[list[Frame]] = []
     for frame in frames:
         for group in groups:
@@ -129,8 +134,8 @@ def _majority(frames: list[Frame], notes: list[str]) -> list[Frame]:
     if 2 * len(groups[0]) <= len(frames):
         sizes = ", ".join(f"{len(group)} like {group[0].path.name}" for group in groups[:4])
         raise InputError(
-            f"{frames[0].path.parent}: {len(frames)} images of {len(groups)} sizes or directions, and none is that of "
-            f"most ({sizes}): a localizer, or several series; give the slices of one volume"
+            f"{frames[0].path.parent}: {len(frames)} images of {len(groups)} sizes or directions, without a majority "
+            f"({sizes}): a localizer, or several series; give the slices of one volume"
         )
     if others := [frame for group in groups[1:] for frame in group]:
         notes.append(
@@ -145,57 +150,57 @@ def _listed(names: list[str]) -> str:
 
 
 def _frames_of(path: Path, notes: list[str]) -> list[Frame]:
-    """The images of one file."""
-    one = read_dicom(path)
-    kinds = text(one, "ImageType").upper().split("\\")
-    if "PixelData" not in one or not one.PixelData:
-        raise NotASlice(path, "no PixelData in it, so it is no slice of a series; take it out")
+    """The frames of one file."""
+    dataset = read_dicom(path)
+    kinds = text(dataset, "ImageType").upper().split("\\")
+    if "PixelData" not in dataset or not dataset.PixelData:
+        raise NotASlice(path, "no PixelData in it, so it is not a slice of a series; remove it")
     if "MOSAIC" in kinds:
         raise NotASlice(path, "a mosaic of many slices in one image; convert the series to NIfTI (dcm2niix)")
     if "LOCALIZER" in kinds:
         raise NotASlice(path, "a localizer; give the series of a scan")
-    notes += complete(path, one)
-    if whole(path, one, "SamplesPerPixel") != 1 or text(one, _KIND) not in ("MONOCHROME1", "MONOCHROME2"):
+    notes += complete(path, dataset)
+    if whole(path, dataset, "SamplesPerPixel") != 1 or text(dataset, _KIND) not in ("MONOCHROME1", "MONOCHROME2"):
         raise NotASlice(
             path,
-            f"{one.SamplesPerPixel} value(s) a pixel, {text(one, _KIND)}: a color image; give a scan in gray "
+            f"{dataset.SamplesPerPixel} value(s) a pixel, {text(dataset, _KIND)}: a color image; give a scan in gray "
             "values (MONOCHROME2)",
         )
-    declared_bytes(path, one)
-    own = one.get("PerFrameFunctionalGroupsSequence") or None
-    if own is None and frame_count(path, one) > 1:
+    declared_bytes(path, dataset)
+    groups = dataset.get("PerFrameFunctionalGroupsSequence") or None
+    if groups is None and frame_count(path, dataset) > 1:
         raise NotASlice(
             path,
-            f"{frame_count(path, one)} images in one file that does not say where each lies; convert the "
+            f"{frame_count(path, dataset)} images in one file without their positions; convert the "
             "series to NIfTI (dcm2niix)",
         )
-    if own is None:
-        return [_frame(path, one, 0, [one], notes)]
-    if len(own) != frame_count(path, one):
+    if groups is None:
+        return [_frame(path, dataset, 0, [dataset], notes)]
+    if len(groups) != frame_count(path, dataset):
         raise InputError(
-            f"{path}: NumberOfFrames is {frame_count(path, one)}, but {len(own)} have a place; get a new copy"
+            f"{path}: NumberOfFrames is {frame_count(path, dataset)}, but {len(groups)} have a position; get a new copy"
         )
-    shared = list(one.get("SharedFunctionalGroupsSequence") or ())[:1]
-    return [_frame(path, one, index, [item, *shared, one], notes) for index, item in enumerate(own)]
+    shared = list(dataset.get("SharedFunctionalGroupsSequence") or ())[:1]
+    return [_frame(path, dataset, index, [group, *shared, dataset], notes) for index, group in enumerate(groups)]
 
 
-def _frame(path: Path, one: "Dataset", index: int, holders: "list[Dataset]", notes: list[str]) -> Frame:
-    """The image `index`; `holders`: where its tags can be, those of this image first."""
+def _frame(path: Path, dataset: "Dataset", index: int, holders: "list[Dataset]", notes: list[str]) -> Frame:
+    """The frame `index` of a file. `holders` are the data sets that can hold its tags, in order of precedence."""
 
     def tag(sequence: str, name: str, count: int, needed: bool = True) -> np.ndarray | None:
         for holder in holders:
-            inner = holder if holder is one else next(iter(holder.get(sequence) or ()), None)
-            if inner is not None and (found := numbers(path, inner, name, count, notes)) is not None:
-                return found
+            inner = holder if holder is dataset else next(iter(holder.get(sequence) or ()), None)
+            if inner is not None and (values := numbers(path, inner, name, count, notes)) is not None:
+                return values
         if needed:
-            raise InputError(f"{path}: no {name} in it, so it is no slice of a series; take it out, or mend its header")
+            raise InputError(f"{path}: no {name} in it, so it is not a slice of a series; remove it, or fix its header")
         return None
 
     directions = tag("PlaneOrientationSequence", "ImageOrientationPatient", 6).reshape(2, 3)
     lengths = np.linalg.norm(directions, axis=1)
     if not np.allclose(lengths, 1.0, atol=0.01) or abs(directions[0] @ directions[1]) > 0.01:
         raise InputError(
-            f"{path}: ImageOrientationPatient is {directions.ravel().tolist()}, no two directions at a right angle; "
+            f"{path}: ImageOrientationPatient is {directions.ravel().tolist()}, not two perpendicular unit vectors; "
             "correct the header, or convert the series to NIfTI (dcm2niix)"
         )
     gaps = tag("PixelMeasuresSequence", "PixelSpacing", 2)
@@ -206,10 +211,10 @@ def _frame(path: Path, one: "Dataset", index: int, holders: "list[Dataset]", not
     slope = tag("PixelValueTransformationSequence", "RescaleSlope", 1, needed=False)
     intercept = tag("PixelValueTransformationSequence", "RescaleIntercept", 1, needed=False)
     if slope is not None and not slope[0]:
-        raise InputError(f"{path}: RescaleSlope is 0, which makes all values one; correct the header")
+        raise InputError(f"{path}: RescaleSlope is 0, so all values are equal; correct the header")
     return Frame(
         path=path,
-        header=one,
+        header=dataset,
         index=index,
         position=position,
         directions=directions / lengths[:, None],
@@ -221,12 +226,12 @@ def _frame(path: Path, one: "Dataset", index: int, holders: "list[Dataset]", not
 
 
 def decode_frames(frames: list[Frame], notes: list[str]) -> np.ndarray:
-    """The values of images, rescaled; their files' pixels are given back to memory.
+    """Decodes and rescales frames, and deletes the encoded pixels from their headers to free memory.
 
-    Padding becomes background. MONOCHROME1, in which 0 is white, is inverted; a note on either.
+    Padding becomes background. MONOCHROME1 images, in which 0 is white, are inverted. Both add a note.
 
     Returns:
-      [frames, rows, columns], of the type that is stored, or float32 where it is rescaled.
+      [frames, rows, columns] of the stored type, or float32 if the values are rescaled.
 
     Raises:
       InputError: see `decode`.
@@ -235,10 +240,10 @@ def decode_frames(frames: list[Frame], notes: list[str]) -> np.ndarray:
     volume: np.ndarray | None = None
     padded: np.ndarray | None = None
     stored: dict[Path, tuple[np.ndarray, np.ndarray | None]] = {}
-    for place, frame in enumerate(frames):
+    for index, frame in enumerate(frames):
         if frame.path not in stored:
             if len(frame.header.get("PerFrameFunctionalGroupsSequence") or ()) < 2:
-                stored.clear()  # a file a slice: no second copy of the series
+                stored.clear()  # one slice per file: do not keep a second copy of the series
             values = decode(frame.path, frame.header)
             stored[frame.path] = values, padding(frame.path, frame.header, values)
             del frame.header.PixelData
@@ -248,17 +253,17 @@ def decode_frames(frames: list[Frame], notes: list[str]) -> np.ndarray:
         elif not rescaled:
             volume = volume.astype(np.promote_types(volume.dtype, values.dtype), copy=False)
         image = values[frame.index]
-        volume[place] = image * np.float32(frame.slope) + np.float32(frame.intercept) if rescaled else image
+        volume[index] = image * np.float32(frame.slope) + np.float32(frame.intercept) if rescaled else image
         if where is not None:
             padded = np.zeros(volume.shape, bool) if padded is None else padded
-            padded[place] = where[frame.index]
+            padded[index] = where[frame.index]
     if text(frames[0].header, _KIND) == "MONOCHROME1":
-        notes.append("its gray values are inverted (MONOCHROME1), and are turned back")
+        notes.append("its gray values are inverted (MONOCHROME1), and are inverted back")
         white = np.percentile(volume if padded is None or padded.all() else volume[~padded], 99.9, method="nearest")
         volume = (np.float32(white) - volume.astype(np.float32)).clip(min=0.0)
     if padded is not None and not padded.all():
         background = min(np.percentile(volume[~padded], 0.1, method="nearest"), 0)
         if changed := int((volume[padded] != background).sum()):
-            notes.append(f"{changed / volume.size:.1%} of its voxels are padding, and are taken as background")
+            notes.append(f"{changed / volume.size:.1%} of its voxels are padding and count as background")
         volume[padded] = background
     return volume

@@ -1,4 +1,4 @@
-"""Finds the scans in what a user gives: a file, a case, or a folder of many; opens no pixels."""
+"""Finds the scans in a file or folder, without reading pixels."""
 
 import re
 from collections import Counter, defaultdict
@@ -8,11 +8,11 @@ from pathlib import Path
 
 from brainseg_jax.errors import InputError
 from brainseg_jax.scans import images
-from brainseg_jax.scans.choice import MASKS, Candidate, choose, choose_by_hand
+from brainseg_jax.scans.choice import MASKS, Candidate, choose, choose_by_patterns
 from brainseg_jax.scans.nifti_file import is_image_of_pair, is_nifti, stem, to_header
 from brainseg_jax.scans.patterns import Patterns, check_all_used, matches, without
 from brainseg_jax.scans.scan import Refused, Source
-from brainseg_jax.scans.sequences import ALL, FLAIR, MASK, Said, read_name
+from brainseg_jax.scans.sequences import ALL, FLAIR, MASK, ParsedName, read_name
 from brainseg_jax.scans.series import check_packages, is_dicom
 from brainseg_jax.scans.slices import MOST_SLICES, SliceSource
 from brainseg_jax.scans.study import find_studies
@@ -26,11 +26,11 @@ _CHANNEL_NUMBER = re.compile(r"(?P<case>.+)_(?P<number>[0-9]{4})")  # of nnU-Net
 
 @dataclass(frozen=True)
 class Found:
-    """What was found.
+    """The result of `find_scans`.
 
     Attributes:
-      sources: the scans in order of the name, each of another name: of scans named alike the folder comes before it.
-      passed_over: files and folders that are not used, by the reason.
+      sources: the scans, sorted by name. Names are unique; those of several scans begin with their folder.
+      passed_over: unused files and folders by reason.
     """
 
     sources: list[Source]
@@ -41,22 +41,24 @@ class Found:
 
 
 def find_scans(path: Path, sequences: Patterns | None = None) -> Found:
-    """Finds the scans in a file, or in a folder and below; links are followed.
+    """Finds the scans in a file, or in a folder and its subfolders; follows links.
 
-    Slices are `<case>_<n>.tif` or `.png`, `IM-<n>-<n>`, or `<n>` in a folder that is the case; a name without a number
-    is a case of one slice. A NIfTI file is a case, but files of one folder whose names tell sequences (`read_name`) and
-    are the same otherwise are one case together, and so are files that lie in folders named for sequences. DICOM files
-    are sorted by their headers, see `find_studies`. What is known to be another sequence than FLAIR is never taken as
-    FLAIR; a case for which two files would do is refused, as are two with the same results. Masks, earlier results and
-    what is no scan are passed over.
+    - Slices are `<case>_<n>.tif` or `.png`, `IM-<n>-<n>`, or `<n>` in a folder named like the case. A name without a
+      number is a case of one slice.
+    - A NIfTI file is a case. Files of one folder form one case if their names differ in the sequence only
+      (`read_name`), and so do files in folders named after sequences.
+    - DICOM files are grouped by their headers, see `find_studies`.
+    - A file of another sequence is never used as FLAIR. Ambiguous cases, and cases with the same result names, become
+      `Refused`.
+    - Masks, earlier results and other files are passed over.
 
     Args:
-      path: of a file or folder.
-      sequences: patterns by sequence, against names of files, folders and DICOM descriptions; what fits none is passed
-        over. None where names and headers tell.
+      path: a file or folder.
+      sequences: patterns by sequence, matched against file names, folder names and DICOM descriptions. Files that fit
+        no pattern are passed over. None to use names and headers instead.
 
     Raises:
-      InputError: there is no scan, the packages for DICOM are not installed, or a pattern fits nothing.
+      InputError: there is no scan, the DICOM packages are not installed, or a pattern fits nothing.
     """
     if not path.exists():
         raise InputError(f"{path}: no such file or folder; give a scan or a folder of scans")
@@ -76,11 +78,11 @@ def find_scans(path: Path, sequences: Patterns | None = None) -> Found:
             f"{path}: no scan in it; give slices <case>_<n>.tif or .png, NIfTI volumes .nii or .nii.gz, DICOM series, "
             f"or a folder of them{'; passed over:' if listed else ''}{listed}"
         )
-    return Found(sorted(_named_apart(sources), key=lambda source: source.name), passed_over)
+    return Found(sorted(_with_unique_names(sources), key=lambda source: source.name), passed_over)
 
 
 def _by_kind(files: list[Path], passed_over: PassedOver) -> tuple[list[Path], list[Path], list[Path]]:
-    """Images, NIfTI and DICOM; all else is passed over."""
+    """Splits files into 2-D images, NIfTI and DICOM; passes over all others."""
     slices, volumes, dicom = [], [], []
     for file in files:
         suffix = file.suffix.lower()
@@ -91,18 +93,18 @@ def _by_kind(files: list[Path], passed_over: PassedOver) -> tuple[list[Path], li
         elif is_image_of_pair(file):
             continue
         elif file.name == "DICOMDIR":
-            passed_over["a directory of DICOM files, which are read themselves"].append(file)
+            passed_over["an index of DICOM files; the files themselves are read"].append(file)
         else:
             try:
-                what = "DICOM" if is_dicom(file) else "no scan by its name"
+                kind = "DICOM" if is_dicom(file) else "not a scan by its name"
             except OSError as error:
-                what = f"cannot be read ({error.strerror})"
-            if what == "DICOM":
+                kind = f"cannot be read ({error.strerror})"
+            if kind == "DICOM":
                 dicom.append(file)
             elif suffix in UNREAD:
-                passed_over["a format that is not read; convert scans to NIfTI (.nii.gz)"].append(file)
+                passed_over["an unsupported format; convert scans to NIfTI (.nii.gz)"].append(file)
             else:
-                passed_over[what].append(file)
+                passed_over[kind].append(file)
     return slices, volumes, dicom
 
 
@@ -121,35 +123,35 @@ def _slice_sources(
                 case, number = match["case"] or match["osirix"] or file.parent.absolute().name, int(digits)
         cases[file.parent, case].append((number, file))
     sources: list[Source] = []
-    for (folder, case), found in cases.items():
-        place, paths = folder.relative_to(root), [file for _, file in found]
-        said = _said(case, folder, root)
-        by_hand = patterns and matches(patterns[FLAIR], case, folder.name, *(path.stem for path in paths[:1]))
-        used |= {FLAIR} if by_hand else set()
-        if said.sequence == MASK:
+    for (folder, case), slices in cases.items():
+        subfolder, paths = folder.relative_to(root), [file for _, file in slices]
+        parsed = _read_name_or_folder(case, folder, root)
+        fits_flair = patterns and matches(patterns[FLAIR], case, folder.name, *(path.stem for path in paths[:1]))
+        used |= {FLAIR} if fits_flair else set()
+        if parsed.sequence == MASK:
             passed_over[MASKS] += paths
-        elif said.sequence in (None, FLAIR) or by_hand:
-            shown = {FLAIR: f"{len(found)} image{'s' * (len(found) > 1)} *"}
-            sources.append(SliceSource(case, place, tuple(sorted(found)), channels=shown))
+        elif parsed.sequence in (None, FLAIR) or fits_flair:
+            cells = {FLAIR: f"{len(slices)} image{'s' * (len(slices) > 1)} *"}
+            sources.append(SliceSource(case, subfolder, tuple(sorted(slices)), channels=cells))
         else:
             fault = (
-                f"{folder / case}: images of {said.sequence} by name, which are not taken as FLAIR; if they are FLAIR, "
-                f"or hold all sequences in their colors, add --sequences='flair=*{case}*'"
+                f"{folder / case}: images named as {parsed.sequence}, which is not used as FLAIR; if they are FLAIR, "
+                f"or hold all sequences in their color channels, add --sequences='flair=*{case}*'"
             )
-            sources.append(Refused(case, place, fault))
+            sources.append(Refused(case, subfolder, fault))
     return sources
 
 
-def _said(name: str, folder: Path, root: Path) -> Said:
-    """What a name says of its sequence, or else its folder's."""
-    said = read_name(name)
-    return said if said.sequence or folder == root else _folder_says(folder)
+def _read_name_or_folder(name: str, folder: Path, root: Path) -> ParsedName:
+    """The parsed name, or the parsed name of its folder if only the folder names a sequence."""
+    parsed = read_name(name)
+    return parsed if parsed.sequence or folder == root else _read_folder(folder)
 
 
-def _folder_says(folder: Path) -> Said:
-    """What a folder's name says of the files in it, where it says nothing else, as `FLAIR`; `FLAIR_study` does not."""
-    said = read_name(folder.name)
-    return said if said.alone else Said(None, False, folder.name, folder.name)
+def _read_folder(folder: Path) -> ParsedName:
+    """The parsed name of a folder; it gives a sequence only if it is nothing else: `FLAIR` does, `FLAIR_study` not."""
+    parsed = read_name(folder.name)
+    return parsed if parsed.alone else ParsedName(None, False, folder.name, folder.name)
 
 
 def _volume_sources(
@@ -159,33 +161,35 @@ def _volume_sources(
     in_folder, numbered = Counter(file.parent for file in files), _channel_numbers(files)
     sources: list[Source] = []
     for file in files:
-        said, own = read_name(stem(file)), file.parent != root
-        fitting = [one for one in (patterns or {}).values() if matches(one, stem(file), file.name)]
-        foldered = own and said.sequence is None and not fitting and _tells(file.parent, patterns)
-        if foldered or (own and said.sequence is None and _folder_says(file.parent).sequence == MASK):
-            said = _folder_says(file.parent)
-        if said.sequence == MASK:
+        parsed, in_subfolder = read_name(stem(file)), file.parent != root
+        fitting = [pattern for pattern in (patterns or {}).values() if matches(pattern, stem(file), file.name)]
+        named_by_folder = (
+            in_subfolder and parsed.sequence is None and not fitting and _names_sequence(file.parent, patterns)
+        )
+        if named_by_folder or (in_subfolder and parsed.sequence is None and _read_folder(file.parent).sequence == MASK):
+            parsed = _read_folder(file.parent)
+        if parsed.sequence == MASK:
             passed_over[MASKS].append(file)
             continue
-        folder, key, case = file.parent, said.key, said.case
-        if foldered:
+        folder, key, case = file.parent, parsed.key, parsed.case
+        if named_by_folder:
             folder = folder.parent
-            beside = [place for place in in_folder if place.parent == folder and _tells(place, patterns)]
-            key = case = "" if all(in_folder[place] == 1 for place in beside) else stem(file)
+            siblings = [other for other in in_folder if other.parent == folder and _names_sequence(other, patterns)]
+            key = case = "" if all(in_folder[other] == 1 for other in siblings) else stem(file)
         elif file in numbered:
             key = case = numbered[file]
-        elif said.sequence is None and fitting:
+        elif parsed.sequence is None and fitting:
             key = case = without(fitting[0], stem(file))
-        elif said.sequence is None:
-            key = f"/{file.name}"  # a case for itself, also beside files that tell sequences
+        elif parsed.sequence is None:
+            key = f"/{file.name}"  # a separate case, even beside files that name sequences
         candidate = Candidate(
-            label=f"{file.parent.name}/{file.name}" if foldered else file.name,
-            where=str(file),
+            label=f"{file.parent.name}/{file.name}" if named_by_folder else file.name,
+            location=str(file),
             paths=(file,),
-            sequence=said.sequence,
-            contrast=said.contrast,
+            sequence=parsed.sequence,
+            contrast=parsed.contrast,
             names=(stem(file), file.name),
-            folders=(file.parent.name,) if own else (),
+            folders=(file.parent.name,) if in_subfolder else (),
         )
         groups[folder, key.casefold()].append((case if key else "", candidate))
     for (folder, _), group in groups.items():
@@ -193,11 +197,11 @@ def _volume_sources(
     return sources
 
 
-def _tells(folder: Path, patterns: Patterns | None) -> bool:
-    """Whether a folder's name says a sequence, or fits a pattern."""
+def _names_sequence(folder: Path, patterns: Patterns | None) -> bool:
+    """Whether the name of a folder is that of a sequence, or fits a pattern."""
     if patterns:
         return any(matches(pattern, folder.name) for pattern in patterns.values())
-    return _folder_says(folder).sequence is not None
+    return _read_folder(folder).sequence is not None
 
 
 def _volume_source(
@@ -209,70 +213,72 @@ def _volume_source(
     passed_over: PassedOver,
     used: set[str],
 ) -> list[Source]:
-    """The case of files that belong together; none where they are passed over."""
+    """The source of a group of files that form one case; empty if all are passed over."""
     candidates, cases = [candidate for _, candidate in group], [case for case, _ in group]
-    case, place = min(cases, key=len) or folder.absolute().name, folder.relative_to(root)
+    case, subfolder = min(cases, key=len) or folder.absolute().name, folder.relative_to(root)
     if patterns:
-        choice = choose_by_hand(case, candidates, patterns, used)
-    elif all(one.paths[0] in numbered for one in candidates):
-        names = ", ".join(one.where for one in candidates)
+        choice = choose_by_patterns(case, candidates, patterns, used)
+    elif all(candidate.paths[0] in numbered for candidate in candidates):
+        names = ", ".join(candidate.location for candidate in candidates)
         fault = (
-            f"{case}: {names}: channels by number, as of nnU-Net, and a number tells no sequence; say by hand which is "
-            "which, for BraTS as --sequences='flair=*_0003,pre=*_0000,post=*_0001'"
+            f"{case}: {names}: channels are numbered as by nnU-Net, and a number does not name a sequence; assign them "
+            "by hand, for BraTS with --sequences='flair=*_0003,pre=*_0000,post=*_0001'"
         )
-        return [Refused(case, place, fault)]
+        return [Refused(case, subfolder, fault)]
     else:
-        choice = choose(case, candidates, lambda channel, found, flair: (found, ""))
-    choice.tell_unused(passed_over, by_hand=patterns is not None)
+        choice = choose(case, candidates, lambda channel, fitting, flair: (fitting, ""))
+    choice.report_unused(passed_over, by_patterns=patterns is not None)
     if choice.fault:
-        return [Refused(case, place, choice.fault, channels=choice.cells)]
+        return [Refused(case, subfolder, choice.fault, channels=choice.cells)]
     if not choice.chosen:
         return []
-    found = {channel: one.paths for channel, one in choice.chosen.items()}
-    file = (found.get(FLAIR) or found[ALL])[0]
+    files = {channel: candidate.paths for channel, candidate in choice.chosen.items()}
+    file = (files.get(FLAIR) or files[ALL])[0]
     suffix = file.name[len(stem(file)) :]
-    shown = choice.cells
-    if ALL in found:
-        shown = {FLAIR: f"{shown[FLAIR]} *"}
-    return [VolumeSource(case, place, found, suffix, notes=tuple(choice.notes), channels=shown)]
+    cells = choice.cells
+    if ALL in files:
+        cells = {FLAIR: f"{cells[FLAIR]} *"}
+    return [VolumeSource(case, subfolder, files, suffix, notes=tuple(choice.notes), channels=cells)]
 
 
 def _channel_numbers(files: list[Path]) -> dict[Path, str]:
-    """The case of each file that is a channel as nnU-Net numbers them: `<case>_0000` and on, and none above 9."""
+    """The case of each file with a channel number of nnU-Net: `<case>_0000` to at most `<case>_0009`."""
     groups: dict[tuple[Path, str], dict[int, Path]] = defaultdict(dict)
     for file in files:
         if (match := _CHANNEL_NUMBER.fullmatch(stem(file))) and read_name(stem(file)).sequence is None:
             groups[file.parent, match["case"]][int(match["number"])] = file
     return {
-        file: case for (_, case), found in groups.items() if 0 in found and max(found) <= 9 for file in found.values()
+        file: case
+        for (_, case), channels in groups.items()
+        if 0 in channels and max(channels) <= 9
+        for file in channels.values()
     }
 
 
 def _files(source: Source) -> list[Path]:
     if isinstance(source, SliceSource):
-        return [path for _, path in source.found]
-    files = source.found if isinstance(source, VolumeSource) else source.files
-    return [path for paths in files.values() for path in paths]
+        return [path for _, path in source.files]
+    return [path for paths in source.files.values() for path in paths]
 
 
-def _named_apart(sources: list[Source]) -> list[Source]:
-    """Puts the folder before names that are given twice; where that does not tell them apart, both are refused."""
-    times = Counter(source.name for source in sources)
-    named = [
-        replace(source, name=f"{source.place.as_posix()}/{source.name}") if times[source.name] > 1 else source
+def _with_unique_names(sources: list[Source]) -> list[Source]:
+    """Adds the folder to names that are not unique; refuses the scans if the names still are not."""
+    counts = Counter(source.name for source in sources)
+    renamed = [
+        replace(source, name=f"{source.place.as_posix()}/{source.name}") if counts[source.name] > 1 else source
         for source in sources
     ]
-    written: dict[str, list[Source]] = defaultdict(list)
-    for source in named:
+    by_name: dict[str, list[Source]] = defaultdict(list)
+    for source in renamed:
         if not isinstance(source, Refused):
-            written[source.name].append(source)
-    kept: list[Source] = [source for source in named if len(written[source.name]) < 2]
-    for name, alike in written.items():
-        if len(alike) > 1:
-            files = ", ".join(str(_files(source)[0]) for source in alike[:4])
+            by_name[source.name].append(source)
+    result: list[Source] = [source for source in renamed if len(by_name[source.name]) < 2]
+    for name, namesakes in by_name.items():
+        if len(namesakes) > 1:
+            files = ", ".join(str(_files(source)[0]) for source in namesakes[:4])
             fault = (
-                f"{files}: more than one scan is named {name}, so their results would be too; give one of them another "
-                "name, or another folder"
+                f"{files}: more than one scan is named {name}, so their results would have the same names; rename one "
+                "of them, or move it to another folder"
             )
-            kept.append(Refused(name, alike[0].place, fault))
-    return kept
+            result.append(Refused(name, namesakes[0].place, fault))
+    return result

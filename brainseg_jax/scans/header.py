@@ -1,4 +1,4 @@
-"""What the header of one DICOM file tells of its series and sequence; the pixels are not read."""
+"""Reads from the header of a DICOM file what identifies its series and sequence; does not read pixels."""
 
 import math
 import warnings
@@ -13,7 +13,7 @@ import numpy as np
 
 from brainseg_jax.scans.sequences import FLAIR, OTHER, POST, PRE
 
-if TYPE_CHECKING:  # an extra, and slow to import: only where there is a series to read
+if TYPE_CHECKING:  # optional and slow to import, so functions import it where they need it
     from pydicom import Dataset
 
 _TAGS = (
@@ -23,8 +23,8 @@ _TAGS = (
     *("ScanningSequence", "InversionTime", "EchoTime", "RepetitionTime", "ContrastBolusAgent", "AngioFlag"),
     *("Rows", "Columns", "NumberOfFrames", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"),
 )
-_LAST_TAG = 0x00280030  # PixelSpacing; tags stand in order
-_MOST_HEADER = 2**18  # bytes that are read or unpacked to find these tags
+_LAST_TAG = 0x00280030  # PixelSpacing; tags are in ascending order
+_MOST_HEADER = 2**18  # maximum bytes to read or unpack for these tags
 _NO_AGENT = {"", "NONE", "NO", "N", "0", "NULL", "UNKNOWN", "NO CONTRAST", "WITHOUT"}
 # AcquisitionContrast of enhanced MR: DICOM PS3.3, C.8.13.3.
 _ACQUIRED = {"FLUID_ATTENUATED": FLAIR, "T1": PRE, "T2": OTHER, "T2_STAR": OTHER, "PROTON_DENSITY": OTHER}
@@ -34,20 +34,20 @@ _ACQUIRED |= dict.fromkeys(("DIFFUSION", "PERFUSION", "STIR", "TOF", "FLOW_ENCOD
 
 @dataclass(frozen=True, eq=False)
 class Header:
-    """What is needed of a header; texts are empty and numbers None where it does not say.
+    """The tags of one header. A missing text is "", a missing number None.
 
     Attributes:
       path: of the file.
-      image: whether it has pixels.
-      mr_image: whether it is of a class of MR images; one without pixels is cut short.
-      sequence_name: the scanner's, such as `*tir2d1_21`.
-      repetition, echo, inversion: times in ms.
-      agent: whether a contrast agent is named.
-      frames: in the file.
+      image: whether the file has pixels.
+      mr_image: whether the SOP class is that of MR images; without pixels such a file is truncated.
+      sequence_name: name that the scanner gives, such as `*tir2d1_21`.
+      repetition, echo, inversion: TR, TE and TI in ms.
+      agent: whether the header names a contrast agent.
+      frames: number of frames in the file.
       size: rows, columns.
-      orientation: of row and column, [6].
-      position: of the first pixel in mm, [3].
-      spacing: of rows and columns in mm, [2].
+      orientation: [6], directions of row and column.
+      position: [3], of the first pixel in mm.
+      spacing: [2], of rows and columns in mm.
     """
 
     path: Path
@@ -79,11 +79,11 @@ class Header:
 
     @property
     def by_times(self) -> str | None:
-        """Sequence by times and acquisition: one of `CHANNELS`, OTHER, or None where they do not tell.
+        """Sequence by acquisition parameters: one of `CHANNELS`, OTHER, or None if they are not conclusive.
 
-        FLAIR inverts the fluid's signal away: TI of 1.6 to 2.8 s, with TE and TR long. A short TE and TR is T1, also
-        with the TI below 1.2 s of MPRAGE and T1-FLAIR; a long TE and TR without inversion is T2 (Bernstein et al.,
-        Handbook of MRI Pulse Sequences, 2004).
+        FLAIR suppresses fluid by inversion: TI of 1.6 to 2.8 s, with long TE and TR. Short TE and TR mean T1, also with
+        TI below 1.2 s as in MPRAGE and T1-FLAIR. Long TE and TR without inversion mean T2 (Bernstein et al., Handbook
+        of MRI Pulse Sequences, 2004).
         """
         t1 = POST if self.agent else PRE
         if self.angiography or "EP" in self.scanning:
@@ -105,22 +105,22 @@ class Header:
 
     @property
     def is_axial(self) -> bool | None:
-        """Whether its slices are nearer to axial than to anything else; None where it does not say."""
+        """Whether the slices are closer to axial than to sagittal or coronal; None if the orientation is unknown."""
         if self.orientation is None:
             return None
         return int(np.argmax(np.abs(np.cross(self.orientation[:3], self.orientation[3:])))) == 2
 
 
 def read_header(path: Path) -> Header | None:
-    """Reads the header of a file; None where it is not DICOM, or damaged."""
+    """Reads the header of a file; None if the file is damaged or not DICOM."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pydicom warns of odd values, which are left out here
-            one = _read(path)
-            if not any(_text(one, name) for name in ("SOPClassUID", "SeriesInstanceUID", "Rows")):
+            warnings.simplefilter("ignore")  # pydicom warns about invalid values; they count as missing here
+            dataset = _read(path)
+            if not any(_text(dataset, name) for name in ("SOPClassUID", "SeriesInstanceUID", "Rows")):
                 return None
-            return _header(path, one)
-    except Exception:  # pydicom raises many kinds on damaged bytes; each means this one file
+            return _header(path, dataset)
+    except Exception:  # pydicom raises many exception types on damaged bytes
         return None
 
 
@@ -130,15 +130,15 @@ def _read(path: Path) -> "Dataset":
     from pydicom.uid import DeflatedExplicitVRLittleEndian
 
     config.settings.reading_validation_mode = config.IGNORE
-    tags, behind = _tags(), lambda tag, *_: tag > _LAST_TAG
+    tags, is_past_last = _tags(), lambda tag, *_: tag > _LAST_TAG
     with path.open("rb") as file:
-        data = file.read(_MOST_HEADER)  # from memory: a length in the header that is too large then asks for none
+        data = file.read(_MOST_HEADER)  # parsed from memory: a wrong, huge length then allocates nothing
     if DeflatedExplicitVRLittleEndian.encode() not in data[:1024]:
-        # Without the mark of the format, the name alone says DICOM.
-        return read_partial(BytesIO(data), behind, force=data[128:132] != b"DICM", specific_tags=tags)
-    start = 132 + 12 + read_file_meta_info(path).FileMetaInformationGroupLength  # preamble and mark, that length
+        # Files without the DICM prefix are here because of their suffix.
+        return read_partial(BytesIO(data), is_past_last, force=data[128:132] != b"DICM", specific_tags=tags)
+    start = 132 + 12 + read_file_meta_info(path).FileMetaInformationGroupLength  # preamble and prefix, length element
     plain = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data[start:], _MOST_HEADER)
-    return read_dataset(BytesIO(plain), False, True, stop_when=behind, specific_tags=tags)
+    return read_dataset(BytesIO(plain), False, True, stop_when=is_past_last, specific_tags=tags)
 
 
 @cache
@@ -148,53 +148,53 @@ def _tags() -> list[int]:
     return [tag_for_keyword(name) for name in _TAGS]
 
 
-def _header(path: Path, one: "Dataset") -> Header:
-    rows, columns = (_numbers(one, name, 1) for name in ("Rows", "Columns"))
-    times = [_numbers(one, name, 1) for name in ("RepetitionTime", "EchoTime", "InversionTime")]
+def _header(path: Path, dataset: "Dataset") -> Header:
+    rows, columns = (_numbers(dataset, name, 1) for name in ("Rows", "Columns"))
+    times = [_numbers(dataset, name, 1) for name in ("RepetitionTime", "EchoTime", "InversionTime")]
     repetition, echo, inversion = (value and value[0] for value in times)
-    frames = _numbers(one, "NumberOfFrames", 1)
+    frames = _numbers(dataset, "NumberOfFrames", 1)
     return Header(
         path=path,
-        image=rows is not None or "ImagePositionPatient" in one,
-        mr_image=_text(one, "SOPClassUID") in _MR_IMAGES,
-        modality=_text(one, "Modality").upper(),
-        patient=_text(one, "PatientID"),
-        study=_text(one, "StudyInstanceUID"),
-        date=_text(one, "StudyDate"),
-        series=_text(one, "SeriesInstanceUID"),
-        frame_of_reference=_text(one, "FrameOfReferenceUID"),
-        number=_text(one, "SeriesNumber"),
-        description=_text(one, "SeriesDescription"),
-        protocol=_text(one, "ProtocolName"),
-        sequence_name=_text(one, "SequenceName"),
-        image_type=tuple(_text(one, "ImageType").upper().split("\\")),
-        acquired=_text(one, "AcquisitionContrast").upper(),
-        scanning=tuple(_text(one, "ScanningSequence").upper().split("\\")),
-        angiography=_text(one, "AngioFlag").upper() == "Y",
+        image=rows is not None or "ImagePositionPatient" in dataset,
+        mr_image=_text(dataset, "SOPClassUID") in _MR_IMAGES,
+        modality=_text(dataset, "Modality").upper(),
+        patient=_text(dataset, "PatientID"),
+        study=_text(dataset, "StudyInstanceUID"),
+        date=_text(dataset, "StudyDate"),
+        series=_text(dataset, "SeriesInstanceUID"),
+        frame_of_reference=_text(dataset, "FrameOfReferenceUID"),
+        number=_text(dataset, "SeriesNumber"),
+        description=_text(dataset, "SeriesDescription"),
+        protocol=_text(dataset, "ProtocolName"),
+        sequence_name=_text(dataset, "SequenceName"),
+        image_type=tuple(_text(dataset, "ImageType").upper().split("\\")),
+        acquired=_text(dataset, "AcquisitionContrast").upper(),
+        scanning=tuple(_text(dataset, "ScanningSequence").upper().split("\\")),
+        angiography=_text(dataset, "AngioFlag").upper() == "Y",
         repetition=repetition,
         echo=echo,
         inversion=inversion,
-        agent=_text(one, "ContrastBolusAgent").upper() not in _NO_AGENT,
+        agent=_text(dataset, "ContrastBolusAgent").upper() not in _NO_AGENT,
         frames=int(frames[0]) if frames else 1,
         size=(int(rows[0]), int(columns[0])) if rows and columns else None,
-        orientation=_numbers(one, "ImageOrientationPatient", 6),
-        position=_numbers(one, "ImagePositionPatient", 3),
-        spacing=_numbers(one, "PixelSpacing", 2),
+        orientation=_numbers(dataset, "ImageOrientationPatient", 6),
+        position=_numbers(dataset, "ImagePositionPatient", 3),
+        spacing=_numbers(dataset, "PixelSpacing", 2),
     )
 
 
-def _text(one: "Dataset", name: str) -> str:
+def _text(dataset: "Dataset", name: str) -> str:
     try:
-        value = one.get(name)
+        value = dataset.get(name)
         parts = [value] if isinstance(value, str) or not hasattr(value, "__iter__") else list(value)
         return "\\".join("" if part is None else str(part) for part in parts).strip(" \0")
-    except Exception:  # a value that its own kind does not allow
+    except Exception:  # a value that its value representation does not allow
         return ""
 
 
-def _numbers(one: "Dataset", name: str, count: int) -> tuple[float, ...] | None:
+def _numbers(dataset: "Dataset", name: str, count: int) -> tuple[float, ...] | None:
     try:
-        values = tuple(float(part) for part in _text(one, name).split("\\"))
+        values = tuple(float(part) for part in _text(dataset, name).split("\\"))
     except ValueError:
         return None
     return values if len(values) == count and all(map(math.isfinite, values)) else None

@@ -1,50 +1,51 @@
-"""Brings the values of a volume to the 0..255 that the networks were trained on, and reports how."""
+"""Maps the values of a volume to 0..255, the range that the networks were trained on, and reports how."""
 
 from collections.abc import Sequence
 
 import numpy as np
-import scipy  # whose parts are loaded where they are first asked for
+import scipy  # loads its submodules lazily
 
 from brainseg_jax.errors import InputError
 
-BLACKEST, WHITEST = 0.1, 99.9  # percentiles of a volume that become 0 and 255; what lies beyond are artifacts
-MOST_LABELS = 10  # a volume of no more distinct whole numbers is a label map
-_HANDFUL = 64  # voxels; fewer cannot tell a label map from a scan
-_INSIDE = 1e-3  # of the voxels: more that are not finite, and not at the border, mean a damaged scan
-_PADDING = 0.001  # of the voxels share one value, the lowest or highest, where that is padding
-_SAME = 1e-3  # of a padding value: what differs from it by no more is that value
-_FAR = (0.1, 1.0)  # of the range of the other values: how far low and high padding lie from these
-_BULK, _BEYOND = (1.0, 99.0), 3.0  # percentiles, and how many times their distance beyond them a value is an outlier
+BLACKEST, WHITEST = 0.1, 99.9  # percentiles of a volume that become 0 and 255; values beyond them are artifacts
+MOST_LABELS = 10  # a volume with at most this many distinct whole numbers is a label map
+_HANDFUL = 64  # with at most this many voxels, a scan can look like a label map
+_INSIDE = 1e-3  # maximum share of non-finite voxels away from the border; more mean a damaged scan
+_PADDING = 0.001  # minimum share of voxels with the lowest or highest value for it to be padding
+_SAME = 1e-3  # relative tolerance around a padding value
+_FAR = (0.1, 1.0)  # minimum distance of low and high padding from other values, as a share of their range
+_BULK, _BEYOND = (1.0, 99.0), 3.0  # percentiles; outliers are beyond them by more than this multiple of their distance
 
 
 def to_8_bits(volume: np.ndarray) -> tuple[np.ndarray, str | None]:
     """Maps one sequence to 8 bits.
 
-    Some voxels are background and become 0:
+    Background voxels become 0. These are:
 
-    - what is not a finite number, and is connected with the border of the volume by voxels of that kind; elsewhere no
-      more than one voxel in a thousand may be so;
-    - padding: a negative value that 0.1 % of the voxels share (to a thousandth of it), where all others are larger by
-      more than a tenth of their range; a value that 0.1 % share, where all others are smaller by more than their range.
+    - Non-finite voxels in a connected component of such voxels that touches the border. Elsewhere at most 0.1 % of the
+      voxels may be non-finite.
+    - Low padding: a negative value that 0.1 % of the voxels share (within 0.1 % of it), if all other values are larger
+      by more than a tenth of their range.
+    - High padding: a value that 0.1 % of the voxels share, if all other values are smaller by more than their range.
 
-    Whole numbers from 0 to 255 are taken as they are, as the Kaggle set holds such. All else is mapped linearly and
-    rounded, the 0.1th percentile to 0 and the 99.9th to 255, by these rules:
+    Whole numbers from 0 to 255 stay unchanged, since the Kaggle set has such values. Any other volume is mapped
+    linearly and rounded, the 0.1th percentile to 0 and the 99.9th to 255. The percentiles follow these rules:
 
-    - A scan is positive where at least half of its values other than 0 are, and these are at least twice as many as
-      the negative ones. Values more than twice as far below 0 as the 99th percentile lies above it do not count for the
-      second: they are padding that was interpolated. In a positive scan background and negative values count as 0.
-    - In any other scan, such as one around 0, background does not count.
-    - Outliers do not count: what lies beyond the 1st or 99th percentile by more than three times their distance. They
-      are clipped.
+    - A scan is positive if at least half of its non-zero values are, and if these are at least twice as many as the
+      negative ones. The second count leaves out interpolated padding: values below minus twice the 99th percentile.
+    - In a positive scan, background and negative values count as 0. In any other scan, background does not count.
+    - Outliers do not count, and are clipped. An outlier is beyond the 1st or 99th percentile by more than three times
+      the distance between these two.
 
     Args:
-      volume: [...] of any type of plain numbers.
+      volume: [...] of any numeric type.
 
     Returns:
-      uint8 of the same shape, and what was done in words; None where the values were taken as they are.
+      uint8 of the same shape, and a description of the mapping; None if the values are unchanged.
 
     Raises:
-      InputError: too many values are not finite; or there are few distinct whole numbers: a mask, a label map, nothing.
+      InputError: too many values are not finite, or there are few distinct whole numbers, as in a mask, a label map or
+        an empty volume.
     """
     background, notes = _background(volume)
     values = volume.ravel(order="K") if background is None else volume[~background]
@@ -56,16 +57,16 @@ def to_8_bits(volume: np.ndarray) -> tuple[np.ndarray, str | None]:
     black, white = _range(values, volume.size - values.size)
     lowest, highest = float(values.min()), float(values.max())
     if lowest < 0 <= black and _is_8_bits(values[values >= 0]):
-        notes.append(f"{int((values < 0).sum())} voxels below 0, down to {lowest:g}, taken as 0")
+        notes.append(f"{int((values < 0).sum())} voxels below 0, down to {lowest:g}, set to 0")
         return volume.clip(0, 255).astype(np.uint8), "; ".join(notes)
-    notes.append(f"values {black:g} to {white:g} brought to 0 to 255")
+    notes.append(f"values {black:g} to {white:g} mapped to 0 to 255")
     if black - lowest > 0.1 * (white - black):
-        notes.append(f"{int((values < black).sum())} voxels below, down to {lowest:g}, taken as 0")
+        notes.append(f"{int((values < black).sum())} voxels below, down to {lowest:g}, set to 0")
     if highest - white > 2 * (white - black):
-        notes.append(f"{int((values > white).sum())} voxels above, up to {highest:g}, taken as 255")
+        notes.append(f"{int((values > white).sum())} voxels above, up to {highest:g}, set to 255")
     scaled = np.empty_like(volume, np.uint8)
     axis = int(np.argmax(np.abs(volume.strides))) if volume.ndim else 0
-    # Block by block, as the whole volume takes eight times its memory in float64.
+    # Block by block: the whole volume in float64 would take up to eight times its memory.
     for target, block in zip(np.moveaxis(scaled, axis, 0), np.moveaxis(volume, axis, 0), strict=True):
         target[...] = np.rint((block.astype(np.float64) - black) * (255.0 / (white - black))).clip(0, 255)
     if background is not None:
@@ -74,37 +75,37 @@ def to_8_bits(volume: np.ndarray) -> tuple[np.ndarray, str | None]:
 
 
 def _background(volume: np.ndarray) -> tuple[np.ndarray | None, list[str]]:
-    """Where the volume is background, None for nowhere, and what that is in words; see `to_8_bits`."""
+    """The mask of background, or None if there is none, and notes on it; see `to_8_bits`."""
     background, notes = np.zeros(volume.shape, bool), []
     if volume.dtype.kind == "f" and not (finite := np.isfinite(volume)).all():
         background |= ~finite
         count = int(background.sum())
         if (inside := _not_at_border(background)) > _INSIDE * volume.size or count == volume.size:
             raise InputError(
-                f"{count} voxels are NaN or infinite, {inside} of them inside of the volume; replace them, by 0 where "
-                "they are outside of the head"
+                f"{count} voxels are NaN or infinite, {inside} of them inside the volume; replace them, outside the "
+                "head by 0"
             )
-        notes.append(f"{count} voxels that are NaN or infinite taken as background")
+        notes.append(f"{count} voxels that are NaN or infinite count as background")
     while (value := _padding_value(volume[~background])) is not None:
         equal = _same(volume, value) & ~background
         background |= equal
-        notes.append(f"{int(equal.sum())} voxels of {value:g}, far from all others, taken as padding")
+        notes.append(f"{int(equal.sum())} voxels of {value:g}, far from all others, count as padding")
     return (background if background.any() else None), notes
 
 
-def _not_at_border(found: np.ndarray) -> int:
-    """How many voxels are not connected, through their faces, with the border of the volume."""
-    parts, _ = scipy.ndimage.label(found)
-    at_border = np.zeros(parts.max() + 1, bool)
-    at_border[0] = True  # what is not found
-    for axis, length in enumerate(parts.shape):
+def _not_at_border(mask: np.ndarray) -> int:
+    """Counts the voxels of a mask in face-connected components that do not touch the border of the volume."""
+    components, _ = scipy.ndimage.label(mask)
+    at_border = np.zeros(components.max() + 1, bool)
+    at_border[0] = True  # voxels outside the mask
+    for axis, length in enumerate(components.shape):
         if length > 1:  # a single slice has no border along its normal
-            at_border[np.take(parts, (0, -1), axis=axis)] = True
-    return int((~at_border[parts]).sum())
+            at_border[np.take(components, (0, -1), axis=axis)] = True
+    return int((~at_border[components]).sum())
 
 
 def _padding_value(values: np.ndarray) -> float | None:
-    """The lowest or highest value where that is padding; see `to_8_bits`."""
+    """The lowest or highest value if it is padding, else None; see `to_8_bits`."""
     if not values.size or _is_8_bits(values):
         return None
     lowest, highest = float(values.min()), float(values.max())
@@ -112,7 +113,7 @@ def _padding_value(values: np.ndarray) -> float | None:
         if value == lowest and lowest >= 0:
             continue
         same = _same(values, value)
-        # As many as the percentiles of the range do not leave out.
+        # Fewer are beyond the percentiles of the range anyway.
         if np.count_nonzero(same) < max(2, _PADDING * (values.size - 1)) or same.all():
             continue
         others = values[~same].astype(np.float64)
@@ -124,33 +125,27 @@ def _padding_value(values: np.ndarray) -> float | None:
 
 
 def _same(values: np.ndarray, value: float) -> np.ndarray:
-    """Where the values are a padding value, as exact as interpolation leaves it."""
+    """Where the values equal a padding value within `_SAME`, since interpolation changes it slightly."""
     margin = _SAME * abs(value)
     return (values >= value - margin) & (values <= value + margin)
 
 
 def refuse_labels(values: np.ndarray) -> None:
-    """Raises InputError where few whole numbers are all there is: a mask, a label map, nothing.
-
-    Args:
-      values: [N], all values of a volume.
-    """
-    if len(np.unique(values[:: max(1, values.size // 10_000)])) > MOST_LABELS:  # most scans show it at a glance
+    """Raises InputError if the values [N] of a volume are those of a mask, a label map or an empty volume."""
+    if len(np.unique(values[:: max(1, values.size // 10_000)])) > MOST_LABELS:  # a sample is enough for most scans
         return
-    found = np.unique(values)
-    listed = " and ".join(f"{value:g}" for value in found) if len(found) <= 2 else ""
-    if len(found) <= 2:
-        raise InputError(
-            f"holds no other values than {listed or 'background'}: a mask, or an empty volume; give a scan"
-        )
-    if len(found) <= MOST_LABELS and values.size > _HANDFUL and (found == np.floor(found)).all():
-        listed = ", ".join(f"{value:g}" for value in found)
-        raise InputError(f"holds no other values than {listed}: a label map, or an empty volume; give a scan")
+    distinct = np.unique(values)
+    listed = " and ".join(f"{value:g}" for value in distinct) if len(distinct) <= 2 else ""
+    if len(distinct) <= 2:
+        raise InputError(f"holds only {listed or 'background'}: a mask, or an empty volume; give a scan")
+    if len(distinct) <= MOST_LABELS and values.size > _HANDFUL and (distinct == np.floor(distinct)).all():
+        listed = ", ".join(f"{value:g}" for value in distinct)
+        raise InputError(f"holds only {listed}: a label map, or an empty volume; give a scan")
 
 
 def _range(values: np.ndarray, background: int) -> tuple[float, float]:
-    """The values that become 0 and 255, of [N] values beside so many voxels of background; see `to_8_bits`."""
-    # A copy of their own type: as float64 a large volume takes several times the memory.
+    """The values that become 0 and 255, from [N] values and the number of background voxels; see `to_8_bits`."""
+    # A copy in the same type: float64 would take several times the memory of a large volume.
     values = values.astype(np.float64 if values.dtype.itemsize > 8 else values.dtype.newbyteorder("="))
     if _is_positive(values):
         np.maximum(values, 0, out=values)
@@ -164,21 +159,21 @@ def _range(values: np.ndarray, background: int) -> tuple[float, float]:
     black, white = _percentiles(values, (BLACKEST, WHITEST), first, last)
     if white <= black:
         (white,) = _percentiles(values, (100.0,), first, last)
-    if white <= black:  # nearly all voxels hold the highest value
+    if white <= black:  # nearly all voxels have the highest value
         (black,) = _percentiles(values, (0.0,), first, last)
     if not np.isfinite(white - black):
-        raise InputError(f"values from {black:g} to {white:g}, a range that no scan has; fix the header")
+        raise InputError(f"values from {black:g} to {white:g}, an impossible range for a scan; fix the header")
     return black, white
 
 
 def _percentiles(values: np.ndarray, percents: Sequence[float], first: int, last: int) -> list[float]:
-    """Percentiles of the values of rank `first` to `last` - 1, exactly as `np.percentile` has them of float64.
+    """Percentiles of the values of rank `first` to `last` - 1, equal to those of `np.percentile` in float64.
 
     Args:
-      values: [N] of numbers, sorted in part, in place.
+      values: [N]; partitioned in place.
       percents: from 0 to 100.
-      first: of the ranks, from 0.
-      last: one more than the last rank.
+      first: first rank, from 0.
+      last: last rank plus 1.
     """
     ranks = (last - first - 1) * (np.array(percents) / 100)
     below = np.floor(ranks).astype(int)
@@ -186,19 +181,19 @@ def _percentiles(values: np.ndarray, percents: Sequence[float], first: int, last
     above = np.minimum(below + 1, last - 1)
     values.partition(np.unique([below, above]))
     low, high = values[below].astype(np.float64), values[above].astype(np.float64)
-    # From the nearer end, as numpy does.
+    # Interpolate from the nearer end, as numpy does.
     return np.where(shares < 0.5, low + (high - low) * shares, high - (high - low) * (1 - shares)).tolist()
 
 
 def _is_positive(values: np.ndarray) -> bool:
-    """Whether 0 is black, and what lies below it noise, artifacts or padding, of values [N]; see `to_8_bits`."""
+    """Whether 0 is black in values [N], so that negative values are noise or padding; see `to_8_bits`."""
     near = np.float64(2 * _percentiles(values, _BULK[1:], 0, values.size)[0])
     positive, negative = np.count_nonzero(values > 0), np.count_nonzero(values < 0)
     return positive >= max(negative, 2 * np.count_nonzero((values < 0) & (values >= -near)))
 
 
 def _is_8_bits(values: np.ndarray) -> bool:
-    """Whether all are whole numbers from 0 to 255."""
+    """Whether all values are whole numbers from 0 to 255."""
     if not values.size or values.min() < 0 or values.max() > 255:
         return False
     return values.dtype.kind in "ui" or bool((values == np.floor(values)).all())

@@ -1,4 +1,4 @@
-"""Reads a folder of masks or label maps, predicted or true, ours or others', whatever files hold them."""
+"""Reads a folder of masks or label maps, predicted or reference, in any supported file format."""
 
 import re
 import zlib
@@ -19,22 +19,22 @@ from brainseg_jax.scans.walk import UNREAD, list_passed_over, new, walk
 
 _SLICE = re.compile(r"(?P<case>.+?)(?:_(?P<number>[0-9]+))?_(?:mask|pred)\.(?:tiff?|png)", re.IGNORECASE)
 _SEG = re.compile(r"(?P<case>.+)_(?:mask|pred|seg)\.(?:dcm|dicom)", re.IGNORECASE)
-_OF_A_MASK = re.compile(r"_(?:mask|pred)$")
-_NEAR = 1e-3  # of the mask's value: what is so close to it, or to 0, is that value, rounded or scaled
-# What `predict` puts beside its masks.
-_MAP = re.compile(r".+_(?:probability|uncertainty)(?:\.nii(?:\.gz)?|\.hdr|\.img|(?:_[0-9]+)?\.tiff?)")
-_BESIDE = re.compile(r".+_overlay\.png|predictions\.csv|areas\.csv")
-# What nnU-Net puts beside its label maps.
-_OF_NNUNET = re.compile(r"(?:dataset|plans|predict_from_raw_data_args|summary)\.json")
+_MASK_ENDING = re.compile(r"_(?:mask|pred)$")
+_NEAR = 1e-3  # relative tolerance for values that were rounded or scaled
+# Other files that `predict` writes beside its masks.
+_MAP_FILES = re.compile(r".+_(?:probability|uncertainty)(?:\.nii(?:\.gz)?|\.hdr|\.img|(?:_[0-9]+)?\.tiff?)")
+_EXTRA_FILES = re.compile(r".+_overlay\.png|predictions\.csv|areas\.csv")
+# Other files that nnU-Net writes beside its label maps.
+_NNUNET_FILES = re.compile(r"(?:dataset|plans|predict_from_raw_data_args|summary)\.json")
 
 
 @dataclass(frozen=True)
 class MaskFiles:
-    """The files that hold the mask of one case.
+    """The files of the mask of one case.
 
     Attributes:
       case: its name.
-      slices: numbers and files of single slices, in the order in which they were found.
+      slices: numbers and files of single slices, unsorted.
       volumes: files of a whole volume each.
     """
 
@@ -43,7 +43,7 @@ class MaskFiles:
     volumes: tuple[Path, ...] = ()
 
     def read(self) -> "Mask":
-        """Reads the mask; raises InputError, which names the files, where it cannot be used."""
+        """Reads the mask; raises InputError, which names the files, if the mask is invalid."""
         if len(self.volumes) + bool(self.slices) > 1:
             files = [path for _, path in self.slices] + list(self.volumes)
             listed = ", ".join(str(path) for path in files[:4])
@@ -53,12 +53,12 @@ class MaskFiles:
 
 @dataclass(frozen=True)
 class MaskInfo:
-    """What is known of the mask of one case without its voxels.
+    """Metadata of the mask of one case, without its voxels.
 
     Attributes:
       spacing: see `Mask.spacing`.
       source: the first file.
-      first_files: for each label but 0, in ascending order, the first file that holds it.
+      first_files: for each label except 0, in ascending order, the first file that holds it.
       notes: see `Mask.notes`.
       checksum: see `Mask.checksum`.
     """
@@ -71,7 +71,7 @@ class MaskInfo:
 
     @property
     def values(self) -> tuple[int, ...]:
-        """The labels that there are, without 0."""
+        """The labels in the mask, without 0."""
         return tuple(self.first_files)
 
 
@@ -80,15 +80,14 @@ class Mask:
     """The mask or label map of one case.
 
     Attributes:
-      labels: [S, H, W] uint8, the values of the file: 0 and 1, or 0 and 255, or labels. Axial slices from foot to
-        crown, turned as `Grid.to_slices` does; those of single files as they are.
-      spacing: millimeters between voxels (slice, row, column); None for single slices, whose files do not say.
-      numbers: of the slices, as in the names of their files; None for a volume.
-      sources: the files, one a slice or one of all.
-      grid: of a volume, as it lies in the file; None for single slices.
-      open_ended: whether slices without a voxel of the mask may be missing, before, after and between, as in a DICOM
-        segmentation.
-      notes: what a user must know of how it was read.
+      labels: [S, H, W] uint8, the values of the file: 0 and 1, 0 and 255, or labels. Volumes are turned to axial slices
+        from foot to crown by `Grid.to_slices`; slices from single files stay as they are.
+      spacing: mm between voxels (slice, row, column); None for single files, which do not store it.
+      numbers: of the slices, from the names of their files; None for a volume.
+      sources: one file per slice, or one file for all.
+      grid: of a volume in its file; None for single files.
+      open_ended: whether the file may lack empty slices (before, after or between the others), as a DICOM segmentation.
+      notes: what a user must know about the files.
     """
 
     labels: np.ndarray
@@ -101,12 +100,12 @@ class Mask:
 
     @property
     def voxels(self) -> np.ndarray:
-        """What has any label, [S, H, W] bool."""
+        """Whether a voxel has any label, [S, H, W] bool."""
         return self.labels > 0
 
     @property
     def info(self) -> MaskInfo:
-        """What remains known once the voxels are let go."""
+        """The metadata, which does not keep the voxels in memory."""
         values = [int(value) for value in _distinct(self.labels) if value]
         return MaskInfo(
             spacing=self.spacing,
@@ -133,11 +132,11 @@ class Mask:
         return self.grid.from_slices(self.labels)
 
     def on(self, grid: Grid) -> "Mask":
-        """The same mask on another grid of the same voxels, see `Grid.turned_onto`."""
+        """The mask on another grid of the same voxels; see `Grid.turned_onto`."""
         return _of_volume(self.grid.turned_onto(grid, self.volume), grid, self.sources, self.notes)
 
     def widened(self, grid: Grid) -> "Mask":
-        """The same mask with the empty slices that are missing where `grid` has some; itself if none can be missing."""
+        """The mask with empty slices added until it spans `grid`; unchanged if it is not `open_ended`."""
         if not self.open_ended:
             return self
         wider, before, after = self.grid.widened(grid)
@@ -148,22 +147,23 @@ class Mask:
 def _of_volume(
     volume: np.ndarray, grid: Grid, sources: tuple[Path, ...], notes: tuple[str, ...], *, open_ended: bool = False
 ) -> Mask:
-    """A mask of labels [I, J, K] uint8 on their grid."""
+    """A mask from labels [I, J, K] uint8 on their grid."""
     return Mask(grid.to_slices(volume), grid.spacing, None, sources, grid, open_ended, notes)
 
 
 def find_masks(folder: Path) -> dict[str, MaskFiles]:
-    """Finds the files of all masks in a folder and below, and opens none.
+    """Finds the files of all masks in a folder and its subfolders, without opening them; follows links.
 
-    Slices are `<case>_<n>_mask` or `<case>_<n>_pred`, `.tif` or `.png`, nested as in the Kaggle set or flat; their
-    numbers run without a gap. A name without a number is a case of one slice. Volumes are `<case>`, `<case>_mask` or
-    `<case>_pred`, `.nii`, `.nii.gz` or a pair `.hdr` and `.img`; DICOM segmentations are
-    `<case>_pred.dcm`, `<case>_mask.dcm` or `<case>_seg.dcm`, and segment n has label n. Values are 0 and 1, 0 and 255,
-    or labels from 0 to 255, within one in a thousand. Links are followed. All else is passed over, and listed in a
-    warning with the reasons; but not what `predict` and nnU-Net write beside their masks.
+    - Slices: `<case>_<n>_mask` or `<case>_<n>_pred`, `.tif` or `.png`, in one folder or nested as in the Kaggle set.
+      Their numbers have no gap. A name without a number is a case of one slice.
+    - Volumes: `<case>`, `<case>_mask` or `<case>_pred`, `.nii`, `.nii.gz` or a pair `.hdr` and `.img`.
+    - DICOM segmentations: `<case>_pred.dcm`, `<case>_mask.dcm` or `<case>_seg.dcm`; segment n has label n.
+
+    Values are 0 and 1, 0 and 255, or labels from 0 to 255, within a tolerance of 0.1 %. A warning lists all other files
+    with the reasons, except those that `predict` and nnU-Net write beside their masks.
 
     Returns:
-      the files by name of the case, in order of the name.
+      the files by name of the case, sorted by name.
 
     Raises:
       InputError: there is no mask.
@@ -174,25 +174,25 @@ def find_masks(folder: Path) -> dict[str, MaskFiles]:
     volumes: dict[str, list[Path]] = defaultdict(list)
     passed_over = new()
     for path in walk(folder, passed_over):
-        beside = any(pattern.fullmatch(path.name) for pattern in (_MAP, _BESIDE, _OF_NNUNET))
-        if beside or is_image_of_pair(path):
+        is_extra = any(pattern.fullmatch(path.name) for pattern in (_MAP_FILES, _EXTRA_FILES, _NNUNET_FILES))
+        if is_extra or is_image_of_pair(path):
             continue
         if is_nifti(path):
-            volumes[_OF_A_MASK.sub("", stem(path))].append(path)
+            volumes[_MASK_ENDING.sub("", stem(path))].append(path)
         elif match := _SEG.fullmatch(path.name):
             volumes[match["case"]].append(path)
         elif match := _SLICE.fullmatch(path.name):
             slices[match["case"]].append((int(match["number"] or 1), path))
         else:
-            passed_over[_why_no_mask(path)].append(path)
+            passed_over[_reason_for_no_mask(path)].append(path)
     listed = list_passed_over(passed_over, folder)
     if not slices and not volumes:
         raise InputError(
             f"{folder}: no mask in it; a mask is named <case>_<n>_mask.tif, <case>_<n>_pred.tif, <case>.nii.gz, "
-            f"<case>_pred.nii.gz or <case>_pred.dcm{_below(listed)}"
+            f"<case>_pred.nii.gz or <case>_pred.dcm{_passed_over_lines(listed)}"
         )
     if listed:
-        logging.warning("%s: not all in it is a mask%s", folder, _below(listed))
+        logging.warning("%s: not all files are masks%s", folder, _passed_over_lines(listed))
     return {
         case: MaskFiles(case, tuple(slices.get(case, ())), tuple(volumes.get(case, ())))
         for case in sorted(slices.keys() | volumes.keys())
@@ -200,17 +200,17 @@ def find_masks(folder: Path) -> dict[str, MaskFiles]:
 
 
 def describe_faults(folder: Path, faults: list[str]) -> str:
-    """The message for masks of a folder that cannot be read."""
+    """The message that lists the invalid masks of a folder."""
     return f"{folder}: masks that cannot be used:\n" + "\n".join(faults)
 
 
-def _why_no_mask(path: Path) -> str:
+def _reason_for_no_mask(path: Path) -> str:
     if path.suffix.lower() in UNREAD:
-        return "a format that is not read; convert masks to NIfTI (.nii.gz)"
-    return "no mask by its name"
+        return "an unsupported format; convert masks to NIfTI (.nii.gz)"
+    return "not a mask by its name"
 
 
-def _below(listed: list[str]) -> str:
+def _passed_over_lines(listed: list[str]) -> str:
     return "; passed over:" + "".join(f"\n  {line}" for line in listed) if listed else ""
 
 
@@ -224,8 +224,8 @@ def _read_volume(path: Path) -> Mask:
     return _of_volume(_as_labels(nifti.values, path), nifti.grid, (path,), nifti.notes)
 
 
-def _read_slices(case: str, found: tuple[tuple[int, Path], ...]) -> Mask:
-    numbers, paths, voxels = stack_slices(case, tuple(sorted(found)), _read_slice)
+def _read_slices(case: str, files: tuple[tuple[int, Path], ...]) -> Mask:
+    numbers, paths, voxels = stack_slices(case, tuple(sorted(files)), _read_slice)
     return Mask(voxels, None, numbers, paths)
 
 
@@ -237,25 +237,25 @@ def _read_slice(path: Path) -> np.ndarray:
 
 
 def _as_labels(values: np.ndarray, path: Path) -> np.ndarray:
-    """Values as uint8; what is near 0 and near 1, or near 0 and near 255, is a mask, whatever its rounding."""
+    """Rounds values to uint8 labels; values near 0 and 1, or near 0 and 255, form a mask."""
     if values.dtype == np.uint8:
         return values
-    found = np.unique(values)
-    for one in (1, 255):
-        distances = np.minimum(np.abs(found - float(one)), np.abs(found - 0.0))
-        if (distances <= _NEAR * one).all():
-            return np.where(values > one / 2, np.uint8(one), np.uint8(0))
+    distinct = np.unique(values)
+    for foreground in (1, 255):
+        distances = np.minimum(np.abs(distinct - float(foreground)), np.abs(distinct - 0.0))
+        if (distances <= _NEAR * foreground).all():
+            return np.where(values > foreground / 2, np.uint8(foreground), np.uint8(0))
     with np.errstate(invalid="ignore"):
-        labels = np.round(found.astype(np.float64))
-        near = np.abs(found - labels) <= _NEAR * np.maximum(1.0, labels)
+        labels = np.round(distinct.astype(np.float64))
+        near = np.abs(distinct - labels) <= _NEAR * np.maximum(1.0, labels)
     if (near & (labels >= 0) & (labels <= 255)).all():
         return np.round(values).astype(np.uint8)
-    listed = ", ".join(f"{value:.9g}" for value in found[:8]) + (", ..." if len(found) > 8 else "")
+    listed = ", ".join(f"{value:.9g}" for value in distinct[:8]) + (", ..." if len(distinct) > 8 else "")
     raise InputError(
         f"{path}: values {listed}; a mask holds 0 and 1, or 0 and 255, or labels that are whole numbers from 0 to 255"
     )
 
 
 def _distinct(labels: np.ndarray) -> np.ndarray:
-    """`np.unique` of labels [S, H, W] uint8, in a quarter of its time."""
-    return np.flatnonzero(sum(np.bincount(one.ravel(), minlength=256) for one in labels))
+    """`np.unique` of labels [S, H, W] uint8, four times as fast."""
+    return np.flatnonzero(sum(np.bincount(image.ravel(), minlength=256) for image in labels))

@@ -11,18 +11,18 @@ from brainseg_jax.scans.scan import MASK
 def result_image(
     kind: str, values: np.ndarray, description: Description, grid: Grid, header: nib.Nifti1Header | None = None
 ) -> nib.Nifti1Image:
-    """Makes the image.
+    """Converts a result to an image.
 
     Args:
       kind: `MASK` becomes uint8, see `Description.label_map`; `PROBABILITY` and `UNCERTAINTY` become float32.
       values: [S, H, W, K] on the axial slices of the grid.
       description: of the K targets.
       grid: of the scan.
-      header: of the scan's file; its affine and unit are kept.
+      header: of the scan's file; the image keeps its affine and unit.
 
     Returns:
-      [I, J, K] for masks and for maps of one target. Maps of several targets have a fourth axis, and a comment in an
-      extension of the header lists the names along it.
+      an image [I, J, K] for masks and for maps of one target. Maps of several targets have a fourth axis; a comment in
+      a header extension lists their names.
     """
     if kind == MASK:
         volume = grid.from_slices(description.label_map(values))
@@ -33,7 +33,7 @@ def result_image(
         image = nib.Nifti1Image(volume, grid.affine)
     else:
         header = header.copy()
-        header["cal_min"] = header["cal_max"] = 0  # the range in which to show the scan, not its mask
+        header["cal_min"] = header["cal_max"] = 0  # display range of the scan, wrong for results
         header.set_intent("none")
         header.set_data_dtype(volume.dtype)
         image_class = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image

@@ -1,4 +1,4 @@
-"""`--sequences`: which file or series is which sequence, said by hand."""
+"""Parses `--sequences`, which assigns files or series to sequences by name patterns."""
 
 import re
 from collections.abc import Mapping
@@ -8,16 +8,16 @@ from brainseg_jax.errors import InputError
 from brainseg_jax.scans.sequences import FLAIR, POST, PRE
 
 _KEYS = {"flair": FLAIR, "pre": PRE, "post": POST}
-REMEDY = "say by hand which is which, as in --sequences='flair=*FLAIR*,pre=*T1pre*,post=*T1post*'"
+REMEDY = "assign them by hand, as in --sequences='flair=*FLAIR*,pre=*T1pre*,post=*T1post*'"
 
 Patterns = Mapping[str, str]  # by sequence
 
 
 def read_patterns(text: str) -> Patterns | None:
-    """Reads a flag such as `flair=*FLAIR*,pre=*T1pre*,post=*T1post*`; None where it is empty.
+    """Parses a flag such as `flair=*FLAIR*,pre=*T1pre*,post=*T1post*`; None if it is empty.
 
     Raises:
-      InputError: another key, no pattern, a key twice, or none for FLAIR.
+      InputError: an unknown or repeated key, an empty pattern, or no pattern for FLAIR.
     """
     if not text.strip():
         return None
@@ -26,26 +26,24 @@ def read_patterns(text: str) -> Patterns | None:
         key, equals, pattern = (piece.strip() for piece in part.partition("="))
         if key.lower() not in _KEYS or not equals or not pattern:
             raise InputError(
-                f"--sequences={text}: {part!r}; give flair=PATTERN, and pre=PATTERN and post=PATTERN where they are "
-                "there, with a comma between"
+                f"--sequences={text}: {part!r}; give flair=PATTERN and optionally pre=PATTERN and post=PATTERN, "
+                "separated by commas"
             )
         if _KEYS[key.lower()] in patterns:
             raise InputError(f"--sequences={text}: {key} twice; give one pattern for it")
         patterns[_KEYS[key.lower()]] = pattern
     if FLAIR not in patterns:
-        raise InputError(
-            f"--sequences={text}: no pattern for flair, and no other sequence can stand in for it; add one"
-        )
+        raise InputError(f"--sequences={text}: no pattern for flair, and no other sequence can replace it; add one")
     return patterns
 
 
 def matches(pattern: str, *names: str) -> bool:
-    """Whether a pattern with `*`, `?` and `[...]` fits one of the names as a whole; small and large letters alike."""
+    """Whether a pattern with `*`, `?` and `[...]` matches one of the whole names; ignores case."""
     return any(fnmatchcase(name.lower(), pattern.lower()) for name in names)
 
 
 def without(pattern: str, name: str) -> str:
-    """What a name says beside the letters of a pattern that it fits, so that of `P1_a` and `*_a` is `P1`."""
+    """The text of a name that the wildcards of a pattern match: `P1` for the name `P1_a` and the pattern `*_a`."""
     parts = re.split(r"(\*|\?|\[[^\]]+\])", pattern)
     regex = "".join(
         f"({'.*' if part == '*' else '.' if part == '?' else part})" if number % 2 else re.escape(part)
@@ -55,10 +53,10 @@ def without(pattern: str, name: str) -> str:
     return "".join(match.groups()).strip("_-. ") if match else name
 
 
-def check_all_used(patterns: Patterns, used: set[str], place: object) -> None:
-    """Raises InputError where a pattern fitted nothing."""
+def check_all_used(patterns: Patterns, used: set[str], path: object) -> None:
+    """Raises InputError if a pattern fits nothing."""
     if missing := [f"{key}={patterns[name]}" for key, name in _KEYS.items() if name in patterns.keys() - used]:
         raise InputError(
-            f"--sequences: {', '.join(missing)} fits no file, folder or series description in {place} (masks and what "
-            "is no scan aside); correct the pattern, or leave it out"
+            f"--sequences: {', '.join(missing)} fits no file, folder or series description in {path} (except masks "
+            "and files that are not scans); correct the pattern, or remove it"
         )

@@ -1,4 +1,4 @@
-"""What every kind of scan is read into, and what each kind promises."""
+"""The base classes of scans and of their sources."""
 
 import abc
 import dataclasses
@@ -12,18 +12,18 @@ from brainseg_jax.errors import InputError
 from brainseg_jax.scans.description import Description
 from brainseg_jax.scans.volume import Volume
 
-MASK, PROBABILITY, UNCERTAINTY = "pred", "probability", "uncertainty"  # ends of the names of what is written
-STAND_IN = "taken as FLAIR, which stands in for pre- and post-contrast"
-ONE_SLICE = "a single slice: its normalization rests on this slice alone, a whole volume is more reliable"
+MASK, PROBABILITY, UNCERTAINTY = "pred", "probability", "uncertainty"  # kinds of results; the names of files end so
+STAND_IN = "used as FLAIR; the missing pre- and post-contrast sequences are replaced by FLAIR"
+ONE_SLICE = "a single slice, so its normalization uses this slice alone; a whole volume is more reliable"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scan(Volume, abc.ABC):
-    """A volume that was read from files of a user, and can be answered in files of the same kind.
+    """A volume from files of a user; it writes results as files of the same kind.
 
     Attributes:
-      notes: what a user must know of how the files were read.
-      flags: in what it is unlike the training scans, in words; None where it was not compared with them.
+      notes: what a user must know about the files.
+      flags: how the scan differs from the training scans, in words; None if it was not compared.
     """
 
     notes: tuple[str, ...]
@@ -38,19 +38,19 @@ class Scan(Volume, abc.ABC):
         description: Description,
         words: Sequence[str] = (),
     ) -> str | None:
-        """Writes a result on the input's own grid, in files of the input's kind.
+        """Writes a result on the grid of the input, in files of the same kind.
 
-        Masks of one target are written as a mask, those of several as a label map or as segments.
+        One target gives a mask, several give a label map or segments.
 
         Args:
           kind: `MASK`, `PROBABILITY` or `UNCERTAINTY`.
-          values: [S, H, W, K], a target along the last axis; bool for masks, else float32.
-          paths: as many as `Source.outputs` names, in the same order.
-          description: of the network, whose targets these are.
-          words: what is known of the mask of each target, for files that have room for it; may be left out.
+          values: [S, H, W, K], one target per index of the last axis; bool for masks, else float32.
+          paths: those of `Source.outputs`, in the same order.
+          description: of the network, with the K targets.
+          words: one text per target on its mask, for formats that can store it; may be empty.
 
         Returns:
-          None, or a note where it had to be written as another file.
+          None, or a note if the result is in another file than `paths`.
 
         Raises:
           OSError: a file cannot be written.
@@ -59,13 +59,13 @@ class Scan(Volume, abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class Source(abc.ABC):
-    """Where a scan lies; nothing is opened before `read`.
+    """The files of a scan; opens none before `read`.
 
     Attributes:
-      name: of the case, unlike that of any other: where two are named alike it begins with the folder.
-      place: folder of the files, below the folder that was given.
-      notes: what the search says of this case; `read` puts it in front of the scan's notes.
-      channels: what was found for each, in words, for a user to see before anything is read.
+      name: unique name of the case; it begins with the folder if several cases have the same name.
+      place: folder of the files, relative to the input folder.
+      notes: notes of the search; `read` puts them before the notes of the scan.
+      channels: a short description of the files of each channel, for tables.
     """
 
     name: str
@@ -75,25 +75,25 @@ class Source(abc.ABC):
 
     @property
     def stem(self) -> str:
-        """The name without a folder, with which the names of results begin."""
+        """The name without the folder; names of results begin with it."""
         return Path(self.name).name
 
     @property
     @abc.abstractmethod
     def paths(self) -> tuple[Path, ...]:
-        """The files that are read."""
+        """The files that `read` reads."""
 
     @abc.abstractmethod
     def read(self) -> Scan:
         """Reads the scan.
 
         Raises:
-          InputError: its files cannot be used; the message names them.
+          InputError: the files cannot be used; the message names them.
         """
 
     @abc.abstractmethod
     def outputs(self, kind: str, description: Description) -> list[Path]:
-        """The files that a result of this kind goes to, below the folder for results.
+        """The files of a result, relative to the output folder.
 
         Args:
           kind: `MASK`, `PROBABILITY` or `UNCERTAINTY`.
@@ -103,30 +103,30 @@ class Source(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class Refused(Source):
-    """A case that cannot be read, for what its names or headers tell; it stops no other.
+    """A case that names or headers show to be unusable; other cases are still read.
 
     Attributes:
-      fault: why, and what to do.
+      fault: the reason and the remedy.
     """
 
     fault: str
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """None."""
+        """Empty."""
         return ()
 
     def read(self) -> Scan:
-        """Raises InputError."""
+        """Raises InputError with the fault."""
         raise InputError(self.fault)
 
     def outputs(self, kind: str, description: Description) -> list[Path]:
-        """None."""
+        """Empty."""
         return []
 
 
 def file_words(description: Description) -> tuple[str, ...]:
-    """A word for each target that can stand in the name of a file; no two are alike, also where case does not count."""
+    """A word per target for the names of files; unique even on file systems that ignore case."""
     words = tuple(re.sub(r"[^\w-]+", "_", name).strip("_") or "target" for name in description.names)
     if len({word.casefold() for word in words}) < len(words):
         words = tuple(f"{number}_{word}" for number, word in enumerate(words, start=1))

@@ -8,27 +8,27 @@ import numpy as np
 from brainseg_jax.errors import InputError
 from brainseg_jax.scans.grid import Grid
 
-if TYPE_CHECKING:  # an extra, and slow to import: only where there is a segmentation to read
+if TYPE_CHECKING:  # optional and slow to import, so functions import it where they need it
     from pydicom import Dataset
 
-MOST_VOXELS = 2**28  # in all frames, as they are declared
+MOST_VOXELS = 2**28  # declared, in all frames together
 _MOST_SLICES = 4096
-_JITTER, _MOST_OFF = 0.1 + 1e-6, 0.25  # of a step: for one, and for many together
+_JITTER, _MOST_OFF = 0.1 + 1e-6, 0.25  # tolerances as shares of a step: per step, and in all
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 
 
 def read_seg(path: Path) -> tuple[np.ndarray, Grid, tuple[str, ...]]:
-    """Reads a segmentation as a label map: segment n has label n, and the only segment of a file has label 1.
+    """Reads a segmentation as a label map: segment n has label n; the only segment of a file has label 1.
 
-    Frames without a voxel of the mask are often left out in such a file, so they are at the ends of the volume too.
+    Such files often omit empty frames, between other frames as well as at both ends of the scan.
 
     Returns:
-      [columns, rows, slices] uint8, from the first to the last frame there is, 0 where a frame between is left out; the
-      grid of these; and a note where their distance is not in the file.
+      [columns, rows, slices] uint8 from the first to the last stored frame, 0 for omitted frames between; their grid;
+      and a note if the file does not store the slice distance.
 
     Raises:
-      InputError: it is no segmentation, its segments overlap or are fractional, it is damaged or too large, or pydicom
-        is not installed; the message names the file.
+      InputError: the file is not a segmentation, is damaged or too large, its segments overlap or are fractional, or
+        pydicom is not installed. The message names the file.
     """
     try:
         import pydicom
@@ -39,91 +39,93 @@ def read_seg(path: Path) -> tuple[np.ndarray, Grid, tuple[str, ...]]:
         ) from error
     try:
         if pydicom.filereader.read_file_meta_info(path).TransferSyntaxUID == _DEFLATED:
-            raise InputError("a deflated file, whose size cannot be known before it is unpacked; write it otherwise")
+            raise InputError("a deflated file, of unknown size before it is unpacked; write it without deflation")
         return _read(pydicom.dcmread(path))
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    except Exception as error:  # pydicom raises many kinds on damaged bytes; each means this one file
+    except Exception as error:  # pydicom raises many exception types on damaged bytes
         raise InputError(f"{path}: not a DICOM segmentation, or a damaged one ({error})") from error
 
 
-def _read(one: "Dataset") -> tuple[np.ndarray, Grid, tuple[str, ...]]:
-    if one.get("Modality") != "SEG":
-        raise InputError(f"modality {one.get('Modality')}, and a mask is a segmentation (SEG)")
-    count, rows, columns = int(one.NumberOfFrames), int(one.Rows), int(one.Columns)
+def _read(dataset: "Dataset") -> tuple[np.ndarray, Grid, tuple[str, ...]]:
+    if dataset.get("Modality") != "SEG":
+        raise InputError(f"modality {dataset.get('Modality')}, but a mask must be a segmentation (SEG)")
+    count, rows, columns = int(dataset.NumberOfFrames), int(dataset.Rows), int(dataset.Columns)
     if min(count, rows, columns) < 1 or count * rows * columns > MOST_VOXELS:
-        raise InputError(f"its header declares {count} frames of {columns} x {rows} voxels, which are not read")
-    frames = [_Frame(one, frame) for frame in one.PerFrameFunctionalGroupsSequence]
+        raise InputError(
+            f"its header declares {count} frames of {columns} x {rows} voxels; give 1 to {MOST_VOXELS} voxels in all"
+        )
+    frames = [_Frame(dataset, frame) for frame in dataset.PerFrameFunctionalGroupsSequence]
     first = frames[0]
     if any(not np.allclose(frame.directions, first.directions, atol=1e-4) for frame in frames):
         raise InputError("its frames differ in direction; give a segmentation of one volume")
     across = np.cross(*first.directions)
     depths = np.array([across @ frame.position for frame in frames])
     step, notes = _step(first, np.unique(depths.round(3)))
-    labels = _labels(one)
+    labels = _labels(dataset)
     distinct, which = np.unique(depths.round(3), return_inverse=True) if len(set(labels)) > 1 else (depths, slice(None))
     indices = _indices(distinct, step)
     indices = None if indices is None else indices[which]
     if indices is None or indices.max() >= _MOST_SLICES:
-        raise InputError(f"its frames do not lie at even distances of {step:g} mm; give a segmentation of one volume")
+        raise InputError(f"its frames are not evenly spaced by {step:g} mm; give a segmentation of one volume")
     if len(set(zip(labels, indices.tolist(), strict=True))) < count and 0 not in labels:
-        raise InputError("two frames of one segment lie on one slice; give a segmentation of one volume")
+        raise InputError("two frames of one segment are on the same slice; give a segmentation of one volume")
     values = np.zeros((indices.max() + 1, rows, columns), np.uint8)
-    for index, label, mask in zip(indices, labels, one.pixel_array.reshape(count, rows, columns), strict=True):
+    for index, label, mask in zip(indices, labels, dataset.pixel_array.reshape(count, rows, columns), strict=True):
         if (values[index][mask > 0] > 0).any():
             raise InputError(
-                f"segment {label} overlaps another one, and a voxel has one label; give a label map as NIfTI"
+                f"segment {label} overlaps another one, but a voxel has one label only; give a label map as NIfTI"
             )
         values[index][mask > 0] = label or mask[mask > 0]
     along, start = _line(np.stack([frame.position for frame in frames]), indices, across, step)
     affine = np.eye(4)
     axes = [first.directions[0] * first.gaps[1], first.directions[1] * first.gaps[0], along, start]
     affine[:3] = np.stack(axes, axis=1)
-    affine[:2] *= -1.0  # DICOM's axes run to the left and to the back
+    affine[:2] *= -1.0  # DICOM axes run to the left and the back, NIfTI axes to the right and the front
     return values.transpose(2, 1, 0), Grid(affine, (columns, rows, len(values))), notes
 
 
-def _labels(one: "Dataset") -> list[int]:
-    """The label of each frame: the number of its segment, or 0 where its values are the labels (LABELMAP).
+def _labels(dataset: "Dataset") -> list[int]:
+    """The label of each frame: the number of its segment, or 0 if its values are the labels (LABELMAP).
 
     Raises:
-      InputError: the values are fractional, or a number is no label.
+      InputError: the values are fractional, or a segment number is not a valid label.
     """
-    kind, frames = one.get("SegmentationType", "BINARY"), one.PerFrameFunctionalGroupsSequence
+    kind, frames = dataset.get("SegmentationType", "BINARY"), dataset.PerFrameFunctionalGroupsSequence
     if kind == "LABELMAP":
         return [0] * len(frames)
-    if kind == "FRACTIONAL" and not np.isin(one.pixel_array, (0, one.MaximumFractionalValue)).all():
-        raise InputError("fractional values, which are no mask; give a binary segmentation")
-    if len(one.SegmentSequence) == 1:
+    if kind == "FRACTIONAL" and not np.isin(dataset.pixel_array, (0, dataset.MaximumFractionalValue)).all():
+        raise InputError("fractional values, which are not a mask; give a binary segmentation")
+    if len(dataset.SegmentSequence) == 1:
         return [1] * len(frames)
-    shared = one.SharedFunctionalGroupsSequence[0]
+    shared = dataset.SharedFunctionalGroupsSequence[0]
     name = "SegmentIdentificationSequence"
     labels = [int((frame if name in frame else shared)[name].value[0].ReferencedSegmentNumber) for frame in frames]
     if min(labels) < 1 or max(labels) > 255:
-        raise InputError(f"segments numbered from {min(labels)} to {max(labels)}; numbers from 1 to 255 are read")
+        raise InputError(f"segments numbered from {min(labels)} to {max(labels)}; number them from 1 to 255")
     return labels
 
 
 class _Frame:
-    """Where a frame lies: `directions` [2, 3] along row and column, `position` [3] and `gaps` [2] of rows, in mm."""
+    """Geometry of a frame: `directions` [2, 3] of row and column; `position` [3] and `gaps` [2] of its pixels in mm."""
 
-    def __init__(self, one: "Dataset", frame: "Dataset") -> None:
-        shared = one.SharedFunctionalGroupsSequence[0]
+    def __init__(self, dataset: "Dataset", frame: "Dataset") -> None:
+        shared = dataset.SharedFunctionalGroupsSequence[0]
 
-        def find(group: str) -> "Dataset":
+        def functional_group(group: str) -> "Dataset":
             return (frame if group in frame else shared)[group].value[0]
 
-        orientation = find("PlaneOrientationSequence").ImageOrientationPatient
+        orientation = functional_group("PlaneOrientationSequence").ImageOrientationPatient
         self.directions = np.reshape(np.array(orientation, float), (2, 3))
-        self.position = np.reshape(np.array(find("PlanePositionSequence").ImagePositionPatient, float), 3)
-        self.measures = find("PixelMeasuresSequence")
+        self.position = np.reshape(np.array(functional_group("PlanePositionSequence").ImagePositionPatient, float), 3)
+        self.measures = functional_group("PixelMeasuresSequence")
         self.gaps = np.reshape(np.array(self.measures.PixelSpacing, float), 2)
 
 
 def _indices(depths: np.ndarray, step: float) -> np.ndarray | None:
-    """Which slice each frame is, from 0 at the least depth; None where frames do not lie on slices `step` mm apart.
+    """The slice index of each frame, from 0 at the minimum depth; None if the frames are not `step` mm apart.
 
-    As in a series, each step may be a tenth longer or shorter, so frames of slices further apart may be off by more.
+    As in a series, each step may vary by a tenth. Frames several steps apart may be off by more, up to `_MOST_OFF`.
     """
     order = np.argsort(depths, kind="stable")
     gaps = np.diff(depths[order]) / step
@@ -136,26 +138,26 @@ def _indices(depths: np.ndarray, step: float) -> np.ndarray | None:
 
 
 def _line(positions: np.ndarray, indices: np.ndarray, across: np.ndarray, step: float) -> tuple[np.ndarray, np.ndarray]:
-    """From slice to slice [3], and the place of the first one [3], with each frame as near as can be.
+    """Fits a line to the frames: the vector from slice to slice [3], and the position of the first slice [3].
 
-    Where frames lie unevenly the ends alone tell the step too roughly, so it is the given one where both agree.
+    The end frames alone measure an uneven step too roughly. So `step` is used if it agrees with them.
     """
     last = int(indices.max())
     if not last:
         return across * step, positions[0]
     along = (positions[indices.argmax()] - positions[indices.argmin()]) / last
-    found = float(across @ along)
-    if abs(found - step) * last <= _JITTER * step:
-        along = along * (step / found)
+    measured = float(across @ along)
+    if abs(measured - step) * last <= _JITTER * step:
+        along = along * (step / measured)
     return along, (positions - indices[:, None] * along).mean(axis=0)
 
 
 def _step(first: _Frame, depths: np.ndarray) -> tuple[float, tuple[str, ...]]:
-    """Millimeters from slice to slice: as declared, else the smallest distance between frames, with a note."""
+    """Slice distance in mm: as declared, else the minimum distance between frames, with a note."""
     declared = float(first.measures.get("SpacingBetweenSlices") or 0.0)
     if declared > 0:
         return declared, ()
-    apart = len(depths) > 1
-    step = float(np.diff(depths).min()) if apart else float(first.measures.get("SliceThickness") or 1.0)
-    of_what = "the smallest distance between its frames" if apart else "the thickness of its only slice"
-    return step, (f"it does not give the distance from slice to slice: {step:g} mm, {of_what}, is taken",)
+    several = len(depths) > 1
+    step = float(np.diff(depths).min()) if several else float(first.measures.get("SliceThickness") or 1.0)
+    origin = "the minimum distance between its frames" if several else "the thickness of its only slice"
+    return step, (f"it does not store the slice distance: {step:g} mm is assumed, {origin}",)

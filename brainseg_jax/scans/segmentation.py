@@ -1,7 +1,7 @@
-"""Masks as a DICOM segmentation (SEG) that refers to the series they were predicted on.
+"""Converts masks to a DICOM segmentation (SEG) that refers to the input series.
 
-highdicom copies from the series' headers, and is stricter than what archives hold. So it is given new headers, with the
-few tags that a SEG needs: the place of each image as it was read, and what is known of patient and study, cleaned.
+highdicom copies tags from the headers of the series, but rejects invalid values, which are common in archives. So it
+gets new headers with the few tags that a SEG needs: geometry, and cleaned tags of patient and study.
 """
 
 import datetime
@@ -19,50 +19,50 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 _UID = re.compile(r"[0-9]+(\.[0-9]+)+")
-_NEEDED_UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
+_REQUIRED_UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
 
 
 class NoSegmentation(Exception):
-    """No SEG can be made of a series; the message says why."""
+    """The headers of a series do not allow a SEG; the message gives the reason."""
 
 
 def make_segmentation(
     frames: list[Frame], masks: np.ndarray, description: Description, words: Sequence[str] = ()
 ) -> "Dataset":
-    """A SEG with a segment for each target; they may overlap.
+    """Creates a SEG with one segment per target; segments may overlap.
 
     Args:
-      frames: of the series, in order along it.
+      frames: of the series, in spatial order.
       masks: [frames, rows, columns, K] bool.
-      description: of the K targets, whose names label the segments.
-      words: what is known of each mask, for the descriptions of segment and series; may be left out.
+      description: of the K targets; their names label the segments.
+      words: one text per mask, for the descriptions of segment and series; may be empty.
 
     Raises:
-      NoSegmentation: their headers do not allow one.
+      NoSegmentation: the headers do not allow one.
     """
     quieten()
     try:
         sources = _sources(frames)
         order = np.arange(len(frames))
-        if len(sources) < len(frames):  # one file of all: highdicom takes them in the file's order
+        if len(sources) < len(frames):  # one file with all frames: highdicom expects the order of the file
             order = np.argsort([frame.index for frame in frames])
-        made = _segmentation(sources, masks[order], description, words)
-        _check_written(made)
-        return made
+        result = _segmentation(sources, masks[order], description, words)
+        _check_writable(result)
+        return result
     except NoSegmentation:
         raise
-    except Exception as error:  # highdicom raises many kinds; whatever it is, the mask must not be lost
+    except Exception as error:  # highdicom raises many exception types, and the caller must still save the mask
         raise NoSegmentation(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
 
 
 def header_notes(frames: list[Frame]) -> list[str]:
-    """What of the header cannot be repeated in the SEG."""
+    """Notes on invalid header values that the SEG replaces or leaves empty."""
     header = frames[0].header
     notes = [
-        f"its header has no valid {name}: its SEG gets a new one" for name in _NEEDED_UIDS if not _uid(header, name)
+        f"its header has no valid {name}: its SEG gets a new one" for name in _REQUIRED_UIDS if not _uid(header, name)
     ]
-    emptied = [name for name, clean in _REPEATED.items() if text(header, name) and not clean(text(header, name))]
-    return notes + [f"{name} is not as the standard wants it, and is empty in its SEG" for name in emptied]
+    emptied = [name for name, clean in _COPIED.items() if text(header, name) and not clean(text(header, name))]
+    return notes + [f"{name} is invalid by the DICOM standard, and is empty in its SEG" for name in emptied]
 
 
 def _date(value: str) -> str:
@@ -79,26 +79,26 @@ def _time(value: str) -> str:
 
 
 def _sex(value: str) -> str:
-    known = {"M": "M", "MALE": "M", "F": "F", "FEMALE": "F", "O": "O", "OTHER": "O"}
-    return known.get(value.upper(), "")
+    codes = {"M": "M", "MALE": "M", "F": "F", "FEMALE": "F", "O": "O", "OTHER": "O"}
+    return codes.get(value.upper(), "")
 
 
-def _line(length: int) -> Callable[[str], str]:
-    """Cuts to what a line of text may hold."""
+def _text_line(length: int) -> Callable[[str], str]:
+    """A function that replaces forbidden characters, and cuts a text to a maximum length."""
     return lambda value: "".join(" " if letter == "\\" or ord(letter) < 32 else letter for letter in value)[:length]
 
 
-_REPEATED: dict[str, Callable[[str], str]] = {
-    "PatientID": _line(64),
-    "PatientName": _line(64),
+_COPIED: dict[str, Callable[[str], str]] = {
+    "PatientID": _text_line(64),
+    "PatientName": _text_line(64),
     "PatientBirthDate": _date,
     "PatientSex": _sex,
     "StudyDate": _date,
     "StudyTime": _time,
-    "StudyID": _line(16),
-    "AccessionNumber": _line(16),
-    "ReferringPhysicianName": _line(64),
-    "StudyDescription": _line(64),
+    "StudyID": _text_line(16),
+    "AccessionNumber": _text_line(16),
+    "ReferringPhysicianName": _text_line(64),
+    "StudyDescription": _text_line(64),
 }
 
 
@@ -108,7 +108,7 @@ def _uid(header: "Dataset", name: str) -> str:
 
 
 def _sources(frames: list[Frame]) -> "list[Dataset]":
-    """New headers of the files, with what a SEG needs of them."""
+    """New headers with the tags that a SEG needs, one per file."""
     from pydicom import Dataset
     from pydicom.uid import generate_uid
 
@@ -124,41 +124,41 @@ def _sources(frames: list[Frame]) -> "list[Dataset]":
     common.Manufacturer = ""
     common.LossyImageCompression = "01" if text(headers[0], "LossyImageCompression") == "01" else "00"
     common.Rows, common.Columns = frames[0].shape
-    for name in _NEEDED_UIDS:
+    for name in _REQUIRED_UIDS:
         setattr(common, name, _uid(headers[0], name) or generate_uid())
-    for name, clean in _REPEATED.items():
+    for name, clean in _COPIED.items():
         setattr(common, name, clean(text(headers[0], name)))
     common.update(_geometry(frames))
-    made = []
+    sources = []
     for header, instance in zip(headers, instances, strict=True):
-        own = [frame for frame in frames if frame.header is header]
+        frames_of_file = [frame for frame in frames if frame.header is header]
         source = Dataset()
         source.update(common)
         source.SOPClassUID, source.SOPInstanceUID = _uid(headers[0], "SOPClassUID"), instance
-        source.ImagePositionPatient = _decimals(own[0].position)
+        source.ImagePositionPatient = _decimals(frames_of_file[0].position)
         if "PerFrameFunctionalGroupsSequence" in header:
-            _add_groups(source, header, own)
-        made.append(source)
-    return made
+            _add_groups(source, header, frames_of_file)
+        sources.append(source)
+    return sources
 
 
 def _geometry(frames: list[Frame]) -> "Dataset":
-    """Directions and spacing, the same for all; the distance is the thickness where the header has none."""
+    """Directions and spacing, common to all frames. A missing thickness is replaced by the slice distance."""
     from pydicom import Dataset
 
-    made, first = Dataset(), frames[0]
-    made.ImageOrientationPatient = _decimals(first.directions.ravel())
-    made.PixelSpacing = _decimals(first.gaps)
-    away = np.cross(*first.directions) @ (frames[1].position - first.position) if len(frames) > 1 else 1.0
-    made.SliceThickness = _decimals([first.thickness or away])[0]
-    if len(frames) > 1:  # at a right angle to the images, also of a tilted gantry
-        whole = np.cross(*first.directions) @ (frames[-1].position - first.position)
-        made.SpacingBetweenSlices = _decimals([whole / (len(frames) - 1)])[0]
-    return made
+    geometry, first = Dataset(), frames[0]
+    geometry.ImageOrientationPatient = _decimals(first.directions.ravel())
+    geometry.PixelSpacing = _decimals(first.gaps)
+    distance = np.cross(*first.directions) @ (frames[1].position - first.position) if len(frames) > 1 else 1.0
+    geometry.SliceThickness = _decimals([first.thickness or distance])[0]
+    if len(frames) > 1:  # perpendicular to the images, even with a tilted gantry
+        length = np.cross(*first.directions) @ (frames[-1].position - first.position)
+        geometry.SpacingBetweenSlices = _decimals([length / (len(frames) - 1)])[0]
+    return geometry
 
 
 def _add_groups(source: "Dataset", header: "Dataset", frames: list[Frame]) -> None:
-    """The places of the images of one file, as its functional groups say them."""
+    """Adds the functional groups of a file with several frames: orientation, spacing and positions."""
     from pydicom import Dataset
 
     count = len(header.PerFrameFunctionalGroupsSequence)
@@ -180,17 +180,17 @@ def _add_groups(source: "Dataset", header: "Dataset", frames: list[Frame]) -> No
 
 
 def _decimals(values: "np.ndarray | list[float]") -> list[str]:
-    """Numbers in the 16 characters that DICOM has for one."""
+    """Formats numbers as DICOM decimal strings of at most 16 characters."""
     from pydicom.valuerep import format_number_as_ds
 
     return [format_number_as_ds(float(value)) for value in values]
 
 
-def _check_written(made: "Dataset") -> None:
-    """Raises where the SEG cannot be written, before a file is begun."""
+def _check_writable(segmentation: "Dataset") -> None:
+    """Raises if the SEG cannot be encoded, before a file is created."""
     from io import BytesIO
 
-    made.save_as(BytesIO())
+    segmentation.save_as(BytesIO())
 
 
 def _segmentation(
@@ -199,12 +199,12 @@ def _segmentation(
     import highdicom as hd
     from pydicom.sr.codedict import codes
 
-    # What the LGG set marks is known. Of other targets only the name is, so the code says no more than tissue.
+    # The meaning of the LGG target is known. Other targets have only a name, so their code is just "tissue".
     if description == LGG:
         labels = ["FLAIR abnormality"]
         category, kind = codes.SCT.MorphologicallyAbnormalStructure, codes.SCT.Neoplasm
     else:
-        labels = [_line(64)(name) for name in description.names]
+        labels = [_text_line(64)(name) for name in description.names]
         category = kind = codes.SCT.Tissue
     segments = [
         hd.seg.SegmentDescription(
@@ -219,9 +219,9 @@ def _segmentation(
         )
         for number, label in enumerate(labels, start=1)
     ]
-    for segment, said in zip(segments, words, strict=False):
-        segment.SegmentDescription = said
-    of_series = f"Predicted, {words[0]}" if len(words) == 1 else "Predicted masks"
+    for segment, text_of_segment in zip(segments, words, strict=False):
+        segment.SegmentDescription = text_of_segment
+    series_description = f"Predicted, {words[0]}" if len(words) == 1 else "Predicted masks"
     return hd.seg.Segmentation(
         source_images=sources,
         pixel_array=masks.astype(np.uint8),
@@ -236,6 +236,6 @@ def _segmentation(
         manufacturer_model_name="brainseg_jax",
         software_versions="1",
         device_serial_number="none",
-        series_description=_line(64)(of_series),
+        series_description=_text_line(64)(series_description),
         content_description="Predicted; research only, not a medical device",
     )

@@ -1,4 +1,4 @@
-"""The three sequences of a scan: how names tell them, and how they become the channels of the networks."""
+"""Recognizes the sequences of a scan by names, and stacks them into the channels of the networks."""
 
 import re
 from collections.abc import Mapping
@@ -15,11 +15,11 @@ from brainseg_jax.scans.scan import STAND_IN
 
 PRE, FLAIR, POST = "pre-contrast", "FLAIR", "post-contrast"
 CHANNELS = (PRE, FLAIR, POST)
-ALL = ""  # in place of a sequence: of a file or series that nothing tells the sequence of
-# What else a name can tell; none of it is ever taken as FLAIR.
+ALL = ""  # key of a file or series whose sequence is unknown
+# Other results of `read_name`; such files are never used as FLAIR.
 OTHER, MASK, DERIVED, UNCLEAR = "another sequence", "a mask or an earlier result", "a derived map", "unclear"
 
-# Words of names by what they mark. Several may be glued together: T1postcontrast, FLAIRreg.
+# Words in names, by mark. Words can be joined without a separator: T1postcontrast, FLAIRreg.
 _MARKS = {
     "FLAIR": "flair t2f darkfluid",
     "T1": "t1 t1w mprage mp2rage spgr fspgr bravo vibe",
@@ -29,20 +29,20 @@ _MARKS = {
     "pre": "pre precontrast noncontrast noncon unenhanced nativ",
     "post": "post postcontrast gad gado gadolinium gd inj injection magnevist dotarem gadavist gadovist prohance "
     "multihance omniscan clariscan elucirem vueway",
-    "agent": "contrast ce km cm enhanced",  # post-contrast where T1 stands too
-    "agent after": "c",  # post-contrast right behind T1
+    "agent": "contrast ce km cm enhanced",  # post-contrast if the name has T1 too
+    "agent after": "c",  # post-contrast directly after T1
     "none": "no non without wo ohne vor sans sin",
     "other": "t2star dwi dti adc swi swip swan hemo stir bold fmri rsfmri asl dsc dce perf perfusion diffusion tof mra "
     "mrv angio mrs svs csi fieldmap localizer localiser scout survey trace tracew cbf cbv rcbv nrcbv srcbv ncbf mtt "
     "ttp tmax ktrans phase pdw ciss fiesta",
-    "weak other": "pd fa md gre epi",  # initials of patients too
+    "weak other": "pd fa md gre epi",  # may also be initials of patients
     "mask": "mask masks seg segmentation segmentations roi rois labels groundtruth annotation annotations",
-    "minus": "-",  # right behind the word of an agent, as in `Gd-`
+    "minus": "-",  # directly after a contrast agent, as in `Gd-`
     "weak mask": "label pred probability uncertainty overlay gt",
     "derived": "bias biasfield subtraction subtracted mip minip mosaic",
-    "difference": "sub minus",  # a derived map beside T1; `sub-01` is a patient
-    "map": "map maps",  # a derived map where T1 or T2 stands too
-    "to": "to in on onto into",  # what follows is the space that it was brought to
+    "difference": "sub minus",  # a derived map if the name has T1 too; `sub-01` is a patient
+    "map": "map maps",  # a derived map if the name has T1 or T2 too
+    "to": "to in on onto into",  # the words after it name the target space of a registration
     "": "reg registered coreg coregistered resliced resampled warped n4 brain bet ax axial tra trans transverse sag "
     "sagittal cor coronal 3d 2d se tse fse fs fatsat iso mni sri24 norm normalized corrected corr stripped "
     "skullstripped tr ts native tumor tumour lesion weighted with isotropic sinc nach mit avec apres",
@@ -53,31 +53,31 @@ _MARKS_OF = {
     for word in words.split()
 }
 _AFTER = frozenset(["post", "agent", "agent after"])
-# After pre or post they tell of a time, not of a contrast agent.
+# After such a word, pre or post is a time point, not a contrast state.
 _EVENT = re.compile(
     r"op|operat.*|surg.*|rt|radio.*|treat.*|therap.*|tx|chemo.*|biops.*|proc|process.*|natal|mortem|resect.*"
 )
-# Names as dcm2niix, the archives of TCIA and BIDS give them.
+# Naming schemes of TCIA archives, dcm2niix and BIDS.
 _TCIA = re.compile(r"[0-9]+(?:\.[0-9]+)?-(?P<name>.+)-[0-9]{5}")
 _DCM2NIIX = re.compile(r"(?P<name>.+_[0-9]{14})_[0-9]+[a-z]?")
 _BIDS = re.compile(r"(?P<case>sub-[A-Za-z0-9]+(?:_ses-[A-Za-z0-9]+)?)_.+")
 _OTHER_SPACE = re.compile(r"(?<=[_-])space-[A-Za-z0-9]+_?")
 _TOKEN = re.compile(r"[^\W_]+|\+|-(?![^\W_])")
-_PATIENT = re.compile(r"[a-z]+[0-9]+(?=[a-z])")  # glued in front of a word, as in `p2flair`
-_B_VALUE = re.compile(r"b(?:0|50|[1-9][0-9]?[05]0)")  # in s/mm^2, of diffusion; initials of patients too
+_PATIENT = re.compile(r"[a-z]+[0-9]+(?=[a-z])")  # joined to the next word, as in `p2flair`
+_B_VALUE = re.compile(r"b(?:0|50|[1-9][0-9]?[05]0)")  # of diffusion, in s/mm^2; may also be initials of patients
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _SEPARATORS = re.compile(r"[\W_]+")
 
 
 @dataclass(frozen=True)
-class Said:
-    """What a name says.
+class ParsedName:
+    """The content of a name.
 
     Attributes:
-      sequence: one of `CHANNELS`, OTHER, MASK, DERIVED, UNCLEAR; None where it says none.
-      contrast: whether it says that a T1 is pre- or post-contrast; one that does not is taken as pre-contrast.
-      case: the name without the words of sequences; can be empty.
-      key: without words of processing too, so it is the same for all sequences of a case; can be empty.
+      sequence: one of `CHANNELS`, OTHER, MASK, DERIVED, UNCLEAR; None if the name gives none.
+      contrast: whether the name states that a T1 is pre- or post-contrast. Without a statement, T1 is pre-contrast.
+      case: the name without words of sequences; may be empty.
+      key: the name also without words of processing, so that all sequences of a case share it; may be empty.
     """
 
     sequence: str | None
@@ -87,7 +87,7 @@ class Said:
 
     @property
     def alone(self) -> bool:
-        """Whether it says nothing else, as `FLAIR` or `12_FLAIR` of a folder; `FLAIR_study` does."""
+        """Whether the name is only a sequence, with or without a number: `FLAIR` and `12_FLAIR`, not `FLAIR_study`."""
         return self.sequence is not None and (not self.key or self.key.isdecimal())
 
 
@@ -95,8 +95,8 @@ class Said:
 class _Word:
     text: str
     start: int
-    token: int  # words that are glued together have the same
-    marks: frozenset[str] | None  # None of a word that is not known
+    token: int  # index of the token; joined words share it
+    marks: frozenset[str] | None  # None if the word is unknown
 
     @property
     def end(self) -> int:
@@ -104,19 +104,19 @@ class _Word:
 
     @property
     def names_agent(self) -> bool:
-        """Whether it names a contrast agent, as `Gd` or `T1c`; `post` does not."""
+        """Whether the word names a contrast agent, as `Gd` and `T1c` do; `post` does not."""
         return bool((self.marks or frozenset()) & _AFTER) and self.text not in ("post", "postcontrast")
 
 
 @cache
-def read_name(name: str, *, description: bool = False) -> Said:
+def read_name(name: str, *, description: bool = False) -> ParsedName:
     """Tells sequence and case from a name, wherever the words stand in it, as of `13-T1post-77241` or `P1_flair`.
 
-    Words inside of other words do not count: `press` is not pre-contrast, and `T1postcontrast` is post-contrast.
+    Words inside other words do not count: `press` is not pre-contrast, but `T1postcontrast` is post-contrast.
 
     Args:
-      name: of a file, without what follows the point, or of a folder.
-      description: whether it is a description in a DICOM header, where no initials of patients stand.
+      name: of a file, without its suffix, or of a folder.
+      description: whether it is a description in a DICOM header, which has no initials of patients.
     """
     plain = re.sub("(?i)dark[ _-]fluid", "darkfluid", re.sub("(?i)w/o", "without ", _OTHER_SPACE.sub("", name)))
     for pattern in (_TCIA, _DCM2NIIX):
@@ -125,21 +125,21 @@ def read_name(name: str, *, description: bool = False) -> Said:
     words = _words(plain)
     sequence, contrast, used = _decide(words, description)
     if sequence is None:
-        return Said(None, False, name, name)
+        return ParsedName(None, False, name, name)
     neutral = {word for word in words if word.marks == frozenset([""])}
     case, key = _without(plain, used), _SEPARATORS.sub("_", _without(plain, used | neutral)).casefold()
     if match := _BIDS.fullmatch(name):
         case = key = match["case"]
-    return Said(sequence, contrast, case, key)
+    return ParsedName(sequence, contrast, case, key)
 
 
 def _words(name: str) -> list[_Word]:
-    """The words of a name in order, those that are glued together apart."""
+    """Splits a name into words, in order; also splits joined words."""
     words = []
     for number, token in enumerate(_TOKEN.finditer(name)):
         if token[0] == "-" and not (words and words[-1].names_agent and token.start() == words[-1].end):
-            continue  # it separates
-        pieces = _pieces(token[0].lower(), inside=False) or _pieces_behind_patient(token[0].lower())
+            continue  # a separator
+        pieces = _pieces(token[0].lower(), inside=False) or _pieces_after_patient(token[0].lower())
         if pieces is None:
             humps = [hump for hump in _HUMP.split(token[0]) if hump]
             pieces = tuple(piece for hump in humps for piece in _pieces(hump.lower(), inside=False) or (hump.lower(),))
@@ -159,13 +159,13 @@ def _words(name: str) -> list[_Word]:
 
 @cache
 def _pieces(token: str, *, inside: bool) -> tuple[str, ...] | None:
-    """Cuts a token into known words and numbers; None where anything is left."""
+    """Splits a token into known words and numbers; None if that is not possible."""
     if not token or token in _MARKS_OF:
         return (token,) if token else ()
     for length in range(len(token), 0, -1):
         head, tail = token[:length], token[length:]
         if (head in _MARKS_OF and length > 1) or (head.isdecimal() and not tail[:1].isdecimal()):
-            # A number right behind t1 or t2 makes another word of it, such as T12.
+            # A number directly after t1 or t2 makes it another word, such as T12.
             if head in _MARKS_OF and head[-1].isdecimal() and tail[:1].isdecimal() and not tail[1:2].isalpha():
                 continue
             if (rest := _pieces(tail, inside=True)) is not None:
@@ -173,8 +173,8 @@ def _pieces(token: str, *, inside: bool) -> tuple[str, ...] | None:
     return None
 
 
-def _pieces_behind_patient(token: str) -> tuple[str, ...] | None:
-    """The same behind letters and a number; None where only words are left that are initials too."""
+def _pieces_after_patient(token: str) -> tuple[str, ...] | None:
+    """As `_pieces`, after letters and a number; None if all words could also be initials."""
     if not (match := _PATIENT.match(token)) or (rest := _pieces(token[match.end() :], inside=True)) is None:
         return None
     weak = {"weak other", "weak mask", "agent after", ""}
@@ -182,84 +182,86 @@ def _pieces_behind_patient(token: str) -> tuple[str, ...] | None:
 
 
 def _decide(words: list[_Word], description: bool) -> tuple[str | None, bool, set[_Word]]:
-    """Sequence, whether contrast is said, and the words that say it."""
-    found: dict[str, set[_Word]] = {}
-    away = False  # behind such a word as `to`
-    for place, word in enumerate(words):
-        marks, following = word.marks or frozenset(), words[place + 1] if place + 1 < len(words) else None
-        if away := away or ("to" in marks and bool(found.keys() & {"FLAIR", "T1", "T2"})):
-            found.setdefault("away", set()).update({word} if marks else ())
+    """Sequence, whether contrast is stated, and the words that state them."""
+    by_mark: dict[str, set[_Word]] = {}
+    after_to = False  # after a word such as `to`
+    for index, word in enumerate(words):
+        marks, following = word.marks or frozenset(), words[index + 1] if index + 1 < len(words) else None
+        if after_to := after_to or ("to" in marks and bool(by_mark.keys() & {"FLAIR", "T1", "T2"})):
+            by_mark.setdefault("after to", set()).update({word} if marks else ())
             continue
         if marks <= {"pre", "post"} and following and _EVENT.fullmatch(following.text):
             continue
-        before = next((one for one in reversed(words[:place]) if one.text not in ("i", "v", "iv")), None)
-        denied = before and "none" in (before.marks or ()) and marks & _AFTER
-        if denied and not ("agent after" in marks and "T1" not in found):
+        before = next((other for other in reversed(words[:index]) if other.text not in ("i", "v", "iv")), None)
+        negated = before and "none" in (before.marks or ()) and marks & _AFTER
+        if negated and not ("agent after" in marks and "T1" not in by_mark):
             marks = frozenset(["pre"])
-            found.setdefault("pre", set()).add(before)
+            by_mark.setdefault("pre", set()).add(before)
         elif word.names_agent and "T1" not in marks and before and before.text == "pre":
             marks = frozenset(["pre"])
         elif word.names_agent and following and "minus" in (following.marks or ()):
             marks = marks - _AFTER | {"pre"}
-            found.setdefault("pre", set()).add(following)
+            by_mark.setdefault("pre", set()).add(following)
         elif "agent after" in marks:
-            behind = before and (before.marks or frozenset()) & {"T1", "agent after"}
-            marks = frozenset(["agent"] if behind else ())
+            is_after_t1 = before and (before.marks or frozenset()) & {"T1", "agent after"}
+            marks = frozenset(["agent"] if is_after_t1 else ())
         elif "difference" in marks:
-            named = following and "T1" in (following.marks or ())
-            of_case = following and following.text[:1].isdecimal()
-            marks = frozenset(["derived"] if named or (found.keys() & {"T1", "post"} and not of_case) else ())
+            is_before_t1 = following and "T1" in (following.marks or ())
+            is_patient = following and following.text[:1].isdecimal()
+            marks = frozenset(
+                ["derived"] if is_before_t1 or (by_mark.keys() & {"T1", "post"} and not is_patient) else ()
+            )
         elif marks & {"weak other", "weak mask"} and not description:
-            marks = marks if all(one.marks == frozenset([""]) for one in words[place + 1 :]) else frozenset()
+            marks = marks if all(other.marks == frozenset([""]) for other in words[index + 1 :]) else frozenset()
         for mark in marks - {"", "none", "to", "minus"}:
-            found.setdefault(mark, set()).add(word)
-    sequence, contrast, relevant = _decide_by(found)
-    return sequence, contrast, set().union(*(found.get(mark, ()) for mark in (*relevant, "away")))
+            by_mark.setdefault(mark, set()).add(word)
+    sequence, contrast, relevant = _decide_by(by_mark)
+    return sequence, contrast, set().union(*(by_mark.get(mark, ()) for mark in (*relevant, "after to")))
 
 
-def _decide_by(found: Mapping[str, set[_Word]]) -> tuple[str | None, bool, tuple[str, ...]]:
-    """Sequence, whether contrast is said, and the marks that tell it."""
+def _decide_by(by_mark: Mapping[str, set[_Word]]) -> tuple[str | None, bool, tuple[str, ...]]:
+    """Sequence, whether contrast is stated, and the relevant marks."""
     imaging = ("FLAIR", "T1", "T2", "pre", "post", "other", "weak other")
-    if found.keys() & {"mask", "weak mask"}:
+    if by_mark.keys() & {"mask", "weak mask"}:
         return MASK, False, (*imaging, "mask", "weak mask")
-    if "derived" in found or ("map" in found and found.keys() & {"T1", "T2"}):
+    if "derived" in by_mark or ("map" in by_mark and by_mark.keys() & {"T1", "T2"}):
         return DERIVED, False, (*imaging, "derived", "map")
-    if "other" in found:
-        return UNCLEAR if "FLAIR" in found else OTHER, False, imaging
-    if "T1" in found and found.keys() & {"FLAIR", "T2"}:
+    if "other" in by_mark:
+        return UNCLEAR if "FLAIR" in by_mark else OTHER, False, imaging
+    if "T1" in by_mark and by_mark.keys() & {"FLAIR", "T2"}:
         return UNCLEAR, False, (*imaging, "agent")
-    if "FLAIR" in found:
+    if "FLAIR" in by_mark:
         return FLAIR, False, imaging[:5]
-    if "T1" in found:
-        after, before = found.get("post", set()) | found.get("agent", set()), found.get("pre", set())
-        tokens = {word.token for word in found["T1"]}
+    if "T1" in by_mark:
+        after, before = by_mark.get("post", set()) | by_mark.get("agent", set()), by_mark.get("pre", set())
+        tokens = {word.token for word in by_mark["T1"]}
         close = [{word for word in group if word.token in tokens} for group in (before, after)]
         before, after = close if any(close) else (before, after)
         sequence = UNCLEAR if before and after else POST if after else PRE
         return sequence, bool(before or after), ("T1", "pre", "post", "agent")
-    if "T2" in found:
+    if "T2" in by_mark:
         return OTHER, False, imaging
-    if found.keys() & {"pre", "post"}:
-        both = {"pre", "post"} <= found.keys()
-        return UNCLEAR if both else PRE if "pre" in found else POST, True, ("pre", "post", "agent")
-    return (OTHER, False, imaging) if "weak other" in found else (None, False, ())
+    if by_mark.keys() & {"pre", "post"}:
+        both = {"pre", "post"} <= by_mark.keys()
+        return UNCLEAR if both else PRE if "pre" in by_mark else POST, True, ("pre", "post", "agent")
+    return (OTHER, False, imaging) if "weak other" in by_mark else (None, False, ())
 
 
 def _without(name: str, words: set[_Word]) -> str:
-    """The name without these words and the separators that they leave."""
-    kept = list(name)
+    """The name without these words and without repeated separators."""
+    letters = list(name)
     for word in words:
-        kept[word.start : word.start + len(word.text)] = [""] * len(word.text)
-    text = "".join(kept)
+        letters[word.start : word.start + len(word.text)] = [""] * len(word.text)
+    text = "".join(letters)
     return re.sub(r"([\W_])[\W_]+", r"\1", text).strip("_-. +")
 
 
 def to_channels(grid: Grid, volumes: Mapping[str, np.ndarray], path: Path) -> tuple[np.ndarray, list[str]]:
-    """Stacks the sequences of a scan; FLAIR stands in for one that is missing, as in the Kaggle set.
+    """Stacks the sequences of a scan; FLAIR replaces a missing one, as in the Kaggle set.
 
     Args:
-      grid: of all of them.
-      volumes: [I, J, K] by sequence, FLAIR at least.
+      grid: the common grid.
+      volumes: [I, J, K] by sequence, with FLAIR.
       path: for messages.
 
     Returns:
@@ -282,5 +284,5 @@ def to_channels(grid: Grid, volumes: Mapping[str, np.ndarray], path: Path) -> tu
             if name == sequence or (sequence == FLAIR and name in missing):
                 voxels[..., index] = grid.to_slices(channel)
     if missing:
-        notes.append(STAND_IN if len(missing) == 2 else f"no {missing[0]}: FLAIR stands in for it")
+        notes.append(STAND_IN if len(missing) == 2 else f"no {missing[0]}: it is replaced by FLAIR")
     return voxels, notes

@@ -1,4 +1,4 @@
-"""Scans that lie in DICOM series; masks become DICOM segmentations (SEG)."""
+"""Scans in DICOM series; their masks are written as DICOM segmentations (SEG)."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -28,8 +28,8 @@ class SeriesScan(Scan):
     """A scan read from DICOM.
 
     Attributes:
-      frames: of FLAIR, in order along the series; without their pixels.
-      grid: of them: columns, rows, slices.
+      frames: of FLAIR, in spatial order, without pixels.
+      grid: of the frames; its axes are columns, rows and slices.
     """
 
     frames: list[Frame]
@@ -43,26 +43,28 @@ class SeriesScan(Scan):
         description: Description,
         words: Sequence[str] = (),
     ) -> str | None:
-        """See `Scan.write`: masks are a binary SEG with a segment a target, described by `words`, other maps are NIfTI.
+        """See `Scan.write`: writes masks as a binary SEG with one segment per target, other maps as NIfTI.
 
         Returns:
-          None; where the series' header allows no SEG, a note that says so: the mask is NIfTI then.
+          None, or a note if the header of the series does not allow a SEG and the mask is NIfTI too.
         """
         (path,) = paths
         image = result_image(kind, values, description, self.grid)
         if kind != MASK:
             write_whole(path, partial(nib.save, image))
             return None
-        instead = path.with_suffix(".nii.gz")
+        nifti_path = path.with_suffix(".nii.gz")
         try:
             masks = np.moveaxis(self.grid.from_slices(values), (0, 1, 2), (2, 1, 0))
             write_whole(path, make_segmentation(self.frames, masks, description, words).save_as)
-            instead.unlink(missing_ok=True)  # of an earlier run whose header allowed no SEG
+            nifti_path.unlink(missing_ok=True)  # from an earlier run without SEG
             return None
         except NoSegmentation as error:
-            write_whole(instead, partial(nib.save, image))
-            path.unlink(missing_ok=True)  # of an earlier run: its mask would be taken for this one
-            return f"the mask is NIfTI ({instead.name}), as no DICOM SEG can be made of the series' header: {error}"
+            write_whole(nifti_path, partial(nib.save, image))
+            path.unlink(missing_ok=True)  # from an earlier run; it would be mistaken for this mask
+            return (
+                f"the mask is NIfTI ({nifti_path.name}): the header of the series does not allow a DICOM SEG: {error}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +72,7 @@ class SeriesSource(Source):
     """The series of one case.
 
     Attributes:
-      files: of one series for each sequence that was found, or of one at `ALL`, which is taken as FLAIR.
+      files: of one series for each sequence, or of a single one at `ALL`, which is used as FLAIR.
     """
 
     files: Mapping[str, tuple[Path, ...]]
@@ -84,28 +86,28 @@ class SeriesSource(Source):
         """See `Source.read`."""
         files = self.files.get(ALL) or self.files.get(FLAIR)
         if not files:
-            raise InputError(f"{self.name}: no FLAIR, and no other sequence can stand in for it")
+            raise InputError(f"{self.name}: no FLAIR, and no other sequence can replace it; add FLAIR")
         folder, notes = files[0].parent, list(self.notes)
         frames, volume, grid = _read_series(files, notes)
         volumes = {FLAIR: volume}
         for sequence in [name for name in CHANNELS if name in self.files and name != FLAIR]:
-            own: list[str] = []
-            _, other, other_grid = _read_series(self.files[sequence], own)
-            notes += [f"{sequence}: {note}" for note in own]
+            series_notes: list[str] = []
+            _, other, other_grid = _read_series(self.files[sequence], series_notes)
+            notes += [f"{sequence}: {note}" for note in series_notes]
             try:
                 volumes[sequence] = other_grid.turned_onto(grid, other)
             except InputError as error:
-                where = self.files[sequence][0].parent
+                other_folder = self.files[sequence][0].parent
                 raise InputError(
-                    f"{where}: its grid is not that of {folder.name}: {error}; resample it onto that grid"
+                    f"{other_folder}: its grid is not that of {folder.name}: {error}; resample it onto that grid"
                 ) from None
         notes += _notes_on(frames)
-        voxels, of_values = to_channels(grid, volumes, folder)
+        voxels, value_notes = to_channels(grid, volumes, folder)
         numbers = grid.slice_numbers
-        if grid.slice_axis == 2:  # else the slices are cut across the series, and have no number there
-            of_frames = _frame_numbers(frames, notes)
-            numbers = tuple(of_frames[place] for place in numbers)
-        return SeriesScan(voxels, grid.spacing, numbers, (*notes, *of_values), frames, grid)
+        if grid.slice_axis == 2:  # otherwise the axial slices cross the images, which then give them no number
+            frame_numbers = _frame_numbers(frames, notes)
+            numbers = tuple(frame_numbers[index] for index in numbers)
+        return SeriesScan(voxels, grid.spacing, numbers, (*notes, *value_notes), frames, grid)
 
     def outputs(self, kind: str, description: Description) -> list[Path]:
         """See `Source.outputs`: one file."""
@@ -113,10 +115,10 @@ class SeriesSource(Source):
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether the name, or else the mark that begins a DICOM file, says so; a directory of a disc is no scan.
+    """Whether the suffix is that of DICOM, or the file has the DICM prefix; False for a DICOMDIR.
 
     Raises:
-      OSError: neither does, as the file cannot be read.
+      OSError: the file cannot be read, and its suffix is another.
     """
     if path.name == "DICOMDIR":
         return False
@@ -127,7 +129,7 @@ def is_dicom(path: Path) -> bool:
 
 
 def check_packages() -> None:
-    """Raises InputError where the packages that read and write DICOM are not installed."""
+    """Raises InputError if the DICOM packages are not installed."""
     try:
         import highdicom  # noqa: F401
         import pydicom  # noqa: F401
@@ -138,31 +140,32 @@ def check_packages() -> None:
 
 
 def _read_series(paths: tuple[Path, ...], notes: list[str]) -> tuple[list[Frame], np.ndarray, Grid]:
-    """The images of one series in order along it, their values [columns, rows, images], and their grid."""
-    frames, of_files = read_frames(paths)
-    notes += of_files
+    """Reads one series: its frames in spatial order, their values [columns, rows, frames], and their grid."""
+    frames, file_notes = read_frames(paths)
+    notes += file_notes
     across = np.cross(*frames[0].directions)
     frames = sorted(frames, key=lambda frame: (float(across @ frame.position), str(frame.path), frame.index))
     frames = _without_copies(frames, notes)
-    _check_steps(frames, [float(across @ frame.position) for frame in frames], of_files)
+    _check_steps(frames, [float(across @ frame.position) for frame in frames], file_notes)
     grid = _grid(frames, notes)
     return frames, decode_frames(frames, notes).transpose(2, 1, 0), grid
 
 
 def _without_copies(frames: list[Frame], notes: list[str]) -> list[Frame]:
-    """Leaves out files that are there twice, as archives hold them."""
-    kept: list[Frame] = []
+    """Removes copies of files, which archives sometimes contain, with a note."""
+    unique: list[Frame] = []
     for frame in frames:
-        same = kept and frame.path != kept[-1].path and np.allclose(frame.position, kept[-1].position, atol=1e-3)
-        if not (same and frame.header.PixelData == kept[-1].header.PixelData):
-            kept.append(frame)
-    if copies := len(frames) - len(kept):
-        notes.append(f"{copies} files are there twice, and are used once")
-    return kept
+        last = unique[-1] if unique else None
+        same = last and frame.path != last.path and np.allclose(frame.position, last.position, atol=1e-3)
+        if not (same and frame.header.PixelData == last.header.PixelData):
+            unique.append(frame)
+    if copies := len(frames) - len(unique):
+        notes.append(f"{copies} files are copies of others, and are ignored")
+    return unique
 
 
 def _check_steps(frames: list[Frame], depths: list[float], notes: list[str]) -> None:
-    """Raises InputError where images lie in one place, not at even distances, or not on one line."""
+    """Raises InputError if images have the same position, uneven distances, or are not on one line."""
     steps = np.diff(depths)
     if not len(steps):
         return
@@ -171,28 +174,29 @@ def _check_steps(frames: list[Frame], depths: list[float], notes: list[str]) -> 
     for step, before, after in zip(steps, frames, frames[1:], strict=False):
         if step < 1e-3:
             raise InputError(
-                f"{after.path}: a second image in the place of {before.path.name}: {len(frames)} images lie in "
-                f"{1 + int((steps >= 1e-3).sum())} places, as of several echoes, time points or kinds; give one of them"
+                f"{after.path}: a second image at the position of {before.path.name}: {len(frames)} images at "
+                f"{1 + int((steps >= 1e-3).sum())} positions, probably of several echoes or time points; give one of "
+                "them"
             )
         if abs(step - usual) > 0.1 * usual:
             raise InputError(
-                f"{before.path.parent}: a gap in the series: from {_called(before)} to {_called(after)} are "
-                f"{step:.2f} mm, elsewhere {usual:.2f} mm; put back the slices that are missing{left_out}"
+                f"{before.path.parent}: a gap in the series: {step:.2f} mm from {_name_of(before)} to "
+                f"{_name_of(after)}, elsewhere {usual:.2f} mm; add the missing slices{left_out}"
             )
     positions = np.stack([frame.position for frame in frames])
     line = np.linspace(positions[0], positions[-1], len(frames))
-    if (away := np.abs(positions - line).max()) > max(0.5, 0.1 * usual):
+    if (shift := np.abs(positions - line).max()) > max(0.5, 0.1 * usual):
         raise InputError(
-            f"{frames[0].path.parent}: its images are shifted against each other by {away:.2f} mm, so they make no "
-            "volume; convert the series to NIfTI (dcm2niix)"
+            f"{frames[0].path.parent}: its images are shifted against each other by {shift:.2f} mm, so they do not "
+            "form a volume; convert the series to NIfTI (dcm2niix)"
         )
 
 
-def _called(frame: Frame) -> str:
-    return f"{frame.path.name}, image {frame.index + 1}" if _of_many(frame) else frame.path.name
+def _name_of(frame: Frame) -> str:
+    return f"{frame.path.name}, image {frame.index + 1}" if _is_multiframe(frame) else frame.path.name
 
 
-def _of_many(frame: Frame) -> bool:
+def _is_multiframe(frame: Frame) -> bool:
     return len(frame.header.get("PerFrameFunctionalGroupsSequence") or ()) > 1
 
 
@@ -200,14 +204,14 @@ def _grid(frames: list[Frame], notes: list[str]) -> Grid:
     first, last, (along_row, along_column) = frames[0].position, frames[-1].position, frames[0].directions
     row_gap, column_gap = frames[0].gaps
     if len(frames) > 1:
-        step = (last - first) / (len(frames) - 1)  # of a tilted gantry not at a right angle to the image
+        step = (last - first) / (len(frames) - 1)  # with a tilted gantry not perpendicular to the image
     else:
         if frames[0].thickness is None:
-            notes.append("its header has no SliceThickness: 1 mm is assumed, so its volume is a guess")
+            notes.append("its header has no SliceThickness: 1 mm is assumed, so its volume may be wrong")
         step = np.cross(along_row, along_column) * (frames[0].thickness or 1.0)
     affine = np.eye(4)
     affine[:3] = np.stack([along_row * column_gap, along_column * row_gap, step, first], axis=1)
-    affine[:2] *= -1.0  # DICOM's axes run to the left and to the back
+    affine[:2] *= -1.0  # DICOM axes run to the left and the back, NIfTI axes to the right and the front
     rows, columns = frames[0].shape
     try:
         return Grid(affine, (columns, rows, len(frames)))
@@ -216,24 +220,24 @@ def _grid(frames: list[Frame], notes: list[str]) -> Grid:
 
 
 def _notes_on(frames: list[Frame]) -> list[str]:
-    """What the header of the series taken as FLAIR says that a user must know."""
+    """Notes on the header of the series that is used as FLAIR."""
     header, notes = frames[0].header, []
     if description := text(header, "SeriesDescription"):
-        notes.append(f"the series taken as FLAIR calls itself {description!r}")
+        notes.append(f"the description of the series used as FLAIR is {description!r}")
     if (modality := text(header, "Modality")).upper() != "MR":
-        notes.append(f"its modality is {modality or 'not given'}, and the networks know MR")
+        notes.append(f"its modality is {modality or 'not given'}, but the networks are trained on MR")
     return notes + ([ONE_SLICE] if len(frames) == 1 else []) + header_notes(frames)
 
 
 def _frame_numbers(frames: list[Frame], notes: list[str]) -> list[int]:
-    """What the images are called in the input: their InstanceNumber, or their number in the one file of all.
+    """Numbers of the frames: InstanceNumber, or the index from 1 if one file holds all frames.
 
-    Where the files do not tell them apart, images are counted from 1 along the series, with a note.
+    If the InstanceNumbers are not unique, frames are counted from 1 along the series, with a note.
     """
-    if _of_many(frames[0]) and len({frame.path for frame in frames}) == 1:
+    if _is_multiframe(frames[0]) and len({frame.path for frame in frames}) == 1:
         return [frame.index + 1 for frame in frames]
-    given = [text(frame.header, "InstanceNumber") for frame in frames]
-    if all(number.isdecimal() for number in given) and len({int(number) for number in given}) == len(frames):
-        return [int(number) for number in given]
-    notes.append("its InstanceNumbers do not tell its images apart: slices are counted from 1 along the series")
+    texts = [text(frame.header, "InstanceNumber") for frame in frames]
+    if all(number.isdecimal() for number in texts) and len({int(number) for number in texts}) == len(frames):
+        return [int(number) for number in texts]
+    notes.append("its InstanceNumbers are missing or not unique: slices are counted from 1 along the series")
     return list(range(1, len(frames) + 1))

@@ -1,4 +1,4 @@
-"""Scans and masks that lie in a folder as single images, a TIFF or PNG file a slice."""
+"""Scans and masks in single images, one TIFF or PNG file per slice."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -16,15 +16,15 @@ from brainseg_jax.scans.images import read_image
 from brainseg_jax.scans.intensity import MOST_LABELS, refuse_labels
 from brainseg_jax.scans.scan import MASK, ONE_SLICE, STAND_IN, Scan, Source, file_words
 
-MOST_SLICES = 9999  # a larger number is a date or a time, and no slice
+MOST_SLICES = 9999  # a larger number in a name is a date or a time
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SliceScan(Scan):
     """A scan read from images.
 
-    Results are TIFF files: masks of 0 and 255; label maps, whose gray values are the labels; other maps of float32, a
-    file for each target.
+    Results are TIFF files: masks have values 0 and 255, label maps have labels as gray values, other maps are float32
+    with one file per target.
     """
 
     def write(
@@ -50,19 +50,19 @@ class SliceSource(Source):
     """Images `<case>_<n>.tif` of one case.
 
     Attributes:
-      found: numbers and files of the slices, in order of the number.
+      files: numbers and files of the slices, sorted by number.
     """
 
-    found: tuple[tuple[int, Path], ...]
+    files: tuple[tuple[int, Path], ...]
 
     @property
     def paths(self) -> tuple[Path, ...]:
         """See `Source.paths`."""
-        return tuple(path for _, path in self.found)
+        return tuple(path for _, path in self.files)
 
     def read(self) -> SliceScan:
-        """See `Source.read`; a gray image is FLAIR. A mask or label map is refused."""
-        numbers, paths, pixels = stack_slices(self.name, self.found, read_image)
+        """See `Source.read`; gray images are used as FLAIR, masks and label maps are refused."""
+        numbers, paths, pixels = stack_slices(self.name, self.files, read_image)
         try:
             refuse_labels(pixels.ravel())
         except InputError as error:
@@ -75,55 +75,57 @@ class SliceSource(Source):
 
     def outputs(self, kind: str, description: Description) -> list[Path]:
         """See `Source.outputs`."""
-        return slice_outputs(self.place, [path.stem for _, path in self.found], kind, description)
+        return slice_outputs(self.place, [path.stem for _, path in self.files], kind, description)
 
 
 def slice_outputs(place: Path, names: Sequence[str], kind: str, description: Description) -> list[Path]:
-    """The files of a `SliceScan`: one a slice, and one a slice and target for maps of several targets.
+    """The result files of a `SliceScan`: one per slice; for maps of several targets one per slice and target.
 
-    The target stands before the kind, as in `P1_7_tumor_core_probability.tif`: names of results end with their kind.
+    The kind is at the end, after the target, as in `P1_7_tumor_core_probability.tif`.
 
     Args:
-      place: folder, below that for results.
+      place: folder, relative to the output folder.
       names: of the slices.
       kind: see `Source.outputs`.
       description: of the network.
     """
-    of_targets = [""]
+    targets = [""]
     if kind != MASK and len(description.targets) > 1:
-        of_targets = [f"_{word}" for word in file_words(description)]
-    return [place / f"{name}{target}_{kind}.tif" for name in names for target in of_targets]
+        targets = [f"_{word}" for word in file_words(description)]
+    return [place / f"{name}{target}_{kind}.tif" for name in names for target in targets]
 
 
 def stack_slices(
-    case: str, found: tuple[tuple[int, Path], ...], read: Callable[[Path], np.ndarray]
+    case: str, files: tuple[tuple[int, Path], ...], read: Callable[[Path], np.ndarray]
 ) -> tuple[tuple[int, ...], tuple[Path, ...], np.ndarray]:
     """Reads the slices of one case.
 
     Args:
       case: its name.
-      found: numbers and files, in order of the number.
-      read: gives the pixels of a file; may raise InputError.
+      files: numbers and files, sorted by number.
+      read: reads the pixels of a file; may raise InputError.
 
     Returns:
-      numbers, files, and pixels [S, ...]. The number of a single file is 1 where it is too large for a slice: a date.
+      numbers, files, and pixels [S, ...]. A single file with a number above `MOST_SLICES` gets the number 1.
 
     Raises:
-      InputError: a number twice, a gap in the numbers, files that cannot be read or differ in size: all of them.
+      InputError: lists all faults: repeated numbers, gaps, unreadable files, and different sizes.
     """
-    numbers, paths = zip(*found, strict=True)
-    if len(found) == 1 and numbers[0] > MOST_SLICES:
+    numbers, paths = zip(*files, strict=True)
+    if len(files) == 1 and numbers[0] > MOST_SLICES:
         numbers = (1,)
     faults = [
         f"{second}: a second file for slice {number} of {case}, beside {first}"
-        for (number, first), (again, second) in pairwise(found)
+        for (number, first), (again, second) in pairwise(files)
         if number == again
     ]
-    # Counted by differences, as a number can be a date.
+    # Counted by differences, since numbers can be huge (dates).
     if missing := numbers[-1] - numbers[0] + 1 - len(set(numbers)):
         gaps = (number for before, after in pairwise(numbers) for number in range(before + 1, after))
         listed = ", ".join(str(number) for number in islice(gaps, 10)) + (", ..." if missing > 10 else "")
-        faults.append(f"{case}: a gap in the numbers, which run from {numbers[0]} to {numbers[-1]}: no {listed}")
+        faults.append(
+            f"{case}: a gap in the numbers {numbers[0]} to {numbers[-1]}: {listed} missing; add the missing slices"
+        )
     pictures: dict[Path, np.ndarray] = {}
     for path in paths:
         try:
@@ -140,7 +142,7 @@ def stack_slices(
 
 
 def _colors(pixels: np.ndarray) -> int:
-    """How many gray values [S, H, W], or colors [S, H, W, 3]; slices of mere noise hold few values, but many colors."""
+    """Counts gray values [S, H, W] or colors [S, H, W, 3]; slices of pure noise have few values, but many colors."""
     if pixels.ndim == 4:
         pixels = pixels.astype(np.int32) @ np.array([65536, 256, 1], np.int32)
     return len(np.unique(pixels))

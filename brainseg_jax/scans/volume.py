@@ -1,4 +1,4 @@
-"""What a scan is everywhere in this package."""
+"""The volume that all parts of this package exchange."""
 
 import dataclasses
 
@@ -7,14 +7,14 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Volume:
-    """A scan of one head as the networks take it, with or without its reference labels.
+    """A scan of one head as input of the networks, with or without reference labels.
 
     Attributes:
-      voxels: [S, H, W, C] uint8, axial slices from foot to crown where the files say how they lie; the channels are
+      voxels: [S, H, W, C] uint8, axial slices from foot to crown if the files store the orientation; the channels are
         those of a `Description`.
-      spacing: millimeters between voxels (slice, row, column); None where the files do not say.
+      spacing: mm between voxels (slice, row, column); None if the files do not store it.
       numbers: of the slices, as the files count them.
-      labels: [S, H, W] uint8, the reference label map; None where there is none.
+      labels: [S, H, W] uint8, the reference label map; None if there is none.
     """
 
     voxels: np.ndarray

@@ -1,4 +1,4 @@
-"""Scans that lie in NIfTI files: one of three channels, one of FLAIR alone, or one a sequence."""
+"""Scans in NIfTI files: one file with three channels, one with FLAIR alone, or one file per sequence."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ class VolumeScan(Scan):
     """A scan read from NIfTI.
 
     Attributes:
-      header: of the file on whose grid the channels lie: that with FLAIR.
+      header: of the file with FLAIR, which defines the grid.
       grid: of that file.
     """
 
@@ -38,7 +38,7 @@ class VolumeScan(Scan):
         description: Description,
         words: Sequence[str] = (),
     ) -> None:
-        """See `Scan.write`: header, and so affine and unit, are the input's; see `result_image`."""
+        """See `Scan.write`: keeps the header of the input, with its affine and unit; see `result_image`."""
         (path,) = paths
         write_whole(path, partial(nib.save, result_image(kind, values, description, self.grid, self.header)))
 
@@ -48,40 +48,40 @@ class VolumeSource(Source):
     """NIfTI files of one case.
 
     Attributes:
-      found: files by sequence, or one at `ALL`.
-      suffix: of the files; a pair's results are .nii.gz.
+      files: files by sequence, or a single one at `ALL`.
+      suffix: of the files; the results of a pair are .nii.gz.
     """
 
-    found: Mapping[str, tuple[Path, ...]]
+    files: Mapping[str, tuple[Path, ...]]
     suffix: str
 
     @property
     def paths(self) -> tuple[Path, ...]:
         """See `Source.paths`."""
-        return tuple(path for files in self.found.values() for path in files)
+        return tuple(path for files in self.files.values() for path in files)
 
     def read(self) -> VolumeScan:
-        """See `Source.read`; a sequence whose axes have another order or direction is turned onto FLAIR's grid."""
+        """See `Source.read`; reorders the axes of other sequences to the grid of FLAIR."""
         notes = list(self.notes)
-        if ALL in self.found:
-            (path,) = self.found[ALL]
+        if ALL in self.files:
+            (path,) = self.files[ALL]
             nifti = open_nifti(path)
             volumes = _by_sequence(path, nifti.values)
         else:
-            (path,) = self.found[FLAIR]
-            nifti = _open_one(path)
+            (path,) = self.files[FLAIR]
+            nifti = _open_sequence(path)
             volumes = {FLAIR: nifti.values}
-            for sequence in [name for name in CHANNELS if name in self.found and name != FLAIR]:
-                other = self.found[sequence][0]
-                found = _open_one(other)
+            for sequence in [name for name in CHANNELS if name in self.files and name != FLAIR]:
+                other_path = self.files[sequence][0]
+                other = _open_sequence(other_path)
                 try:
-                    volumes[sequence] = found.grid.turned_onto(nifti.grid, found.values)
+                    volumes[sequence] = other.grid.turned_onto(nifti.grid, other.values)
                 except InputError as error:
                     raise InputError(
-                        f"{other}: its grid is not that of {path.name}: {error}; resample it onto that grid"
+                        f"{other_path}: its grid is not that of {path.name}: {error}; resample it onto that grid"
                     ) from None
-        voxels, of_values = to_channels(nifti.grid, volumes, path)
-        notes += [*nifti.notes, *of_values]
+        voxels, value_notes = to_channels(nifti.grid, volumes, path)
+        notes += [*nifti.notes, *value_notes]
         return VolumeScan(voxels, nifti.grid.spacing, nifti.grid.slice_numbers, tuple(notes), nifti.header, nifti.grid)
 
     def outputs(self, kind: str, description: Description) -> list[Path]:
@@ -90,12 +90,12 @@ class VolumeSource(Source):
 
 
 def result_suffix(suffix: str) -> str:
-    """The suffix of a result by that of its scan: lower case, as nibabel knows no other; `.nii.gz` for a pair."""
+    """The suffix of a result, by that of its scan: in lower case, as nibabel requires; `.nii.gz` for a pair."""
     return suffix.lower() if suffix.lower() in SINGLE else ".nii.gz"
 
 
 def _by_sequence(path: Path, values: np.ndarray) -> dict[str, np.ndarray]:
-    """Of a file of FLAIR, or of all three sequences along a fourth axis."""
+    """The sequences in a file of FLAIR alone, or of all three along a fourth axis."""
     if values.ndim == 3:
         return {FLAIR: values}
     if values.ndim == 4 and values.shape[3] == len(CHANNELS):
@@ -106,8 +106,8 @@ def _by_sequence(path: Path, values: np.ndarray) -> dict[str, np.ndarray]:
     )
 
 
-def _open_one(path: Path) -> Nifti:
+def _open_sequence(path: Path) -> Nifti:
     nifti = open_nifti(path)
     if nifti.values.ndim != 3:
-        raise InputError(f"{path}: an array of shape {nifti.values.shape}; a file of one sequence has three axes")
+        raise InputError(f"{path}: an array of shape {nifti.values.shape}; give three axes for a file of one sequence")
     return nifti

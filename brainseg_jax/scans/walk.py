@@ -1,87 +1,89 @@
-"""The files in a folder and below, and what is passed over on the way; nothing is left out without a word."""
+"""Lists the files in a folder and its subfolders; records all that it skips, with the reason."""
 
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-IGNORED_NAMES = ("Thumbs.db", "desktop.ini", "__MACOSX")  # and whatever begins with a dot
-PassedOver = dict[str, list[Path]]  # files and folders by the reason why they are not used
-# Endings of images and archives that are not read.
+IGNORED_NAMES = ("Thumbs.db", "desktop.ini", "__MACOSX")  # names that begin with a dot are ignored too
+PassedOver = dict[str, list[Path]]  # unused files and folders by reason
+# Suffixes of unsupported images and archives.
 UNREAD = {".mha", ".mhd", ".nrrd", ".nhdr", ".mgz", ".mgh", ".mnc", ".hdr", ".img", ".par", ".rec", ".npy", ".npz"}
 UNREAD |= {".mat", ".jpg", ".jpeg", ".jp2", ".bmp", ".gif", ".webp", ".zip", ".tar", ".tgz", ".7z", ".rar", ".xz"}
-_LINKED_AGAIN = "a folder that is in another place too, where it is read"
+_LINKED_AGAIN = "a folder that is read under another path"
 
 
 def walk(path: Path, passed_over: PassedOver) -> list[Path]:
-    """Lists files, in order of the path; folders that are links are entered, each folder once.
+    """Lists files, sorted by path; follows links to folders, but reads each folder once.
 
     Args:
-      path: a file, or a folder.
-      passed_over: takes hidden files, broken links, and folders that may not be read.
+      path: a file or a folder.
+      passed_over: receives hidden files, broken links and unreadable folders.
     """
     if not path.is_dir():
         return [path]
     files: list[Path] = []
     seen: set[tuple[int, int]] = set()
-    places = [path]
-    while places:  # first what lies there, then what links lead to, so a folder keeps its own name
+    folders = [path]
+    while folders:  # real folders before links, so that a folder is listed under its real path
         links: list[Path] = []
-        for place in places:
-            files += _below(place, seen, links, passed_over)
-        places = sorted(links)
+        for folder in folders:
+            files += _walk_folder(folder, seen, links, passed_over)
+        folders = sorted(links)
     return sorted(files)
 
 
-def _below(folder: Path, seen: set[tuple[int, int]], links: list[Path], passed_over: PassedOver) -> Iterator[Path]:
-    """The files of a folder and of those in it; links to folders are put aside."""
-    waiting = [folder]
-    while waiting:
-        place = waiting.pop()
+def _walk_folder(
+    folder: Path, seen: set[tuple[int, int]], links: list[Path], passed_over: PassedOver
+) -> Iterator[Path]:
+    """Yields the files of a folder and its subfolders; adds links to folders to `links`."""
+    pending = [folder]
+    while pending:
+        current = pending.pop()
         try:
-            status = place.stat()
+            status = current.stat()
             if (identity := (status.st_dev, status.st_ino)) in seen:
-                passed_over[_LINKED_AGAIN].append(place)
+                passed_over[_LINKED_AGAIN].append(current)
                 continue
             seen.add(identity)
-            entries = sorted(os.scandir(place), key=lambda entry: entry.name)
+            entries = sorted(os.scandir(current), key=lambda entry: entry.name)
         except OSError as error:
-            passed_over[f"cannot be read ({error.strerror})"].append(place)
+            passed_over[f"cannot be read ({error.strerror})"].append(current)
             continue
         for entry in entries:
-            found = place / entry.name
+            path = current / entry.name
             if entry.name.startswith(".") or entry.name in IGNORED_NAMES:
-                passed_over["hidden, or left behind by an operating system"].append(found)
+                passed_over["a hidden or system file"].append(path)
                 continue
             try:
                 if entry.is_dir():
-                    (links if entry.is_symlink() else waiting).append(found)
+                    (links if entry.is_symlink() else pending).append(path)
                 elif entry.is_file():
-                    yield found
-                elif entry.is_symlink() and not found.exists():
-                    passed_over["a link that leads nowhere"].append(found)
+                    yield path
+                elif entry.is_symlink() and not path.exists():
+                    passed_over["a broken link"].append(path)
                 else:
-                    passed_over["not a regular file"].append(found)
+                    passed_over["not a regular file"].append(path)
             except OSError as error:
-                passed_over[f"cannot be read ({error.strerror})"].append(found)
+                passed_over[f"cannot be read ({error.strerror})"].append(path)
 
 
 def new() -> PassedOver:
-    """A list to fill."""
+    """Creates an empty `PassedOver`."""
     return defaultdict(list)
 
 
 def list_passed_over(passed_over: PassedOver, root: Path) -> list[str]:
-    """A line for each reason: how many files or folders, and the first few of them."""
+    """One line per reason, with the number of paths and the first three of them."""
     lines = []
     for reason, paths in sorted(passed_over.items()):
         if not paths:
             continue
-        times: Counter[Path] = Counter()
+        counts: Counter[Path] = Counter()
         order = []
-        for path in paths:  # one of each folder first
-            order.append((times[path.parent], path))
-            times[path.parent] += 1
+        for path in paths:  # sort so that each folder is shown once before any is repeated
+            order.append((counts[path.parent], path))
+            counts[path.parent] += 1
         first = [path for _, path in sorted(order)[:3]]
         shown = [str(path.relative_to(root)) if path.is_relative_to(root) else str(path) for path in first]
         lines.append(f"{len(paths)} x {reason}: {', '.join(shown)}{', ...' if len(paths) > 3 else ''}")

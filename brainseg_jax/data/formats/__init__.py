@@ -1,6 +1,6 @@
-"""The formats in which users keep labelled scans: which one a folder has, and which files belong to which case.
+"""Recognizes the format of a folder of labelled scans, and lists the files of each case.
 
-Names, JSON, TOML and tables are read here, and the first image of pairs; all other pixels are read case by case, later.
+This package reads names, JSON, TOML, tables, and the first image of pairs. Other pixels are read later, case by case.
 """
 
 from brainseg_jax.data.formats.images import list_images

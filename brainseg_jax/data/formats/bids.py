@@ -25,27 +25,27 @@ _TABLE = "dseg.tsv"
 
 
 def is_bids(root: Path) -> bool:
-    """Whether a folder `sub-*` with `anat` below lies in it."""
+    """Whether the folder contains a folder `sub-*` with a subfolder `anat`."""
     return any(folder.is_dir() and _has_anat(folder) for folder in root.glob("sub-*"))
 
 
 def list_bids(root: Path, files: Iterable[Path], passed_over: PassedOver, labels: str = "") -> Draft:
-    """Lists a case for each subject and session.
+    """Lists one case per subject and session; the patient is the subject.
 
-    A T1w with a contrast agent (the entity `ce`) is the channel `T1w-ce`. The patient is the subject.
+    A T1w with a contrast agent (the entity `ce`) is the channel `T1w-ce`.
 
     Args:
       root: folder of the cohort.
-      files: all below it.
-      passed_over: takes what is no anatomical image and no mask.
+      files: all files in it.
+      passed_over: receives files that are neither anatomical images nor masks.
       labels: pattern of the masks to use, relative to the folder, with `*` and `{case}`; "" for all in `derivatives`.
     """
     draft = Draft(
         "BIDS",
         root,
-        patients_told=True,
+        patients_known=True,
         passed_over=passed_over,
-        label_place=labels or "a *_dseg.nii.gz in derivatives",
+        label_pattern=labels or "a *_dseg.nii.gz in derivatives",
     )
     images: dict[str, dict[str, Path]] = defaultdict(dict)
     masks: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))  # by kind and case
@@ -57,7 +57,7 @@ def list_bids(root: Path, files: Iterable[Path], passed_over: PassedOver, labels
         if path.name.endswith(_TABLE):
             tables.append(path)
         if match is None:
-            draft.passed_over["no image in a folder anat"].append(path)
+            draft.passed_over["not an image in a folder anat"].append(path)
             continue
         case = f"sub-{match['subject']}" + (f"_ses-{match['session']}" if match["session"] else "")
         *entities, suffix = match["rest"].split("_")
@@ -69,17 +69,17 @@ def list_bids(root: Path, files: Iterable[Path], passed_over: PassedOver, labels
                 masks[kind][case].append(path)
                 patients[case] = f"sub-{match['subject']}"
             else:
-                draft.passed_over["no label map, or not the one to use"].append(path)
+                draft.passed_over["not a label map, or not the selected one"].append(path)
         elif parts[0].startswith("sub-") and named:
             _, channel = named
             patients[case] = f"sub-{match['subject']}"
             if (first := images[case].setdefault(channel, path)) != path:
                 draft.faults.append(
-                    f"{draft.short(path)}: a second {channel} of {case}, beside {first.name}; keep one, or describe "
-                    f'the files in cohort.toml, as in [channels] {channel} = "*/anat/{{case}}_run-1_{suffix}.nii.gz"'
+                    f"{draft.short(path)}: a second {channel} of {case}, beside {first.name}; keep one, or select one "
+                    f'in cohort.toml, as in [channels] {channel} = "*/anat/{{case}}_run-1_{suffix}.nii.gz"'
                 )
         else:
-            draft.passed_over["another suffix than T1w, T2w and FLAIR"].append(path)
+            draft.passed_over["a suffix other than T1w, T2w and FLAIR"].append(path)
     draft.channels = ordered({channel for found in images.values() for channel in found})
     label_of = _one_kind(draft, masks)
     for case in images.keys() | label_of.keys():
@@ -89,7 +89,7 @@ def list_bids(root: Path, files: Iterable[Path], passed_over: PassedOver, labels
 
 
 def channel_of(name: str) -> tuple[str, str] | None:
-    """Case and channel of the stem of an anatomical image; None for any other name."""
+    """Case and channel from the stem of an anatomical image; None for any other name."""
     match = _SUBJECT.fullmatch(name)
     if match is None:
         return None
@@ -111,7 +111,7 @@ def _is_label(entities: list[str], suffix: str, short: str, pattern: str) -> boo
 
 
 def _one_kind(draft: Draft, masks: dict[str, dict[str, list[Path]]]) -> dict[str, Path]:
-    """The label map of each case; several kinds of masks are a fault, as nothing tells which is the reference."""
+    """The label map of each case; adds a fault if there are several kinds of masks, since the choice is ambiguous."""
     if len(masks) > 1:
         kinds = few(f"{kind} ({len(found)} cases)" for kind, found in sorted(masks.items()))
         draft.faults.append(
@@ -129,7 +129,7 @@ def _one_kind(draft: Draft, masks: dict[str, dict[str, list[Path]]]) -> dict[str
 
 
 def _read_tables(draft: Draft, tables: list[Path]) -> None:
-    """Takes the targets from tables of label names; tables that differ are a fault."""
+    """Reads the targets from tables of label names; adds a fault if tables differ."""
     found: dict[tuple[Target, ...], Path] = {}
     for path in tables:
         try:
@@ -138,14 +138,16 @@ def _read_tables(draft: Draft, tables: list[Path]) -> None:
             draft.faults.append(f"{draft.short(path)}: {error}")
     if len(found) > 1:
         first, second, *_ = (draft.short(path) for path in found.values())
-        draft.faults.append(f"{second}: other labels than in {first}; give the same table for all, or remove one")
+        draft.faults.append(
+            f"{second}: labels differ from those in {first}; give the same table for all, or remove one"
+        )
     elif found:
         ((draft.targets, path),) = found.items()
         draft.notes.append(f"labels by {draft.short(path)}: {few(f'{t.labels[0]} {t.name}' for t in draft.targets)}")
 
 
 def _read_table(path: Path) -> tuple[Target, ...]:
-    """Name and index of each row but that of the background."""
+    """One target per row, except the background."""
     try:
         text = read_bounded(path).decode("utf-8-sig")
         rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter="\t", strict=True))
@@ -155,9 +157,11 @@ def _read_table(path: Path) -> tuple[Target, ...]:
     for number, row in enumerate(rows, start=2):
         index, name = (row.get("index") or "").strip(), (row.get("name") or "").strip()
         if not (index.isascii() and index.isdecimal()) or not name:
-            raise InputError(f"line {number}: index {index!r}, name {name!r}; give a whole number and a name, by tabs")
+            raise InputError(
+                f"line {number}: index {index!r}, name {name!r}; give a whole number and a name, separated by tabs"
+            )
         if int(index):
             targets.append(Target(name, (int(index),)))
     if not targets:
-        raise InputError("no label in it; give the columns index and name, by tabs, and a row a label")
+        raise InputError("no label in it; give the columns index and name, separated by tabs, and one row per label")
     return tuple(targets)

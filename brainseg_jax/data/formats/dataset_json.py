@@ -1,4 +1,4 @@
-"""Reads `dataset.json`, which nnU-Net and the Medical Segmentation Decathlon write each in their own way."""
+"""Reads `dataset.json` of nnU-Net and of the Medical Segmentation Decathlon, which differ in its content."""
 
 import json
 from collections.abc import Callable
@@ -16,7 +16,7 @@ def read_json(path: Path) -> object:
     """Reads a JSON file.
 
     Raises:
-      InputError: it cannot be read, is no JSON, or has a key twice; the message names the file.
+      InputError: the file is unreadable, not valid JSON, or has a key twice; the message names the file.
     """
     try:
         return json.loads(read_bounded(path).decode("utf-8-sig"), object_pairs_hook=_without_repeats)
@@ -27,40 +27,40 @@ def read_json(path: Path) -> object:
 
 
 def read_dataset_json(root: Path) -> dict:
-    """The content of `dataset.json`; raises InputError where it is no JSON object."""
+    """The content of `dataset.json`; raises InputError if it is not a JSON object."""
     content = read_json(root / NAME)
     if not isinstance(content, dict):
-        raise InputError(f"{root / NAME}: holds a {type(content).__name__}; it must be an object {{...}}")
+        raise InputError(f"{root / NAME}: contains a {type(content).__name__}; it must be an object {{...}}")
     return content
 
 
 def read_channels(content: dict, draft: Draft) -> None:
-    """Fills in the channels from `channel_names`, or `modality` of the older json; faults go to the draft."""
+    """Fills in the channels from `channel_names`, or from `modality` of the older format; adds faults to the draft."""
     key = "channel_names" if "channel_names" in content else "modality"
     channels = content.get(key)
     if isinstance(channels, list) and channels and all(isinstance(name, str) for name in channels):
         channels = {str(index): name for index, name in enumerate(channels)}
-    if not isinstance(channels, dict) or not channels or not all(isinstance(one, str) for one in channels.values()):
-        found = "is missing" if channels is None else f"is {_short(channels)}"
-        draft.faults.append(f'{NAME}: channel_names {found}; name the channels, as in {{"0": "T1", "1": "FLAIR"}}')
+    if not isinstance(channels, dict) or not channels or not all(isinstance(name, str) for name in channels.values()):
+        problem = "is missing" if channels is None else f"is {_short(channels)}"
+        draft.faults.append(f'{NAME}: channel_names {problem}; name the channels, as in {{"0": "T1", "1": "FLAIR"}}')
         return
     if set(channels) != {str(index) for index in range(len(channels))}:
         draft.faults.append(f"{NAME}: {key} has the keys {few(channels, 8)}; number the channels from 0 without a gap")
         return
     names = [channels[str(index)] for index in range(len(channels))]
-    if len(set(names)) < len(names):  # several channels of the Decathlon are all "MRI"
+    if len(set(names)) < len(names):  # in some tasks of the Decathlon all channels are named "MRI"
         names = [f"{name} {index}" if names.count(name) > 1 else name for index, name in enumerate(names)]
-        draft.notes.append(f"{NAME}: {key} has a name twice; the channels are called {', '.join(names)}")
+        draft.notes.append(f"{NAME}: {key} has a name twice; the channels are renamed to {', '.join(names)}")
     draft.channels = tuple(names)
 
 
 def read_labels(content: dict, draft: Draft, *, numbers_first: bool) -> None:
-    """Fills in targets, order of painting and the ignored label; faults go to the draft.
+    """Fills in targets, paint order and the ignored label; adds faults to the draft.
 
     Args:
-      content: of the file. `labels` is understood both ways round: {"tumor": 1} and {"1": "tumor"}.
-      draft: takes what is found.
-      numbers_first: whether {"1": "tumor"} is the usual way round in this format; the other one is noted.
+      content: of the file. Both {"tumor": 1} and {"1": "tumor"} are valid for `labels`.
+      draft: receives the result.
+      numbers_first: whether {"1": "tumor"} is usual in this format; a note reports the other form.
     """
     labels = _by_name(content.get("labels"), draft, numbers_first)
     if labels is None:
@@ -73,37 +73,37 @@ def read_labels(content: dict, draft: Draft, *, numbers_first: bool) -> None:
         draft.ignore = values[0]
     background = [name for name, values in labels.items() if 0 in values]
     if not background:
-        faults.append(f'{NAME}: labels name no background; add "background": 0')
+        faults.append(f'{NAME}: labels have no background; add "background": 0')
     for name in background:
         if labels.pop(name) != [0]:
-            faults.append(f"{NAME}: the label {name!r} holds 0, the background, and others; leave the 0 out")
+            faults.append(f"{NAME}: the label {name!r} contains 0, the background, and others; remove the 0")
     _check_consecutive(labels, draft)
     draft.targets = tuple(Target(name, tuple(values)) for name, values in labels.items())
     if not labels:
-        faults.append(f'{NAME}: labels name nothing but the background; add a label, as in "tumor": 1')
+        faults.append(f'{NAME}: labels name only the background; add a label, as in "tumor": 1')
     _read_order(content, labels, draft)
 
 
-def check_count(content: dict, draft: Draft, found: int, where: str) -> None:
-    """Compares `numTraining` with the files."""
+def check_count(content: dict, draft: Draft, count: int, where: str) -> None:
+    """Adds a fault if `numTraining` is not the number of cases."""
     declared = content.get("numTraining")
-    if declared is not None and declared != found:
+    if declared is not None and declared != count:
         draft.faults.append(
-            f"{NAME}: numTraining is {_short(declared)}, but {where} has {found} cases; restore what is missing, or "
+            f"{NAME}: numTraining is {_short(declared)}, but {where} has {count} cases; restore missing files, or "
             "correct the number"
         )
 
 
 def folder_files(draft: Draft, folder: str, keep: Callable[[Path], bool], reason: str) -> list[Path]:
-    """The visible files of a folder that `keep` takes; the others are passed over for a reason."""
-    place = draft.root / folder
-    if not place.is_dir():
+    """The visible files of a folder for which `keep` is true; passes over the others with the given reason."""
+    full_path = draft.root / folder
+    if not full_path.is_dir():
         draft.faults.append(f"{folder}: no such folder; it must be beside {NAME}")
         return []
     files = []
-    for path in sorted(place.iterdir()):
+    for path in sorted(full_path.iterdir()):
         if path.name.startswith("."):
-            draft.passed_over["hidden, or left behind by an operating system"].append(path)
+            draft.passed_over["a hidden or system file"].append(path)
         elif path.is_file() and keep(path):
             files.append(path)
         else:
@@ -112,10 +112,10 @@ def folder_files(draft: Draft, folder: str, keep: Callable[[Path], bool], reason
 
 
 def pass_over_tests(draft: Draft) -> None:
-    """Lists the folders of test images."""
+    """Passes over the folders of test images."""
     for folder in ("imagesTs", "labelsTs"):
         if (draft.root / folder).is_dir():
-            draft.passed_over["images without a part in training; predict takes them"].append(draft.root / folder)
+            draft.passed_over["test images, not used in training; give them to predict"].append(draft.root / folder)
 
 
 def _without_repeats(pairs: list[tuple[str, object]]) -> dict:
@@ -127,52 +127,55 @@ def _without_repeats(pairs: list[tuple[str, object]]) -> dict:
 
 
 def _by_name(labels: object, draft: Draft, numbers_first: bool) -> dict[str, list[int]] | None:
-    """Values by name; None where that cannot be understood."""
+    """Label values by name; None, with a fault, if `labels` is invalid."""
     if not isinstance(labels, dict) or not labels:
-        found = "is missing" if labels is None else f"is {_short(labels)}"
-        draft.faults.append(f'{NAME}: labels {found}; give an object, as in {{"background": 0, "tumor": 1}}')
+        problem = "is missing" if labels is None else f"is {_short(labels)}"
+        draft.faults.append(f'{NAME}: labels {problem}; give an object, as in {{"background": 0, "tumor": 1}}')
         return None
-    turned = [key for key, value in labels.items() if key.isdecimal() and isinstance(value, str)]
-    if turned and len(turned) < len(labels):
+    numbers = [key for key, value in labels.items() if key.isdecimal() and isinstance(value, str)]
+    if numbers and len(numbers) < len(labels):
         draft.faults.append(
-            f"{NAME}: labels mix {turned[0]!r}: {labels[turned[0]]!r} with the other way round; write name: "
-            "value for all"
+            f"{NAME}: labels mix {numbers[0]!r}: {labels[numbers[0]]!r} with name: value; write name: value for all"
         )
         return None
-    if bool(turned) != numbers_first:
+    if bool(numbers) != numbers_first:
         draft.notes.append(
-            f"{NAME}: labels are given as {'value: name' if turned else 'name: value'}, the other way round than usual "
-            f"in {draft.kind}; understood"
+            f"{NAME}: labels are given as {'value: name' if numbers else 'name: value'}, which is unusual "
+            f"in {draft.kind}, but valid"
         )
-    if turned:
+    if numbers:
         if len(set(labels.values())) < len(labels):
-            draft.faults.append(f"{NAME}: labels have a name twice: {few(labels.values(), 8)}; give each its own")
+            draft.faults.append(f"{NAME}: labels have a name twice: {few(labels.values(), 8)}; use distinct names")
             return None
         labels = {name: value for value, name in labels.items()}
-    found = {name: _whole(values) for name, values in labels.items()}
-    if wrong := [name for name, values in found.items() if values is None]:
+    result = {name: _whole(values) for name, values in labels.items()}
+    if wrong := [name for name, values in result.items() if values is None]:
         draft.faults += [
             f"{NAME}: label {name!r} is {_short(labels[name])}; give a whole number from 0 to 255, or a list of them"
             for name in wrong
         ]
         return None
-    return found
+    return result
 
 
 def _whole(values: object) -> list[int] | None:
     values = values if isinstance(values, list) else [values]
-    whole = [int(one) if isinstance(one, str) and one.isdecimal() and len(one) < 4 else one for one in values]
-    valid = whole and all(isinstance(one, int) and not isinstance(one, bool) and 0 <= one <= 255 for one in whole)
+    whole = [
+        int(value) if isinstance(value, str) and value.isdecimal() and len(value) < 4 else value for value in values
+    ]
+    valid = whole and all(
+        isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 255 for value in whole
+    )
     return list(dict.fromkeys(whole)) if valid else None
 
 
 def _check_consecutive(labels: dict[str, list[int]], draft: Draft) -> None:
     values = sorted({value for group in labels.values() for value in group if value} | {draft.ignore} - {None})
-    ignored_apart = [value for value in values if value != draft.ignore]
-    if ignored_apart != list(range(1, len(ignored_apart) + 1)) and values != list(range(1, len(values) + 1)):
+    without_ignored = [value for value in values if value != draft.ignore]
+    if without_ignored != list(range(1, len(without_ignored) + 1)) and values != list(range(1, len(values) + 1)):
         draft.faults.append(
-            f"{NAME}: label values {few(values, 8)} are not consecutive; number them from 1 without a gap, in the "
-            "files too"
+            f"{NAME}: label values {few(values, 8)} are not consecutive; number them from 1 without a gap, also in the "
+            "label maps"
         )
 
 
@@ -184,8 +187,8 @@ def _read_order(content: dict, labels: dict[str, list[int]], draft: Draft) -> No
         return
     if order is None:
         draft.faults.append(
-            f"{NAME}: labels are regions, but regions_class_order is missing; give the value that is written for each "
-            f"of {few(labels, 8)}, in this order; a later one is painted over an earlier one"
+            f"{NAME}: labels are regions, but regions_class_order is missing; give the value to paint for each of "
+            f"{few(labels, 8)}, in this order; a later one is painted over an earlier one"
         )
         return
     declared = {value for values in labels.values() for value in values}

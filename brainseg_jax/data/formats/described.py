@@ -1,21 +1,21 @@
-"""`cohort.toml`, by which a user describes a cohort where names do not tell.
+"""Reads `cohort.toml`, in which a user describes a cohort that names do not describe.
 
-It can change what a format tells:
+It can override what a format gives:
 
-    channels = ["t1ce", "flair"]        # of those that the format has
+    channels = ["t1ce", "flair"]        # a selection of the channels of the format
     stand_in = "flair"                  # replaces a missing channel
     ignore = 255                        # label value that counts in no loss and no score
-    slices = false                      # pairs: each 2-D image is a case of its own
-    patient = "(P[0-9]+)_.*"            # pattern for the names of the cases, the patient in parentheses
+    slices = false                      # pairs: each 2-D image is a separate case
+    patient = "(P[0-9]+)_.*"            # pattern for case names, with the patient in parentheses
     group = "P[0-9]+_([A-Z]+)"          # the same for the institution
-    # patient_column = "subject"        # instead of the patterns: columns of patients.csv, where they have other names
+    # patient_column = "subject"        # instead of the patterns: other column names in patients.csv
     # group_column = "site"
-    [targets]                           # label values; masks are painted with the first value of each, in this order
+    [targets]                           # label values; masks are painted in this order, each with its first value
     "whole tumor" = [2, 1, 3]
     "tumor core" = [1, 3]
 
-Files of any names are described by patterns relative to the folder. There `{case}` is the name of the case, `{slice}`
-the number of a 2-D image, and `*` any text within a name. In BIDS, `labels` alone chooses among several kinds of masks.
+Patterns, relative to the folder, describe files of any names: `{case}` is the name of the case, `{slice}` the number of
+a 2-D image, and `*` any text within a name. In BIDS, `labels` alone selects among several kinds of masks.
 
     labels = "{case}/roi.nii.gz"
     [channels]
@@ -56,20 +56,20 @@ _TYPES = {
 
 
 @dataclass(frozen=True)
-class Described:
-    """The content of `cohort.toml`; what it leaves out has its default.
+class CohortToml:
+    """The content of `cohort.toml`; missing keys have their defaults.
 
     Attributes:
-      channels: names of the channels to use, of those that the format has; empty for all.
-      patterns: of the files by channel; empty where the format tells.
-      labels: pattern of the label maps; "" where the format tells.
+      channels: names of the channels to use; empty for all of the format.
+      patterns: of the files by channel; empty if the format gives the files.
+      labels: pattern of the label maps; "" if the format gives the files.
       stand_in: see `Description`.
       ignore: see `Description`.
       slices: whether numbered 2-D images of pairs are slices of one case.
-      patterns_of: by "patient" and "group", the pattern for the names of the cases.
+      patterns_of: patterns for the names of the cases, by "patient" and "group".
       patient_column: of `patients.csv`.
       group_column: of `patients.csv`.
-      targets: None where the format tells.
+      targets: None if the format gives them.
     """
 
     channels: tuple[str, ...] = ()
@@ -84,15 +84,15 @@ class Described:
     targets: tuple[Target, ...] | None = None
 
 
-def read_described(root: Path) -> Described:
-    """Reads `cohort.toml`, if it is there.
+def read_cohort_toml(root: Path) -> CohortToml:
+    """Reads `cohort.toml`, if it exists.
 
     Raises:
-      InputError: it cannot be read, or lists all faults: unknown keys, values of another type, patterns that cannot be.
+      InputError: the file is unreadable, or lists all faults: unknown keys, wrong types and invalid patterns.
     """
     path = root / NAME
     if not path.is_file():
-        return Described()
+        return CohortToml()
     try:
         content = tomllib.loads(read_bounded(path).decode("utf-8-sig"))
     except InputError as error:
@@ -101,19 +101,19 @@ def read_described(root: Path) -> Described:
         raise InputError(f"{path}: cannot be read as TOML ({error}); correct it") from error
     faults = [f"unknown key {key!r}; the keys are {', '.join(_TYPES)}" for key in content if key not in _TYPES]
     faults += [
-        f"{key} is {content[key]!r}; see docs/how-to/own-cohort.md for what it takes"
+        f"{key} is {content[key]!r}; see docs/how-to/own-cohort.md for valid values"
         for key, types in _TYPES.items()
         if key in content and (not isinstance(content[key], types) or (types is int and isinstance(content[key], bool)))
     ]
     if not faults:
-        faults, described = _understand(content)
+        faults, settings = _parse(content)
     if faults:
         raise InputError(f"{path}: correct it:\n  " + "\n  ".join(faults))
-    return described
+    return settings
 
 
-def _understand(content: dict) -> tuple[list[str], Described]:
-    """Faults, and what the file says."""
+def _parse(content: dict) -> tuple[list[str], CohortToml]:
+    """Faults, and the parsed content."""
     faults, channels = [], content.get("channels", [])
     names = list(channels) if isinstance(channels, list) else list(channels.values())
     if not all(isinstance(name, str) and name for name in names) or ("channels" in content and not names):
@@ -126,9 +126,7 @@ def _understand(content: dict) -> tuple[list[str], Described]:
         faults.append('labels is missing beside patterns for channels; add one, as in labels = "{case}_seg.nii.gz"')
     for key, pattern in [*patterns.items(), ("labels", content.get("labels", "{case}"))]:
         if patterns and "{case}" not in pattern:
-            faults.append(
-                f"{key}: the pattern {pattern!r} has no {{case}}, which stands for the name of the case; add it"
-            )
+            faults.append(f"{key}: the pattern {pattern!r} has no {{case}}, the name of the case; add it")
     if "ignore" in content and not 1 <= content["ignore"] <= 255:
         faults.append(f"ignore = {content['ignore']}; give a label value from 1 to 255")
     targets = {
@@ -136,8 +134,8 @@ def _understand(content: dict) -> tuple[list[str], Described]:
     }
     if "ignore" in targets:
         faults.append(
-            f"targets: ignore = {targets.pop('ignore')}; a label whose voxels do not count is no target: write "
-            "`ignore = LABEL` above [targets]"
+            f"targets: ignore = {targets.pop('ignore')}; an ignored label is not a target: write `ignore = LABEL` "
+            "above [targets]"
         )
     for name, values in targets.items():
         if not values or not all(type(value) is int and 1 <= value <= 255 for value in values):
@@ -147,12 +145,12 @@ def _understand(content: dict) -> tuple[list[str], Described]:
         try:
             patterns_of[key] = re.compile(content[key])
             if not patterns_of[key].groups:
-                faults.append(f"{key}: the pattern {content[key]!r} has no part in parentheses, which is the {key}")
+                faults.append(f"{key}: the pattern {content[key]!r} has no parentheses; put them around the {key}")
         except re.error as error:
-            faults.append(f"{key}: {content[key]!r} is no regular expression ({error})")
+            faults.append(f"{key}: {content[key]!r} is not a valid regular expression ({error}); correct it")
         if f"{key}_column" in content:
             faults.append(f"{key} and {key}_column: keep one")
-    return faults, Described(
+    return faults, CohortToml(
         tuple(channels) if isinstance(channels, list) else (),
         patterns,
         content.get("labels", ""),
@@ -166,80 +164,80 @@ def _understand(content: dict) -> tuple[list[str], Described]:
     )
 
 
-def list_described(
-    root: Path, files: Iterable[Path], passed_over: PassedOver, described: Described, *, labelled: bool = True
+def list_by_patterns(
+    root: Path, files: Iterable[Path], passed_over: PassedOver, settings: CohortToml, *, labelled: bool = True
 ) -> Draft:
     """Lists a cohort by the patterns of `[channels]` and `labels`.
 
     Args:
       root: folder of the cohort.
-      files: all below it.
-      passed_over: takes what fits no pattern.
-      described: with patterns.
-      labelled: whether label maps are looked for.
+      files: all files in it.
+      passed_over: receives files that fit no pattern.
+      settings: the content of `cohort.toml`, with patterns.
+      labelled: whether to look for label maps.
     """
-    draft = Draft(f"described by {NAME}", root, channels=tuple(described.patterns), passed_over=passed_over)
-    draft.label_place = described.labels
-    wanted = {**described.patterns, **({"": described.labels} if labelled else {})}  # the labels stand at ""
-    found: dict[str, dict[str, dict[int, Path]]] = defaultdict(lambda: defaultdict(dict))
+    draft = Draft(f"described by {NAME}", root, channels=tuple(settings.patterns), passed_over=passed_over)
+    draft.label_pattern = settings.labels
+    patterns = {**settings.patterns, **({"": settings.labels} if labelled else {})}  # the key of the labels is ""
+    files_of: dict[str, dict[str, dict[int, Path]]] = defaultdict(lambda: defaultdict(dict))
     used: set[str] = set()
     for path in files:
-        fits = [(name, match) for name, pattern in wanted.items() if (match := _match(pattern, draft.short(path)))]
+        fits = [(name, match) for name, pattern in patterns.items() if (match := _match(pattern, draft.short(path)))]
         if not fits or not is_image(path):
             draft.passed_over[f"fits no pattern of {NAME}"].append(path)
         for name, match in fits:
             used.add(name)
             groups = match.groupdict()
-            slots = found[groups["case"]][name]
+            by_number = files_of[groups["case"]][name]
             number = int(groups.get("slice") or 1)
-            if (first := slots.setdefault(number, path)) != path:
+            if (first := by_number.setdefault(number, path)) != path:
                 draft.faults.append(
                     f"{draft.short(path)}: a second {name or 'label'} of {groups['case']}, beside "
                     f"{draft.short(first)}; give a longer pattern in {NAME}"
                 )
     draft.faults += [
         f"{NAME}: {name or 'labels'} = {pattern!r} fits no file; correct it"
-        for name, pattern in wanted.items()
+        for name, pattern in patterns.items()
         if name not in used
     ]
-    for case, slots in found.items():
-        images: dict[str, Files] = {name: _files(paths) for name, paths in slots.items() if name}
-        draft.cases.append(CaseFiles(case, case, "", images, _files(slots[""]) if "" in slots else None))
+    for case, by_name in files_of.items():
+        images: dict[str, Files] = {name: _files(paths) for name, paths in by_name.items() if name}
+        draft.cases.append(CaseFiles(case, case, "", images, _files(by_name[""]) if "" in by_name else None))
     return draft
 
 
-def apply(described: Described, draft: Draft) -> None:
-    """Lets `cohort.toml` and `patients.csv` change what the format tells; faults go to the draft."""
-    if described.channels:
-        if unknown := [name for name in described.channels if name not in draft.channels]:
+def apply(settings: CohortToml, draft: Draft) -> None:
+    """Overrides a draft by `cohort.toml` and `patients.csv`; adds faults to the draft."""
+    if settings.channels:
+        if unknown := [name for name in settings.channels if name not in draft.channels]:
             draft.faults.append(
                 f"{NAME}: no channel {few(unknown)} in the folder (there is: {few(draft.channels, 8)}); correct "
                 "channels"
             )
         elif any("" in case.images for case in draft.cases):
-            draft.faults.append(f"{NAME}: channels cannot be chosen where one file holds all; leave the key out")
+            draft.faults.append(f"{NAME}: channels cannot be selected if one file has all of them; remove the key")
         else:
-            _choose(described.channels, draft)
-    if described.labels and not described.patterns and draft.kind != "BIDS":
-        draft.faults.append(f"{NAME}: labels has an effect in BIDS and beside patterns for channels only; remove it")
-    if not described.slices and draft.kind != PAIRS:
-        draft.faults.append(f"{NAME}: slices has an effect on pairs of image and mask only; remove it")
-    if described.stand_in:
-        draft.stand_in = described.stand_in
-    if described.targets:
-        draft.targets, draft.painted = described.targets, ()
+            _select_channels(settings.channels, draft)
+    if settings.labels and not settings.patterns and draft.kind != "BIDS":
+        draft.faults.append(f"{NAME}: labels has an effect only in BIDS and with patterns for channels; remove it")
+    if not settings.slices and draft.kind != PAIRS:
+        draft.faults.append(f"{NAME}: slices has an effect only on pairs of image and mask; remove it")
+    if settings.stand_in:
+        draft.stand_in = settings.stand_in
+    if settings.targets:
+        draft.targets, draft.painted = settings.targets, ()
         draft.notes = [note for note in draft.notes if not note.startswith(BRATS_NOTE)]
-    if described.ignore is not None:
-        draft.ignore = described.ignore
-    for key, pattern in described.patterns_of.items():
+    if settings.ignore is not None:
+        draft.ignore = settings.ignore
+    for key, pattern in settings.patterns_of.items():
         apply_pattern(draft, pattern, key)
-    apply_table(draft, described.patient_column, described.group_column)
+    apply_table(draft, settings.patient_column, settings.group_column)
 
 
-def _choose(channels: tuple[str, ...], draft: Draft) -> None:
+def _select_channels(channels: tuple[str, ...], draft: Draft) -> None:
     for index, case in enumerate(draft.cases):
-        kept = {name: files for name, files in case.images.items() if name in channels}
-        draft.cases[index] = CaseFiles(case.name, case.patient, case.group, kept, case.labels)
+        images = {name: files for name, files in case.images.items() if name in channels}
+        draft.cases[index] = CaseFiles(case.name, case.patient, case.group, images, case.labels)
     draft.notes.append(f"channels by {NAME}: {', '.join(channels)}, of {', '.join(draft.channels)}")
     draft.channels = channels
 
@@ -250,7 +248,7 @@ def _files(paths: dict[int, Path]) -> Files:
 
 
 def _match(pattern: str, path: str) -> re.Match | None:
-    """Matches a pattern with `{case}`, `{slice}` and `*`; `{case}` is the same wherever it is repeated."""
+    """Matches a pattern with `{case}`, `{slice}` and `*`; a repeated `{case}` must match the same text."""
     regex, seen = "", set()
     for part in re.split(r"(\{case\}|\{slice\}|\*)", pattern.removeprefix("./")):
         if part == "*":

@@ -1,4 +1,4 @@
-"""Finds the images that a trained network is to predict, in the formats that it can be trained on."""
+"""Lists the images for prediction, in the formats that networks can be trained on."""
 
 import dataclasses
 import re
@@ -29,31 +29,31 @@ from brainseg_jax.scans.sequences import MASK, read_name
 from brainseg_jax.scans.walk import new, walk
 
 _MASKS = "masks and earlier results"
-_MOST_NUMBERS = 20  # of channels; larger ones are numbers of cases
+_MOST_NUMBERS = 20  # of channels; larger numbers belong to the names of cases
 
 
 def list_images(path: Path, description: Description) -> Listing:
-    """Lists the scans in a file or folder, with the channels that a network has; labels are not looked for.
+    """Lists the scans in a file or folder, with the channels of a network; ignores labels.
 
-    A file of one channel is told by its number (`CASE_0001` of nnU-Net), by the name of the channel or another spelling
-    of its sequence at the end (`CASE_t1ce` for the channel t1c), or by the names of BIDS. Any other file is a case that
-    holds all channels. Of a folder with `imagesTs` only that is listed, else `imagesTr`. `cohort.toml` in the folder
-    tells channels by its patterns, as for `list_cohort`.
+    A file is one channel if its name ends with a number of nnU-Net (`CASE_0001`), the name of a channel or another
+    spelling of its sequence (`CASE_t1ce` for the channel t1c), or if it is a BIDS name. Any other file is a case with
+    all channels. In a folder with `imagesTs`, only that is listed, else `imagesTr` if it exists. Patterns in
+    `cohort.toml` define the channels, as for `list_cohort`.
 
     Args:
-      path: a file, of which the other channels are found beside it, or a folder.
+      path: a folder, or a file; the other channels of its case are found beside it.
       description: channels of the network, and which of them can be replaced.
 
     Raises:
-      InputError: there is no image; or lists all faults, such as channels that are missing or there twice.
+      InputError: there is no image, or lists all faults, such as missing or repeated channels.
     """
     if not path.exists():
         raise InputError(f"{path}: no such file or folder; give an image or a folder of images")
     root = path if path.is_dir() else path.parent
-    described = toml.read_described(root) if path.is_dir() else toml.Described()
+    settings = toml.read_cohort_toml(root) if path.is_dir() else toml.CohortToml()
     passed_over = new()
-    if described.patterns:
-        draft = toml.list_described(root, walk(path, passed_over), passed_over, described, labelled=False)
+    if settings.patterns:
+        draft = toml.list_by_patterns(root, walk(path, passed_over), passed_over, settings, labelled=False)
         draft.cases = [
             dataclasses.replace(
                 case, images={name: case.images[name] for name in description.channels if name in case.images}
@@ -64,10 +64,12 @@ def list_images(path: Path, description: Description) -> Listing:
         chosen = [root / name for name in ("imagesTs", "imagesTr") if path.is_dir() and (root / name).is_dir()]
         draft = Draft("images", chosen[0] if chosen else root, passed_over=passed_over)
         if chosen:
-            draft.notes.append(f"of {path} only {chosen[0].name} is predicted; to predict others, give their folder")
+            draft.notes.append(
+                f"{path}: only {chosen[0].name} is predicted; to predict other images, give their folder"
+            )
     draft.channels, draft.targets = description.channels, description.targets
     draft.stand_in, draft.ignore, draft.painted = description.stand_in, description.ignore, description.painted
-    if not described.patterns:
+    if not settings.patterns:
         try:
             _list(draft, _files(path, draft))
         except OSError as error:
@@ -80,88 +82,88 @@ def list_images(path: Path, description: Description) -> Listing:
 
 
 def _files(path: Path, draft: Draft) -> list[Path]:
-    """The images to look at; of a single file those that can be other channels of its case."""
-    found = walk(draft.root, draft.passed_over) if path.is_dir() else sorted(path.parent.iterdir())
+    """The images of a folder; for a single file, the files of its case."""
+    files = walk(draft.root, draft.passed_over) if path.is_dir() else sorted(path.parent.iterdir())
     if path.is_dir():
         images = []
-        for file in found:
+        for file in files:
             if is_image(file) and not _is_mask(file) and "derivatives" not in file.relative_to(draft.root).parts:
                 images.append(file)
             else:
-                draft.passed_over[_MASKS if is_image(file) else "no image by its name"].append(file)
+                draft.passed_over[_MASKS if is_image(file) else "not an image by its name"].append(file)
         return images
     if not is_image(path):
-        raise InputError(f"{path}: no image by its name; give NIfTI (.nii.gz), PNG or TIFF")
-    beside = [file for file in found if file.is_file() and is_image(file) and not _is_mask(file)]
-    tells = _channel_teller(beside, draft)
-    case, channel = tells(path)
-    return [path] if channel == ALL else [file for file in beside if tells(file)[0] == case]
+        raise InputError(f"{path}: not an image by its name; give NIfTI (.nii.gz), PNG or TIFF")
+    images = [file for file in files if file.is_file() and is_image(file) and not _is_mask(file)]
+    case_and_channel = _make_classifier(images, draft)
+    case, channel = case_and_channel(path)
+    return [path] if channel == ALL else [file for file in images if case_and_channel(file)[0] == case]
 
 
 def _is_mask(path: Path) -> bool:
-    """Whether it is a mask by its name or folder, or an earlier result such as `P1_probability`."""
+    """Whether the file is a mask by its name or folder, or an earlier result such as `P1_probability`."""
     return bool(images_of_mask(path)) or read_name(stem(path)).sequence == MASK
 
 
 def _list(draft: Draft, files: Sequence[Path]) -> None:
-    tells = _channel_teller(files, draft)
+    case_and_channel = _make_classifier(files, draft)
     images: dict[Key, dict[str, Files]] = defaultdict(dict)
-    whole: dict[Key, Path] = {}
+    all_channels: dict[Key, Path] = {}
     for path in files:
-        case, channel = tells(path)
-        place = path.relative_to(draft.root).parent
+        case, channel = case_and_channel(path)
+        folder = path.relative_to(draft.root).parent
         if channel is None:
-            draft.passed_over[f"no channel of the network ({', '.join(draft.channels)})"].append(path)
+            draft.passed_over[f"not a channel of the network ({', '.join(draft.channels)})"].append(path)
         elif channel == ALL:
-            if (first := whole.setdefault((place, stem(path)), path)) != path:
+            if (first := all_channels.setdefault((folder, stem(path)), path)) != path:
                 draft.faults.append(f"{draft.short(path)}: a second file of this name, beside {first.name}; keep one")
         else:
-            key = (place, case) if case else (place.parent, path.parent.absolute().name)
-            found = as_files([(1, path)])
-            if (first := images[key].setdefault(channel, found)) != found:
+            key = (folder, case) if case else (folder.parent, path.parent.absolute().name)
+            file = as_files([(1, path)])
+            if (first := images[key].setdefault(channel, file)) != file:
                 draft.faults.append(
                     f"{draft.short(path)}: a second {channel} of {key[1]}, beside {draft.listed(first)}; keep one"
                 )
     only = draft.channels[0] if len(draft.channels) == 1 else ALL
-    slices = group_slices(draft.root, whole, True)
+    slices = group_slices(draft.root, all_channels, True)
     names = case_names(sorted(images.keys() | slices.keys()))
     for key, name in names.items():
         if key in slices:
             draft.faults += check_numbers(draft, name, slices[key])
-        found = _as_colors(images[key], draft.channels) if key in images else {only: as_files(slices[key])}
-        draft.cases.append(CaseFiles(name, name, "", found, None))
+        case_images = _as_colors(images[key], draft.channels) if key in images else {only: as_files(slices[key])}
+        draft.cases.append(CaseFiles(name, name, "", case_images, None))
 
 
-def _as_colors(found: dict[str, Files], channels: Sequence[str]) -> dict[str, Files]:
-    """A color image `CASE_0000` is that of all of three channels, as in training; see `nnunet.channels_by_case`."""
-    if len(channels) != COLORS or set(found) != {channels[0]} or isinstance(found[channels[0]], Path):
-        return found
+def _as_colors(images: dict[str, Files], channels: Sequence[str]) -> dict[str, Files]:
+    """Uses a color image `CASE_0000` as all three channels, as in training; see `nnunet.channels_by_case`."""
+    if len(channels) != COLORS or set(images) != {channels[0]} or isinstance(images[channels[0]], Path):
+        return images
     try:
-        is_color = all(read_image(path).ndim == 3 for path in paths_of(found[channels[0]]))
-    except InputError:  # reported when it is read as a case
-        return found
-    return {ALL: found[channels[0]]} if is_color else found
+        is_color = all(read_image(path).ndim == 3 for path in paths_of(images[channels[0]]))
+    except InputError:  # reported later, when the case is read
+        return images
+    return {ALL: images[channels[0]]} if is_color else images
 
 
-def _channel_teller(files: Sequence[Path], draft: Draft) -> Callable[[Path], tuple[str, str | None]]:
-    """A function from a file to its case and channel: `ALL` of a file that is a case, None for another channel."""
+def _make_classifier(files: Sequence[Path], draft: Draft) -> Callable[[Path], tuple[str, str | None]]:
+    """Makes a function from a file to its case and channel: `ALL` for a whole case, None for an unknown channel."""
     channels = draft.channels
     numbers: dict[tuple[Path, str], set[int]] = defaultdict(set)
     for path in files:
         if match := CHANNEL_NUMBER.fullmatch(stem(path)):
             numbers[path.parent, match["case"]].add(int(match["number"]))
-    # 2-D images with such numbers can be slices: they are channels where no number is beyond the channels.
+    # In 2-D images, such numbers can also count slices. They are channels if none exceeds the number of channels.
     flat = {path.parent for path in files if is_flat(path)}
     numbered = {
         key
-        for key, found in numbers.items()
-        if 0 in found and max(found) < (len(channels) if key[0] in flat else _MOST_NUMBERS)
+        for key, case_numbers in numbers.items()
+        if 0 in case_numbers and max(case_numbers) < (len(channels) if key[0] in flat else _MOST_NUMBERS)
     }
     by_name = {channel.lower(): channel for channel in channels}
     by_sequence = {same_sequence(channel): channel for channel in channels}
     suffix = re.compile(rf"(?:(.+)[_.-])?({'|'.join(map(re.escape, sorted(by_name, key=len, reverse=True)))})", re.I)
 
-    def tell(path: Path) -> tuple[str, str | None]:
+    def case_and_channel(path: Path) -> tuple[str, str | None]:
         name = stem(path)
         if bids := channel_of(name):
             case, channel = bids
@@ -171,8 +173,8 @@ def _channel_teller(files: Sequence[Path], draft: Draft) -> Callable[[Path], tup
             number = int(match["number"])
             if number >= len(channels):
                 draft.faults.append(
-                    f"{draft.short(path)}: its number is beyond the channels of the network ({', '.join(channels)}); "
-                    "give these, numbered from 0000 in this order, and take the others away"
+                    f"{draft.short(path)}: its number is too large for the channels of the network "
+                    f"({', '.join(channels)}); number these from 0000 in this order, and remove other files"
                 )
             return match["case"], channels[number] if number < len(channels) else None
         if match := suffix.fullmatch(name):
@@ -182,4 +184,4 @@ def _channel_teller(files: Sequence[Path], draft: Draft) -> Callable[[Path], tup
             return name, ALL
         return case, by_sequence.get(same_sequence(sequence))
 
-    return tell
+    return case_and_channel

@@ -1,4 +1,4 @@
-"""What the name of a file tells: whether it is an image, a mask, a slice, and of which sequence."""
+"""Parses names of files: images, masks, slices and sequences."""
 
 import re
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ from brainseg_jax.scans import images
 from brainseg_jax.scans.nifti_file import SINGLE
 from brainseg_jax.scans.slices import MOST_SLICES
 
-# Spellings of each sequence; those of one row are the same sequence.
+# One row per sequence, with all its spellings.
 SEQUENCES = (
     ("t1n", "t1", "t1w", "t1pre", "pre", "pre-contrast"),
     ("t1c", "t1ce", "t1gd", "t1km", "t1post", "post", "post-contrast", "t1w-ce"),
@@ -46,54 +46,54 @@ def is_flat(path: Path) -> bool:
 
 
 def is_image(path: Path) -> bool:
-    """Whether the name is that of a file whose pixels are read."""
+    """Whether the name is that of a supported image file."""
     return is_volume(path) or is_flat(path)
 
 
 def stem(path: Path) -> str:
-    """The name without the ending of an image; `.nii.gz` is one ending."""
+    """The name without its suffix; `.nii.gz` is one suffix."""
     return path.name[: -len(ending(path))] if ending(path) else path.name
 
 
 def ending(path: Path) -> str:
-    """`.nii.gz`, or what follows the last point, as it is written in the name."""
+    """The suffix as written in the name; `.nii.gz` is one suffix."""
     return path.name[-len(".nii.gz") :] if path.name.lower().endswith(".nii.gz") else path.suffix
 
 
 def same_sequence(name: str) -> str:
-    """The first of `SEQUENCES` that is the same sequence; any other name in lower case."""
+    """The first spelling of a sequence, see `SEQUENCES`; any other name in lower case."""
     return SPELLINGS.get(name.lower(), name.lower())
 
 
 def ordered(names: Iterable[str]) -> tuple[str, ...]:
-    """Sequences in the order of `SEQUENCES`, which is that of BraTS; all others follow by name."""
+    """Sorts sequences in the order of `SEQUENCES`, which is that of BraTS; other names follow alphabetically."""
     rows = {row[0]: index for index, row in enumerate(SEQUENCES)}
     return tuple(sorted(names, key=lambda name: (rows.get(same_sequence(name), len(rows)), name)))
 
 
 def split_sequence(name: str) -> tuple[str | None, str]:
-    """Case and sequence of a stem such as `P1_flair`, in lower case.
+    """Case and lower-case sequence of a stem such as `P1_flair`.
 
-    The case is "" where nothing else stands in the name, and None where it ends in no sequence.
+    The case is "" if the stem is only a sequence, and None if it does not end in one.
     """
     match = _SEQUENCE.fullmatch(name)
     return (match["case"] or "", match["sequence"].lower()) if match else (None, "")
 
 
 def image_name(path: Path) -> str:
-    """The stem without the word of an image, so that of `P1_image` is `P1`."""
+    """The stem without a word for images: `P1` for `P1_image`."""
     return _OF_IMAGE.sub("", stem(path))
 
 
 def images_of_mask(path: Path, *, in_masks: bool | None = None) -> tuple[str, ...]:
-    """The names that the image of a mask can have, most likely first; none if the file is no mask by its name.
+    """The possible names of the image of a mask, most likely first; empty if the file is not a mask by its name.
 
-    Of `P1_tumor_seg` these are `P1_tumor` and `P1`; of `mask` it is "". In a folder such as `masks` every file is a
-    mask, and its own name comes first.
+    For `P1_tumor_seg` these are `P1_tumor` and `P1`, for `mask` it is "". In a folder such as `masks` every file is a
+    mask, and the first candidate is its name.
 
     Args:
       path: of a file.
-      in_masks: whether it lies in such a folder; None to look at the folder that it lies in.
+      in_masks: whether the file is in such a folder; None to decide by its parent folder.
     """
     name, names = stem(path), []
     if path.parent.name.lower() in MASK_FOLDERS if in_masks is None else in_masks:
@@ -106,7 +106,7 @@ def images_of_mask(path: Path, *, in_masks: bool | None = None) -> tuple[str, ..
 
 
 def split_slice(name: str) -> tuple[str, int] | None:
-    """Case and number of a stem such as `P1_17`; the case of a number alone is ""; None where it has no number."""
+    """Case and number of a stem such as `P1_17`; the case is "" for a number alone. None if there is no number."""
     match = _SLICE.fullmatch(name)
     if match is None or int(match["number"]) > MOST_SLICES:
         return None

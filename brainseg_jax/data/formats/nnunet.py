@@ -1,4 +1,4 @@
-"""nnU-Net's raw data sets: `dataset.json`, a file a channel `imagesTr/CASE_0000.nii.gz`, labels `labelsTr/CASE.nii.gz`.
+"""nnU-Net raw data sets: `dataset.json`, one file per channel `imagesTr/CASE_0000.nii.gz`, `labelsTr/CASE.nii.gz`.
 
 https://github.com/MIC-DKFZ/nnUNet/blob/master/documentation/dataset_format.md
 """
@@ -21,17 +21,17 @@ from brainseg_jax.data.formats.pairs import as_files
 
 CHANNEL_NUMBER = re.compile(r"(?P<case>.+)_(?P<number>[0-9]{4})")
 COLORS = 3  # channels of a 2-D image
-READ = (".nii", ".nii.gz", ".png", ".tif", ".tiff")  # endings of files
+SUPPORTED = (".nii", ".nii.gz", ".png", ".tif", ".tiff")  # supported suffixes
 
 
 def list_nnunet(root: Path, content: dict) -> Draft:
     """Lists the cases of `imagesTr` and `labelsTr`.
 
-    In PNG and TIFF a case is one 2-D image, as nnU-Net has it.
+    In PNG and TIFF a case is one 2-D image, as in nnU-Net.
 
     Args:
       root: folder of `dataset.json`.
-      content: of `dataset.json`, the present one with `channel_names` or the older one with `modality`.
+      content: of `dataset.json`, in the current format (`channel_names`) or the older one (`modality`).
     """
     older = "channel_names" not in content
     draft = Draft(f"nnU-Net raw{' with the older dataset.json' if older else ''}", root)
@@ -39,12 +39,12 @@ def list_nnunet(root: Path, content: dict) -> Draft:
     read_labels(content, draft, numbers_first=older)
     if "dataset" in content:
         draft.faults.append(
-            f"{NAME}: lists its files under the key 'dataset', which is not read; put the files into imagesTr and "
-            "labelsTr, or describe the folder by cohort.toml"
+            f"{NAME}: the key 'dataset' with a list of files is not supported; put the files into imagesTr and "
+            "labelsTr, or describe the folder in cohort.toml"
         )
         return draft
-    files = folder_files(draft, "imagesTr", is_image, "no image by its name")
-    labels = folder_files(draft, "labelsTr", is_image, "no image by its name")
+    files = folder_files(draft, "imagesTr", is_image, "not an image by its name")
+    labels = folder_files(draft, "labelsTr", is_image, "not an image by its name")
     files, labels = _with_ending(content, draft, files, labels)
     images = channels_by_case(draft, files)
     label_of: dict[str, Path] = {}
@@ -52,26 +52,26 @@ def list_nnunet(root: Path, content: dict) -> Draft:
         if (first := label_of.setdefault(stem(path), path)) != path:
             draft.faults.append(f"{draft.short(path)}: a second label of {stem(path)}, beside {first.name}; keep one")
     for case in images.keys() | label_of.keys():
-        found = label_of.get(case)
-        draft.cases.append(CaseFiles(case, case, "", images.get(case, {}), as_files([(1, found)]) if found else None))
-    draft.label_place = f"labelsTr/{{case}}{content.get('file_ending') or '.nii.gz'}"
+        label = label_of.get(case)
+        draft.cases.append(CaseFiles(case, case, "", images.get(case, {}), as_files([(1, label)]) if label else None))
+    draft.label_pattern = f"labelsTr/{{case}}{content.get('file_ending') or '.nii.gz'}"
     check_count(content, draft, len(images), "imagesTr")
     pass_over_tests(draft)
     return draft
 
 
 def channels_by_case(draft: Draft, files: list[Path]) -> dict[str, dict[str, Files]]:
-    """The files of each case by channel; a name without a number and a number beyond the channels are faults.
+    """The files of each case by channel; adds a fault for a missing or too large channel number.
 
-    Where there are three channels and every case has only `CASE_0000`, a 2-D image, that image holds them as colors.
+    With three channels, if every case is a single 2-D image `CASE_0000`, its colors are the channels.
     """
     numbered: dict[str, dict[int, Path]] = defaultdict(dict)
     for path in files:
         match = CHANNEL_NUMBER.fullmatch(stem(path))
         if match is None:
             draft.faults.append(
-                f"{draft.short(path)}: no number of a channel in its name; call it {stem(path)}_0000{ending(path)}, or "
-                "take it away"
+                f"{draft.short(path)}: no channel number in its name; rename it to {stem(path)}_0000{ending(path)}, or "
+                "remove it"
             )
             continue
         first = numbered[match["case"]].setdefault(int(match["number"]), path)
@@ -80,28 +80,30 @@ def channels_by_case(draft: Draft, files: list[Path]) -> dict[str, dict[str, Fil
                 f"{draft.short(path)}: a second file for channel {match['number']} of {match['case']}, beside "
                 f"{first.name}; keep one"
             )
-    colors = len(draft.channels) == COLORS and all(list(one) == [0] for one in numbered.values())
+    colors = len(draft.channels) == COLORS and all(list(by_number) == [0] for by_number in numbered.values())
     if files and colors and all(is_flat(path) for path in files):
-        draft.notes.append(f"{len(numbered)} images hold the channels {', '.join(draft.channels)} as their colors")
-        return {case: {ALL: as_files([(1, found[0])])} for case, found in numbered.items()}
+        draft.notes.append(f"{len(numbered)} images have the channels {', '.join(draft.channels)} as their colors")
+        return {case: {ALL: as_files([(1, by_number[0])])} for case, by_number in numbered.items()}
     by_case: dict[str, dict[str, Files]] = {}
-    for case, found in numbered.items():
-        if draft.channels and (extra := [number for number in sorted(found) if number >= len(draft.channels)]):
-            files_of = few(draft.short(found[number]) for number in extra)
+    for case, by_number in numbered.items():
+        if draft.channels and (extra := [number for number in sorted(by_number) if number >= len(draft.channels)]):
+            listed = few(draft.short(by_number[number]) for number in extra)
             draft.faults.append(
-                f"{files_of}: beyond the {len(draft.channels)} channels of {NAME} "
-                f"({', '.join(draft.channels)}); name it in channel_names, or take it away"
+                f"{listed}: number too large for the {len(draft.channels)} channels of {NAME} "
+                f"({', '.join(draft.channels)}); add the channel to channel_names, or remove the file"
             )
         by_case[case] = {
-            name: as_files([(1, found[number])]) for number, name in enumerate(draft.channels) if number in found
+            name: as_files([(1, by_number[number])])
+            for number, name in enumerate(draft.channels)
+            if number in by_number
         }
-        if not by_case[case]:  # its faults are listed above, or those of the channels
-            by_case[case] = {ALL: as_files([(1, next(iter(found.values())))])}
+        if not by_case[case]:  # a fault is already listed
+            by_case[case] = {ALL: as_files([(1, next(iter(by_number.values())))])}
     return by_case
 
 
 def _with_ending(content: dict, draft: Draft, files: list[Path], labels: list[Path]) -> tuple[list[Path], list[Path]]:
-    """The files that end as `file_ending` says; another ending of an image is a fault."""
+    """The files with the suffix `file_ending`; adds a fault for images with another suffix."""
     declared = content.get("file_ending")
     endings = sorted({ending(path).lower() for path in (*files, *labels)})
     if declared is None and "channel_names" in content:
@@ -109,13 +111,13 @@ def _with_ending(content: dict, draft: Draft, files: list[Path], labels: list[Pa
     if declared is None:
         if len(endings) > 1:
             draft.faults.append(
-                f"imagesTr and labelsTr: files that end in {', '.join(endings)}; save all in one format, or name it in "
-                f'{NAME}, as in "file_ending": ".nii.gz"'
+                f"imagesTr and labelsTr: files that end in {', '.join(endings)}; save all in one format, or select one "
+                f'in {NAME}, as in "file_ending": ".nii.gz"'
             )
         return files, labels
-    if str(declared).lower() not in READ:
+    if str(declared).lower() not in SUPPORTED:
         draft.faults.append(
-            f"{NAME}: file_ending is {declared!r}, which is not read; convert the files to NIfTI (.nii.gz), and "
+            f"{NAME}: file_ending is {declared!r}, which is not supported; convert the files to NIfTI (.nii.gz), and "
             "correct it"
         )
         return files, labels
@@ -127,7 +129,7 @@ def _with_ending(content: dict, draft: Draft, files: list[Path], labels: list[Pa
         )
         return files, labels
     draft.faults += [
-        f"{draft.short(path)}: does not end in {declared!r}, the file_ending of {NAME}; save it so, or take it away"
+        f"{draft.short(path)}: does not end in {declared!r}, the file_ending of {NAME}; convert it, or remove it"
         for path in wrong
     ]
     return [path for path in files if path not in wrong], [path for path in labels if path not in wrong]

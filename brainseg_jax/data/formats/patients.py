@@ -1,4 +1,4 @@
-"""Who is one patient: `patients.csv`, a table with a row a case, or a pattern against the names of the cases."""
+"""Assigns cases to patients: by `patients.csv`, a table with one row per case, or by a pattern for case names."""
 
 import csv
 import dataclasses
@@ -14,21 +14,22 @@ NAME = "patients.csv"
 
 
 def apply_table(draft: Draft, patient_column: str = "patient", group_column: str = "group") -> None:
-    """Sets patient and group of each case by the table in the cohort's folder, if it is there.
+    """Sets patient and group of each case from the table in the folder of the cohort, if it exists.
 
-    Faults go to the draft: a case without a row, a row without a case, a case twice, a blank, a patient in two groups.
+    Adds faults to the draft for a case without a row, a row without a case, a repeated case, an empty field, and a
+    patient in two groups.
 
     Args:
-      draft: its cases are changed.
-      patient_column: name of the column, which the table must have.
-      group_column: name of the column; where it is not `group`, the table must have it.
+      draft: changed in place.
+      patient_column: name of a required column.
+      group_column: name of a column; required unless it is `group`.
     """
     path = draft.root / NAME
     if not path.is_file():
         if (patient_column, group_column) != ("patient", "group"):
             draft.faults.append(
-                f"cohort.toml names columns of {NAME}, and there is no such file in the folder; add the table, or "
-                "remove patient_column and group_column"
+                f"cohort.toml names columns of {NAME}, but the folder has no such file; add the table, or remove "
+                "patient_column and group_column"
             )
         return
     rows = _read(draft, path, patient_column, group_column)
@@ -58,23 +59,23 @@ def apply_table(draft: Draft, patient_column: str = "patient", group_column: str
         else case
         for case in draft.cases
     ]
-    draft.patients_told = True
+    draft.patients_known = True
     draft.notes.append(f"patients by {NAME}: {len({case.patient for case in draft.cases})} of {len(draft.cases)} cases")
 
 
 def apply_pattern(draft: Draft, pattern: re.Pattern, field: str) -> None:
-    """Sets `patient` or `group` of each case to what the first group of a pattern finds in its name.
+    """Sets `patient` or `group` of each case to the first group of a pattern that matches its whole name.
 
-    A name that does not fit as a whole is a fault.
+    Adds a fault for a name that does not match.
     """
     changed = []
-    draft.patients_told |= field == "patient"
+    draft.patients_known |= field == "patient"
     for case in draft.cases:
         match = pattern.fullmatch(case.name)
         if match is None or not match[1]:
             draft.faults.append(
                 f"cohort.toml: {field} = {pattern.pattern!r} does not fit the case {case.name}; give a pattern that "
-                "fits the whole name of every case, with the part in parentheses"
+                f"fits the whole name of every case, with parentheses around the {field}"
             )
         else:
             case = dataclasses.replace(case, **{field: match[1]})
@@ -83,7 +84,7 @@ def apply_pattern(draft: Draft, pattern: re.Pattern, field: str) -> None:
 
 
 def _read(draft: Draft, path: Path, patient_column: str, group_column: str) -> list[tuple[int, str, str, str]] | None:
-    """Line, case, patient and group of each row; None where the table as a whole is faulty."""
+    """Line, case, patient and group of each row; None, with a fault, if the table is invalid as a whole."""
     try:
         text = read_bounded(path).decode("utf-8-sig")
         reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
@@ -92,11 +93,11 @@ def _read(draft: Draft, path: Path, patient_column: str, group_column: str) -> l
     except (InputError, UnicodeDecodeError, csv.Error) as error:
         draft.faults.append(f"{NAME}: not readable as a table ({error}); correct it")
         return None
-    wanted = ["case", patient_column] + ([group_column] if group_column != "group" else [])
-    if absent := [name for name in wanted if name not in columns]:
+    required = ["case", patient_column] + ([group_column] if group_column != "group" else [])
+    if missing := [name for name in required if name not in columns]:
         draft.faults.append(
-            f"{NAME}: no column {', '.join(absent)} (there is: {', '.join(columns) or 'none'}); give a table with the "
-            "columns case, patient and, if known, group, with commas between"
+            f"{NAME}: no column {', '.join(missing)} (present: {', '.join(columns) or 'none'}); give a table with the "
+            "columns case, patient and, if known, group, separated by commas"
         )
         return None
     return [

@@ -13,7 +13,7 @@ from brainseg_jax.data.formats.msd import list_msd
 from brainseg_jax.data.formats.names import ending, images_of_mask, is_flat, is_image, is_volume, stem
 from brainseg_jax.data.formats.nnunet import CHANNEL_NUMBER, list_nnunet
 from brainseg_jax.data.formats.pairs import list_pairs
-from brainseg_jax.data.formats.sequence_files import list_sequence_files, tells_sequence
+from brainseg_jax.data.formats.sequence_files import list_sequence_files, names_sequence
 from brainseg_jax.errors import InputError
 from brainseg_jax.files import explain
 from brainseg_jax.scans.walk import PassedOver, new, walk
@@ -21,59 +21,59 @@ from brainseg_jax.scans.walk import PassedOver, new, walk
 _FORMATS = (
     "nnU-Net raw (dataset.json, imagesTr/CASE_0000.nii.gz, labelsTr/CASE.nii.gz)",
     "a task of the Medical Segmentation Decathlon (dataset.json, imagesTr/CASE.nii.gz, labelsTr/CASE.nii.gz)",
-    "BraTS and alike (CASE_flair.nii.gz or CASE-t2f.nii.gz, CASE_seg.nii.gz, in one folder or in one folder a case)",
+    "BraTS and similar (CASE_flair.nii.gz or CASE-t2f.nii.gz, CASE_seg.nii.gz, in one folder or one folder per case)",
     "pairs (X.png and X_mask.png, or images/ and masks/ with files of the same names; NIfTI, TIFF or PNG)",
     "BIDS (sub-01/anat/sub-01_FLAIR.nii.gz, derivatives/*/sub-01/anat/sub-01_dseg.nii.gz)",
-    "files of any names that cohort.toml describes",
+    "files with any names, described in cohort.toml",
 )
 
 
 def list_cohort(path: Path) -> Listing:
-    """Lists the cases of a cohort of labelled scans, whatever its format; no pixels are read but those of one image.
+    """Lists the cases of a cohort of labelled scans in any supported format; reads the pixels of at most one image.
 
-    `cohort.toml` in the folder can describe files of any names, and change what a format tells (see `described`).
-    `patients.csv` in the folder tells patients and groups for any format.
+    `cohort.toml` in the folder can describe files of any names, and override a format (see `described`).
+    `patients.csv` in the folder assigns patients and groups, for any format.
 
     Args:
       path: folder of the cohort.
 
     Raises:
-      InputError: the folder fits no format, or two; or lists all faults that names, JSON and tables show.
+      InputError: the folder fits no format, or two of them; or lists all faults in names, JSON and tables.
     """
     if not path.is_dir():
-        what = "not a folder" if path.exists() else "no such folder"
-        raise InputError(f"{path}: {what}; give the folder of a cohort:{_formats()}")
-    described, passed_over = toml.read_described(path), new()
+        problem = "not a folder" if path.exists() else "no such folder"
+        raise InputError(f"{path}: {problem}; give the folder of a cohort:{_formats()}")
+    settings, passed_over = toml.read_cohort_toml(path), new()
     try:
-        draft = _list(path, described, passed_over)
+        draft = _list(path, settings, passed_over)
     except OSError as error:
         raise InputError(f"{path}: {explain(error)}") from error
     read = {path / name for name in (toml.NAME, patients.NAME)}
     for reason, files in draft.passed_over.items():
         draft.passed_over[reason] = [file for file in files if file not in read]
     if not draft.faults or draft.cases:
-        toml.apply(described, draft)
+        toml.apply(settings, draft)
     return finish(draft)
 
 
-def _list(path: Path, described: toml.Described, passed_over: PassedOver) -> Draft:
-    if described.patterns:
-        return toml.list_described(path, walk(path, passed_over), passed_over, described)
+def _list(path: Path, settings: toml.CohortToml, passed_over: PassedOver) -> Draft:
+    if settings.patterns:
+        return toml.list_by_patterns(path, walk(path, passed_over), passed_over, settings)
     has_json = (path / NAME).is_file() or (path / "imagesTr").is_dir()
     if has_json and is_bids(path):
         raise InputError(
-            f"{path}: {NAME} or imagesTr as of nnU-Net, and sub-*/anat as of BIDS; give a folder that holds one cohort"
+            f"{path}: both nnU-Net ({NAME} or imagesTr) and BIDS (sub-*/anat); give a folder with one cohort"
         )
     if has_json:
         return _list_dataset_json(path)
     files = walk(path, passed_over)
     if is_bids(path):
-        return list_bids(path, files, passed_over, described.labels)
-    return _list_by_names(path, files, passed_over, described)
+        return list_bids(path, files, passed_over, settings.labels)
+    return _list_by_names(path, files, passed_over, settings)
 
 
 def _list_dataset_json(path: Path) -> Draft:
-    """nnU-Net or Decathlon: the files tell, since the two kinds of json are mixed up often."""
+    """nnU-Net or Decathlon, decided by the files, since the content of `dataset.json` is often mixed up."""
     if not (path / NAME).is_file():
         raise InputError(
             f'{path}: imagesTr, but no {NAME}; add it, as in {{"channel_names": {{"0": "T1"}}, "labels": '
@@ -83,46 +83,46 @@ def _list_dataset_json(path: Path) -> Draft:
     labels = {stem(file) for file in (path / "labelsTr").glob("*") if is_image(file)}
     images = [stem(file) for file in (path / "imagesTr").glob("*") if is_image(file)]
     numbered = sum(CHANNEL_NUMBER.fullmatch(name) is not None and name not in labels for name in images)
-    if 2 * numbered == len(images):  # none, or as many with a number as without
+    if 2 * numbered == len(images):  # no images, or half of them with a channel number
         return list_nnunet(path, content) if "channel_names" in content else list_msd(path, content)
     return list_nnunet(path, content) if 2 * numbered > len(images) else list_msd(path, content)
 
 
-def _list_by_names(path: Path, files: Sequence[Path], passed_over: PassedOver, described: toml.Described) -> Draft:
+def _list_by_names(path: Path, files: Sequence[Path], passed_over: PassedOver, settings: toml.CohortToml) -> Draft:
     images = [file for file in files if is_image(file)]
     if not images:
-        raise InputError(f"{path}: no cohort that is known. {_seen(path, files)} It can be:{_formats()}")
+        raise InputError(f"{path}: no known cohort format. {_summarize(path, files)} Supported formats:{_formats()}")
     if inner := sorted({file.parent for file in files if file.name == NAME}):
-        raise InputError(f"{path}: {NAME} lies in {few(inner)}; give that folder")
-    if inner := sorted({place.parent for file in files for place in file.parents if place.name.startswith("sub-")}):
-        inner = [place for place in inner if place.is_relative_to(path) and is_bids(place)]
+        raise InputError(f"{path}: {NAME} is in {few(inner)}; give that folder")
+    if inner := sorted({folder.parent for file in files for folder in file.parents if folder.name.startswith("sub-")}):
+        inner = [folder for folder in inner if folder.is_relative_to(path) and is_bids(folder)]
         if inner:
-            raise InputError(f"{path}: a cohort in BIDS lies in {few(inner)}; give that folder")
+            raise InputError(f"{path}: a BIDS cohort is in {few(inner)}; give that folder")
     volumes = [file for file in images if is_volume(file) and not images_of_mask(file)]
-    told = [file for file in volumes if tells_sequence(file)]
-    if not told:
-        return list_pairs(path, files, passed_over, slices=described.slices)
-    if silent := sorted(set(volumes) - set(told)):
+    sequences = [file for file in volumes if names_sequence(file)]
+    if not sequences:
+        return list_pairs(path, files, passed_over, slices=settings.slices)
+    if others := sorted(set(volumes) - set(sequences)):
         raise InputError(
-            f"{path}: some names tell a sequence ({few(_short(path, told), 3)}), others do not "
-            f"({few(_short(path, silent), 3)}); call all CASE_SEQUENCE.nii.gz and the labels CASE_seg.nii.gz, or "
+            f"{path}: some names end in a sequence ({few(_short(path, sequences), 3)}), others do not "
+            f"({few(_short(path, others), 3)}); name all CASE_SEQUENCE.nii.gz and the labels CASE_seg.nii.gz, or "
             "describe the files by [channels] in cohort.toml"
         )
     if flat := [file for file in images if is_flat(file) and images_of_mask(file)]:
         raise InputError(
-            f"{path}: volumes ({few(_short(path, told), 3)}) and 2-D masks ({few(_short(path, flat), 3)}); give a "
-            "folder that holds one of them"
+            f"{path}: volumes ({few(_short(path, sequences), 3)}) and 2-D masks ({few(_short(path, flat), 3)}); give a "
+            "folder with only one of them"
         )
     return list_sequence_files(path, files, passed_over)
 
 
-def _seen(path: Path, files: Sequence[Path]) -> str:
+def _summarize(path: Path, files: Sequence[Path]) -> str:
     endings = Counter(ending(file).lower() or "no ending" for file in files)
     if not endings:
         return "The folder is empty."
-    seen = few(f"{count} x {name}" for name, count in endings.most_common())
-    dicom = " Convert DICOM to NIfTI first, for example by dcm2niix." if ".dcm" in endings else ""
-    return f"Seen: {seen}, as {files[0].relative_to(path)}.{dicom}"
+    listed = few(f"{count} x {name}" for name, count in endings.most_common())
+    dicom = " Convert DICOM to NIfTI first, for example with dcm2niix." if ".dcm" in endings else ""
+    return f"Files: {listed}, for example {files[0].relative_to(path)}.{dicom}"
 
 
 def _short(path: Path, files: Sequence[Path]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Cases whose sequences lie in files of their own, `<case>_flair.nii.gz` beside `<case>_seg.nii.gz`: BraTS and alike.
+"""Cases with one file per sequence, `<case>_flair.nii.gz` beside `<case>_seg.nii.gz`, as in BraTS.
 
 BraTS 2018 to 2021 has t1, t1ce, t2, flair and the labels 1, 2, 4; from 2023 on t1n, t1c, t2w, t2f and 1, 2, 3. Its
 regions are those of Baid et al. 2021, arXiv 2107.02314: whole tumor, tumor core, enhancing tumor.
@@ -20,26 +20,26 @@ _TIME_POINT = re.compile(r"(?P<patient>BraTS(?:-[A-Za-z]+)+-[0-9]+)-[0-9]+", re.
 BRATS_NOTE = "regions of BraTS by the names"
 
 
-def tells_sequence(path: Path) -> bool:
-    """Whether the name is that of one sequence of a case."""
+def names_sequence(path: Path) -> bool:
+    """Whether the name ends in a sequence."""
     return is_volume(path) and not images_of_mask(path) and split_sequence(stem(path))[0] is not None
 
 
 def list_sequence_files(root: Path, files: Iterable[Path], passed_over: PassedOver) -> Draft:
-    """Lists cases by the names of their files, whether they lie flat or in one folder a case.
+    """Lists cases by the names of their files, in one folder or one folder per case.
 
     Args:
       root: folder of the cohort.
-      files: all below it.
-      passed_over: takes what is no NIfTI file.
+      files: all files in it.
+      passed_over: receives files that are not NIfTI.
     """
-    draft = Draft("cases with a file a sequence", root, passed_over=passed_over, label_place="{case}_seg.nii.gz")
+    draft = Draft("cases with one file per sequence", root, passed_over=passed_over, label_pattern="{case}_seg.nii.gz")
     images: dict[str, dict[str, Path]] = defaultdict(dict)
     labels: dict[str, Path] = {}
     masks: list[Path] = []
     for path in files:
         if not is_volume(path):
-            draft.passed_over["no NIfTI file"].append(path)
+            draft.passed_over["not a NIfTI file"].append(path)
             continue
         if images_of_mask(path):
             masks.append(path)
@@ -56,36 +56,36 @@ def list_sequence_files(root: Path, files: Iterable[Path], passed_over: PassedOv
         likely = [name or path.parent.absolute().name for name in (*without, *names) if name is not None]
         case = next((name for name in likely if name in images), likely[0])
         _add(draft, labels, case, path, f"label of {case}")
-    found = {sequence for case in images.values() for sequence in case}
-    _check_spellings(draft, images, found)
-    draft.channels = ordered(found)
+    sequences = {sequence for case in images.values() for sequence in case}
+    _check_spellings(draft, images, sequences)
+    draft.channels = ordered(sequences)
     for case in images.keys() | labels.keys():
         match = _TIME_POINT.fullmatch(case)
         patient = match["patient"] if match else case
         draft.cases.append(CaseFiles(case, patient, "", images.get(case, {}), labels.get(case)))
     if len({case.patient for case in draft.cases}) < len(draft.cases):
-        draft.notes.append("time points of one patient are told by their names, as of BraTS-GLI-00001-000 and -001")
+        draft.notes.append("names like BraTS-GLI-00001-000 and -001 are used as time points of one patient")
     _set_brats_targets(draft)
     return draft
 
 
-def _add(draft: Draft, found: dict[str, Path], key: str, path: Path, what: str) -> None:
-    if (first := found.setdefault(key, path)) != path:
-        draft.faults.append(f"{draft.short(path)}: a second {what}, beside {draft.short(first)}; keep one")
+def _add(draft: Draft, paths: dict[str, Path], key: str, path: Path, label: str) -> None:
+    if (first := paths.setdefault(key, path)) != path:
+        draft.faults.append(f"{draft.short(path)}: a second {label}, beside {draft.short(first)}; keep one")
 
 
-def _check_spellings(draft: Draft, images: dict[str, dict[str, Path]], found: set[str]) -> None:
-    """One sequence in two spellings is a fault: those of two years of BraTS have other label values too."""
+def _check_spellings(draft: Draft, images: dict[str, dict[str, Path]], sequences: set[str]) -> None:
+    """Adds a fault for a sequence in two spellings, which may mix years of BraTS with different label values."""
     spellings: dict[str, list[str]] = defaultdict(list)
-    for sequence in sorted(found):
+    for sequence in sorted(sequences):
         spellings[same_sequence(sequence)].append(sequence)
-    for alike in spellings.values():
-        if len(alike) > 1:
-            first = {name: next(one[name] for one in images.values() if name in one) for name in alike}
+    for names in spellings.values():
+        if len(names) > 1:
+            first = {name: next(paths[name] for paths in images.values() if name in paths) for name in names}
             draft.faults.append(
                 f"{few(f'{name} ({draft.short(path)})' for name, path in first.items())}: spellings of one sequence; "
-                "give all files the same one. BraTS until 2021 (t1ce, flair) has label 4 where later years (t1c, t2f) "
-                "have 3: do not mix them without converting the labels"
+                "use one spelling for all files. BraTS until 2021 (t1ce, flair) has label 4 where later years (t1c, "
+                "t2f) have 3: do not mix them without converting the labels"
             )
 
 
@@ -101,5 +101,5 @@ def _set_brats_targets(draft: Draft) -> None:
     )
     draft.notes.append(
         f"{BRATS_NOTE}: whole tumor = 1, 2, {enhancing}; tumor core = 1, {enhancing}; enhancing "
-        f"tumor = {enhancing}; other regions can be given in cohort.toml"
+        f"tumor = {enhancing}; cohort.toml can define other regions"
     )
