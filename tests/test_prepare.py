@@ -240,7 +240,7 @@ def test_the_command_lists_all_faults_of_a_folder_and_writes_nothing(tmp_path):
         assert result.returncode == 2
         assert "3 faults in the data, so nothing was written" in result.stderr
         assert "c0_0001.nii.gz: not a NIfTI file" in result.stderr
-        assert "c1.nii.gz: 7 (504 voxels); described are 0, 1, 2 (whole, core)" in result.stderr
+        assert "c1.nii.gz: 7 (504 voxels); the description has 0, 1, 2 (whole, core)" in result.stderr
         assert "c2.nii.gz: its grid is not that of c2_0000.nii.gz" in result.stderr
         assert "Traceback" not in result.stderr
         assert not (tmp_path / "data").exists()

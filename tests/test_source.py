@@ -229,11 +229,14 @@ def rename(folder: Path, old: str, new: str) -> None:
             lambda t: write_table(t, ["TCGA_DU_0001", "2", "1", "45", "male"]),
             "data.csv: line 2 (TCGA_DU_0001): gender is 'male'",
         ),
-        (lambda t: write_table(t, ["TCGA_DU_0001", "2"]), "data.csv: line 2: not as many fields as the header"),
+        (
+            lambda t: write_table(t, ["TCGA_DU_0001", "2"]),
+            "data.csv: line 2: the number of fields differs from the header",
+        ),
         (lambda t: write_table(t, ["", "2", "1", "4", "1"]), "data.csv: line 2: no patient"),
         (
             lambda t: write_table(t, *[["TCGA_DU_0001", "2", "1", "4", "1"]] * 2),
-            "line 3: patient TCGA_DU_0001 a second",
+            "line 3: patient TCGA_DU_0001 is listed twice",
         ),
         (lambda t: (t / "data.csv").write_bytes(b"\xff\xfe\x00"), "data.csv: not readable as a table"),
     ],

@@ -72,9 +72,9 @@ def choose_residence(asked: str, *, slices: int, labels: int, free: int, device:
 
 
 def bytes_of_slices(summary: Summary, image_size: int, view: str) -> int:
-    """Bytes of images and target bits at the network's size, of `most_slices`."""
+    """Bytes of images and target bits at the network's size, of `max_slices`."""
     of_pixel = len(summary.description.channels) + bits_type(summary.description).itemsize
-    return most_slices(summary, view) * image_size**2 * of_pixel
+    return max_slices(summary, view) * image_size**2 * of_pixel
 
 
 def bytes_of_labels(summary: Summary) -> int:
@@ -83,7 +83,7 @@ def bytes_of_labels(summary: Summary) -> int:
     return summary.slices * rows * columns
 
 
-def most_slices(summary: Summary, view: str) -> int:
+def max_slices(summary: Summary, view: str) -> int:
     """Number of slices in a view: exact for axial slices, an upper bound for the others."""
     by_axis = (summary.slices, *(summary.cases * size for size in _largest(summary)))
     return sum(by_axis) if view == ALL_VIEWS else by_axis[VIEWS[view]]
