@@ -243,7 +243,7 @@ def test_of_two_that_write_the_second_uses_the_file_of_the_first(tmp_path):
 
 def test_nothing_is_left_of_what_could_not_be_written(tmp_path, monkeypatch):
     folder = tmp_path / "slices" / "of_a_cohort"
-    with pytest.raises(InputError, match=r"of_a_cohort: .* take at most 1048576.00 GiB, and .* are free; make room"):
+    with pytest.raises(InputError, match=r"of_a_cohort: .* need up to 1048576.00 GiB, but only .* are free; make room"):
         slice_store.write_slices(folder, two_slices(), dict, expected_bytes=2**50)
 
     def fails():

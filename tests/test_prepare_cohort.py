@@ -332,7 +332,7 @@ def test_pairs_of_images_have_no_spacing(tmp_path):
 @pytest.fixture
 def old_files(monkeypatch):
     """The files of these tests are younger than what `source_index` trusts."""
-    monkeypatch.setattr(source_index, "_SETTLED", -60.0)
+    monkeypatch.setattr(source_index, "_MIN_AGE", -60.0)
 
 
 def test_an_unchanged_source_is_not_read_again(given, tmp_path, monkeypatch, old_files):
