@@ -133,21 +133,24 @@ def read_split(path: Path, cases: Sequence[str], patients: Sequence[str], *, fol
 
 
 def cases_of_known(cases: Sequence[str], patients: Sequence[str], known: Collection[str]) -> set[str]:
-    """Those of the cases whose patient has a case among others, in any scan.
+    """Cases with a patient who has a scan among the known cases.
 
-    A patient is known where one of its cases is, or where a known case is named as one of it: `sub-01_ses-2` of
-    `sub-01`, `TCGA_DU_5849_19950405` of `TCGA_DU_5849`.
+    A patient is known if one of the patient's cases is known, or if the name of a known case starts with the patient's
+    name: `sub-01_ses-2` for `sub-01`, `TCGA_DU_5849_19950405` for `TCGA_DU_5849`.
 
     Args:
       cases: names.
-      patients: of each case, whose it is.
-      known: names of cases, or of patients, of the same or another cohort.
+      patients: patient of each case.
+      known: names of cases or patients, of this or another cohort.
+
+    Returns:
+      The subset of `cases`.
     """
-    of_known = {patient for case, patient in zip(cases, patients, strict=True) if case in known}
-    for patient in set(patients) - of_known:
+    known_patients = {patient for case, patient in zip(cases, patients, strict=True) if case in known}
+    for patient in set(patients) - known_patients:
         if any(name == patient or name.startswith((f"{patient}_", f"{patient}-")) for name in known):
-            of_known.add(patient)
-    return {case for case, patient in zip(cases, patients, strict=True) if patient in of_known}
+            known_patients.add(patient)
+    return {case for case, patient in zip(cases, patients, strict=True) if patient in known_patients}
 
 
 def _fold_of_nnunet(path: Path, folds: list, fold: int) -> dict:
