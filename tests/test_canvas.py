@@ -88,5 +88,5 @@ def test_neighbors_are_further_channels_and_the_ends_are_repeated():
 def test_a_spacing_that_no_scan_has_is_refused_before_memory_is_taken():
     with pytest.raises(InputError, match=r"40 x 40 pixels of 200 x 200 mm would become images of 8000 .* at 1 mm"):
         Canvas.around((9, 40, 40), (1.0, 200.0, 200.0), image_size=64, pixel_spacing=1.0)
-    with pytest.raises(InputError, match=r"images of 64000 pixels a side.* correct the spacing"):
+    with pytest.raises(InputError, match=r"images of 64000 pixels a side.* Correct the spacing"):
         Canvas.around((9, 40, 40), (1.0, 0.001, 1.6), image_size=64)

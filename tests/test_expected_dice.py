@@ -85,15 +85,15 @@ def test_predict_says_what_to_expect_of_each_mask(trained, tmp_path):
     found = load_trained(run).expected_dice("tumor", float(row["agreement"]))
     assert [float(row[name]) for name in QUALITY[1:]] == pytest.approx(found, abs=1e-9)
     said = f"lowest, with 90 % interval: {case} {found.dice:.2f} ({found.low:.2f} to {found.high:.2f})"
-    assert f"expected Dice: median {found.dice:.2f}; {said}; look at these masks first\n" in done.stdout
+    assert f"expected Dice: median {found.dice:.2f}; {said}; check these masks first\n" in done.stdout
     assert "no expected Dice" not in done.stdout
 
 
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--tta"], "note: no expected Dice: it is known of masks without --tta"),
-        (["--run={run},{other}"], "note: no expected Dice: it is known of a run that predicts alone"),
+        (["--tta"], "note: no expected Dice: it requires masks without --tta"),
+        (["--run={run},{other}"], "note: no expected Dice: it requires a single run"),
         (["--run={other}"], "note: no expected Dice: other has no expected_dice.json, which a training writes at its"),
     ],
 )
@@ -107,7 +107,7 @@ def test_masks_of_another_make_have_an_agreement_alone(trained, tmp_path, flags,
     out = tmp_path / "out"
     done = command("predict", f"--run={run}", *flags, f"--input={tmp_path / 'in'}", f"--output={out}", "--overlays")
     assert done.returncode == 0, done.stderr
-    assert words in done.stdout and "look at these masks first" not in done.stdout
+    assert words in done.stdout and "check these masks first" not in done.stdout
     (row,) = csv.DictReader((out / "predictions.csv").open())
     assert [row[name] for name in QUALITY[1:]] == [""] * 3 and 0.0 <= float(row["agreement"]) <= 1.0
 

@@ -243,7 +243,7 @@ def test_of_two_that_write_the_second_uses_the_file_of_the_first(tmp_path):
 
 def test_nothing_is_left_of_what_could_not_be_written(tmp_path, monkeypatch):
     folder = tmp_path / "slices" / "of_a_cohort"
-    with pytest.raises(InputError, match=r"of_a_cohort: .* take at most 1048576.00 GiB, and .* are free; make room"):
+    with pytest.raises(InputError, match=r"of_a_cohort: .* need up to 1048576.00 GiB, but only .* are free; make room"):
         slice_store.write_slices(folder, two_slices(), dict, expected_bytes=2**50)
 
     def fails():
@@ -258,7 +258,7 @@ def test_nothing_is_left_of_what_could_not_be_written(tmp_path, monkeypatch):
 def test_slices_too_large_are_listed_before_a_file_is_there(data_folder):
     load = partial(load_cohort, data_folder, image_size=16, normalization="rescale", pixel_spacing=1.0)
     for slices in (IN_MEMORY, ON_DISK, NO_SLICES):
-        with pytest.raises(InputError, match=r"and 3 more have more pixels of 1 mm .*data\.image_size=16"):
+        with pytest.raises(InputError, match=r"and 3 more are larger than data\.image_size=16 at 1 mm per pixel"):
             load(slices=slices)
     assert not list((data_folder.parents[2] / "slices").glob("*_16px_*"))
     assert not list((data_folder.parents[2] / "slices").glob("incomplete-*"))

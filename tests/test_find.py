@@ -217,7 +217,7 @@ def test_all_that_is_passed_over_is_listed_with_a_reason(tmp_path, monkeypatch):
     assert table(result, tmp_path) == [
         "case  pre-contrast  FLAIR     post-contrast",
         "P1    -             P1.nii *  -",
-        "(-: FLAIR replaces it; *: FLAIR, or all three as colors or along a fourth axis)",
+        "(-: FLAIR replaces it; *: FLAIR, or all three channels as colors or along a fourth axis)",
         "Passed over:",
         "  1 x an index of DICOM files; the files themselves are read: DICOMDIR",
         "  11 x an unsupported format; convert scans to NIfTI (.nii.gz): x.jpg, x.nrrd, x0.mha, ...",

@@ -81,8 +81,8 @@ def test_a_broken_link_or_file_named_like_a_case_is_a_fault(tmp_path):
     cases, faults = list_cases(tmp_path)
     assert [case.name for case in cases] == [CASE]
     assert faults == [
-        f"kaggle_3m/{OTHER}: a link that leads nowhere, named like a case, which is a folder",
-        "kaggle_3m/TCGA_HT_5011_19960909: a file, named like a case, which is a folder",
+        f"kaggle_3m/{OTHER}: a broken link with the name of a case; a case is a folder",
+        "kaggle_3m/TCGA_HT_5011_19960909: a file with the name of a case; a case is a folder",
     ]
 
 
@@ -93,4 +93,4 @@ def test_other_files_beside_the_cases_are_told(tmp_path, caplog):
     (tmp_path / "kaggle_3m" / "more").symlink_to(tmp_path / "gone")
     _, faults = list_cases(tmp_path)
     assert not faults
-    assert "kaggle_3m: 2 x no case by its name, passed over: more, x.jpg" in caplog.messages
+    assert "kaggle_3m: passed over 2 files that are not named like a case: more, x.jpg" in caplog.messages

@@ -262,6 +262,6 @@ def test_the_command(case, trained_run, tmp_path):
     command = [sys.executable, "-m", "brainseg_jax.predict", f"--run={trained_run[0]}", f"--input={tmp_path / 'in'}"]
     done = subprocess.run([*command, f"--output={tmp_path / 'out'}"], capture_output=True, text=True, check=False)
     assert done.returncode == 5 and "Traceback" not in done.stderr, done.stderr
-    assert "error: 1 of 2 scans could not be predicted, the others are done:\n" in done.stderr
+    assert "error: 1 of 2 scans could not be predicted; the others are done:\n" in done.stderr
     assert "1 scan, 16 slices in" in done.stdout and "% of the time in the network" in done.stdout
     assert len(list((tmp_path / "out" / case.name).glob("*_pred.tif"))) == 16

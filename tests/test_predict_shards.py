@@ -83,7 +83,7 @@ def test_two_processes_write_what_one_writes(scans, trained_run, whole, tmp_path
     assert [process.returncode for process in running] == [0, 5]
     assert "shard 0/2: 3 of 5 cases\n" in said[0] and not (output / "predictions.csv").exists()
     merged = subprocess.run([*base, "--merge"], capture_output=True, text=True, check=False)
-    assert merged.returncode == 5 and "1 of 5 scans could not be predicted, the others are done:\n" in merged.stderr
+    assert merged.returncode == 5 and "1 of 5 scans could not be predicted; the others are done:\n" in merged.stderr
     assert "Traceback" not in merged.stderr and "2 shards, 4 scans: " in merged.stdout
     assert files_of(output) == files_of(whole) and len(files_of(output)) == 2 + 3 + 3 * (2 * 16 + 1)
     assert not [name for name in files_of(whole) if not filecmp.cmp(whole / name, output / name, shallow=False)]
@@ -115,7 +115,9 @@ def stop_after(monkeypatch, count):
 def test_a_stopped_shard_goes_on(scans, trained_run, whole, tmp_path, monkeypatch):
     output = tmp_path / "out"
     stopped = stop_after(monkeypatch, 2)
-    with pytest.raises(KeyboardInterrupt, match="2 cases of shard 0/2 are done; the same command goes on with the ot"):
+    with pytest.raises(
+        KeyboardInterrupt, match="2 cases of shard 0/2 are done; the same command continues with the ot"
+    ):
         predict_shard(trained_run[0], scans, output, Shard(0, 2))
     monkeypatch.undo()
     with pytest.raises(PartlyDone):
@@ -273,7 +275,7 @@ def test_all_that_keeps_shards_apart_is_listed(shards):
     ]
     (shards / "kept").rename(path)
     edit(shards, 1, lambda lines: lines.append(json.loads(content.splitlines()[1])))
-    assert "  predict-1-of-2.jsonl: damaged (A_volume of another shard); run shard 1/2 with" in refusal(shards)
+    assert "  predict-1-of-2.jsonl: damaged (cases of another shard: A_volume); run shard 1/2 with" in refusal(shards)
     (shards / "shards" / "predict-1-of-3.jsonl").write_text(content)
     assert "shards of 2 and of 3 (predict-0-of-2.jsonl, predict-1-of-2.jsonl, predict-1-of-3" in refusal(shards)
 

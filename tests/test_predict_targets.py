@@ -186,8 +186,8 @@ def test_runs_of_different_data_do_not_predict_together(tmp_path, runs):
         predict(folders, tmp_path, tmp_path / "out")
     known = "channels t1n, t1c, t2w, t2f; targets whole tumor [1, 2, 3], tumor core [1, 3], enhancing tumor [3]"
     assert str(raised.value).splitlines() == [
-        "--run: runs that predict together have the same channels and targets, and these differ; predict with each of "
-        "them alone:",
+        "--run: runs that predict together need the same channels and targets, but these differ; predict with each "
+        "run separately:",
         f"  a: {known}, written as [2, 1, 3]",
         f"  c: {known}, written as [1, 2, 3]",
     ]
@@ -196,7 +196,7 @@ def test_runs_of_different_data_do_not_predict_together(tmp_path, runs):
 def test_patterns_of_sequences_are_for_networks_of_the_lgg_channels(tmp_path, runs):
     folders = runs(small_network(description=NESTED))
     with pytest.raises(
-        InputError, match=r"--sequences names the sequences of .* trained on t1n, t1c, t2w, t2f\. Leave"
+        InputError, match=r"--sequences is for networks with .* this network has t1n, t1c, t2w, t2f\. Omit"
     ):
         predict(folders, tmp_path, tmp_path / "out", sequences="flair=*")
 

@@ -100,7 +100,7 @@ def test_check_reads_everything_and_writes_nothing(phantom_folder, tmp_path):
     result = run(f"--source={phantom_folder}", f"--data_dir={tmp_path}", "--check")
     assert result.returncode == 0, result.stderr
     assert ["patients", "8"] in rows(result.stdout)
-    assert "No fault. Only checked, nothing written." in result.stdout
+    assert "No faults. Checked only; nothing was written." in result.stdout
     assert sorted(tmp_path.rglob("*")) == before
     case = tmp_path / "kaggle_3m" / "TCGA_DU_0001_19990101"
     case.mkdir(parents=True)
@@ -145,7 +145,7 @@ def test_the_tables_of_a_cohort():
         ["patients", "5"],
         ["cases", "7"],
         ["slices", "70, 33 with a target"],
-        ["groups (patients)", "not known (2), north (3)"],
+        ["groups (patients)", "unknown (2), north (3)"],
         ["slices, rows, columns", "10 x 64-80.5-96 x 64-80-96"],
         ["spacing in mm", "3 x 0.9-1-1.1 x 0.9-1-1.1"],
         ["cases without spacing", "2"],
@@ -153,7 +153,7 @@ def test_the_tables_of_a_cohort():
         ["T1", "-3.5", "1.7043e+06", "2 by FLAIR"],
         ["FLAIR", "0", "255", "0"],
         ["whole", "1, 2", "6", "12345", "12.345", "1.5"],
-        ["core", "1", "4", "99", "not known", "not known"],
+        ["core", "1", "4", "99", "unknown", "unknown"],
     ):
         assert row in found
     assert "Cohort: nnU-Net raw" in text
@@ -240,7 +240,7 @@ def test_the_command_lists_all_faults_of_a_folder_and_writes_nothing(tmp_path):
         assert result.returncode == 2
         assert "3 faults in the data, so nothing was written" in result.stderr
         assert "c0_0001.nii.gz: not a NIfTI file" in result.stderr
-        assert "c1.nii.gz: 7 (504 voxels); described are 0, 1, 2 (whole, core)" in result.stderr
+        assert "c1.nii.gz: 7 (504 voxels); the description has 0, 1, 2 (whole, core)" in result.stderr
         assert "c2.nii.gz: its grid is not that of c2_0000.nii.gz" in result.stderr
         assert "Traceback" not in result.stderr
         assert not (tmp_path / "data").exists()

@@ -190,7 +190,7 @@ def test_an_image_of_two_patients_is_refused_and_one_of_two_cases_of_a_patient_n
     assert "1 fault in the data" in words
     assert f"{listing.root / 'x.nii'}: the same image as {listing.cases[0].images['T1']} (1 channel)" in words
     assert "(1 channel), of another patient (c and a)" in words
-    assert "remove one of them, or give both cases one patient" in words
+    assert "remove one of them, or assign both cases to one patient" in words
     same = with_case(other, 3, patient="a")
     notes = check_cohort(same, "x").summary.contents.notes
     assert any("the same image as" in note and "of the same patient a" in note for note in notes)
@@ -224,16 +224,19 @@ def test_all_faults_of_all_cases_are_listed_and_nothing_is_written(given, tmp_pa
     lines = str(caught.value).splitlines()
     assert "3 faults in the data, so nothing was written" in lines[0]
     assert "a_0_T1.nii: not a NIfTI file" in lines[1]
-    assert "b_0_seg.nii: 3 (3 voxels), 6 (5 voxels), 27 (7 voxels); described are 0, 1, 2, 9 (whole, core)" in lines[2]
+    assert (
+        "b_0_seg.nii: 3 (3 voxels), 6 (5 voxels), 27 (7 voxels); the description has 0, 1, 2, 9 (whole, core)"
+        in lines[2]
+    )
     assert "c_0_FLAIR.nii: FLAIR holds only 0" in lines[3]
     assert not (tmp_path / "data").exists()
 
 
 def test_a_name_twice_and_a_case_without_labels(listing):
     words = refused(with_case(with_case(listing, 1, name="a_0"), 2, labels=None))
-    assert "a_0: 2 cases of this name; rename all but one" in words
+    assert "a_0: 2 cases have this name; rename all but one" in words
     assert "b_0: no label map; add the file, or remove the case" in words
-    assert "'caf\\udce9': a name of a case, patient or group that is no valid Unicode" in refused(
+    assert "'caf\\udce9': the name of a case, patient or group is not valid Unicode" in refused(
         with_case(listing, 1, name=os.fsdecode(b"caf\xe9"))
     )
 
@@ -258,7 +261,7 @@ def test_notes_of_cases_are_told_once(listing):
     notes = check_cohort(with_case(listing, 1, group="west"), "x").summary.contents.notes
     assert notes == (
         "a note of the listing",
-        "labels rounded to the whole numbers that they are close to (2 cases: a_0, a_1)",
+        "labels rounded to the nearest whole numbers (2 cases: a_0, a_1)",
         "no voxel of any target (1 case: b_0)",
         "patient a has cases in several groups: north, west",
     )
@@ -286,7 +289,7 @@ def test_masks_of_255_that_nobody_declares_are_one_target(listing, tmp_path):
     folder = mri_cohort.write(cohort, tmp_path)
     assert {value for case in read_cases(folder) for value in np.unique(case.volume.labels)} == {0, 1}
     words = refused(undeclared(listing, 255, 4))
-    assert words.count("a mask of 0 and 255, where other label maps hold 1, 4") == 2
+    assert words.count("a mask of 0 and 255, but other label maps contain 1, 4") == 2
     assert "a_0_seg.nii" in words and "b_0_seg.nii" in words
 
 
@@ -329,7 +332,7 @@ def test_pairs_of_images_have_no_spacing(tmp_path):
 @pytest.fixture
 def old_files(monkeypatch):
     """The files of these tests are younger than what `source_index` trusts."""
-    monkeypatch.setattr(source_index, "_SETTLED", -60.0)
+    monkeypatch.setattr(source_index, "_MIN_AGE", -60.0)
 
 
 def test_an_unchanged_source_is_not_read_again(given, tmp_path, monkeypatch, old_files):

@@ -143,7 +143,7 @@ def test_a_missing_channel_is_replaced_by_the_stand_in(tmp_path):
     np.testing.assert_array_equal(reading.volume.voxels[..., 0], reading.volume.voxels[..., 1])
     np.testing.assert_array_equal(reading.volume.voxels[..., 1], volume(1)[::-1, ::-1, :].transpose(2, 1, 0))
     assert reading.replaced == ("T1",) and set(reading.ranges) == {"FLAIR"}
-    assert "case a has no file of T1: add the file, name the channel that replaces missing ones" in refused(only, TWO)
+    assert "case a has no file of T1: add the file, name a channel that replaces missing ones" in refused(only, TWO)
     without = case({"T1": files.images["T1"]}, files.labels)
     assert "no file of FLAIR: FLAIR, which replaces missing channels, is missing itself" in refused(without, described)
 
@@ -154,7 +154,7 @@ def test_a_constant_channel_counts_as_missing_where_another_stands_in(tmp_path):
     reading = open_case(files, Description(("T1", "FLAIR"), TWO.targets, stand_in="FLAIR"))
     np.testing.assert_array_equal(reading.volume.voxels[..., 0], reading.volume.voxels[..., 1])
     assert reading.replaced == ("T1",)
-    assert "T1 holds a single value and is replaced by FLAIR" in reading.notes
+    assert "T1 is constant and is replaced by FLAIR" in reading.notes
     assert "t1.nii.gz: T1 holds only 0: a mask, or an empty volume" in refused(files, TWO)
 
 
@@ -176,7 +176,7 @@ def test_another_place_or_size_is_refused(tmp_path, affine, shape, words):
     for path, line in zip((files.images["FLAIR"], files.labels), lines, strict=True):
         assert line.startswith(f"{path}: its grid is not that of t1.nii.gz: ")
         assert words in line
-        assert "resample it onto that grid, or correct its header" in line
+        assert "resample it to that grid, or correct its header" in line
 
 
 def with_labels(folder: Path, values: np.ndarray) -> CaseFiles:
@@ -187,18 +187,18 @@ def with_labels(folder: Path, values: np.ndarray) -> CaseFiles:
 def test_float_labels_close_to_whole_numbers_are_rounded(tmp_path, one):
     found, notes = read_case(with_labels(tmp_path, (labels() == 1) * one), ONE)
     assert np.count_nonzero(found.labels) == 1 and found.labels.max() == 1
-    assert notes == (() if one == 1 else ("labels rounded to the whole numbers that they are close to",))
+    assert notes == (() if one == 1 else ("labels rounded to the nearest whole numbers",))
 
 
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        (0.5, "values that are no whole numbers: 0.5 (3 voxels). If it was resampled"),
-        (np.nan, "values that are no whole numbers: nan (3 voxels)"),
-        (np.inf, "values that are no whole numbers: inf (3 voxels)"),
+        (0.5, "values that are not whole numbers: 0.5 (3 voxels). If it was resampled"),
+        (np.nan, "values that are not whole numbers: nan (3 voxels)"),
+        (np.inf, "values that are not whole numbers: inf (3 voxels)"),
         (-1.0, "-1 (3 voxels); labels are whole numbers from 0 to 255"),
         (300.0, "300 (3 voxels); labels are whole numbers from 0 to 255"),
-        (4.0, "4 (3 voxels); described are 0, 1 (tumor). Correct the file, or describe the value"),
+        (4.0, "4 (3 voxels); the description has 0, 1 (tumor). Correct the file, or add the value"),
         (255.0, None),
     ],
 )
@@ -215,7 +215,7 @@ def test_other_label_values_are_refused_with_value_and_count(tmp_path, value, wo
 def test_255_is_a_mask_only_where_there_is_one_target_and_no_label_255(tmp_path):
     files = with_labels(tmp_path, np.where(labels() > 0, 255, 0).astype(np.uint8))
     two = Description(("T1",), TWO.targets)
-    assert "255 (3 voxels); described are 0, 1, 2" in refused(files, two)
+    assert "255 (3 voxels); the description has 0, 1, 2" in refused(files, two)
     ignoring = Description(("T1",), ONE.targets, ignore=255)
     assert sorted(np.unique(read_case(files, ignoring)[0].labels)) == [0, 255]
 
@@ -236,7 +236,7 @@ def test_all_faults_of_a_case_are_listed_at_once(tmp_path):
     assert [line.split(": ")[0] for line in lines] == [
         str(tmp_path / f) for f in ("t1.nii.gz", "flair.nii.gz", "seg.nii.gz")
     ]
-    assert "3 (1 voxel), 6 (2 voxels); described are 0, 1, 2 (core, edema)" in lines[2]
+    assert "3 (1 voxel), 6 (2 voxels); the description has 0, 1, 2 (core, edema)" in lines[2]
 
 
 def write_slice(path: Path, pixels: np.ndarray) -> Path:
@@ -257,7 +257,7 @@ def test_images_are_slices_without_spacing(tmp_path):
     assert found.spacing is None and found.numbers == (4, 5)
     assert notes == ("a mask of 0 and 255, read as 0 and 1",)
     words = refused(case({"": images}, masks), ONE)
-    assert f"{tmp_path / 'a_4.png'}: a color image, where one value a pixel is expected" in words
+    assert f"{tmp_path / 'a_4.png'}: a color image; expected one value per pixel" in words
     words = refused(case({"": images}, masks[:1]), rgb)
     assert "a_4_mask.png: 1 slice(s) from number 4 on, of 7 x 9 pixels; a_4.png has 2 slice(s)" in words
     words = refused(case({"": images}, tuple((n + 1, path) for n, path in masks)), rgb)
@@ -273,7 +273,7 @@ def test_gray_images_one_file_a_channel(tmp_path):
     found, notes = read_case(case(files, write_slice(tmp_path / "seg.png", mark)), TWO)
     np.testing.assert_array_equal(found.voxels[0], np.stack([t1, flair], axis=-1))
     np.testing.assert_array_equal(found.labels[0], mark)
-    assert notes == ("saved as color, with three equal channels; read as gray",)
+    assert notes == ("a color image with three equal channels; read as gray",)
     write_slice(tmp_path / "flair.tif", flair[:6])
     assert "flair.tif: 1 slice(s) from number 1 on, of 6 x 9 pixels; t1.png has" in refused(case(files, None), TWO)
     write_slice(tmp_path / "flair.tif", flair.astype(np.uint16))
@@ -285,7 +285,7 @@ def test_a_black_slice_is_no_fault_and_a_label_map_as_image_is(tmp_path):
     files = case({"T1": write_slice(image, np.zeros((8, 9), np.uint8))}, mask)
     found, notes = read_case(files, ONE)
     assert not found.voxels.any() and not found.labels.any()
-    assert notes == ("T1 holds a single value", "no voxel of any target")
+    assert notes == ("T1 is constant", "no voxel of any target")
     write_slice(image, np.tile(np.uint8([0, 255, 0]), (8, 3)))
     assert f"{image}: T1 holds only 0 and 255: a mask" in refused(files, ONE)
 
@@ -293,5 +293,5 @@ def test_a_black_slice_is_no_fault_and_a_label_map_as_image_is(tmp_path):
 def test_volumes_and_images_are_not_mixed(tmp_path):
     image = write_slice(tmp_path / "a.png", volume()[0])
     nifti = save(tmp_path / "a.nii", volume())
-    assert "a.nii: a volume, where the other files of the case are images" in refused(case({"T1": image}, nifti), ONE)
-    assert "a.png: an image, where the scan is a volume" in refused(case({"T1": nifti}, image), ONE)
+    assert "a.nii: a volume, but the other files of the case are images" in refused(case({"T1": image}, nifti), ONE)
+    assert "a.png: an image, but the scan is a volume" in refused(case({"T1": nifti}, image), ONE)

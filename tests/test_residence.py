@@ -16,7 +16,7 @@ from brainseg_jax.data.residence import (
     bytes_of_slices,
     choose_residence,
     free_memory,
-    most_slices,
+    max_slices,
 )
 from brainseg_jax.errors import InputError
 
@@ -74,7 +74,7 @@ def test_the_most_slices_of_a_cohort(dataset_folder):
     sizes = ((3.0, 4.0, 5.0), (10.0, 11.0, 12.0), (20.0, 21.0, 22.0))  # minimum, median, maximum of each axis
     contents = Contents("", (), (), sizes, (), 0, {}, {})
     summary = dataclasses.replace(read_summary(dataset_folder), contents=contents, cases=2, slices=9)
-    found = [most_slices(summary, view) for view in ("axial", "coronal", "sagittal", "all")]
+    found = [max_slices(summary, view) for view in ("axial", "coronal", "sagittal", "all")]
     assert found == [9, 2 * 12, 2 * 22, 9 + 24 + 44]
     assert bytes_of_labels(summary) == 9 * 12 * 22
 

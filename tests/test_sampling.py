@@ -43,7 +43,7 @@ def test_tumor_share():
 def test_a_share_that_cannot_be_drawn():
     with pytest.raises(InputError, match=r"with tumor.*tumor_sampling=0"):
         sampler(has_tumor=np.zeros(23, bool), tumor_share=0.5)
-    with pytest.raises(InputError, match=r"1\.5 must lie in \[0, 1\]"):
+    with pytest.raises(InputError, match=r"1\.5 must be in \[0, 1\]"):
         sampler(tumor_share=1.5)
 
 

@@ -67,7 +67,7 @@ def test_cases_of_one_patient_stay_together(seed):
 
 
 def test_refuses_parts_without_patients():
-    with pytest.raises(InputError, match="nobody for val, test"):
+    with pytest.raises(InputError, match="no patients for val, test"):
         split_by_fractions(CASES[:4], PATIENTS[:4], INSTITUTIONS[:4], val=0.1, test=0.1, seed=0)
     with pytest.raises(InputError, match="below 1"):
         split_by_fractions(CASES, PATIENTS, INSTITUTIONS, val=0.5, test=0.5, seed=0)
@@ -110,7 +110,7 @@ def test_all_faults_of_a_split_file_are_listed_at_once(tmp_path):
         "part 'test' is missing",
         f"{CASES[1]} stands in train and again in train",
         f"{CASES[1]} stands in train and again in val",
-        f"{second_case} (val) is of patient {PATIENTS[0]}, who also has a case in train",
+        f"{second_case} (val) belongs to patient {PATIENTS[0]}, who also has a case in train",
         "TCGA_XX_0000_19990101 (val) is not a case of the data",
     ):
         assert fault in message
@@ -145,7 +145,7 @@ def test_a_split_of_nnunet_is_read_as_folds_are_dealt(tmp_path):
     path.write_text(json.dumps(folds))
     assert read_split(path, cases, cases, fold=0) == Split(train=("e", "f"), val=("c", "d"), test=("a", "b"))
     assert read_split(path, cases, cases, fold=2) == Split(train=("c", "d"), val=("a", "b"), test=("e", "f"))
-    with pytest.raises(InputError, match=r"has 3 folds, and split\.fold=3; give 0 to 2"):
+    with pytest.raises(InputError, match=r"has 3 folds, but split\.fold=3; give 0 to 2"):
         read_split(path, cases, cases, fold=3)
-    with pytest.raises(InputError, match=r"c \(val\) is of patient x, who also has a case in train"):
+    with pytest.raises(InputError, match=r"c \(val\) belongs to patient x, who also has a case in train"):
         read_split(path, cases, ["a", "b", "x", "d", "x", "f"], fold=0)

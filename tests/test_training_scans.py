@@ -345,7 +345,7 @@ def test_predict_prints_and_lists_flags(trained_run, training, scans, tmp_path, 
     printed = "".join(capfd.readouterr())
     assert "note: B: unlike the training scans: FLAIR lies otherwise (upside down)" in printed.replace("\n", " ")
     assert "note: A" not in printed
-    assert "1 of 2 unlike the training scans" in printed
+    assert "1 of 2 scans unlike the training scans" in printed
     rows = list(csv.DictReader((tmp_path / "masks" / "predictions.csv").open()))
     assert [row["case"] for row in rows] == ["A", "B"]
     assert rows[0]["flags"] == ""

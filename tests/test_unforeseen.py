@@ -158,7 +158,10 @@ def test_without_a_home_folder(homeless, monkeypatch, tmp_path, caplog):
     assert user_path(str(tmp_path), "--run") == tmp_path
     with pytest.raises(InputError, match=r"^--run=~/x: the home folder that ~ stands for is not known"):
         user_path("~/x", "--run")
-    with pytest.raises(InputError, match=r"by default ~/tensorflow_datasets, .*; name a folder with --data_dir"):
+    with pytest.raises(
+        InputError,
+        match=r"default folder of prepared data, ~/tensorflow_datasets, .*; set another folder with --data_dir",
+    ):
         prepare("phantom", None)
     for name in [name for name in sys.modules if name.partition(".")[0] == "kagglehub"]:
         monkeypatch.delitem(sys.modules, name)

@@ -1,4 +1,4 @@
-"""Calls a function in threads a little ahead of who takes the results."""
+"""Runs a function in background threads, a few items ahead of the consumer."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -11,16 +11,16 @@ _Result = TypeVar("_Result")
 
 
 def map_ahead(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
-    """The results in the order of the items. No more than two are computed ahead, so memory holds few of them."""
+    """Yields the results in the order of the items. At most two are computed ahead, to limit memory."""
     with ThreadPoolExecutor(READERS) as readers:
-        waiting: deque[Future[_Result]] = deque()
+        pending: deque[Future[_Result]] = deque()
         try:
             for item in items:
-                if len(waiting) == READERS:
-                    yield waiting.popleft().result()
-                waiting.append(readers.submit(function, item))
-            while waiting:
-                yield waiting.popleft().result()
+                if len(pending) == READERS:
+                    yield pending.popleft().result()
+                pending.append(readers.submit(function, item))
+            while pending:
+                yield pending.popleft().result()
         finally:
-            for future in waiting:
+            for future in pending:
                 future.cancel()

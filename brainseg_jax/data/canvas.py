@@ -1,4 +1,4 @@
-"""From the slices of a volume to the square images of a network, and back: the one place where grids are resampled."""
+"""Resampling between the slices of a volume and the square images of a network. No other module resamples grids."""
 
 import math
 from dataclasses import dataclass
@@ -9,23 +9,23 @@ from scipy.sparse import csr_array
 
 from brainseg_jax.errors import InputError
 
-VIEWS = {"axial": 0, "coronal": 1, "sagittal": 2}  # the axis of [S, H, W] along which the slices follow one another
+VIEWS = {"axial": 0, "coronal": 1, "sagittal": 2}  # the axis of [S, H, W] along which slices are taken
 ALL_VIEWS = "all"
-SLACK = 1e-2  # pixels by which a slice may be larger than an image: spacings are rounded to 32 bits
-LARGEST = 4096  # pixels a side of an image; more mean a spacing that is wrong
+SLACK = 1e-2  # tolerance in pixels when a slice must fit an image; spacings are rounded to float32
+MAX_SIDE = 4096  # pixels; a larger image is the result of a wrong spacing
 
 
 @dataclass(frozen=True)
 class Canvas:
-    """A black square, with a slice in its middle, that is resampled to the image of a network.
+    """A zero-padded square with a slice at its center, and the resampling of that square to the network's image.
 
-    A network knows heads of true proportions only, so the square is one in millimeters.
+    The square has equal sides in millimeters, so that the network always sees heads with true proportions.
 
     Attributes:
       size: height and width of the slices, in pixels.
-      padded: height and width of the square in pixels of the slices; they differ where a pixel is no square.
-      side: height and width of the network's images, in their pixels.
-      axis: of [S, H, W] along which the slices follow one another, see `VIEWS`.
+      padded: height and width of the square, in pixels of the slices. They differ where the pixels are not square.
+      side: height and width of the network's images, in pixels of these images.
+      axis: the axis of [S, H, W] along which slices are taken, see `VIEWS`.
     """
 
     size: tuple[int, int]
@@ -35,7 +35,7 @@ class Canvas:
 
     @classmethod
     def of_views(cls, view: str, shape: tuple[int, int, int], **options: object) -> "tuple[Canvas, ...]":
-        """The canvas of a volume in each view that a network sees: one, or all of `VIEWS` for "all"; see `around`."""
+        """One canvas per view: a single one, or one for each of `VIEWS` if `view` is "all". See `around`."""
         views = tuple(VIEWS) if view == ALL_VIEWS else (view,)
         return tuple(cls.around(shape, view=one, **options) for one in views)
 
@@ -54,15 +54,14 @@ class Canvas:
 
         Args:
           shape: (S, H, W) of the volume.
-          spacing: in millimeters along the same axes; where it is not known, voxels are cubes of 1.
+          spacing: in millimeters along the same axes; None: voxels are cubes of 1 mm.
           image_size: height and width of the network's images, in pixels.
-          pixel_spacing: millimeters of such a pixel. 0: the slice is fitted to the image, whatever its size.
+          pixel_spacing: millimeters of a pixel of the network's images. 0: the slice is scaled to fill the image.
           view: a key of `VIEWS`.
-          multiple: of pixels, in which the image grows where a slice is larger than `image_size` pixels of
-            `pixel_spacing`.
+          multiple: a slice that does not fit enlarges the image to the next multiple of this many pixels.
 
         Raises:
-          InputError: the image would be larger than any that is read; the message names no file.
+          InputError: the image would be larger than `MAX_SIDE`; the message does not name a file.
         """
         axis = VIEWS[view]
         (height, width), (row, column) = (
@@ -78,36 +77,36 @@ class Canvas:
         else:
             extent = max(height * row, width * column)
         padded = (max(height, round(extent / row)), max(width, round(extent / column)))
-        if max(side, *padded) > LARGEST:
+        if max(side, *padded) > MAX_SIDE:
             where = f"at {pixel_spacing:g} mm a pixel" if pixel_spacing else "as squares in millimeters"
             raise InputError(
                 f"slices of {height} x {width} pixels of {row:.4g} x {column:.4g} mm would become images of "
-                f"{max(side, *padded)} pixels a side {where}, and {LARGEST} are the most; correct the spacing in the "
-                "header"
+                f"{max(side, *padded)} pixels a side {where}; the maximum is {MAX_SIDE}. Correct the spacing "
+                "in the header"
             )
         return cls((height, width), padded, side, axis)
 
     def to_network(self, voxels: np.ndarray) -> np.ndarray:
-        """[S, H, W, C] uint8 of the volume to [n, side, side, C], as many as there are slices in the view."""
+        """Converts a volume [S, H, W, C] uint8 to network images [n, side, side, C]; n: slices of the view."""
         return resize_images(self._padded(voxels), self.side)
 
     def masks_to_network(self, masks: np.ndarray) -> np.ndarray:
-        """[S, H, W, K] bool of the volume to [n, side, side, K] bool, see `resize_masks`."""
+        """Converts masks [S, H, W, K] bool of the volume to [n, side, side, K] bool, see `resize_masks`."""
         padded = self._padded(masks)
         return np.stack([resize_masks(padded[..., k], self.side) for k in range(padded.shape[-1])], axis=-1)
 
     def from_network(self, maps: np.ndarray) -> np.ndarray:
-        """[n, side, side, K] float32 to [S, H, W, K] of the volume: bilinear, pixel centers at half."""
+        """Converts [n, side, side, K] float32 to [S, H, W, K] of the volume: bilinear, half-pixel centers."""
         rows, columns = self.padded
         top, left = self._corner
-        back = np.empty((len(maps), *self.size, maps.shape[-1]), np.float32)
-        for target, image in zip(back, maps, strict=True):
+        result = np.empty((len(maps), *self.size, maps.shape[-1]), np.float32)
+        for target, image in zip(result, maps, strict=True):
             for k in range(maps.shape[-1]):
                 plane = np.ascontiguousarray(image[..., k])
                 if plane.shape != self.padded:
                     plane = np.asarray(Image.fromarray(plane).resize((columns, rows), Image.Resampling.BILINEAR))
                 target[..., k] = plane[top : top + self.size[0], left : left + self.size[1]]
-        return np.moveaxis(back, 0, self.axis)
+        return np.moveaxis(result, 0, self.axis)
 
     def _padded(self, volume: np.ndarray) -> np.ndarray:
         slices = np.moveaxis(volume, self.axis, 0)
@@ -123,11 +122,11 @@ class Canvas:
 
 
 def with_neighbors(images: np.ndarray, context: int) -> np.ndarray:
-    """Puts neighboring slices beside each as further channels.
+    """Appends the neighboring slices of each slice as further channels.
 
     Args:
       images: [n, side, side, C], consecutive slices of one volume.
-      context: how many on either side; beyond the ends the first or last slice is repeated.
+      context: number of neighbors on each side. At both ends the first or last slice is repeated.
 
     Returns:
       [n, side, side, (2 * context + 1) * C], slice after slice.
@@ -140,14 +139,14 @@ def with_neighbors(images: np.ndarray, context: int) -> np.ndarray:
 
 
 def resize_images(images: np.ndarray, side: int) -> np.ndarray:
-    """Resizes slices as Pillow's BILINEAR does.
+    """Resizes slices with Pillow's BILINEAR filter.
 
-    That is a triangle as wide as two output pixels where it makes smaller, or as two input pixels where it makes
-    larger; pixel centers lie at half.
+    The filter is a triangle, two output pixels wide for downsampling and two input pixels wide for upsampling. Pixel
+    centers are at half-integers.
 
     Args:
       images: [n, H, W, C] uint8.
-      side: height and width wanted.
+      side: height and width of the result.
 
     Returns:
       [n, side, side, C] uint8.
@@ -163,11 +162,11 @@ def resize_images(images: np.ndarray, side: int) -> np.ndarray:
 
 
 def resize_masks(masks: np.ndarray, side: int) -> np.ndarray:
-    """An output pixel belongs to the mask where at least half of its area does.
+    """Resizes masks. An output pixel is set if the mask covers at least half of its area.
 
     Args:
       masks: [n, H, W] bool.
-      side: height and width wanted.
+      side: height and width of the result.
 
     Returns:
       [n, side, side] bool.
@@ -178,12 +177,12 @@ def resize_masks(masks: np.ndarray, side: int) -> np.ndarray:
     resized = np.zeros((len(masks), side, side), bool)
     for index in np.flatnonzero(masks.any(axis=(1, 2))):
         covered = (columns @ (rows @ masks[index]).T).T
-        resized[index] = covered >= 0.5 - 1e-9  # exactly half counts, whatever the rounding
+        resized[index] = covered >= 0.5 - 1e-9  # the tolerance keeps pixels covered by exactly half
     return resized
 
 
 def _shares(length: int, side: int) -> csr_array:
-    """Which share of each output pixel lies in each input pixel, [side, length]."""
+    """Fraction of each output pixel that each input pixel covers, [side, length]."""
     edges = np.arange(side + 1) * (length / side)
     pixels = np.arange(length)
     overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)

@@ -1,4 +1,4 @@
-"""The four clinical fields that are kept from Kaggle's `data.csv`."""
+"""Reads the four clinical fields that are used of Kaggle's `data.csv`."""
 
 import csv
 import io
@@ -12,11 +12,11 @@ from brainseg_jax.errors import InputError
 from brainseg_jax.scans.untrusted import read_bounded
 
 MISSING = -1
-LARGEST = 2**31 - 1  # the fields are stored as int32
+MAX_CODE = 2**31 - 1  # the fields are stored as int32
 
 
 class Clinical(NamedTuple):
-    """Codes as in `data.csv`; -1 is missing."""
+    """Clinical codes as in `data.csv`; -1 means missing."""
 
     grade: int = MISSING
     histological_type: int = MISSING
@@ -34,23 +34,23 @@ COLUMNS = Clinical(
 
 
 def read_clinical(path: Path | zipfile.Path) -> tuple[dict[str, Clinical], list[str]]:
-    """Reads `data.csv`, keyed by patient (`TCGA_DU_5849`, without the date of the scan).
+    """Reads `data.csv`, keyed by patient (`TCGA_DU_5849`, without the scan date).
 
     Args:
-      path: the table, in a folder or in a zip. Where there is none, only these fields are lost, with a warning.
+      path: the table, in a folder or a zip. If there is no such file, the result is empty and a warning is logged.
 
     Returns:
-      The fields of each patient, and one sentence for each fault of the table.
+      The fields of each patient, and one message for each fault of the table.
     """
     if not path.is_file():
         logging.warning("No %s: grade, histological type, age and gender will be missing (-1).", path)
         return {}, []
-    remedy = "correct it, or take data.csv away to go without clinical fields"
+    remedy = "correct it, or remove data.csv to prepare without clinical fields"
     try:
         reader = csv.DictReader(io.StringIO(read_bounded(path).decode("utf-8-sig"), newline=""), strict=True)
-        absent = [name for name in ("Patient", *COLUMNS) if name not in (reader.fieldnames or ())]
-        if absent:
-            return {}, [f"data.csv: no column {', '.join(absent)}; {remedy}"]
+        missing = [name for name in ("Patient", *COLUMNS) if name not in (reader.fieldnames or ())]
+        if missing:
+            return {}, [f"data.csv: no column {', '.join(missing)}; {remedy}"]
         rows = [(reader.line_num, row) for row in reader]
     except (InputError, UnicodeDecodeError, csv.Error) as error:
         return {}, [f"data.csv: not readable as a table ({error}); {remedy}"]
@@ -58,14 +58,15 @@ def read_clinical(path: Path | zipfile.Path) -> tuple[dict[str, Clinical], list[
     for line, row in rows:
         patient = (row["Patient"] or "").strip()
         if None in row or None in row.values():
-            faults.append(f"data.csv: line {line}: not as many fields as the header; {remedy}")
+            faults.append(f"data.csv: line {line}: the number of fields differs from the header; {remedy}")
         elif not patient or patient in table:
-            what = f"patient {patient} a second time" if patient else "no patient"
-            faults.append(f"data.csv: line {line}: {what}; {remedy}")
+            fault = f"patient {patient} is listed twice" if patient else "no patient"
+            faults.append(f"data.csv: line {line}: {fault}; {remedy}")
         else:
             table[patient] = Clinical(*(_code(row[name]) for name in COLUMNS))
             faults += [
-                f"data.csv: line {line} ({patient}): {name} is {row[name]!r}, not a whole number or a blank; {remedy}"
+                f"data.csv: line {line} ({patient}): {name} is {row[name]!r}, neither a whole number nor blank; "
+                f"{remedy}"
                 for name, code in zip(COLUMNS, table[patient], strict=True)
                 if code is None
             ]
@@ -73,9 +74,9 @@ def read_clinical(path: Path | zipfile.Path) -> tuple[dict[str, Clinical], list[
 
 
 def _code(text: str) -> int | None:
-    """A whole number from 0; -1 for a blank; None for anything else."""
+    """A non-negative integer; -1 for a blank; None for any other text."""
     text = text.strip()
     if not text:
         return MISSING
-    is_number = text.isascii() and text.isdigit() and len(text) <= len(str(LARGEST))
-    return int(text) if is_number and int(text) <= LARGEST else None
+    is_number = text.isascii() and text.isdigit() and len(text) <= len(str(MAX_CODE))
+    return int(text) if is_number and int(text) <= MAX_CODE else None

@@ -1,4 +1,4 @@
-"""Reads one labelled case of a cohort: its files become a `Volume`, or every fault in them is listed."""
+"""Reads one labelled case of a cohort as a `Volume`, or lists all faults of its files."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -19,21 +19,21 @@ from brainseg_jax.scans.volume import Volume
 
 NO_TARGET = "no voxel of any target"
 _Result = TypeVar("_Result")
-_WHOLE = 1e-3  # a label that differs from a whole number by no more is that number
-_WHITE = 255  # the value of a target in a mask that is an image
-_MOST_LISTED = 8  # values in a message
+_TOLERANCE = 1e-3  # tolerance for labels that are stored as floats
+_WHITE = 255  # value of the target in masks stored as images
+_MAX_LISTED = 8  # values in one message
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Reading:
-    """One case as it was read.
+    """One case as read from its files.
 
     Attributes:
       volume: with labels, unless the case has no label file.
-      notes: what a user must know of the files, without their names.
-      ranges: minimum and maximum of the finite values in the files, by channel; a replaced channel has none.
-      replaced: channels that hold the voxels of the stand-in.
-      white: whether the label map held 0 and 255 and was read as a mask of one target.
+      notes: messages about the files for the user, without file names.
+      ranges: minimum and maximum of the finite values in the files, by channel. A replaced channel has no entry.
+      replaced: channels that were replaced by `Description.stand_in`.
+      white: whether the label map contained 0 and 255 and was read as a mask of one target.
     """
 
     volume: Volume
@@ -45,15 +45,15 @@ class Reading:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Pixels:
-    """The values of the files before they are mapped.
+    """The values of the files, before they are mapped to 8 bits.
 
     Attributes:
-      channels: the file of each, for messages, and its values of any type of numbers: [I, J, K] on `grid`, or
-        [S, H, W] of single images.
-      labels: the same of the label map, or None.
-      grid: of a volume; None for single images.
+      channels: file (for messages) and values of each channel, of any numeric type: [I, J, K] on `grid`, or [S, H, W]
+        if the files are images.
+      labels: values of the label map, likewise, or None.
+      grid: of a volume; None if the files are images.
       numbers: of the slices.
-      notes: of the headers and colors.
+      notes: about headers and colors.
     """
 
     channels: Mapping[str, tuple[Path, np.ndarray]]
@@ -64,7 +64,7 @@ class _Pixels:
 
 
 def read_case(case: CaseFiles, description: Description) -> tuple[Volume, tuple[str, ...]]:
-    """Reads a case as the networks take it; see `open_case`, which returns more."""
+    """Reads a case for a network. Returns the volume and the notes of `open_case`."""
     reading = open_case(case, description)
     return reading.volume, reading.notes
 
@@ -72,17 +72,17 @@ def read_case(case: CaseFiles, description: Description) -> tuple[Volume, tuple[
 def open_case(case: CaseFiles, description: Description, *, targets_known: bool = True) -> Reading:
     """Reads a case.
 
-    NIfTI volumes are turned to axial slices. Channels and labels of another orientation are brought onto the grid of
-    the first channel by their affines; nothing is interpolated. TIFF and PNG files are slices without spacing. Each
-    channel is mapped to 8 bits by itself, see `to_8_bits`.
+    NIfTI volumes are reoriented to axial slices. Channels and labels in other orientations are reoriented to the grid
+    of the first channel by their affines, without interpolation. TIFF and PNG files are slices without spacing. Each
+    channel is mapped to 8 bits separately, see `to_8_bits`.
 
     Args:
       case: its files.
-      description: of the cohort. Missing channels are replaced by its stand-in.
-      targets_known: False where the cohort does not declare its labels: every label from 0 to 255 is then accepted.
+      description: of the cohort. Its `stand_in` channel replaces missing channels.
+      targets_known: False if the cohort does not declare its labels. All labels from 0 to 255 are then accepted.
 
     Raises:
-      InputError: something is wrong; a line for each fault, with the file, the value found and the remedy.
+      InputError: one line per fault, with the file, the value and the remedy.
     """
     faults: list[str] = []
     files = {name: case.images[name] for name in (ALL, *description.channels) if name in case.images}
@@ -91,13 +91,13 @@ def open_case(case: CaseFiles, description: Description, *, targets_known: bool 
     missing = [] if ALL in files else [name for name in description.channels if name not in files]
     if missing and (not description.stand_in or description.stand_in in missing):
         faults.append(_missing(case, missing, description.stand_in))
-    are_images = any(_first(found).suffix.lower() in SUFFIXES for found in files.values())
+    are_images = any(_first(channel_files).suffix.lower() in SUFFIXES for channel_files in files.values())
     pixels = (_read_images if are_images else _read_volumes)(case, files, description, faults)
     notes = list(pixels.notes)
     mapped: dict[str, np.ndarray] = {}
     for name, (path, values) in pixels.channels.items():
         if not are_images and name != description.stand_in and description.stand_in and _is_constant(values):
-            notes.append(f"{name} holds a single value and is replaced by {description.stand_in}")
+            notes.append(f"{name} is constant and is replaced by {description.stand_in}")
         elif (result := _attempt(faults, _map, name, path, values, are_images)) is not None:
             mapped[name] = result[0]
             notes += result[1]
@@ -126,7 +126,7 @@ def open_case(case: CaseFiles, description: Description, *, targets_known: bool 
 
 
 def _attempt(faults: list[str], function: Callable[..., _Result], *arguments: Any) -> _Result | None:
-    """Calls a function; where it raises InputError, its lines are added to the faults and None is returned."""
+    """Calls a function. If it raises InputError, appends the lines of its message to `faults` and returns None."""
     try:
         return function(*arguments)
     except InputError as error:
@@ -143,7 +143,7 @@ def _missing(case: CaseFiles, missing: list[str], stand_in: str) -> str:
     remedy = (
         f"{stand_in}, which replaces missing channels, is missing itself; add it"
         if stand_in
-        else "add the file, name the channel that replaces missing ones (stand_in in cohort.toml)"
+        else "add the file, name a channel that replaces missing ones (stand_in in cohort.toml)"
     )
     return f"{where}case {case.name} has no file of {', '.join(missing)}: {remedy}, or remove the case"
 
@@ -167,34 +167,34 @@ def _read_volumes(case: CaseFiles, files: Mapping[str, Files], description: Desc
         channels = {name: (first, values[name]) for name in values}
     else:
         for name, (path, nifti) in opened.items():
-            if (values := _attempt(faults, _onto, grid, first, nifti, path)) is not None:
+            if (values := _attempt(faults, _reorient, grid, first, nifti, path)) is not None:
                 channels[name] = (path, values)
     labels = None
     if label_map is not None:
-        labels = _attempt(faults, _onto, grid, first, label_map, case.labels)
+        labels = _attempt(faults, _reorient, grid, first, label_map, case.labels)
         notes += [f"label map: {note}" for note in label_map.notes if note not in notes]
     return _Pixels(channels, labels, grid, grid.slice_numbers, tuple(notes))
 
 
 def _open_channel(name: str, path: Files) -> Nifti:
     if not isinstance(path, Path):
-        raise InputError(f"{_first(path)}: a slice, where other channels are volumes; give one kind of files")
+        raise InputError(f"{_first(path)}: a slice, but other channels are volumes; use one kind of file")
     nifti = open_nifti(path)
     if nifti.values.ndim != 3 and name != ALL:
         raise InputError(
-            f"{path}: an array of shape {nifti.values.shape}; a file of one channel has three axes, so save each "
-            "channel in a file of its own"
+            f"{path}: an array of shape {nifti.values.shape}; a file of one channel has three axes; save each "
+            "channel in a separate file"
         )
     return nifti
 
 
 def _open_labels(path: Files) -> Nifti:
     if not isinstance(path, Path) or path.suffix.lower() in SUFFIXES:
-        raise InputError(f"{_first(path)}: an image, where the scan is a volume; give the label map as NIfTI")
+        raise InputError(f"{_first(path)}: an image, but the scan is a volume; save the label map as NIfTI")
     nifti = open_nifti(path)
     if nifti.values.ndim != 3:
         raise InputError(
-            f"{path}: an array of shape {nifti.values.shape}; a label map has three axes, so give one value a voxel"
+            f"{path}: an array of shape {nifti.values.shape}; a label map has three axes; save one value per voxel"
         )
     return nifti
 
@@ -206,27 +206,27 @@ def _by_channel(path: Path, values: np.ndarray, description: Description) -> dic
     return {name: stacked[..., index] for index, name in enumerate(description.channels)}
 
 
-def _wrong_count(path: Path, shape: tuple[int, ...], found: int, description: Description) -> str:
+def _wrong_count(path: Path, shape: tuple[int, ...], count: int, description: Description) -> str:
     return (
-        f"{path}: an array of shape {shape}, that is {found} channel(s); the description has "
+        f"{path}: an array of shape {shape}, that is {count} channel(s); the description has "
         f"{len(description.channels)} ({', '.join(description.channels)}). Correct the description or the file"
     )
 
 
-def _onto(grid: Grid, reference: Path, nifti: Nifti, path: Path) -> np.ndarray:
-    """The values of a file on the grid of the first channel, whose file is `reference`."""
+def _reorient(grid: Grid, reference: Path, nifti: Nifti, path: Path) -> np.ndarray:
+    """Reorients the values of a file to the grid of the first channel. `reference` is the file of that channel."""
     if path == reference:
         return nifti.values
     try:
         return nifti.grid.turned_onto(grid, nifti.values)
     except InputError as error:
         raise InputError(
-            f"{path}: its grid is not that of {reference.name}: {error}; resample it onto that grid, or correct its "
-            "header"
+            f"{path}: its grid is not that of {reference.name}: {error}; resample it to that grid, or correct "
+            "its header"
         ) from None
 
 
-# Images, a file a slice.
+# Images: one file per slice.
 
 
 def _read_images(case: CaseFiles, files: Mapping[str, Files], description: Description, faults: list[str]) -> _Pixels:
@@ -250,7 +250,7 @@ def _read_images(case: CaseFiles, files: Mapping[str, Files], description: Descr
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Stack:
-    """Slices of one kind: the first file, numbers, pixels [S, H, W] or [S, H, W, 3]."""
+    """Slices of one channel: the first file, slice numbers, pixels [S, H, W] or [S, H, W, 3]."""
 
     path: Path
     numbers: tuple[int, ...]
@@ -261,47 +261,47 @@ class _Stack:
         return f"{slices} slice(s) from number {self.numbers[0]} on, of {rows} x {columns} pixels"
 
 
-def _stack(case: str, found: Files) -> _Stack:
-    if not isinstance(found, Path) and (other := [path for _, path in found if path.suffix.lower() not in SUFFIXES]):
-        raise InputError(f"{other[0]}: no image, where other slices are images; give one kind of files")
-    if isinstance(found, Path) and found.suffix.lower() not in SUFFIXES:
-        raise InputError(f"{found}: a volume, where the other files of the case are images; give one kind of files")
-    numbers, paths, pixels = stack_slices(case, ((1, found),) if isinstance(found, Path) else found, read_image)
+def _stack(case: str, files: Files) -> _Stack:
+    if not isinstance(files, Path) and (other := [path for _, path in files if path.suffix.lower() not in SUFFIXES]):
+        raise InputError(f"{other[0]}: not an image, but other slices are images; use one kind of file")
+    if isinstance(files, Path) and files.suffix.lower() not in SUFFIXES:
+        raise InputError(f"{files}: a volume, but the other files of the case are images; use one kind of file")
+    numbers, paths, pixels = stack_slices(case, ((1, files),) if isinstance(files, Path) else files, read_image)
     return _Stack(paths[0], numbers, pixels)
 
 
 def _colors(
     name: str, stack: _Stack, first: _Stack, description: Description
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The channels in the images of one kind, and notes; a file of all channels holds them as its colors."""
+    """The channels in the images of one file pattern, and notes. A file of all channels stores them as its colors."""
     if name == ALL and len(description.channels) == 3 and stack.pixels.ndim == 4:
         return {each: stack.pixels[..., index] for index, each in enumerate(description.channels)}, []
     if name == ALL and len(description.channels) != 1:
-        found = stack.pixels.shape[3] if stack.pixels.ndim == 4 else 1
-        raise InputError(_wrong_count(stack.path, stack.pixels.shape[1:], found, description))
+        count = stack.pixels.shape[3] if stack.pixels.ndim == 4 else 1
+        raise InputError(_wrong_count(stack.path, stack.pixels.shape[1:], count, description))
     gray, notes = _gray(stack, first)
     return {name or description.channels[0]: gray}, notes
 
 
 def _gray(stack: _Stack, first: _Stack) -> tuple[np.ndarray, list[str]]:
-    """The values of gray slices, [S, H, W], and notes; they have the numbers and the size of the first channel's."""
+    """Gray values [S, H, W] and notes. Raises InputError if slice numbers or size differ from the first channel."""
     pixels = stack.pixels
     if pixels.shape[:3] != first.pixels.shape[:3] or stack.numbers != first.numbers:
-        raise InputError(f"{stack.path}: {stack}; {first.path.name} has {first}. Give both for the same slices")
+        raise InputError(f"{stack.path}: {stack}; {first.path.name} has {first}. Both need the same slices")
     if pixels.ndim == 3:
         return pixels, []
     if (pixels == pixels[..., :1]).all():
-        return pixels[..., 0], ["saved as color, with three equal channels; read as gray"]
-    raise InputError(f"{stack.path}: a color image, where one value a pixel is expected; save it as gray")
+        return pixels[..., 0], ["a color image with three equal channels; read as gray"]
+    raise InputError(f"{stack.path}: a color image; expected one value per pixel. Save it as gray")
 
 
 # Values.
 
 
 def _map(name: str, path: Path, values: np.ndarray, is_image: bool) -> tuple[np.ndarray, list[str]]:
-    """Maps a channel to 8 bits; images are 8 bits already, and a black slice is none of their faults."""
+    """Maps a channel to 8 bits. Images have 8 bits already, and a constant image is not a fault."""
     if is_image and _is_constant(values):
-        return values, [f"{name} holds a single value"]
+        return values, [f"{name} is constant"]
     try:
         mapped, note = to_8_bits(values)
     except InputError as error:
@@ -323,44 +323,47 @@ def _check_labels(
 ) -> tuple[np.ndarray, bool, list[str]]:
     """Returns the labels as uint8, whether they were a mask of 0 and 255, and notes."""
     notes = []
-    whole = values
+    rounded = values
     if values.dtype.kind == "f":
-        whole = np.rint(values)
-        with np.errstate(invalid="ignore"):  # of infinite values
-            broken = ~(np.abs(values - whole) <= _WHOLE)
-        if broken.any():
+        rounded = np.rint(values)
+        with np.errstate(invalid="ignore"):  # infinite values
+            fractional = ~(np.abs(values - rounded) <= _TOLERANCE)
+        if fractional.any():
             raise InputError(
-                f"{path}: values that are no whole numbers: {_listed(values[broken])}. If it was resampled with "
-                "interpolation, resample the original with nearest neighbor"
+                f"{path}: values that are not whole numbers: {_list_values(values[fractional])}. If it was resampled "
+                "with interpolation, resample the original with nearest-neighbor interpolation"
             )
-        if (values != whole).any():
-            notes.append("labels rounded to the whole numbers that they are close to")
-    outside = (whole < 0) | (whole > 255)
+        if (values != rounded).any():
+            notes.append("labels rounded to the nearest whole numbers")
+    outside = (rounded < 0) | (rounded > 255)
     if outside.any():
-        raise InputError(f"{path}: {_listed(whole[outside])}; labels are whole numbers from 0 to 255. Correct the file")
-    labels = whole.astype(np.uint8)
-    found = set(np.flatnonzero(np.bincount(labels.ravel(), minlength=256)).tolist())
+        raise InputError(
+            f"{path}: {_list_values(rounded[outside])}; labels are whole numbers from 0 to 255. Correct the file"
+        )
+    labels = rounded.astype(np.uint8)
+    values_present = set(np.flatnonzero(np.bincount(labels.ravel(), minlength=256)).tolist())
     declared = {0, *(label for target in description.targets for label in target.labels)}
     declared |= set() if description.ignore is None else {description.ignore}
     single = len(description.targets) == 1 or not targets_known
-    is_white = found - {0} == {_WHITE} and single and description.ignore != _WHITE
+    is_white = values_present - {0} == {_WHITE} and single and description.ignore != _WHITE
     if is_white and (_WHITE not in declared or not targets_known):
         value = description.targets[0].labels[0] if targets_known else 1
         return (labels > 0) * np.uint8(value), True, [*notes, f"a mask of 0 and 255, read as 0 and {value}"]
-    if targets_known and not found <= declared:
+    if targets_known and not values_present <= declared:
         wrong = labels[~np.isin(labels, sorted(declared))]
         raise InputError(
-            f"{path}: {_listed(wrong)}; described are {', '.join(map(str, sorted(declared)))} ("
-            f"{', '.join(description.names)}). Correct the file, or describe the value as a target or as ignored"
+            f"{path}: {_list_values(wrong)}; the description has {', '.join(map(str, sorted(declared)))} ("
+            f"{', '.join(description.names)}). Correct the file, or add the value to the description "
+            "as a target or as ignored"
         )
     return labels, False, notes
 
 
-def _listed(values: np.ndarray) -> str:
-    """Values and how many voxels have them."""
+def _list_values(values: np.ndarray) -> str:
+    """Lists the distinct values, each with its number of voxels."""
     found, counts = np.unique(values, return_counts=True)
     listed = [
         f"{value:g} ({count} voxel{'s' if count > 1 else ''})"
-        for value, count in zip(found[:_MOST_LISTED], counts, strict=False)
+        for value, count in zip(found[:_MAX_LISTED], counts, strict=False)
     ]
-    return ", ".join(listed) + (f", and {len(found) - _MOST_LISTED} more" if len(found) > _MOST_LISTED else "")
+    return ", ".join(listed) + (f", and {len(found) - _MAX_LISTED} more" if len(found) > _MAX_LISTED else "")

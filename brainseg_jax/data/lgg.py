@@ -1,7 +1,7 @@
-"""The TFDS dataset `lgg_mri` and `prepare`, which writes it from what a user has.
+"""The TFDS dataset `lgg_mri`, and `prepare`, which writes it from the user's source.
 
-A prepared set is named by its content (`70_patients_4102a302`), so that two sources never mix in one data folder. It is
-read back without this project's code or with it, and without TensorFlow:
+A prepared set is named by its content (`70_patients_4102a302`), so different sources never mix in one data folder. It
+can be read with or without this project's code, and without TensorFlow:
 
     import brainseg_jax.data.lgg
     tfds.data_source("lgg_mri/70_patients_4102a302", split="slices", data_dir=...)
@@ -39,7 +39,7 @@ DEFAULT_PHANTOM = (20, 0)  # patients, seed
 _DESCRIPTION = """\
 Brain MRI of patients with lower-grade glioma (TCGA-LGG collection of The Cancer Imaging Archive) with masks of the
 FLAIR abnormality drawn by Buda, Saha and Mazurowski. One record is one axial slice; the channels are pre-contrast,
-FLAIR and post-contrast, where FLAIR stands in for a missing sequence. The slices of a patient are consecutive records,
+FLAIR and post-contrast, where FLAIR replaces a missing sequence. The slices of a patient are consecutive records,
 in order. Missing clinical fields are -1.
 """
 _PHANTOM_DESCRIPTION = """\
@@ -63,7 +63,7 @@ _LICENSE = "CC BY-NC-SA 4.0, as stated on the Kaggle page"
 
 @dataclasses.dataclass(eq=False)
 class LggMriConfig(tfds.core.BuilderConfig):
-    """A set to be written: its name, its cases, what is recorded beside it."""
+    """The set to write: its name, its cases, and its summary."""
 
     cases: tuple[KaggleCase, ...] = dataclasses.field(default=(), repr=False)
     summary: prepared.Summary | None = dataclasses.field(default=None, repr=False)
@@ -71,10 +71,10 @@ class LggMriConfig(tfds.core.BuilderConfig):
 
 
 class LggMri(tfds.core.ShardBasedBuilder):
-    """Writes one record a slice, shard by shard, so that memory does not grow with the number of slices.
+    """Writes one record per slice, shard by shard, so that memory does not grow with the number of slices.
 
-    There is one split, `slices`, and it is no training set: TFDS splits count records, and a split that parts the
-    slices of one patient leaks. Splits by patient are made by who reads the records (`brainseg_jax.data.splits`).
+    The one split, `slices`, is not a training set. TFDS splits count records, so they can put slices of one patient
+    into two splits, which leaks. Code that reads the records splits by patient (`brainseg_jax.data.splits`).
     """
 
     VERSION = tfds.core.Version(prepared.VERSIONS[prepared.DATASET])
@@ -84,7 +84,7 @@ class LggMri(tfds.core.ShardBasedBuilder):
         summary = getattr(self.builder_config, "summary", None)
         synthetic = summary is not None and summary.source.startswith("phantom:")
         number = tfds.features.Scalar(np.int32)
-        # encoding='bytes': the default one reads 2 to 10 times slower.
+        # encoding='bytes': reading is 2 to 10 times faster than with the default.
         pixels = partial(tfds.features.Tensor, dtype=np.uint8, encoding="bytes")
         return tfds.core.DatasetInfo(
             builder=self,
@@ -111,7 +111,7 @@ class LggMri(tfds.core.ShardBasedBuilder):
         )
 
     def _shard_iterators_per_split(self, dl_manager: Any) -> dict[str, list[Callable[[], Iterator[tuple[str, dict]]]]]:
-        del dl_manager  # nothing is fetched here
+        del dl_manager  # no downloads
         cases = getattr(self.builder_config, "cases", ())
         if not cases:
             raise InputError(
@@ -134,91 +134,90 @@ class LggMri(tfds.core.ShardBasedBuilder):
                     **case.clinical._asdict(),
                 }
                 yield f"{case.name}_{item.number}", record
-                record.clear()  # TFDS keeps every record of a shard, to count them when it is written
+                record.clear()  # TFDS keeps all records of a shard until it is written
                 self.builder_config.on_slice()
 
 
 def prepare(source: str, data_dir: str | Path | None, *, progress: bool = True) -> Path:
-    """Prepares a source as a TFDS dataset, unless the same content already lies there.
+    """Prepares a source as a TFDS dataset, unless the same content is already prepared.
 
-    Everything is checked before anything is written, and a set gets its name only when it is whole: an interrupted run
-    leaves nothing that looks finished, and of two processes that prepare the same content one uses the other's.
+    All checks run before anything is written. A set gets its name only when it is complete, so an interrupted run never
+    leaves a set that looks complete. If two processes prepare the same content, one of them uses the result of the
+    other.
 
     Args:
-      source: a path (`kaggle_3m/`, a folder that holds it, Kaggle's zip), `kaggle` (the real set prepared before,
-          else a download), `phantom` or `phantom:PATIENTS:SEED` (synthetic patients, 20 and seed 0 by default).
-      data_dir: the folder of TFDS datasets; None is TFDS's own: `TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
+      source: a path (`kaggle_3m/`, a folder that contains it, Kaggle's zip), `kaggle` (the real set if it is prepared,
+        otherwise a download), `phantom` or `phantom:PATIENTS:SEED` (synthetic patients; default: 20, seed 0).
+      data_dir: the folder of TFDS datasets; None: the default of TFDS, `TFDS_DATA_DIR` or `~/tensorflow_datasets`.
       progress: whether to show a progress bar.
 
     Returns:
       The folder of the prepared set, `data_dir/lgg_mri/<config>/<version>`.
 
     Raises:
-      InputError: an unknown source, bad data (all faults are listed), no network, or a data folder that cannot be
-          written to.
+      InputError: unknown source, bad data (all faults are listed), no network, or a data folder that is not writable.
     """
     root = prepared.open_data_folder(data_dir)
     if match := PHANTOM_SOURCE.fullmatch(source):
-        return _prepare_phantom(root, *_numbers(match), progress)
+        return _prepare_phantom(root, *_phantom_size(match), progress)
     if source == KAGGLE:
         return _find_kaggle(root) or _prepare_path(download(), root, HANDLE, progress)
-    path = _existing(source)
+    path = _existing_path(source)
     return _prepare_path(path, root, str(path.absolute()), progress)
 
 
 def check(source: str, *, progress: bool = True) -> prepared.Summary:
-    """Reads and checks a source as `prepare` does, and writes nothing; `kaggle` is downloaded.
+    """Reads and checks a source as `prepare` does, but writes nothing. Downloads the source `kaggle`.
 
     Raises:
-      InputError: as `prepare` raises it.
+      InputError: as `prepare` does.
     """
     with contextlib.ExitStack() as stack:
         if match := PHANTOM_SOURCE.fullmatch(source):
-            path, given = stack.enter_context(_drawn(*_numbers(match))), source
+            path, name = stack.enter_context(_temporary_phantom(*_phantom_size(match))), source
         elif source == KAGGLE:
-            path, given = download(), HANDLE
+            path, name = download(), HANDLE
         else:
-            path = _existing(source)
-            given = str(path.absolute())
+            path = _existing_path(source)
+            name = str(path.absolute())
         bar = stack.enter_context(slice_progress(shown=progress))
-        return _summary(read_source(path, on_start=partial(bar.start, "checking"), on_slice=bar.advance), given)
+        return _summary(read_source(path, on_start=partial(bar.start, "checking"), on_slice=bar.advance), name)
 
 
-def _existing(source: str) -> Path:
+def _existing_path(source: str) -> Path:
     path = user_path(source, "source")
     if source and path.exists():
         return path
     raise InputError(
-        f"source {source!r}: no such file or folder. A source is the path of kaggle_3m/, of a folder that holds it "
-        "or of Kaggle's zip; a folder of labelled scans (nnU-Net, MSD, BraTS, BIDS, pairs of image and mask); or "
-        "kaggle (downloads the real set); or phantom or phantom:PATIENTS:SEED (synthetic patients)."
+        f"source {source!r}: no such file or folder. Give the path of kaggle_3m/, of a folder that contains it or of "
+        "Kaggle's zip; a folder of labelled scans (nnU-Net, MSD, BraTS, BIDS, pairs of image and mask); kaggle "
+        "(downloads the real set); or phantom or phantom:PATIENTS:SEED (synthetic patients)."
     )
 
 
-def _numbers(match: re.Match[str]) -> tuple[int, int]:
+def _phantom_size(match: re.Match[str]) -> tuple[int, int]:
     """Patients and seed of a phantom."""
     return (int(match[1]), int(match[2])) if match[1] else DEFAULT_PHANTOM
 
 
 def _find_kaggle(root: Path) -> Path | None:
-    """The real set that lies prepared in `root`, or None: the whole one, else the one subset; several are an error."""
-    found = {
+    """The real set that is prepared in `root`: the whole set, otherwise the only subset, otherwise None."""
+    sets = {
         folder: summary
         for folder, summary in prepared.list_prepared(root, prepared.DATASET).items()
         if summary.is_published
     }
-    whole = {folder: summary for folder, summary in found.items() if summary.is_whole}
-    found = whole or found
-    if len(found) > 1:
-        sets = "\n".join(f"  {folder.parent.name}, prepared from {found[folder].source}" for folder in found)
+    whole = {folder: summary for folder, summary in sets.items() if summary.is_whole}
+    sets = whole or sets
+    if len(sets) > 1:
+        listed = "\n".join(f"  {folder.parent.name}, prepared from {sets[folder].source}" for folder in sets)
         raise InputError(
-            f"source kaggle: {len(found)} real sets lie prepared in {root}:\n{sets}\n"
-            "Name the one you mean by what it was prepared from, --source=PATH (in main: --config.data.source=PATH), "
-            "or delete the folders of the others."
+            f"source kaggle: {len(sets)} real sets are prepared in {root}:\n{listed}\n"
+            "Select one by its source, --source=PATH (in main: --config.data.source=PATH), or delete the other folders."
         )
-    for folder, summary in found.items():
-        tell = logging.info if summary.is_whole else logging.warning
-        tell("source kaggle: using %s (%d patients), prepared from %s", folder, summary.patients, summary.source)
+    for folder, summary in sets.items():
+        log = logging.info if summary.is_whole else logging.warning
+        log("source kaggle: using %s (%d patients), prepared from %s", folder, summary.patients, summary.source)
         return folder
     return None
 
@@ -229,22 +228,22 @@ def _prepare_phantom(root: Path, patients: int, seed: int, progress: bool) -> Pa
     if prepared.is_prepared(folder):
         return folder
     logging.info("Drawing %d synthetic patients ...", patients)
-    with _drawn(patients, seed) as path:
+    with _temporary_phantom(patients, seed) as path:
         return _prepare_path(path, root, f"phantom:{patients}:{seed}", progress, name=name)
 
 
 @contextlib.contextmanager
-def _drawn(patients: int, seed: int) -> Iterator[Path]:
-    """A phantom in a folder for temporary files."""
-    with tempfile.TemporaryDirectory(prefix="phantom_") as drawn:
+def _temporary_phantom(patients: int, seed: int) -> Iterator[Path]:
+    """Draws a phantom in a temporary folder."""
+    with tempfile.TemporaryDirectory(prefix="phantom_") as folder:
         try:
-            path = write_phantom(Path(drawn), patients=patients, seed=seed)
+            path = write_phantom(Path(folder), patients=patients, seed=seed)
         except OSError as error:
-            raise InputError(f"{drawn} cannot be written to ({explain(error, 'another TMPDIR')})") from error
+            raise InputError(f"{folder} cannot be written to ({explain(error, 'another TMPDIR')})") from error
         yield path
 
 
-def _prepare_path(path: Path, root: Path, given: str, progress: bool, *, name: str | None = None) -> Path:
+def _prepare_path(path: Path, root: Path, source_name: str, progress: bool, *, name: str | None = None) -> Path:
     signature = None if name else source_index.signature_of(path)
     if folder := source_index.find(root, path, signature):
         logging.info("%s: unchanged since it was prepared in %s", path, folder)
@@ -254,7 +253,7 @@ def _prepare_path(path: Path, root: Path, given: str, progress: bool, *, name: s
         folder = _folder(root, name or f"{len(source.cases)}_patients_{source.fingerprint[:8]}")
         if not prepared.is_prepared(folder):
             bar.start("writing ", source.slices)
-            _write(source, root, folder, given, bar.advance)
+            _write(source, root, folder, source_name, bar.advance)
     source_index.remember(root, path, signature, folder)
     return folder
 
@@ -263,10 +262,10 @@ def _folder(root: Path, name: str) -> Path:
     return root / prepared.DATASET / name / str(LggMri.VERSION)
 
 
-def _summary(source: KaggleSource, given: str) -> prepared.Summary:
+def _summary(source: KaggleSource, source_name: str) -> prepared.Summary:
     return prepared.Summary(
         fingerprint=source.fingerprint,
-        source=given,
+        source=source_name,
         patients=len(source.cases),
         slices=source.slices,
         target_slices=source.tumor_slices,
@@ -276,11 +275,11 @@ def _summary(source: KaggleSource, given: str) -> prepared.Summary:
     )
 
 
-def _write(source: KaggleSource, root: Path, folder: Path, given: str, on_slice: Callable[[], None]) -> None:
-    summary = _summary(source, given)
+def _write(source: KaggleSource, root: Path, folder: Path, source_name: str, on_slice: Callable[[], None]) -> None:
+    summary = _summary(source, source_name)
     config = LggMriConfig(
         name=folder.parent.name,
-        description=f"{summary.patients} patients, prepared from {given}",
+        description=f"{summary.patients} patients, prepared from {source_name}",
         cases=source.cases,
         summary=summary,
         on_slice=on_slice,

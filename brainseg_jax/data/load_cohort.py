@@ -1,4 +1,4 @@
-"""From a prepared dataset to a `Cohort`: slices at the network's size, in memory or in a file beside the dataset."""
+"""Loads a prepared dataset as a `Cohort`, with the slices at the network's size in memory or in a file."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from brainseg_jax.data.cohort import Cohort
 from brainseg_jax.data.prepared import read_summary
 from brainseg_jax.data.prepared_cases import LabelledCase, read_cases
 from brainseg_jax.data.progress import slice_progress
-from brainseg_jax.data.residence import bytes_of_slices, most_slices
+from brainseg_jax.data.residence import bytes_of_slices, max_slices
 from brainseg_jax.data.slice_store import (
     FOLDER,
     SlicesInMemory,
@@ -30,11 +30,11 @@ from brainseg_jax.files import format_bytes
 from brainseg_jax.scans.description import Description
 
 IN_MEMORY, ON_DISK, NO_SLICES = "memory", "disk", "none"
-FORMAT = 1  # of the file of slices: another number where slices come out otherwise, so that no old file is used
+FORMAT = 1  # of the file of slices; increase it when the resampled slices change, so that old files are not used
 
 
-class _Case(NamedTuple):
-    """What a cohort keeps of a case, but for its slices and labels."""
+class _CaseFacts(NamedTuple):
+    """The facts of a case that a cohort needs, except its slices and labels."""
 
     name: str
     patient: str
@@ -44,12 +44,12 @@ class _Case(NamedTuple):
     spacing: tuple[float, float, float] | None
     numbers: tuple[int, ...]
     histograms: np.ndarray  # [C, 256], see `normalization.histograms`
-    area: np.ndarray  # of each slice of each view
+    area: np.ndarray  # target pixels of each slice of each view
     fractions: np.ndarray
 
 
-class _Look(NamedTuple):
-    """How a network looks at volumes: what the arguments of `load_cohort` of the same names say."""
+class _ImageSettings(NamedTuple):
+    """The size, spacing and view of the network's images: the arguments of `load_cohort` of the same names."""
 
     image_size: int
     pixel_spacing: float
@@ -71,38 +71,38 @@ def load_cohort(
     slices: str = IN_MEMORY,
     slices_dir: Path | None = None,
 ) -> Cohort:
-    """Reads a prepared dataset.
+    """Loads a prepared dataset.
 
     Args:
       dataset_folder: the folder that `prepare` returned.
       image_size: height and width of the network's images, in pixels.
       normalization: a name in `normalization.METHODS`.
-      pixel_spacing: millimeters of a pixel of the network; 0: each slice is fitted to the image.
-      view: a key of `canvas.VIEWS`, or "all" for the slices of all of them.
-      slices: IN_MEMORY, with the label maps. ON_DISK: the first call for a dataset and a way to look at it writes them
-        at the network's size to a file below `slices_dir`, later calls use it. NO_SLICES: for scoring, where each case
-        is read from the prepared data when its turn comes.
+      pixel_spacing: millimeters of a pixel of the network's images; 0: each slice is scaled to fill the image.
+      view: a key of `canvas.VIEWS`, or "all" for the slices of all views.
+      slices: IN_MEMORY: slices and label maps are in memory. ON_DISK: the first call for a dataset and these settings
+        writes the slices at the network's size to a file in `slices_dir`; later calls use the file. NO_SLICES: for
+        scoring; each case is read from the prepared data when it is needed.
       slices_dir: a folder; None: the data folder of the dataset.
 
     Raises:
-      InputError: an argument is out of range, a slice does not fit the image, or the folder holds no whole dataset.
+      InputError: an argument is out of range, a slice does not fit the image, or the folder has no complete dataset.
     """
-    look = _Look(image_size, pixel_spacing, view)
-    store = (slices_dir or dataset_folder.absolute().parents[2]) / FOLDER / _name_of_store(dataset_folder, look)
+    settings = _ImageSettings(image_size, pixel_spacing, view)
+    store = (slices_dir or dataset_folder.absolute().parents[2]) / FOLDER / _store_name(dataset_folder, settings)
     labels = None
     if slices == IN_MEMORY:
-        kept, cases, labels = _slices_in_memory(dataset_folder, look)
+        loaded, cases, labels = _slices_in_memory(dataset_folder, settings)
     elif slices == ON_DISK:
-        kept, cases = _slices_on_disk(dataset_folder, look, store)
+        loaded, cases = _slices_on_disk(dataset_folder, settings, store)
     else:
-        kept, cases = None, _cases_alone(dataset_folder, look, store)
+        loaded, cases = None, _load_cases(dataset_folder, settings, store)
     summary = read_summary(dataset_folder)
     grades = tuple(case.grade for case in cases)
     ends = np.cumsum([case.shape[0] for case in cases])
     constants = [norm.fit_histograms(case.histograms, normalization) for case in cases]
     return Cohort(
         description=summary.description,
-        slices=kept,
+        slices=loaded,
         case_index=np.repeat(np.arange(len(cases), dtype=np.int32), [len(case.area) for case in cases]),
         target_area=np.concatenate([case.area for case in cases]),
         target_fractions=np.concatenate([case.fractions for case in cases]),
@@ -113,7 +113,7 @@ def load_cohort(
         shapes=tuple(case.shape for case in cases),
         spacings=tuple(case.spacing for case in cases),
         numbers=tuple(case.numbers for case in cases),
-        canvases=tuple(look.canvases(case.shape, case.spacing) for case in cases),
+        canvases=tuple(settings.canvases(case.shape, case.spacing) for case in cases),
         records=tuple(np.arange(end - case.shape[0], end) for case, end in zip(cases, ends, strict=True)),
         normalization=norm.Normalization(*(np.stack(values) for values in zip(*constants, strict=True))),
         labels=labels,
@@ -122,89 +122,91 @@ def load_cohort(
     )
 
 
-def _name_of_store(folder: Path, look: _Look) -> str:
-    """Of the file of slices; other content, another description or another way to look at it has another name."""
+def _store_name(folder: Path, settings: _ImageSettings) -> str:
+    """Name of the file of slices. It changes with the content, the description and the settings."""
     summary = read_summary(folder)
-    known = json.dumps([FORMAT, summary.fingerprint, summary.description.to_json(), look])
-    digest = hashlib.sha256(known.encode()).hexdigest()[:8]
-    return f"{folder.parent.name}_{look.view}_{look.image_size}px_{digest}"
+    key = json.dumps([FORMAT, summary.fingerprint, summary.description.to_json(), settings])
+    digest = hashlib.sha256(key.encode()).hexdigest()[:8]
+    return f"{folder.parent.name}_{settings.view}_{settings.image_size}px_{digest}"
 
 
-def _cases_alone(folder: Path, look: _Look, store: Path) -> list[_Case]:
+def _load_cases(folder: Path, settings: _ImageSettings, store: Path) -> list[_CaseFacts]:
     cases = _read_cases(store)
-    return [case for case, _, _ in _walk(folder, look, resized=False)] if cases is None else cases
+    return [case for case, _, _ in _walk(folder, settings, resized=False)] if cases is None else cases
 
 
-def _slices_on_disk(folder: Path, look: _Look, store: Path) -> tuple[SlicesOnDisk, list[_Case]]:
+def _slices_on_disk(folder: Path, settings: _ImageSettings, store: Path) -> tuple[SlicesOnDisk, list[_CaseFacts]]:
     summary = read_summary(folder)
     cases = _read_cases(store)
     if cases is None:
-        size = bytes_of_slices(summary, look.image_size, look.view)
-        logging.info("the slices are written once at the network's size, at most %s, to %s", format_bytes(size), store)
-        walked: list[_Case] = []
+        size = bytes_of_slices(summary, settings.image_size, settings.view)
+        logging.info("writing the slices once at the network's size, at most %s, to %s", format_bytes(size), store)
+        facts: list[_CaseFacts] = []
         with slice_progress(shown=True) as bar:
             bar.start("slices at the network's size", summary.slices)
 
             def slices() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-                for case, views, _ in _walk(folder, look):
-                    walked.append(case)
+                for case, views, _ in _walk(folder, settings):
+                    facts.append(case)
                     yield from views
                     for _ in range(case.shape[0]):
                         bar.advance()
 
-            write_slices(store, slices(), lambda: _to_columns(walked), expected_bytes=size)
+            write_slices(store, slices(), lambda: _to_columns(facts), expected_bytes=size)
         cases = _read_cases(store)
-    side, channels = look.image_size, len(summary.description.channels)
+    side, channels = settings.image_size, len(summary.description.channels)
     count = sum(len(case.area) for case in cases)
     bits = bits_type(summary.description)
     return SlicesOnDisk(store, shape=(side, side, channels), bits=bits, count=count), cases
 
 
-def _slices_in_memory(folder: Path, look: _Look) -> tuple[SlicesInMemory, list[_Case], tuple[np.ndarray, ...]]:
-    summary, side, cases, labels, count = read_summary(folder), look.image_size, [], [], 0
-    # Filled in place: parts that are joined later would take the memory twice. What is not filled takes none.
-    most = most_slices(summary, look.view)
-    images = np.empty((most, side, side, len(summary.description.channels)), np.uint8)
-    bits = np.empty((most, side, side, 1), bits_type(summary.description))
-    for case, views, of_case in _walk(folder, look):
+def _slices_in_memory(
+    folder: Path, settings: _ImageSettings
+) -> tuple[SlicesInMemory, list[_CaseFacts], tuple[np.ndarray, ...]]:
+    summary, side, cases, labels, count = read_summary(folder), settings.image_size, [], [], 0
+    # Filled in place, since joining parts would double the memory. Pages that are never written take none.
+    limit = max_slices(summary, settings.view)
+    images = np.empty((limit, side, side, len(summary.description.channels)), np.uint8)
+    bits = np.empty((limit, side, side, 1), bits_type(summary.description))
+    for case, views, case_labels in _walk(folder, settings):
         cases.append(case)
-        labels.append(of_case)
-        for of_view, bits_of_view in views:
-            images[count : count + len(of_view)] = of_view
-            bits[count : count + len(of_view)] = bits_of_view
-            count += len(of_view)
+        labels.append(case_labels)
+        for view_images, view_bits in views:
+            images[count : count + len(view_images)] = view_images
+            bits[count : count + len(view_images)] = view_bits
+            count += len(view_images)
     return SlicesInMemory(images[:count], bits[:count]), cases, tuple(labels)
 
 
 def _walk(
-    folder: Path, look: _Look, *, resized: bool = True
-) -> Iterator[tuple[_Case, list[tuple[np.ndarray, np.ndarray]], np.ndarray]]:
-    """Case after case what is kept of it, images and target bits of each view where `resized`, and its labels."""
+    folder: Path, settings: _ImageSettings, *, resized: bool = True
+) -> Iterator[tuple[_CaseFacts, list[tuple[np.ndarray, np.ndarray]], np.ndarray]]:
+    """Yields for each case its facts, images and target bits of each view if `resized`, and its label map."""
     description, too_large = read_summary(folder).description, []
     for case in read_cases(folder):
         volume = case.volume
         try:
-            canvases = look.canvases(volume.labels.shape, volume.spacing)
+            canvases = settings.canvases(volume.labels.shape, volume.spacing)
         except InputError as error:
             raise InputError(f"case {case.name} of {folder}: {error}, and prepare again") from None
-        if (side := max(canvas.side for canvas in canvases)) > look.image_size:
+        if (side := max(canvas.side for canvas in canvases)) > settings.image_size:
             too_large.append(f"{case.name} ({side})")
-        if too_large:  # the others are looked at for the message alone
+        if too_large:  # the message lists all cases that are too large
             continue
         views = [
             (canvas.to_network(volume.voxels), _pack(canvas, description, volume.labels))
             for canvas in (canvases if resized else ())
         ]
-        yield _kept(case, canvases, description), views, volume.labels
+        yield _facts_of(case, canvases, description), views, volume.labels
     if too_large:
         more = f" and {len(too_large) - 5} more" if len(too_large) > 5 else ""
         raise InputError(
-            f"slices of {', '.join(too_large[:5])}{more} have more pixels of {look.pixel_spacing:g} mm a side than "
-            f"data.image_size={look.image_size}; raise it, or data.pixel_spacing"
+            f"slices of {', '.join(too_large[:5])}{more} are larger than data.image_size={settings.image_size} at "
+            f"{settings.pixel_spacing:g} mm per pixel; increase data.image_size or data.pixel_spacing"
         )
 
 
-def _kept(case: LabelledCase, canvases: tuple[Canvas, ...], description: Description) -> _Case:
+def _facts_of(case: LabelledCase, canvases: tuple[Canvas, ...], description: Description) -> _CaseFacts:
     volume, area, fractions = case.volume, [], []
     for canvas in canvases:
         labels = np.moveaxis(volume.labels, canvas.axis, 0)
@@ -212,7 +214,7 @@ def _kept(case: LabelledCase, canvases: tuple[Canvas, ...], description: Descrip
         area.append(masks.any(axis=-1).sum(axis=(1, 2)))
         pixels = np.prod(masks.shape[1:3]) if counted is None else np.maximum(counted.sum(axis=(1, 2)), 1)[:, None]
         fractions.append(masks.sum(axis=(1, 2), dtype=np.float64) / pixels)
-    return _Case(
+    return _CaseFacts(
         case.name,
         case.patient,
         case.group,
@@ -226,9 +228,9 @@ def _kept(case: LabelledCase, canvases: tuple[Canvas, ...], description: Descrip
     )
 
 
-def _to_columns(cases: list[_Case]) -> dict[str, np.ndarray]:
-    """The cases as arrays, which `_from_columns` reads."""
-    columns = _Case(*zip(*cases, strict=True))
+def _to_columns(cases: list[_CaseFacts]) -> dict[str, np.ndarray]:
+    """The cases as arrays. `_from_columns` is the inverse."""
+    columns = _CaseFacts(*zip(*cases, strict=True))
     grades = [-2 if grade is None else grade for grade in columns.grade]
     return {
         "name": np.array(columns.name),
@@ -245,8 +247,8 @@ def _to_columns(cases: list[_Case]) -> dict[str, np.ndarray]:
     }
 
 
-def _read_cases(store: Path) -> list[_Case] | None:
-    """The cases of a file of slices; None where there is none."""
+def _read_cases(store: Path) -> list[_CaseFacts] | None:
+    """The cases in a file of slices; None if there is no file."""
     columns = read_index(store)
     try:
         return None if columns is None else _from_columns(columns)
@@ -254,13 +256,13 @@ def _read_cases(store: Path) -> list[_Case] | None:
         raise damaged_store(store, error) from error
 
 
-def _from_columns(columns: dict[str, np.ndarray]) -> list[_Case]:
+def _from_columns(columns: dict[str, np.ndarray]) -> list[_CaseFacts]:
     def parts(name: str, lengths: np.ndarray) -> list[np.ndarray]:
         return np.split(columns[name], np.cumsum(lengths)[:-1])
 
     return [
-        _Case(
-            *words,
+        _CaseFacts(
+            *names,
             grade=None if grade == -2 else grade,
             shape=tuple(shape),
             spacing=tuple(spacing) if any(spacing) else None,
@@ -269,7 +271,7 @@ def _from_columns(columns: dict[str, np.ndarray]) -> list[_Case]:
             area=area,
             fractions=fractions,
         )
-        for *words, grade, shape, spacing, numbers, histograms, area, fractions in zip(
+        for *names, grade, shape, spacing, numbers, histograms, area, fractions in zip(
             *(columns[name].tolist() for name in ("name", "patient", "group", "grade", "shape", "spacing")),
             parts("numbers", columns["shape"][:, 0]),
             columns["histograms"],
@@ -281,7 +283,7 @@ def _from_columns(columns: dict[str, np.ndarray]) -> list[_Case]:
 
 
 def _pack(canvas: Canvas, description: Description, labels: np.ndarray) -> np.ndarray:
-    """Labels [S, H, W] of a volume as target bits of its slices, see `unpack_targets`, [n, side, side, 1]."""
+    """Packs labels [S, H, W] of a volume into target bits [n, side, side, 1], see `unpack_targets`."""
     masks = description.masks(labels)
     if description.ignore is not None:
         masks = np.concatenate([masks, (labels == description.ignore)[..., None]], axis=-1)

@@ -1,7 +1,7 @@
-"""The TFDS dataset `mri_cohort`: labelled scans of any cohort, one record an axial slice.
+"""The TFDS dataset `mri_cohort`: labelled scans of any cohort, one record per axial slice.
 
-A prepared set is named by the number of its cases, its content and its description (`200_cases_4102a302_9f3ec1`), so
-that two cohorts, or two descriptions of one, never mix in a data folder.
+A prepared set is named by the number of its cases, its content and its description (`200_cases_4102a302_9f3ec1`). So
+different cohorts, or different descriptions of one cohort, never mix in a data folder.
 """
 
 import dataclasses
@@ -28,13 +28,13 @@ _SHARD = 128 * 2**20  # bytes; a case is never divided
 
 _DESCRIPTION = """\
 Labelled scans of a cohort. One record is one axial slice; the slices of a case are consecutive records, from foot to
-crown. The channels are mapped to 8 bits, each by itself. The metadata hold the description of channels and targets.
+crown. Each channel is mapped to 8 bits separately. The metadata contain the description of channels and targets.
 """
 
 
 @dataclasses.dataclass(eq=False)
 class MriCohortConfig(tfds.core.BuilderConfig):
-    """A set to be written: its name, its cases, what is recorded beside it."""
+    """The set to write: its name, its cases, and its summary."""
 
     cases: tuple[CheckedCase, ...] = dataclasses.field(default=(), repr=False)
     summary: prepared.Summary | None = dataclasses.field(default=None, repr=False)
@@ -43,7 +43,7 @@ class MriCohortConfig(tfds.core.BuilderConfig):
 
 
 class MriCohort(tfds.core.ShardBasedBuilder):
-    """Writes one record a slice, shard by shard. The one split, `slices`, is no training set, as in `LggMri`."""
+    """Writes one record per slice, shard by shard. As in `LggMri`, the one split is not a training set."""
 
     VERSION = tfds.core.Version(prepared.VERSIONS[prepared.COHORT_DATASET])
     RELEASE_NOTES = {"1.0.0": "First release."}  # noqa: RUF012
@@ -51,7 +51,7 @@ class MriCohort(tfds.core.ShardBasedBuilder):
     def _info(self) -> tfds.core.DatasetInfo:
         summary = getattr(self.builder_config, "summary", None)
         channels = summary.description.channels if summary else ()
-        # encoding='bytes': the default one reads 2 to 10 times slower.
+        # encoding='bytes': reading is 2 to 10 times faster than with the default.
         pixels = partial(tfds.features.Tensor, dtype=np.uint8, encoding="bytes")
         return tfds.core.DatasetInfo(
             builder=self,
@@ -62,10 +62,10 @@ class MriCohort(tfds.core.ShardBasedBuilder):
                     "labels": pixels(shape=(None, None, 1), doc="label map; 0 is background"),
                     "case": tfds.features.Text(),
                     "patient": tfds.features.Text(),
-                    "group": tfds.features.Text(doc="such as the institution; empty where it is not known"),
-                    "slice": tfds.features.Scalar(np.int32, doc="as the files count it"),
+                    "group": tfds.features.Text(doc="such as the institution; empty if unknown"),
+                    "slice": tfds.features.Scalar(np.int32, doc="as numbered in the files"),
                     "spacing": tfds.features.Tensor(
-                        shape=(3,), dtype=np.float32, doc="mm from slice to slice, row to row, column to column; or 0"
+                        shape=(3,), dtype=np.float32, doc="mm between slices, rows and columns; 0 if unknown"
                     ),
                 }
             ),
@@ -75,7 +75,7 @@ class MriCohort(tfds.core.ShardBasedBuilder):
         )
 
     def _shard_iterators_per_split(self, dl_manager: Any) -> dict[str, list[Callable[[], Iterator[tuple[str, dict]]]]]:
-        del dl_manager  # nothing is fetched here
+        del dl_manager  # no downloads
         cases = getattr(self.builder_config, "cases", ())
         if not cases:
             raise InputError(
@@ -103,15 +103,15 @@ class MriCohort(tfds.core.ShardBasedBuilder):
                     "spacing": np.array(volume.spacing or (0, 0, 0), np.float32),
                 }
                 yield f"{case.files.name}_{number}", record
-                record.clear()  # TFDS keeps every record of a shard, to count them when it is written
+                record.clear()  # TFDS keeps all records of a shard until it is written
             self.builder_config.on_case()
 
 
 def folder_of(root: Path, cohort: CheckedCohort) -> Path:
-    """Where the set of a cohort lies in the data folder `root`, written or not."""
+    """The folder of the prepared set of a cohort in the data folder `root`; it may not exist yet."""
     summary = cohort.summary
-    described = hashlib.sha256(json.dumps(summary.description.to_json()).encode()).hexdigest()[:6]
-    name = f"{summary.cases}_cases_{summary.fingerprint[:8]}_{described}"
+    digest = hashlib.sha256(json.dumps(summary.description.to_json()).encode()).hexdigest()[:6]
+    name = f"{summary.cases}_cases_{summary.fingerprint[:8]}_{digest}"
     return root / prepared.COHORT_DATASET / name / str(MriCohort.VERSION)
 
 
@@ -122,16 +122,16 @@ def write(
     read: Callable[[CaseFiles], Volume] | None = None,
     on_case: Callable[[], None] = lambda: None,
 ) -> Path:
-    """Writes a cohort as a set of `mri_cohort`, all or nothing, and returns its folder.
+    """Writes a cohort as a set of `mri_cohort`, completely or not at all, and returns its folder.
 
     Args:
       cohort: as `check_cohort` returned it.
       root: the data folder.
-      read: the labelled volume of a case whose voxels come from elsewhere than its files; by default `read_case`.
+      read: returns the labelled volume of a case; for cases that do not come from files. Default: `read_case`.
       on_case: called after each case.
 
     Raises:
-      InputError: the data folder cannot be written to, or a case changed since it was checked.
+      InputError: the data folder is not writable, or a case changed after it was checked.
     """
     folder = folder_of(root, cohort)
     summary = cohort.summary

@@ -1,4 +1,4 @@
-"""Constants that bring the channels of each case to one scale, so that pixels stay uint8 until the jitted step."""
+"""Normalization constants for the channels of each case. Pixels stay uint8 until the jitted step normalizes them."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,23 +9,23 @@ import numpy as np
 
 from brainseg_jax.errors import InputError
 
-LEVELS = np.arange(256, dtype=np.float64)  # every value that a pixel can have
+LEVELS = np.arange(256, dtype=np.float64)  # all pixel values
 
 
 class Normalization(NamedTuple):
-    """Constants for `normalize`, each float32 [C] for one case or [P, C] for many; one value a channel."""
+    """Constants for `normalize`, float32 [C] for one case or [P, C] for many: one value per channel."""
 
-    lower: jax.Array | np.ndarray  # pixels are clipped to lower..upper,
+    lower: jax.Array | np.ndarray  # pixels are clipped to lower..upper
     upper: jax.Array | np.ndarray
     mean: jax.Array | np.ndarray  # then shifted by the mean
     inverse_std: jax.Array | np.ndarray  # and multiplied by this; 0 where the channel is constant
 
 
 def volume_zscore(counts: np.ndarray) -> tuple[float, float, float, float]:
-    """Clips to the 10th and 99th percentile of the volume, then mean 0 and standard deviation 1 over the volume.
+    """Clips to the 10th and 99th percentile, then scales to mean 0 and standard deviation 1, all over the volume.
 
     This is the preprocessing of Buda et al. 2019 (doi.org/10.1016/j.compbiomed.2019.05.002) in the authors' code
-    (github.com/mateuszbuda/brain-segmentation-pytorch), except that each channel has its own percentiles.
+    (github.com/mateuszbuda/brain-segmentation-pytorch). The difference: each channel has its own percentiles.
 
     Args:
       counts: Histogram of the channel over all voxels, [256].
@@ -38,12 +38,12 @@ def volume_zscore(counts: np.ndarray) -> tuple[float, float, float, float]:
 
 
 def volume_median(counts: np.ndarray) -> tuple[float, float, float, float]:
-    """Relative to the tissue of the head: 0 at the median of its voxels, -1 at air; clipped at the 99th percentile.
+    """Scales relative to the head tissue: 0 at the median of the head voxels, -1 in air. Clips at the 99th percentile.
 
-    Fat and scalp take another share of each scan, and a mean, a standard deviation or a high percentile moves with
-    them, so that the brain ends on another level in each patient. The median voxel of the head is brain. Head is what
-    is brighter than a fifth of the 99th percentile. To divide by the level of one tissue is the idea of WhiteStripe
-    (Shinohara et al. 2014, doi.org/10.1016/j.nicl.2014.08.008), here without finding the white matter.
+    The fraction of fat and scalp differs between scans. It shifts the mean, the standard deviation and high
+    percentiles, so these put the brain at a different level in each patient. The median voxel of the head is brain. The
+    head is all voxels brighter than a fifth of the 99th percentile. WhiteStripe also divides by the level of one tissue
+    (Shinohara et al. 2014, doi.org/10.1016/j.nicl.2014.08.008); this method does not need to segment white matter.
 
     Args:
       counts: Histogram of the channel over all voxels, [256].
@@ -56,12 +56,12 @@ def volume_median(counts: np.ndarray) -> tuple[float, float, float, float]:
 
 
 def head_level(counts: np.ndarray) -> float:
-    """What the head is brighter than, a fifth of the 99th percentile; `counts` as in `volume_median`."""
+    """Threshold of the head: a fifth of the 99th percentile. `counts` as in `volume_median`."""
     return _percentile(counts, 99) * 0.2
 
 
 def rescale(counts: np.ndarray) -> tuple[float, float, float, float]:
-    """Divides by 255, as the reproduced project does; the histogram does not matter."""
+    """Divides by 255, as the reproduced project does. The histogram is not used."""
     del counts
     return 0.0, 255.0, 0.0, 1 / 255
 
@@ -74,7 +74,7 @@ METHODS: dict[str, Callable[[np.ndarray], tuple[float, float, float, float]]] = 
 
 
 def fit(volume: np.ndarray, method: str) -> Normalization:
-    """Constants of one case, exact, from the histogram of each channel.
+    """Exact constants of one case, from the histogram of each channel.
 
     Args:
       volume: All slices of the case, [S, H, W, C] uint8.
@@ -84,29 +84,29 @@ def fit(volume: np.ndarray, method: str) -> Normalization:
       Constants, each float32 [C].
 
     Raises:
-      InputError: There is no such method.
+      InputError: The method is unknown.
     """
     return fit_histograms(histograms(volume), method)
 
 
 def histograms(volume: np.ndarray) -> np.ndarray:
-    """How many voxels of each channel have each value, [C, 256] int64; volume [S, H, W, C] uint8."""
+    """Number of voxels of each value in each channel, [C, 256] int64; volume [S, H, W, C] uint8."""
     counts = np.zeros((volume.shape[-1], 256), np.int64)
-    for image in volume:  # one at a time, as each pixel takes 8 bytes while it is counted
-        for channel, of_channel in enumerate(counts):
-            of_channel += np.bincount(image[..., channel].ravel(), minlength=256)
+    for image in volume:  # one slice at a time, because bincount needs 8 bytes per pixel
+        for channel, row in enumerate(counts):
+            row += np.bincount(image[..., channel].ravel(), minlength=256)
     return counts
 
 
 def fit_histograms(counts: np.ndarray, method: str) -> Normalization:
-    """As `fit`, from the histograms of a volume, [C, 256]."""
+    """Like `fit`, from the histograms of a volume, [C, 256]."""
     if method not in METHODS:
-        raise InputError(f"data.normalization={method!r}: there is no such method; give one of {', '.join(METHODS)}")
+        raise InputError(f"data.normalization={method!r}: unknown method; give one of {', '.join(METHODS)}")
     return Normalization(*np.array([METHODS[method](of_channel) for of_channel in counts], np.float32).T)
 
 
 def repeated(constants: Normalization, context: int) -> Normalization:
-    """Constants [..., C] for images with neighboring slices as further channels, [..., (2 * context + 1) * C]."""
+    """Repeats constants [..., C] for images with neighboring slices as channels, [..., (2 * context + 1) * C]."""
     if not context:
         return constants
     join = jnp.concatenate if isinstance(constants.lower, jax.Array) else np.concatenate
@@ -114,11 +114,11 @@ def repeated(constants: Normalization, context: int) -> Normalization:
 
 
 def normalize(images: jax.Array, constants: Normalization) -> jax.Array:
-    """Clips and standardizes: (clip(x, lower, upper) - mean) * inverse_std. A constant channel becomes zeros.
+    """Clips and standardizes: (clip(x, lower, upper) - mean) * inverse_std. A constant channel becomes 0.
 
     Args:
       images: [..., H, W, C], uint8 or float on the scale 0..255.
-      constants: Each [..., C] with the same leading axes: one row an image.
+      constants: Each [..., C], with the same leading axes as `images`.
 
     Returns:
       [..., H, W, C] float32.
@@ -128,7 +128,7 @@ def normalize(images: jax.Array, constants: Normalization) -> jax.Array:
 
 
 def _percentile(counts: np.ndarray, percent: float) -> float:
-    """The percentile of the pixels behind a histogram, interpolated linearly between neighbors as numpy does."""
+    """The percentile of the pixels of a histogram, with linear interpolation as in numpy."""
     cumulative = np.cumsum(counts)
     rank = percent / 100 * (cumulative[-1] - 1)
     below, above = np.searchsorted(cumulative, [np.floor(rank), np.ceil(rank)], side="right")

@@ -1,11 +1,11 @@
-"""Synthetic, brain-like patients in exactly Kaggle's folder layout: the data of the demo and of the tests.
+"""Synthetic, brain-like patients in Kaggle's folder layout, for the demo and the tests.
 
-The anatomy is painted, not scanned: scalp, skull, folded gray and white matter, ventricles, face, three contrasts
-(pre, FLAIR, post), a smooth bias field and Rician noise. FLAIR shows the tumors best, but it also shows scalp, face,
-periventricular caps and small spots just as bright, so a threshold on FLAIR alone does not find the tumors.
+The anatomy is drawn: scalp, skull, folded gray and white matter, ventricles, face, three contrasts (pre, FLAIR, post),
+a smooth bias field and Rician noise. FLAIR shows the tumors best. Scalp, face, periventricular caps and small spots are
+equally bright in FLAIR, so a threshold on FLAIR alone does not segment the tumors.
 
-Institutions PA, PB and PC do not exist, so their case ids can never be taken for ones of The Cancer Imaging Archive.
-Beside numpy's random generator only exactly rounded operations touch the voxels, as in `phantom_anatomy`.
+The institutions PA, PB and PC do not exist, so no case id equals one of The Cancer Imaging Archive. Except for numpy's
+random generator, only exactly rounded operations touch the voxels, as in `phantom_anatomy`.
 """
 
 import shutil
@@ -29,14 +29,14 @@ from brainseg_jax.errors import InputError
 
 SIZE = 256  # pixels, as in the Kaggle set
 SLICES = 16
-INSTITUTIONS = ("PA", "PA", "PB", "PC")  # taken in turn: half of the patients come from PA
+INSTITUTIONS = ("PA", "PA", "PB", "PC")  # used in turn: half of the patients come from PA
 CLINICAL_COLUMNS = (
     "Patient,RNASeqCluster,MethylationCluster,miRNACluster,CNCluster,RPPACluster,OncosignCluster,COCCluster,"
     "histological_type,neoplasm_histologic_grade,tumor_tissue_site,laterality,tumor_location,gender,"
     "age_at_initial_pathologic,race,ethnicity,death01"
 )
 
-# One row a tissue, in the order of `phantom_anatomy`; columns pre-contrast, FLAIR, post-contrast; 1 is the full gain.
+# One row per tissue, in the order of `phantom_anatomy`; columns pre-contrast, FLAIR, post-contrast; 1: full gain.
 TISSUE_BRIGHTNESS = np.array(
     [
         [0.00, 0.00, 0.00],
@@ -55,18 +55,19 @@ TISSUE_BRIGHTNESS = np.array(
 def write_phantom(folder: Path, *, patients: int, seed: int) -> Path:
     """Writes synthetic patients as `kaggle_3m/<case>/<case>_<n>.tif` and `_<n>_mask.tif`, and a `data.csv`.
 
-    Patient k depends on `seed` and k only, so a larger phantom begins with the same patients. Every patient has tumor.
+    Patient k depends only on `seed` and k, so a larger phantom starts with the same patients. Every patient has a
+    tumor.
 
     Args:
-      folder: Where `kaggle_3m` is made; it appears complete or not at all.
-      patients: How many, 1 to 9999.
+      folder: Parent of the new `kaggle_3m`, which is written completely or not at all.
+      patients: Number of patients, 1 to 9999.
       seed: At least 0.
 
     Returns:
       The `kaggle_3m` folder.
 
     Raises:
-      InputError: `patients` or `seed` is out of range, or `kaggle_3m` is there already.
+      InputError: `patients` or `seed` is out of range, or `kaggle_3m` already exists.
     """
     target = Path(folder) / "kaggle_3m"
     if not 1 <= patients <= 9999 or seed < 0:
@@ -78,21 +79,21 @@ def write_phantom(folder: Path, *, patients: int, seed: int) -> Path:
     rows = [CLINICAL_COLUMNS]
     for index in range(patients):
         rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, index])))
-        person = f"TCGA_{INSTITUTIONS[index % len(INSTITUTIONS)]}_{index + 1:04d}"
-        case = unfinished / f"{person}_{2000 + index % 20}{index % 12 + 1:02d}{index % 28 + 1:02d}"
+        patient = f"TCGA_{INSTITUTIONS[index % len(INSTITUTIONS)]}_{index + 1:04d}"
+        case = unfinished / f"{patient}_{2000 + index % 20}{index % 12 + 1:02d}{index % 28 + 1:02d}"
         _write_case(case, *make_patient(rng))
         kind, grade, gender, age = rng.integers([1, 1, 1, 20], [4, 3, 3, 76])
-        rows.append(f"{person},,,,,,,,{kind},{grade},1,,,{gender},{age},,,")
+        rows.append(f"{patient},,,,,,,,{kind},{grade},1,,,{gender},{age},,,")
     (unfinished / "data.csv").write_text("\n".join(rows) + "\n")
     unfinished.rename(target)
     return target
 
 
 def make_patient(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Paints one patient.
+    """Draws one patient.
 
     Returns:
-      Volume [S, 256, 256, 3] uint8 in channel order pre, FLAIR, post, and tumor mask [S, 256, 256] uint8 in {0, 1}.
+      Volume [S, 256, 256, 3] uint8 with channels pre, FLAIR, post, and tumor mask [S, 256, 256] uint8 in {0, 1}.
     """
     head = head_coordinates(rng, (SLICES, SIZE, SIZE), 1.0)
     depth = tumor_depth(rng, head)
@@ -112,7 +113,7 @@ def _write_case(case: Path, volume: np.ndarray, mask: np.ndarray) -> None:
 
 
 def _add_bright_confusers(rng: np.random.Generator, head: Head, tissue: np.ndarray, brightness: np.ndarray) -> None:
-    """Brightens FLAIR in place where there is no tumor: caps at the ventricle horns, and spots in the white matter."""
+    """Brightens healthy tissue on FLAIR, in place: caps at the ventricle horns, spots in the white matter."""
     glow = np.zeros_like(head.u)
     for end in (-0.4, 0.4):
         cap = 1 - ball(head, (0.15, end, 0.16), (0.13, 0.13, 0.22))
@@ -124,7 +125,7 @@ def _add_bright_confusers(rng: np.random.Generator, head: Head, tissue: np.ndarr
 
 
 def _add_tumor(rng: np.random.Generator, depth: np.ndarray, brightness: np.ndarray) -> None:
-    """Adds the tumor in place: bright on FLAIR, dim on the others; some with a dark core, some with a rim in post."""
+    """Adds the tumor in place: bright on FLAIR, dark on the others; sometimes a dark core or a bright rim in post."""
     body = np.minimum(depth * 5 + 0.35, 1) * (depth > 0)
     brightness[1] += body * rng.uniform(0.22, 0.5)
     dimming = body * rng.uniform(0.1, 0.25)
@@ -139,7 +140,7 @@ def _add_tumor(rng: np.random.Generator, depth: np.ndarray, brightness: np.ndarr
 
 
 def _scan(rng: np.random.Generator, head: Head, brightness: np.ndarray) -> np.ndarray:
-    """Texture, bias field, gain and Rician noise of each contrast: [3, S, H, W] to uint8 [S, H, W, 3]."""
+    """Adds texture, bias field, gain and Rician noise to each contrast: [3, S, H, W] to uint8 [S, H, W, 3]."""
     texture = 1 + 0.08 * smooth_noise(rng, (16, 64, 64), head.u.shape)
     volume = np.empty((*head.u.shape, 3), np.uint8)
     for channel, contrast in enumerate(brightness):

@@ -1,8 +1,8 @@
 """The anatomy of the synthetic patients: a head with its tissues, and a tumor, on any grid.
 
-A volume is worked on in head coordinates: u (left to right), v (front to back) and w (foot to crown), where the head is
-about the unit ball. Beside numpy's random generator only exactly rounded operations (+ - * / sqrt) touch the voxels, so
-every machine with the same numpy draws the same bytes.
+Volumes are computed in head coordinates, in which the head is roughly the unit ball: u (left to right), v (front to
+back) and w (foot to crown). Except for numpy's random generator, only exactly rounded operations (+ - * / sqrt) touch
+the voxels. So every machine with the same numpy version draws the same bytes.
 """
 
 from collections.abc import Sequence
@@ -23,12 +23,12 @@ class Head(NamedTuple):
 
 
 def smooth_noise(rng: np.random.Generator, cells: tuple[int, int, int], shape: tuple[int, int, int]) -> np.ndarray:
-    """Smooth random field in -1..1, float32 [S, H, W]: random values at the corners of `cells`, blended between."""
+    """Smooth random field in -1..1, float32 [S, H, W]: random values on a grid of `cells`, interpolated."""
     field = rng.random([count + 1 for count in cells], np.float32) * 2 - 1
     for axis, (count, length) in enumerate(zip(cells, shape, strict=True)):
-        place = (np.arange(length, dtype=np.float32) + 0.5) * (count / length)
-        corner = place.astype(int)
-        weight = place - np.floor(place)
+        position = (np.arange(length, dtype=np.float32) + 0.5) * (count / length)
+        corner = position.astype(int)
+        weight = position - np.floor(position)
         weight = (weight * weight * (3 - 2 * weight)).reshape([-1 if other == axis else 1 for other in range(3)])
         low = np.take(field, corner, axis)
         field = low + (np.take(field, corner + 1, axis) - low) * weight
@@ -36,12 +36,12 @@ def smooth_noise(rng: np.random.Generator, cells: tuple[int, int, int], shape: t
 
 
 def head_coordinates(rng: np.random.Generator, shape: tuple[int, int, int], scale: float) -> Head:
-    """Head coordinates for a head of random size, position, rotation and tilt, with an uneven outline.
+    """Head coordinates of a head with random size, position, rotation, tilt and an uneven outline.
 
     Args:
-      rng: gives the numbers.
+      rng: random generator.
       shape: (S, H, W).
-      scale: pixels for each pixel of a slice of 256 x 256, which the head fills.
+      scale: size of the head; at 1 it fills a slice of 256 x 256 pixels.
     """
     slices, height, breadth = shape
     width, length = rng.uniform(78, 94) * scale, rng.uniform(98, 114) * scale  # half axes, in pixels
@@ -60,7 +60,7 @@ def head_coordinates(rng: np.random.Generator, shape: tuple[int, int, int], scal
 
 
 def tumor_depth(rng: np.random.Generator, head: Head) -> np.ndarray:
-    """Depth into an uneven blob in one hemisphere, float32 [S, H, W]: 0 on its surface, up to about 1 inside."""
+    """Depth inside an uneven blob in one hemisphere, float32 [S, H, W]: 0 on its surface, about 1 at its center."""
     center = rng.uniform([0.3, -0.45, -0.05], [0.5, 0.45, 0.35]) * [rng.choice([-1, 1]), 1, 1]
     radii = rng.uniform(0.22, 0.46) * rng.uniform([0.8, 0.8, 1.2], [1.2, 1.2, 1.6])
     u, v, w = (
@@ -71,7 +71,7 @@ def tumor_depth(rng: np.random.Generator, head: Head) -> np.ndarray:
 
 
 def ball(head: Head, center: Sequence[float], radii: Sequence[float]) -> np.ndarray:
-    """Squared distance to a center and to its mirror image in the other hemisphere; 1 is `radii` away from it."""
+    """Squared distance to a center, or its mirror image in the other hemisphere, in units of `radii`."""
     u = (np.abs(head.u) - center[0]) / radii[0]
     v = (head.v - center[1]) / radii[1]
     w = (head.w - center[2]) / radii[2]
@@ -79,7 +79,7 @@ def ball(head: Head, center: Sequence[float], radii: Sequence[float]) -> np.ndar
 
 
 def tissues(rng: np.random.Generator, head: Head, tumor: np.ndarray) -> np.ndarray:
-    """Tissue of each voxel, uint8 [S, H, W], painted from the skin inward; `tumor` (bool) presses its sulci shut."""
+    """Tissue of each voxel, uint8 [S, H, W], drawn from the skin inward. `tumor` (bool) closes the sulci inside it."""
     side, radius = np.abs(head.u), head.radius
     folds = smooth_noise(rng, (9, 22, 22), head.u.shape)
     thickness = rng.uniform(0.9, 1.15)
@@ -95,12 +95,12 @@ def tissues(rng: np.random.Generator, head: Head, tumor: np.ndarray) -> np.ndarr
     )
     tissue[brain & (ball(head, (0.27, 0.02, 0.05), (0.09, 0.2, 0.22)) < 1)] = GRAY
     tissue[brain & (side < 0.016) & ((np.abs(head.v) > 0.45) | (head.w > 0.45)) & ~tumor] = FLUID
-    horns = rng.uniform(0.055, 0.08) + 0.55 * head.v * head.v  # the two ventricles part at front and back
+    horns = rng.uniform(0.055, 0.08) + 0.55 * head.v * head.v  # the two ventricles diverge at front and back
     size = rng.uniform(0.8, 1.25)
     across, along, up = (side - horns) / (0.055 * size), head.v / 0.38, (head.w - 0.16) / (0.28 * size)
     tissue[across * across + along * along + up * up < 1] = FLUID
     tissue[ball(head, (0, 0.87, 0.1), (0.035, 0.035, 0.6)) < 1] = VESSEL
-    face = (radius < 0.94) & (head.w < -0.32 - 0.3 * head.v)  # its upper end slants down to the back
+    face = (radius < 0.94) & (head.w < -0.32 - 0.3 * head.v)  # its upper surface slopes down to the back
     tissue[face] = MUSCLE
     tissue[face & (folds > 0.3)] = SCALP
     tissue[face & (folds < -0.3)] = BONE
@@ -109,7 +109,7 @@ def tissues(rng: np.random.Generator, head: Head, tumor: np.ndarray) -> np.ndarr
 
 
 def soften(brightness: np.ndarray) -> np.ndarray:
-    """Blurs the painted edges over about two pixels, as a scanner does; [C, S, H, W], borders kept."""
+    """Blurs the edges over about two pixels, as a scanner does. In place, [C, S, H, W]; borders do not change."""
     inner = brightness[:, :, 1:-1]
     brightness[:, :, 1:-1] = inner + 0.25 * (brightness[:, :, :-2] - 2 * inner + brightness[:, :, 2:])
     inner = brightness[:, :, :, 1:-1]

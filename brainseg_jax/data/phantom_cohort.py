@@ -1,7 +1,7 @@
-"""Synthetic patients as a cohort of other formats: four sequences, three nested regions, several time points.
+"""Synthetic patients as a cohort in other formats: four sequences, three nested regions, several time points.
 
-The anatomy is that of `phantom_anatomy`, on small grids of another size and spacing for each patient. The same patients
-can be written in each layout, so that a study of one format can be repeated in another.
+The anatomy comes from `phantom_anatomy`, on small grids with a different size and spacing for each patient. Each layout
+can hold the same patients, so a study in one format can be repeated in another.
 """
 
 import csv
@@ -25,8 +25,8 @@ SEQUENCES = ("t1n", "t1c", "t2w", "t2f")
 NECROSIS, EDEMA, ENHANCING = 1, 2, 3  # the labels of BraTS 2023
 REGIONS = {"whole tumor": [2, 1, 3], "tumor core": [1, 3], "enhancing tumor": [3]}
 _BIDS_SUFFIXES = ("T1w", "ce-gd_T1w", "T2w", "FLAIR")
-_EVERY = 3  # which patients have several time points: every third
-# One row a tissue, in the order of `phantom_anatomy`; columns as SEQUENCES; 1 is the gain of the scanner.
+_INTERVAL = 3  # every third patient has several time points
+# One row per tissue, in the order of `phantom_anatomy`; columns as SEQUENCES; 1: the scanner's gain.
 _BRIGHTNESS = np.array(
     [
         [0.00, 0.00, 0.00, 0.00],
@@ -40,7 +40,7 @@ _BRIGHTNESS = np.array(
     ],
     np.float32,
 )
-# What a tumor adds, by label 0 to 3; columns as SEQUENCES.
+# Change by the tumor, for labels 0 to 3; columns as SEQUENCES.
 _TUMOR = np.array(
     [[0, 0, 0, 0], [-0.20, -0.25, 0.45, 0.05], [-0.12, -0.10, 0.25, 0.40], [-0.10, 0.55, 0.20, 0.30]], np.float32
 )
@@ -53,7 +53,7 @@ class PhantomCase:
     Attributes:
       patient: index from 0.
       time: index of the time point, from 0.
-      grid: how its voxels lie.
+      grid: voxel grid in the file.
       voxels: [C, S, H, W] int16, axial slices from foot to crown.
       labels: [S, H, W] uint8: 0, NECROSIS, EDEMA, ENHANCING.
     """
@@ -66,38 +66,38 @@ class PhantomCase:
 
     @property
     def name(self) -> str:
-        """As in `phantom-001-0`."""
+        """Such as `phantom-001-0`."""
         return f"{self.patient_name}-{self.time}"
 
     @property
     def patient_name(self) -> str:
-        """As in `phantom-001`."""
+        """Such as `phantom-001`."""
         return f"phantom-{self.patient + 1:03d}"
 
     @property
     def group(self) -> str:
-        """The institution, which does not exist."""
+        """A fictitious institution."""
         return "PA" if self.patient % 2 == 0 else "PB"
 
 
 def write_phantom_cohort(folder: Path, *, layout: str, patients: int, seed: int, time_points: int = 2) -> Path:
-    """Writes synthetic patients as a user would have them.
+    """Writes synthetic patients in a folder layout that users have.
 
-    Patient k depends on `seed` and k only. Every third patient, the first to begin with, has several time points, over
-    which its tumor grows.
+    Patient k depends only on `seed` and k. Every third patient, starting with the first, has several time points, over
+    which the tumor grows.
 
     Args:
-      folder: where the folder of the cohort is made; it appears complete or not at all.
+      folder: parent of the cohort's folder, which is written completely or not at all.
       layout: `brats`, `bids`, `nnunet`, `msd`, or `pairs` (PNG slices of FLAIR with masks of the whole tumor).
-      patients: how many, 1 to 999.
+      patients: number of patients, 1 to 999.
       seed: at least 0.
       time_points: of every third patient, 1 to 9.
 
     Returns:
-      the folder of the cohort, for `list_cohort`.
+      The folder of the cohort, for `list_cohort`.
 
     Raises:
-      InputError: an argument is out of range, or the folder of the cohort is there already.
+      InputError: an argument is out of range, or the folder of the cohort already exists.
     """
     if layout not in _LAYOUTS:
         raise InputError(f"phantom cohort: layout={layout!r}; give one of {', '.join(_LAYOUTS)}")
@@ -119,9 +119,9 @@ def write_phantom_cohort(folder: Path, *, layout: str, patients: int, seed: int,
 
 
 def make_cases(*, patients: int, seed: int, time_points: int) -> Iterator[PhantomCase]:
-    """Paints the cases of `write_phantom_cohort`, one after the other."""
+    """Yields the cases of `write_phantom_cohort` one after the other."""
     for patient in range(patients):
-        for time in range(time_points if patient % _EVERY == 0 else 1):
+        for time in range(time_points if patient % _INTERVAL == 0 else 1):
             yield _make_case(seed, patient, time)
 
 
@@ -131,7 +131,7 @@ def _make_case(seed: int, patient: int, time: int) -> PhantomCase:
     height = int(anatomy.integers(15, 18)) * 4
     shape = (int(anatomy.integers(11, 14)), height, height - 8)
     voxels, labels = paint(anatomy, noise, shape, time=time)
-    spacing = 230 / (height * float(anatomy.uniform(0.95, 1.05)))  # mm in the plane; a head is some 200 mm long
+    spacing = 230 / (height * float(anatomy.uniform(0.95, 1.05)))  # mm in the plane; a head is about 200 mm long
     return PhantomCase(
         patient,
         time,
@@ -144,16 +144,16 @@ def _make_case(seed: int, patient: int, time: int) -> PhantomCase:
 def paint(
     anatomy: np.random.Generator, noise: np.random.Generator, shape: tuple[int, int, int], *, time: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Paints a head with a tumor.
+    """Draws a head with a tumor.
 
     Args:
-      anatomy: gives the numbers of head and tumor.
-      noise: those of the scan.
-      shape: (S, H, W); the head is as large as it is in an image of H x H.
-      time: the tumor grows with it.
+      anatomy: random generator of head and tumor.
+      noise: random generator of the scan.
+      shape: (S, H, W). The head has the same size as in an image of H x H.
+      time: index of the time point; the tumor grows with it.
 
     Returns:
-      [C, S, H, W] int16, the channels those of `SEQUENCES`; and labels [S, H, W] uint8.
+      [C, S, H, W] int16 with the channels of `SEQUENCES`, and labels [S, H, W] uint8.
     """
     head = head_coordinates(anatomy, shape, scale=shape[1] / 256)
     depth = tumor_depth(anatomy, head) + np.float32(0.08 + 0.12 * time)
@@ -167,7 +167,7 @@ def paint(
 
 
 def _scan(rng: np.random.Generator, brightness: np.ndarray) -> np.ndarray:
-    """Texture, gain and Rician noise of each sequence: [C, S, H, W] to int16."""
+    """Adds texture, gain and Rician noise to each sequence: [C, S, H, W] to int16."""
     shape = brightness.shape[1:]
     texture = 1 + 0.08 * smooth_noise(rng, (6, 16, 16), shape)
     scanned = np.empty(brightness.shape, np.int16)
@@ -181,7 +181,7 @@ def _scan(rng: np.random.Generator, brightness: np.ndarray) -> np.ndarray:
 
 
 def _grid(shape: tuple[int, int, int], spacing: tuple[float, float], *, flipped: bool) -> Grid:
-    """The grid of [S, H, W] slices in a file whose axes run to the right and the front, or to the left and the back."""
+    """Grid of a file for [S, H, W] slices; its axes point right and front, or left and back if flipped."""
     slices, height, width = shape
     between, within = spacing
     sign = -1 if flipped else 1
@@ -191,10 +191,10 @@ def _grid(shape: tuple[int, int, int], spacing: tuple[float, float], *, flipped:
 
 
 def _save(case: PhantomCase, slices: np.ndarray, path: Path) -> None:
-    """Writes [S, H, W], or [S, H, W, C], as NIfTI."""
+    """Writes [S, H, W] or [S, H, W, C] as NIfTI."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    parts = [slices] if slices.ndim == 3 else list(np.moveaxis(slices, -1, 0))
-    turned = [case.grid.from_slices(part) for part in parts]
+    channels = [slices] if slices.ndim == 3 else list(np.moveaxis(slices, -1, 0))
+    turned = [case.grid.from_slices(channel) for channel in channels]
     image = nib.Nifti1Image(turned[0] if slices.ndim == 3 else np.stack(turned, axis=-1), case.grid.affine)
     image.header.set_xyzt_units("mm")
     nib.save(image, path)
@@ -209,20 +209,20 @@ def _write_brats(root: Path, cases: Iterator[PhantomCase]) -> None:
 
 
 def _write_bids(root: Path, cases: Iterator[PhantomCase]) -> None:
-    """With `cohort.toml`, as BIDS cannot tell that regions are nested."""
+    """Also writes `cohort.toml`, because BIDS cannot describe nested regions."""
     _write_json(root / "dataset_description.json", {"Name": "synthetic patients", "BIDSVersion": "1.9.0"})
     targets = "".join(f'"{name}" = {values}\n' for name, values in REGIONS.items())
     (root / "cohort.toml").write_text(f"[targets]\n{targets}")
     for case in cases:
         subject, session = f"sub-{case.patient + 1:03d}", f"ses-{case.time + 1}"
-        place, name = Path(subject) / session / "anat", f"{subject}_{session}"
+        folder, name = Path(subject) / session / "anat", f"{subject}_{session}"
         for suffix, voxels in zip(_BIDS_SUFFIXES, case.voxels, strict=True):
-            _save(case, voxels, root / place / f"{name}_{suffix}.nii.gz")
-        _save(case, case.labels, root / "derivatives" / "manual" / place / f"{name}_dseg.nii.gz")
+            _save(case, voxels, root / folder / f"{name}_{suffix}.nii.gz")
+        _save(case, case.labels, root / "derivatives" / "manual" / folder / f"{name}_dseg.nii.gz")
 
 
 def _write_nnunet(root: Path, cases: Iterator[PhantomCase]) -> None:
-    """With regions, and `patients.csv`, as nnU-Net does not know of time points."""
+    """Uses regions. Also writes `patients.csv`, because nnU-Net has no time points."""
     written = []
     for case in cases:
         for number, voxels in enumerate(case.voxels):
@@ -241,7 +241,7 @@ def _write_nnunet(root: Path, cases: Iterator[PhantomCase]) -> None:
 
 
 def _write_msd(root: Path, cases: Iterator[PhantomCase]) -> None:
-    """With labels that exclude each other, as this format has no regions, and with `patients.csv`."""
+    """Uses exclusive labels, because the format has no regions. Also writes `patients.csv`."""
     written = []
     for case in cases:
         _save(case, np.moveaxis(case.voxels, 0, -1), root / "imagesTr" / f"{case.name}.nii.gz")
@@ -262,7 +262,7 @@ def _write_msd(root: Path, cases: Iterator[PhantomCase]) -> None:
 
 
 def _write_pairs(root: Path, cases: Iterator[PhantomCase]) -> None:
-    """PNG slices of FLAIR, and masks of the whole tumor, 0 and 255; with `patients.csv`."""
+    """Writes PNG slices of FLAIR, masks of the whole tumor with 0 and 255, and `patients.csv`."""
     written = []
     for case in cases:
         flair, _ = to_8_bits(case.voxels[SEQUENCES.index("t2f")])

@@ -1,7 +1,6 @@
 """Prepares the data: `python -m brainseg_jax.data.prepare --source=PATH --data_dir=DIR`.
 
-Checks everything first, writes a TFDS dataset, and ends with a table of what is in it. With `--check` nothing is
-written.
+Checks everything, writes a TFDS dataset, and prints a summary table. With `--check` it writes nothing.
 """
 
 import brainseg_jax.import_errors  # isort: skip  # noqa: F401
@@ -18,21 +17,21 @@ SOURCE = flags.DEFINE_string(
     "source",
     "kaggle",
     "What to prepare: a folder of labelled scans (nnU-Net, MSD, BraTS, BIDS, pairs of image and mask); kaggle_3m/, a "
-    "folder that holds it, Kaggle's zip; kaggle (the set prepared before, else a download); phantom or "
+    "folder that contains it, Kaggle's zip; kaggle (the prepared set, otherwise a download); phantom or "
     "phantom:PATIENTS:SEED (synthetic patients).",
 )
 DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "Folder of TFDS datasets. Default: TFDS_DATA_DIR, else ~/tensorflow_datasets."
+    "data_dir", None, "Folder of TFDS datasets. Default: TFDS_DATA_DIR, otherwise ~/tensorflow_datasets."
 )
-CHECK = flags.DEFINE_bool("check", False, "Only check: read every file, list all faults, write nothing.")
+CHECK = flags.DEFINE_bool("check", False, "Only check the source: read every file, list all faults, write nothing.")
 
 
 def main(_: list[str]) -> None:
-    """Prepares or checks what the flags name and prints what there is."""
+    """Prepares or checks the source and prints its summary."""
     console = Console()
     if CHECK.value:
         print_summary(check(SOURCE.value), console)
-        console.print("No fault. Only checked, nothing written.")
+        console.print("No faults. Checked only; nothing was written.")
         return
     folder = prepare(SOURCE.value, DATA_DIR.value)
     print_summary(prepared.read_summary(folder), console)

@@ -1,4 +1,4 @@
-"""`prepare`: from whatever a user has to a prepared set; `check` does everything but write."""
+"""`prepare` converts the user's data to a prepared set. `check` runs the same checks without writing."""
 
 from pathlib import Path
 
@@ -15,29 +15,29 @@ from brainseg_jax.scans.walk import list_passed_over
 
 
 def prepare(source: str, data_dir: str | Path | None, *, progress: bool = True) -> Path:
-    """Prepares a source as a TFDS dataset, unless the same content already lies there.
+    """Prepares a source as a TFDS dataset, unless the same content is already prepared.
 
-    Everything is checked before anything is written, and a set gets its name only when it is whole: an interrupted run
-    leaves nothing that looks finished, and of two processes that prepare the same content one uses the other's.
+    All checks run before anything is written. A set gets its name only when it is complete, so an interrupted run never
+    leaves a set that looks complete. If two processes prepare the same content, one of them uses the result of the
+    other.
 
     Args:
-      source: a folder of labelled scans in one of the layouts of `data.formats`; a set that is prepared already, as
-        this function returned it; or the LGG data, `kaggle` or a phantom, see `lgg.prepare`.
-      data_dir: the folder of TFDS datasets; None is TFDS's own: `TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
+      source: a folder of labelled scans in one of the layouts of `data.formats`; a prepared set, as this function
+        returned it; or the LGG data, `kaggle` or a phantom, see `lgg.prepare`.
+      data_dir: the folder of TFDS datasets; None: the default of TFDS, `TFDS_DATA_DIR` or `~/tensorflow_datasets`.
       progress: whether to show a progress bar.
 
     Returns:
       The folder of the prepared set, `data_dir/<dataset>/<config>/<version>`.
 
     Raises:
-      InputError: an unknown source, bad data (all faults are listed), no network, or a data folder that cannot be
-        written to.
+      InputError: unknown source, bad data (all faults are listed), no network, or a data folder that is not writable.
     """
     path = _folder_of_cohort(source)
     if path is None:
         return lgg.prepare(source, data_dir, progress=progress)
     if prepared.is_prepared(path):
-        prepared.read_summary(path)  # raises where it is damaged
+        prepared.read_summary(path)  # raises if it is damaged
         return path.resolve()
     root = prepared.open_data_folder(data_dir)
     signature = source_index.signature_of(path)
@@ -55,10 +55,10 @@ def prepare(source: str, data_dir: str | Path | None, *, progress: bool = True) 
 
 
 def check(source: str, *, progress: bool = True) -> prepared.Summary:
-    """Checks a source as `prepare` does, and writes nothing.
+    """Checks a source as `prepare` does, but writes nothing.
 
     Raises:
-      InputError: as `prepare` raises it.
+      InputError: as `prepare` does.
     """
     path = _folder_of_cohort(source)
     if path is None:
@@ -70,7 +70,7 @@ def check(source: str, *, progress: bool = True) -> prepared.Summary:
 
 
 def _folder_of_cohort(source: str) -> Path | None:
-    """The path of a source that is not the LGG data, nor a word for it, nor missing."""
+    """The folder of a source; None for the LGG data, `kaggle`, a phantom, or a path that does not exist."""
     if not source or source == lgg.KAGGLE or lgg.PHANTOM_SOURCE.fullmatch(source):
         return None
     path = user_path(source, "source")

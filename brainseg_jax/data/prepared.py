@@ -1,4 +1,4 @@
-"""What lies prepared in a data folder: `DATA_DIR/<dataset>/<config>/<version>/`, as TFDS lays it out."""
+"""The prepared sets in a data folder: `DATA_DIR/<dataset>/<config>/<version>/`, the layout of TFDS."""
 
 import dataclasses
 import io
@@ -21,26 +21,26 @@ DATASET = "lgg_mri"
 COHORT_DATASET = "mri_cohort"
 VERSIONS = {DATASET: "1.0.0", COHORT_DATASET: "1.0.0"}
 STALE = 24 * 3600  # seconds after which the unfinished folder of a killed process is removed
-# Counted in the Kaggle set, version 2; the paper and the page state the 110 patients and their institutions.
+# Counted in version 2 of the Kaggle set. The paper and the page confirm the 110 patients and their institutions.
 PUBLISHED_PATIENTS = 110
 PUBLISHED_SLICES = 3929
 PUBLISHED_TUMOR_SLICES = 1373
 PUBLISHED_TUMOR_FRACTION = 0.0103  # of pixels
 PUBLISHED_INSTITUTIONS = {"DU": 45, "HT": 34, "CS": 16, "FG": 14, "EZ": 1}  # patients
-Spread = tuple[tuple[float, float, float], ...]  # along slices, rows and columns the minimum, median and maximum
+Spread = tuple[tuple[float, float, float], ...]  # minimum, median and maximum along slices, rows and columns
 
 
 @dataclasses.dataclass(frozen=True)
 class TargetCounts:
-    """How much of a target is in a cohort.
+    """Amount of a target in a cohort.
 
     Attributes:
       name: of the target.
-      labels: the values that belong to it.
-      cases: that have some of it.
-      voxels: of all cases.
-      milliliters: of all cases; None where the spacing of a case is not known.
-      median_milliliters: of a case.
+      labels: label values of the target.
+      cases: number of cases with the target.
+      voxels: number of voxels in all cases.
+      milliliters: volume in all cases; None if the spacing of a case is unknown.
+      median_milliliters: median volume of a case.
     """
 
     name: str
@@ -53,17 +53,17 @@ class TargetCounts:
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-    """What was found in the files of a cohort.
+    """Facts about the files of a cohort.
 
     Attributes:
-      kind: the format, in words.
-      notes: what was inferred, repaired or replaced.
+      kind: name of the format.
+      notes: messages on what was inferred, repaired or replaced.
       targets: in the order of the description.
       sizes: voxels along slices, rows and columns.
-      spacings: millimeters between them, of the cases where it is known.
-      without_spacing: cases where it is not.
-      ranges: minimum and maximum in the files by channel, before the values are mapped to 8 bits.
-      replaced: in how many cases a channel is replaced by the stand-in.
+      spacings: millimeters along the same axes, of the cases with a known spacing.
+      without_spacing: number of cases without a spacing.
+      ranges: minimum and maximum of each channel in the files, before the mapping to 8 bits.
+      replaced: number of cases in which a channel is replaced, by channel.
     """
 
     kind: str
@@ -78,19 +78,19 @@ class Contents:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """The metadata kept beside a prepared set.
+    """The metadata that are stored with a prepared set.
 
     Attributes:
       fingerprint: of the content, see `validation.read_source` and `cohort_check.check_cohort`.
       source: as the user gave it.
-      patients: how many.
-      slices: how many.
-      target_slices: slices with a voxel of any target.
-      target_fraction: of pixels, that belong to any target.
-      groups: patients of each group, such as an institution.
-      cases: how many; a patient can have several.
+      patients: number of patients.
+      slices: number of slices.
+      target_slices: number of slices with a voxel of any target.
+      target_fraction: fraction of the pixels that belong to any target.
+      groups: number of patients in each group, such as an institution.
+      cases: number of cases; a patient can have several.
       description: channels and targets.
-      contents: of a cohort; None of the LGG data.
+      contents: of a cohort; None for the LGG data.
     """
 
     fingerprint: str
@@ -106,17 +106,17 @@ class Summary:
 
     @property
     def is_published(self) -> bool:
-        """Whether all patients come from the institutions of the Kaggle set, which synthetic ones never do."""
+        """Whether all patients come from institutions of the Kaggle set. Synthetic patients never do."""
         return self.contents is None and self.groups.keys() <= PUBLISHED_INSTITUTIONS.keys()
 
     @property
     def is_whole(self) -> bool:
-        """Whether it is the published set: all patients, slices and tumor slices."""
+        """Whether this is the whole published set, by its numbers of patients, slices and tumor slices."""
         published = (PUBLISHED_PATIENTS, PUBLISHED_SLICES, PUBLISHED_TUMOR_SLICES)
         return self.is_published and (self.patients, self.slices, self.target_slices) == published
 
     def to_metadata(self) -> dict[str, Any]:
-        """The inverse of `_of_metadata`: plain values, under the names that the first release wrote for LGG."""
+        """The inverse of `_from_metadata`, as plain values. The LGG data keep the keys of the first release."""
         if self.contents is None:
             return {
                 "fingerprint": self.fingerprint,
@@ -130,93 +130,93 @@ class Summary:
         return dataclasses.asdict(self) | {"description": self.description.to_json()}
 
 
-def _of_metadata(content: dict[str, Any]) -> Summary:
+def _from_metadata(content: dict[str, Any]) -> Summary:
     if "contents" not in content:
-        old = {"target_slices": "tumor_slices", "target_fraction": "tumor_fraction", "groups": "institutions"}
-        same = {name: content[name] for name in ("fingerprint", "source", "patients", "slices")}
-        return Summary(**same, **{new: content[name] for new, name in old.items()}, cases=content["patients"])
-    found = dict(content["contents"])
-    targets = [TargetCounts(**{**each, "labels": tuple(each["labels"])}) for each in found["targets"]]
-    found |= {"notes": tuple(found["notes"]), "targets": tuple(targets)}
-    found |= {name: tuple(tuple(each) for each in found[name]) for name in ("sizes", "spacings")}
-    found["ranges"] = {name: tuple(each) for name, each in found["ranges"].items()}
+        renamed = {"target_slices": "tumor_slices", "target_fraction": "tumor_fraction", "groups": "institutions"}
+        unchanged = {name: content[name] for name in ("fingerprint", "source", "patients", "slices")}
+        return Summary(**unchanged, **{new: content[name] for new, name in renamed.items()}, cases=content["patients"])
+    contents = dict(content["contents"])
+    targets = [TargetCounts(**{**each, "labels": tuple(each["labels"])}) for each in contents["targets"]]
+    contents |= {"notes": tuple(contents["notes"]), "targets": tuple(targets)}
+    contents |= {name: tuple(tuple(each) for each in contents[name]) for name in ("sizes", "spacings")}
+    contents["ranges"] = {name: tuple(each) for name, each in contents["ranges"].items()}
     description = Description.from_json(content["description"])
-    return Summary(**{**content, "description": description, "contents": Contents(**found)})
+    return Summary(**{**content, "description": description, "contents": Contents(**contents)})
 
 
 def is_prepared(folder: Path) -> bool:
-    """Whether `folder` is `<dataset>/<config>/<version>` and holds a whole set.
+    """Whether `folder` is `<dataset>/<config>/<version>` and contains a complete set.
 
-    TFDS gives a folder its name only when everything is in it.
+    TFDS renames the folder only after it is complete.
     """
     parents = folder.resolve().parents
     return len(parents) > 1 and parents[1].name in VERSIONS and (folder / "dataset_info.json").is_file()
 
 
 def read_summary(folder: Path) -> Summary:
-    """Reads the metadata of a prepared set, of either dataset.
+    """Reads the metadata of a prepared set of either dataset.
 
     Raises:
-      InputError: the folder was damaged after it was prepared.
+      InputError: the folder is damaged.
     """
     try:
         with quiet_tfds():
-            return _of_metadata(dict(tfds.builder_from_directory(folder).info.metadata))
-    except Exception as error:  # JSON, protobuf and missing keys: each means a damaged folder
+            return _from_metadata(dict(tfds.builder_from_directory(folder).info.metadata))
+    except Exception as error:  # of JSON, protobuf or a missing key: the folder is damaged
         raise damaged(folder, error) from error
 
 
 def damaged(folder: Path, reason: object) -> InputError:
-    """The error for a set that cannot be read any more."""
+    """The error for a prepared set that cannot be read."""
     return InputError(f"{folder}: damaged ({reason}). Delete this folder and prepare again.")
 
 
 def list_prepared(data_dir: Path, *datasets: str) -> dict[Path, Summary]:
-    """The sets that lie prepared in `data_dir`, by folder: of these datasets, or of all."""
-    found = {}
+    """The prepared sets in `data_dir`, by folder. Without `datasets`, those of all datasets."""
+    summaries = {}
     for dataset in datasets or VERSIONS:
         for folder in sorted(data_dir.glob(f"{dataset}/*/{VERSIONS[dataset]}")):
             if is_prepared(folder):
                 try:
-                    found[folder] = read_summary(folder)
+                    summaries[folder] = read_summary(folder)
                 except InputError as error:
-                    logging.warning("left out: %s", error)
-    return found
+                    logging.warning("ignored: %s", error)
+    return summaries
 
 
 def write(builder: type[tfds.core.DatasetBuilder], config: tfds.core.BuilderConfig, root: Path, folder: Path) -> None:
-    """Writes a set, all or nothing; of two processes that write the same one, the second uses that of the first.
+    """Writes a set, completely or not at all. If two processes write the same set, the second uses the first's.
 
     Args:
       builder: of the dataset.
-      config: holds what is written.
+      config: contains the cases to write.
       root: the data folder.
-      folder: where the set lies then, `root/<dataset>/<config.name>/<version>`.
+      folder: final folder of the set, `root/<dataset>/<config.name>/<version>`.
 
     Raises:
-      InputError: the folder cannot be written to, or holds what is not a whole set.
+      InputError: the folder is not writable, or contains an incomplete set.
     """
     try:
         with quiet_tfds():
             builder(data_dir=root, config=config).download_and_prepare(file_format="array_record")
-    except (OSError, RuntimeError) as error:  # array_record reports what the disk does as a RuntimeError
+    except (OSError, RuntimeError) as error:  # array_record raises RuntimeError for disk errors
         if is_prepared(folder):
             return
         raise InputError(f"{root}: cannot be written to ({explain(error, 'another data_dir')})") from error
     if not is_prepared(folder):
-        raise InputError(f"{folder}: lies there but is not whole. Delete this folder and prepare again.")
+        raise InputError(f"{folder}: exists but is incomplete. Delete this folder and prepare again.")
 
 
-def open_data_folder(given: str | Path | None) -> Path:
-    """The folder of prepared data; what killed processes left in it is removed.
+def open_data_folder(data_dir: str | Path | None) -> Path:
+    """Returns the folder of prepared data, after it removes stale files of killed processes.
 
     Args:
-      given: None or empty is TFDS's own: `TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
+      data_dir: None or empty: the default of TFDS, `TFDS_DATA_DIR` or `~/tensorflow_datasets`.
 
     Raises:
-      InputError: it cannot be used, or there is no folder for temporary files, which TFDS and the phantom need.
+      InputError: the folder cannot be used, or there is no temporary folder, which TFDS and the phantom need.
     """
-    root = _data_folder(given)
+    root = _data_folder(data_dir)
     _remove_stale(root)
     try:
         tempfile.gettempdir()
@@ -225,21 +225,21 @@ def open_data_folder(given: str | Path | None) -> Path:
     return root
 
 
-def _data_folder(given: str | Path | None) -> Path:
-    if given:
-        return user_path(str(given), "data_dir").absolute()
+def _data_folder(data_dir: str | Path | None) -> Path:
+    if data_dir:
+        return user_path(str(data_dir), "data_dir").absolute()
     default = tfds.core.constants.get_default_data_dir()
     try:
         return user_path(str(default), "TFDS_DATA_DIR").absolute()
     except InputError as error:
         raise InputError(
-            f"the folder of prepared data is by default {default}, which cannot be used ({error}); name a folder with "
-            "--data_dir (in main: --config.data.dir) or in the environment variable TFDS_DATA_DIR"
+            f"the default folder of prepared data, {default}, cannot be used ({error}); set another folder with "
+            "--data_dir (in main: --config.data.dir) or with the environment variable TFDS_DATA_DIR"
         ) from error
 
 
 def _remove_stale(data_dir: Path) -> None:
-    """Removes what killed processes left unfinished. A day's age keeps clear of a process that is still at work."""
+    """Removes unfinished folders of killed processes. The age limit of a day protects running processes."""
     for dataset in VERSIONS:
         for folder in data_dir.glob(f"{dataset}/*/incomplete.*"):
             if time.time() - folder.stat().st_mtime > STALE:
@@ -248,7 +248,7 @@ def _remove_stale(data_dir: Path) -> None:
 
 @contextmanager
 def quiet_tfds() -> Iterator[None]:
-    """Keeps from the console what TFDS logs and prints about its own workings; errors still show."""
+    """Suppresses the log messages and the output of TFDS, except errors."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
     try:

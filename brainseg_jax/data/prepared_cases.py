@@ -1,4 +1,4 @@
-"""Reads a prepared set back: one labelled volume a case, from either dataset."""
+"""Reads a prepared set of either dataset, one labelled volume per case."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,11 +19,11 @@ class LabelledCase:
     """One scan of a patient.
 
     Attributes:
-      name: of the case, one of its kind in the cohort.
-      patient: whose scan it is; a patient can have several.
-      group: such as the institution; "" where it is not known.
+      name: of the case, unique in the cohort.
+      patient: name of the patient, who can have several cases.
+      group: such as the institution; "" if unknown.
       volume: with labels.
-      grade: code of the LGG data's data.csv, -1 where it is missing; None in other cohorts.
+      grade: the grade code in data.csv of the LGG data, -1 if missing; None for other cohorts.
     """
 
     name: str
@@ -34,36 +34,36 @@ class LabelledCase:
 
 
 def read_cases(dataset_folder: Path) -> Iterator[LabelledCase]:
-    """The cases of a prepared set, in its order; one case at a time is in memory.
+    """Yields the cases of a prepared set in their order. Only one case at a time is in memory.
 
     Args:
-      dataset_folder: as `prepare` returned it, of `lgg_mri` or `mri_cohort`.
+      dataset_folder: a set of `lgg_mri` or `mri_cohort`, as `prepare` returned it.
 
     Raises:
-      InputError: the folder holds no whole set: it is damaged, slices are missing, or labels are not those described.
+      InputError: the set is damaged, slices are missing, or labels are not in the description.
     """
     summary = read_summary(dataset_folder)
     description = summary.description
     labels = {0, description.ignore or 0, *(label for target in description.targets for label in target.labels)}
-    of_lgg = summary.contents is None
-    key = "patient" if of_lgg else "case"
+    is_lgg = summary.contents is None
+    key = "patient" if is_lgg else "case"
     slices = 0
     for name, group in groupby(_records(dataset_folder), key=lambda record: _text(record[key])):
         records = list(group)
         slices += len(records)
         try:
-            case = (_of_lgg if of_lgg else _of_cohort)(name, records)
-        except Exception as error:  # a record without a key, slices of several sizes
+            case = (_lgg_case if is_lgg else _cohort_case)(name, records)
+        except Exception as error:  # such as a record without a key, or slices of several sizes
             raise damaged(dataset_folder, f"case {name}: {error}") from error
         if wrong := set(np.flatnonzero(np.bincount(case.volume.labels.ravel())).tolist()) - labels:
-            raise damaged(dataset_folder, f"labels {', '.join(map(str, sorted(wrong)))} in case {name}, not described")
+            raise damaged(dataset_folder, f"case {name} has undescribed labels {', '.join(map(str, sorted(wrong)))}")
         yield case
     if slices != summary.slices:
-        raise damaged(dataset_folder, f"{slices} slices; its metadata list {summary.slices}")
+        raise damaged(dataset_folder, f"{slices} slices, but its metadata list {summary.slices}")
 
 
 def _records(dataset_folder: Path) -> Iterator[dict[str, Any]]:
-    """The records of a set; the many errors that its readers raise on a damaged file become one in words."""
+    """Yields the records of a set. Every error of the readers becomes an InputError."""
     try:
         with quiet_tfds():
             (source,) = tfds.builder_from_directory(dataset_folder).as_data_source().values()
@@ -74,13 +74,13 @@ def _records(dataset_folder: Path) -> Iterator[dict[str, Any]]:
         raise damaged(dataset_folder, error) from error
 
 
-def _of_lgg(name: str, records: Sequence[dict[str, Any]]) -> LabelledCase:
+def _lgg_case(name: str, records: Sequence[dict[str, Any]]) -> LabelledCase:
     volume = Volume(_stack(records, "image"), None, _numbers(records), labels=_stack(records, "mask")[..., 0])
-    patient = name.rpartition("_")[0]  # what follows is the date
+    patient = name.rpartition("_")[0]  # without the date
     return LabelledCase(name, patient, _text(records[0]["institution"]), volume, int(records[0]["grade"]))
 
 
-def _of_cohort(name: str, records: Sequence[dict[str, Any]]) -> LabelledCase:
+def _cohort_case(name: str, records: Sequence[dict[str, Any]]) -> LabelledCase:
     spacing = tuple(float(length) for length in records[0]["spacing"])
     volume = Volume(
         _stack(records, "image"),

@@ -1,4 +1,4 @@
-"""A prepared set in tables: the LGG set beside the published counts; of any other cohort its channels and targets."""
+"""Tables of a prepared set: the LGG set next to the published counts; for other cohorts, channels and targets."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from brainseg_jax.data import prepared
 
 
 def describe(summary: prepared.Summary) -> Table:
-    """The table of a prepared set of the LGG data; beside a real one stand the published counts."""
+    """The table of a prepared set of the LGG data. A real set has a column with the published counts."""
     table = Table(title="Prepared data", title_justify="left")
     table.add_column("")
     table.add_column("here", justify="right", overflow="fold")
@@ -32,10 +32,10 @@ def describe(summary: prepared.Summary) -> Table:
 
 
 def describe_cohort(summary: prepared.Summary) -> list[Table]:
-    """Tables of any other cohort: what it is, its channels, its targets."""
+    """Tables of any other cohort: an overview, its channels, its targets."""
     contents, description = summary.contents, summary.description
     cohort = _table(f"Cohort: {contents.kind}", "", "")
-    groups = {group or "not known": count for group, count in summary.groups.items()}
+    groups = {group or "unknown": count for group, count in summary.groups.items()}
     ignored = "none" if description.ignore is None else str(description.ignore)
     rows = {
         "patients": str(summary.patients),
@@ -43,7 +43,7 @@ def describe_cohort(summary: prepared.Summary) -> list[Table]:
         "slices": f"{summary.slices}, {summary.target_slices} with a target",
         "groups (patients)": ", ".join(f"{group} ({count})" for group, count in groups.items()),
         "slices, rows, columns": " x ".join(_spread(values) for values in contents.sizes),
-        "spacing in mm": " x ".join(_spread(values) for values in contents.spacings) or "not known",
+        "spacing in mm": " x ".join(_spread(values) for values in contents.spacings) or "unknown",
         "cases without spacing": str(contents.without_spacing),
         "ignored label": ignored,
         "fingerprint": summary.fingerprint[:16],
@@ -57,7 +57,7 @@ def describe_cohort(summary: prepared.Summary) -> list[Table]:
         count = contents.replaced.get(name, 0)
         replaced = f"{count} by {description.stand_in}" if count else "0"
         channels.add_row(name, _number(low), _number(high), replaced)
-    targets = _table("Targets", "target", "labels", "cases", "voxels", "mL", "mL a case (median)")
+    targets = _table("Targets", "target", "labels", "cases", "voxels", "mL", "mL per case (median)")
     for target in contents.targets:
         targets.add_row(
             target.name,
@@ -78,28 +78,28 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _spread(values: Sequence[float]) -> str:
-    """Minimum, median and maximum; one number where they are the same."""
-    shown = [f"{value:.4g}" for value in values]
-    return shown[0] if len(set(shown)) == 1 else f"{shown[0]}-{shown[1]}-{shown[2]}"
+    """Minimum, median and maximum; one number if they are equal."""
+    texts = [f"{value:.4g}" for value in values]
+    return texts[0] if len(set(texts)) == 1 else f"{texts[0]}-{texts[1]}-{texts[2]}"
 
 
 def _number(value: float | None) -> str:
-    return "not known" if value is None else f"{value:.6g}"
+    return "unknown" if value is None else f"{value:.6g}"
 
 
 def verdict(summary: prepared.Summary) -> str:
-    """One sentence on how a prepared set compares with the published one."""
+    """One sentence that compares a prepared set with the published one."""
     if not summary.is_published:
         return "Not the published set: its patients come from other institutions."
     if summary.patients < prepared.PUBLISHED_PATIENTS:
         return f"A subset: {summary.patients} of the {prepared.PUBLISHED_PATIENTS} published patients."
     if summary.is_whole:
         return "All published patients, slices and tumor slices."
-    return "The counts differ from the published ones: this is another version of the set, or it was changed."
+    return "The counts differ from the published ones: the set is another version, or it was modified."
 
 
 def print_summary(summary: prepared.Summary, console: Console) -> None:
-    """Prints the tables of a set, and what a user must know of it."""
+    """Prints the tables and notes of a set."""
     if summary.contents is None:
         console.print(describe(summary))
         console.print(verdict(summary))

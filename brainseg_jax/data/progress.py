@@ -1,4 +1,4 @@
-"""The one progress bar of reading and writing data."""
+"""The progress bar for reading and writing data."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,14 +9,14 @@ from rich.text import Text
 
 
 class SliceProgress:
-    """One bar that shows one stage of the work after another."""
+    """One bar for consecutive stages of the work."""
 
     def __init__(self, bar: Progress) -> None:
         self._bar = bar
         self._task = bar.add_task("", total=None)
 
     def start(self, stage: str, total: int) -> None:
-        """Begins a stage, such as `checking`, of `total` slices or cases."""
+        """Starts a stage, such as `checking`, of `total` slices or cases."""
         self._bar.reset(self._task, description=stage, total=total)
 
     def advance(self) -> None:
@@ -26,7 +26,7 @@ class SliceProgress:
 
 @contextmanager
 def slice_progress(*, shown: bool, unit: str = "slices") -> Iterator[SliceProgress]:
-    """Shows slices, or what `unit` says, done and a second, and the time left, on stderr."""
+    """Shows finished units, units per second, and the remaining time on stderr."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

@@ -1,4 +1,4 @@
-"""Which slices make the batch of a step: a pure function of the seed and the step, so resume has nothing to replay."""
+"""Chooses the slices of the batch of each step: a pure function of seed and step, so a resumed run replays nothing."""
 
 import dataclasses
 import functools
@@ -10,16 +10,16 @@ from brainseg_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class BatchSampler:
-    """Endless shuffled passes over the training slices, readable from any step.
+    """Endless shuffled passes over the training slices, with access to any step.
 
-    The passes follow one another without a seam: a batch may hold the end of one and the start of the next, so no slice
-    is ever dropped. With `tumor_share` > 0 slices with tumor and slices without are two such streams.
+    A batch may contain the end of one pass and the start of the next, so no slice is dropped. If `tumor_share` > 0,
+    slices with and without tumor are two such streams.
 
     Attributes:
-      slices: [M] int, indices into the cohort.
+      slices: [M] int, indices in the cohort.
       has_tumor: [M] bool.
       batch_size: B.
-      tumor_share: share of each batch drawn from slices with tumor, rounded to whole slices; 0: a single stream.
+      tumor_share: fraction of each batch with tumor, rounded to whole slices; 0: a single stream.
       seed: of the shuffling.
     """
 
@@ -30,9 +30,9 @@ class BatchSampler:
     seed: int = 0
 
     def __post_init__(self):
-        """Refuses a share outside [0, 1] and an empty stream."""
+        """Raises InputError for a share outside [0, 1] and for an empty stream."""
         if not 0.0 <= self.tumor_share <= 1.0:
-            raise InputError(f"data.tumor_sampling={self.tumor_share} must lie in [0, 1]")
+            raise InputError(f"data.tumor_sampling={self.tumor_share} must be in [0, 1]")
         for name, pool, count in self._streams():
             if count and not len(pool):
                 raise InputError(
@@ -41,7 +41,7 @@ class BatchSampler:
                 )
 
     def __call__(self, step: int) -> np.ndarray:
-        """The cohort indices [B] int32 of a step, counted from 0."""
+        """The cohort indices [B] int32 of a step; steps count from 0."""
         parts = [
             _take(self.seed, stream, pool, step * count, count)
             for stream, (_, pool, count) in enumerate(self._streams())
@@ -49,12 +49,12 @@ class BatchSampler:
         return np.concatenate(parts).astype(np.int32)
 
     def expected_mean(self, values: np.ndarray) -> float:
-        """The mean over a batch, on average over the steps, of what `values` [M] says of each slice."""
+        """Expected mean over a batch of `values` [M], one value per slice."""
         pools = self._streams(values)
         return float(sum(count * pool.mean() for _, pool, count in pools if count) / self.batch_size)
 
     def _streams(self, of_slices: np.ndarray | None = None) -> list[tuple[str, np.ndarray, int]]:
-        """Name, pool and count a batch of each stream; a pool is of `slices`, or of other values of them [M]."""
+        """Name, pool and count per batch of each stream. A pool contains `slices`, or other values [M]."""
         pool = self.slices if of_slices is None else of_slices
         if self.tumor_share == 0.0:
             return [("of the split", pool, self.batch_size)]
@@ -67,18 +67,20 @@ class BatchSampler:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PatientSampler:
-    """Endless shuffled passes over the training patients, one slice of each, readable from any step.
+    """Endless shuffled passes over the training patients, one slice each, with access to any step.
 
-    A patient of 20 slices counts as much as one of 80, as in the mean of the patients' scores. Buda et al. 2019 sample
-    so in their code (github.com/mateuszbuda/brain-segmentation-pytorch), with `tumor_share` 1 / 1.1 and `area_power` 1.
+    A patient with 20 slices has the same weight as one with 80, as in the mean of the patients' scores. Buda et al.
+    2019 sample this way in their code (github.com/mateuszbuda/brain-segmentation-pytorch), with `tumor_share` 1 / 1.1
+    and `area_power` 1.
 
     Attributes:
-      slices: [M] int, indices into the cohort.
-      patients: [M] int, whose slices they are.
-      tumor_area: [M], pixels of tumor.
+      slices: [M] int, indices in the cohort.
+      patients: [M] int, patient of each slice.
+      tumor_area: [M], number of tumor pixels.
       batch_size: B.
-      tumor_share: share of the draws that is of slices with tumor alone; the others are of any slice of the patient.
-      area_power: those are drawn in proportion to their tumor's area to this power, 0: equally often.
+      tumor_share: fraction of draws from slices with tumor only; the others are from all slices of the patient.
+      area_power: slices with tumor are drawn with probability proportional to their tumor area to this power. 0: all
+        are equally likely.
       seed: of the shuffling and the draws.
     """
 
@@ -91,13 +93,13 @@ class PatientSampler:
     seed: int = 0
 
     def __call__(self, step: int) -> np.ndarray:
-        """The cohort indices [B] int32 of a step, counted from 0."""
+        """The cohort indices [B] int32 of a step; steps count from 0."""
         patients = _take(self.seed, 2, np.unique(self.patients), step * self.batch_size, self.batch_size)
         raw = np.random.Philox(key=self.seed, counter=[0, 0, 3, step]).random_raw(self.batch_size)
-        return np.array([self._draw(*drawn) for drawn in zip(patients, raw * 2.0**-64, strict=True)], np.int32)
+        return np.array([self._draw(*draw) for draw in zip(patients, raw * 2.0**-64, strict=True)], np.int32)
 
     def expected_mean(self, values: np.ndarray) -> float:
-        """The mean over a batch, on average over the steps, of what `values` [M] says of each slice."""
+        """Expected mean over a batch of `values` [M], one value per slice."""
         means = [
             probability @ values[self.patients == patient] for patient, (_, probability) in self.probabilities.items()
         ]
@@ -105,15 +107,15 @@ class PatientSampler:
 
     @functools.cached_property
     def probabilities(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-        """The slices of each patient and how probable each is once the patient is drawn."""
+        """Slices of each patient, and the probability of each slice given the patient."""
         table = {}
         for patient in np.unique(self.patients):
-            own = self.patients == patient
-            area = self.tumor_area[own].astype(np.float64)
+            is_patient = self.patients == patient
+            area = self.tumor_area[is_patient].astype(np.float64)
             weight = np.where(area > 0, np.maximum(area, 1) ** self.area_power, 0.0)
             share = self.tumor_share if weight.any() else 0.0
-            of_tumor = weight / weight.sum() if share else weight
-            table[int(patient)] = self.slices[own], share * of_tumor + (1 - share) / own.sum()
+            tumor_weight = weight / weight.sum() if share else weight
+            table[int(patient)] = self.slices[is_patient], share * tumor_weight + (1 - share) / is_patient.sum()
         return table
 
     def _draw(self, patient: int, uniform: float) -> int:
@@ -123,7 +125,7 @@ class PatientSampler:
 
 
 def _take(seed: int, stream: int, pool: np.ndarray, start: int, count: int) -> np.ndarray:
-    """Entries [start, start + count) of the endless stream of shuffled passes over `pool`."""
+    """Entries [start, start + count) of an endless stream of shuffled passes over `pool`."""
     positions = np.arange(start, start + count)
     passes, within = np.divmod(positions, max(1, len(pool)))
     orders = {p: _order(seed, stream, int(p), len(pool)) for p in np.unique(passes)}
@@ -132,6 +134,6 @@ def _take(seed: int, stream: int, pool: np.ndarray, start: int, count: int) -> n
 
 @functools.lru_cache(maxsize=8)
 def _order(seed: int, stream: int, number: int, size: int) -> np.ndarray:
-    """A permutation of range(size), the same under every numpy: raw Philox output is fixed, `Generator` is not."""
+    """A permutation of range(size), from raw Philox output: `Generator` may change with the numpy version."""
     raw = np.random.Philox(key=seed, counter=[0, 0, stream, number]).random_raw(size)
     return np.argsort(raw, kind="stable")

@@ -1,4 +1,4 @@
-"""The slices of a cohort as the network sees them: arrays in memory, or records of a file, read as they are needed."""
+"""The slices of a cohort at the network's size: arrays in memory, or records of a file that are read on demand."""
 
 import contextlib
 import fcntl
@@ -17,19 +17,19 @@ from brainseg_jax.errors import InputError
 from brainseg_jax.files import explain, format_bytes
 from brainseg_jax.scans.description import Description
 
-FOLDER = "slices"  # below the data folder
+FOLDER = "slices"  # in the data folder
 _RECORDS, _INDEX, _LOCK = "slices.array_record", "cases.npz", ".lock"
-_OPTIONS = "group_size:1"  # a record a group, so that a random slice costs no other one
+_OPTIONS = "group_size:1"  # one record per group, so that reading one slice decodes no other
 
 
 def bits_type(description: Description) -> np.dtype:
-    """The smallest type that has a bit for each target and one for labels to be ignored."""
+    """The smallest unsigned type with one bit per target and one for ignored labels, if there are any."""
     count = len(description.targets) + (description.ignore is not None)
     return np.dtype(np.uint8 if count <= 8 else np.uint16 if count <= 16 else np.uint32)
 
 
 class SlicesInMemory(NamedTuple):
-    """Arrays.
+    """Slices as arrays.
 
     Attributes:
       images: [N, side, side, C] uint8.
@@ -54,16 +54,16 @@ class SlicesInMemory(NamedTuple):
         return self.images[indices], self.target_bits[indices]
 
     def read_range(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """The same of consecutive slices, without a copy."""
+        """Like `read`, for consecutive slices and without a copy."""
         return self.images[start:stop], self.target_bits[start:stop]
 
     def reordered(self, order: np.ndarray) -> "SlicesInMemory":
-        """The same slices in another order, [N] int."""
+        """The same slices in the given order, [N] int."""
         return SlicesInMemory(*self.read(order))
 
 
 class SlicesOnDisk:
-    """Records of a file, read as they are asked for, by any number of threads.
+    """Slices as records of a file. They are read on demand, from any number of threads.
 
     Attributes:
       folder: of the file.
@@ -74,20 +74,20 @@ class SlicesOnDisk:
     def __init__(
         self, folder: Path, *, shape: tuple[int, int, int], bits: np.dtype, count: int, order: np.ndarray | None = None
     ) -> None:
-        """Opens nothing yet.
+        """Does not open the file yet.
 
         Args:
-          folder: of `write_slices`.
+          folder: as given to `write_slices`.
           shape: (side, side, C).
-          bits: type of the target bits.
+          bits: dtype of the target bits.
           count: N.
-          order: index of the record of each slice, [N] int; None: they are in order.
+          order: index of the record of each slice, [N] int; None: in the order of the file.
         """
         self.folder, self.shape, self.count = folder, shape, count
         self._bits, self._order = bits, order
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """See `SlicesInMemory.read`. Raises InputError where the file is damaged."""
+        """See `SlicesInMemory.read`. Raises InputError if the file is damaged."""
         return self._decoded(np.asarray(indices) if self._order is None else self._order[indices])
 
     def read_range(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
@@ -107,7 +107,7 @@ class SlicesOnDisk:
             for index, record in enumerate(map(self._source.__getitem__, records.tolist())):
                 images[index] = np.frombuffer(record, np.uint8, pixels).reshape(self.shape)
                 bits[index] = np.frombuffer(record, self._bits, side * side, pixels).reshape(side, side, 1)
-        except Exception as error:  # array_record has no kinds of errors
+        except Exception as error:  # array_record has no exception types of its own
             raise damaged_store(self.folder, error) from error
         return images, bits
 
@@ -126,42 +126,44 @@ def write_slices(
     *,
     expected_bytes: int,
 ) -> None:
-    """Writes the slices of a cohort, all or nothing. Of two processes that write the same, the second uses the first's.
+    """Writes the slices of a cohort, completely or not at all.
+
+    If two processes write the same slices, the second uses the file of the first.
 
     Args:
-      folder: that is made.
-      slices: images and target bits of case after case.
-      index: makes what is kept beside the slices, after all of them.
-      expected_bytes: how large the file will be.
+      folder: new folder for the slices.
+      slices: images and target bits, case by case.
+      index: returns the arrays to store with the slices; called after the last slice.
+      expected_bytes: upper bound of the size of the file.
 
     Raises:
-      InputError: the disk has no room, or cannot be written to.
+      InputError: the disk is full or not writable.
     """
     partial = folder.parent / f"incomplete-{uuid.uuid4().hex[:12]}"
     lock = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = _lock_of(partial).open("w")
-        with contextlib.suppress(OSError):  # of a file system without locks; nothing is taken for stale there
-            fcntl.flock(lock, fcntl.LOCK_EX)  # before there is a folder that could be taken for a killed process's
+        with contextlib.suppress(OSError):  # a file system without locks, where nothing counts as stale
+            fcntl.flock(lock, fcntl.LOCK_EX)  # before the folder exists, so that it never looks stale
         partial.mkdir()
         _remove_stale(folder.parent)
         if (free := shutil.disk_usage(partial).free) < expected_bytes:
             raise InputError(
-                f"{folder}: the slices at the network's size take at most {format_bytes(expected_bytes)}, and "
-                f"{format_bytes(free)} are free; make room, or give another --config.data.dir, or a smaller "
+                f"{folder}: the slices at the network's size need up to {format_bytes(expected_bytes)}, but only "
+                f"{format_bytes(free)} are free; make room, or set another --config.data.dir or a smaller "
                 "data.image_size"
             )
         writer = ArrayRecordWriter(str(partial / _RECORDS), _OPTIONS)
         try:
             for images, bits in slices:
-                for image, of_image in zip(images, bits, strict=True):
-                    writer.write(image.tobytes() + of_image.tobytes())
+                for image, image_bits in zip(images, bits, strict=True):
+                    writer.write(image.tobytes() + image_bits.tobytes())
         finally:
             writer.close()
         np.savez(partial / _INDEX, **index())
         partial.rename(folder)
-    except (OSError, RuntimeError) as error:  # array_record reports what the disk does as a RuntimeError
+    except (OSError, RuntimeError) as error:  # array_record raises RuntimeError for disk errors
         if (folder / _INDEX).exists():
             return
         raise InputError(f"{folder}: cannot be written to ({explain(error, 'another --config.data.dir')})") from error
@@ -170,19 +172,19 @@ def write_slices(
         if lock is not None:
             _lock_of(partial).unlink(missing_ok=True)
             lock.close()
-        with contextlib.suppress(OSError):  # others are in it
+        with contextlib.suppress(OSError):  # it is not empty
             folder.parent.rmdir()
 
 
 def _remove_stale(folder: Path) -> None:
-    """Removes what killed processes left: the lock of a file that is still being written cannot be taken."""
-    for left in folder.glob("incomplete-*"):
-        if left.suffix == _LOCK:
+    """Removes files of killed processes. The lock of a file that a process still writes is taken."""
+    for path in folder.glob("incomplete-*"):
+        if path.suffix == _LOCK:
             continue
-        with contextlib.suppress(OSError), _lock_of(left).open("a") as lock:
+        with contextlib.suppress(OSError), _lock_of(path).open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(left, ignore_errors=True)
-            _lock_of(left).unlink(missing_ok=True)
+            shutil.rmtree(path, ignore_errors=True)
+            _lock_of(path).unlink(missing_ok=True)
 
 
 def _lock_of(partial: Path) -> Path:
@@ -190,16 +192,16 @@ def _lock_of(partial: Path) -> Path:
 
 
 def read_index(folder: Path) -> dict[str, np.ndarray] | None:
-    """What is kept beside the slices; None where there are none. Raises InputError where it is damaged."""
+    """The arrays stored with the slices; None if there is no file. Raises InputError if it is damaged."""
     if not folder.exists():
         return None
     try:
         with np.load(folder / _INDEX) as file:
             return dict(file)
-    except Exception as error:  # a zip file raises many kinds
+    except Exception as error:  # reading a zip file raises many types
         raise damaged_store(folder, error) from error
 
 
 def damaged_store(folder: Path, reason: object) -> InputError:
     """The error for a file of slices that cannot be read."""
-    return InputError(f"{folder}: damaged ({reason}). Delete this folder; the next run makes it again.")
+    return InputError(f"{folder}: damaged ({reason}). Delete this folder; the next run creates it again.")

@@ -1,7 +1,7 @@
-"""Finds the patients in what a user has: `kaggle_3m/`, a folder that holds it, or Kaggle's zip.
+"""Finds the cases of the LGG set in `kaggle_3m/`, a folder that contains it, or Kaggle's zip.
 
-A folder is walked with `pathlib.Path` and a zip with `zipfile.Path`, which offer the same methods: one code path reads
-both, and nothing is extracted. Faults are collected as sentences, so that a user sees all of them at once.
+`pathlib.Path` for folders and `zipfile.Path` for zips have the same methods. One code path reads both, and nothing is
+extracted. Faults are collected as messages, so that the user sees all of them at once.
 """
 
 import contextlib
@@ -24,9 +24,9 @@ TreePath = Path | zipfile.Path
 
 CASE_NAME = re.compile(r"(?P<patient>TCGA_[A-Z0-9]{2}_[A-Z0-9]{4})_[0-9]{8}")
 SLICE_NAME = re.compile(r"(?P<case>.+)_(?P<number>[1-9][0-9]{0,18})(?P<mask>_mask)?\.tif")
-# Where the tree can lie below the path that was given. Kaggle's zip holds it twice, and the first one found is used.
+# Possible locations below the given path. Kaggle's zip contains the folder twice; the first match is used.
 TREE_FOLDERS = ("kaggle_3m", "lgg-mri-segmentation/kaggle_3m")
-_KNOWN_NAMES = ("data.csv", "README.md")  # beside the case folders, in Kaggle's set
+_KNOWN_NAMES = ("data.csv", "README.md")  # files next to the case folders in Kaggle's set
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class KaggleSlice:
 
 @dataclass(frozen=True)
 class KaggleCase:
-    """One patient's scan: the slices in the order of their numbers, which count from 1 without a gap."""
+    """One scan of a patient: slices in the order of their numbers, which run from 1 without gaps."""
 
     name: str
     slices: tuple[KaggleSlice, ...]
@@ -48,23 +48,27 @@ class KaggleCase:
 
     @property
     def institution(self) -> str:
-        """The two-letter code of the hospital: `DU` of `TCGA_DU_5849_19950405`."""
+        """The two-letter code of the institution: `DU` in `TCGA_DU_5849_19950405`."""
         return self.name.split("_")[1]
 
 
 def list_cases(path: str | Path) -> tuple[list[KaggleCase], list[str]]:
-    """Lists the cases below `path`, sorted by name, without opening an image.
+    """Lists the cases in `path`, sorted by name, without opening an image.
 
     Args:
-      path: `kaggle_3m/`, a folder that holds it, or Kaggle's zip.
+      path: `kaggle_3m/`, a folder that contains it, or Kaggle's zip.
 
     Returns:
-      The cases, and one sentence for each fault: a folder that is no case, a file that is no slice, a mask without
-      image or the reverse, a gap in the numbering, two scans of one patient, a fault in `data.csv`, a file or a broken
-      link that is named like a case. A warning lists other files beside the case folders, which are passed over.
+      The cases, and one message for each fault. A warning lists other files next to the case folders. The faults are:
+      - a folder that is not a case, or a file that is not a slice
+      - a mask without an image, or an image without a mask
+      - a gap in the numbering
+      - two scans of one patient
+      - a fault in `data.csv`
+      - a file or a broken link named like a case
 
     Raises:
-      InputError: `path` is missing, is neither folder nor zip, or holds no case.
+      InputError: `path` does not exist, is neither folder nor zip, or contains no case.
     """
     tree = _find_tree(Path(path))
     table, faults = read_clinical(tree / "data.csv")
@@ -73,10 +77,10 @@ def list_cases(path: str | Path) -> tuple[list[KaggleCase], list[str]]:
         where = f"{tree.name}/{entry.name}"
         if not entry.is_dir():
             if entry.name.lower().endswith((".tif", ".tiff")):
-                faults.append(f"{where}: a slice outside of a case folder")
+                faults.append(f"{where}: a slice outside of a case folder; move it into its case folder, or remove it")
             elif CASE_NAME.fullmatch(entry.name):
-                what = "a file" if entry.exists() else "a link that leads nowhere"
-                faults.append(f"{where}: {what}, named like a case, which is a folder")
+                kind = "a file" if entry.exists() else "a broken link"
+                faults.append(f"{where}: {kind} with the name of a case; a case is a folder")
             elif entry.name not in _KNOWN_NAMES:
                 passed_over.append(entry.name)
         elif match := CASE_NAME.fullmatch(entry.name):
@@ -85,11 +89,13 @@ def list_cases(path: str | Path) -> tuple[list[KaggleCase], list[str]]:
             cases.append(KaggleCase(entry.name, tuple(slices), table.get(match["patient"], UNKNOWN)))
             scans[match["patient"]].append(entry.name)
         else:
-            faults.append(f"{where}: a folder that is no case; a case is named like TCGA_DU_5849_19950405")
+            faults.append(f"{where}: a folder that is not a case; a case is named like TCGA_DU_5849_19950405")
     if passed_over:
         more = ", ..." if len(passed_over) > 3 else ""
         listed = ", ".join(passed_over[:3]) + more
-        logging.warning("%s: %d x no case by its name, passed over: %s", tree.name, len(passed_over), listed)
+        logging.warning(
+            "%s: passed over %d files that are not named like a case: %s", tree.name, len(passed_over), listed
+        )
     faults += [
         f"{tree.name}/{names[-1]}: a second scan of patient {patient} (the first is {names[0]}); "
         "scores and splits are by patient, so keep one"
@@ -100,7 +106,7 @@ def list_cases(path: str | Path) -> tuple[list[KaggleCase], list[str]]:
 
 
 def is_kaggle(path: Path) -> bool:
-    """Whether a folder is that of the LGG data: it has a case folder in the right place, with a slice in it."""
+    """Whether a folder is the LGG data: it contains `kaggle_3m`, or is it, and a case folder there has a slice."""
     with contextlib.suppress(OSError):
         for tree in (path, *(path / folder for folder in TREE_FOLDERS)):
             if tree.is_dir():
@@ -111,15 +117,16 @@ def is_kaggle(path: Path) -> bool:
 
 
 def _find_tree(path: Path) -> TreePath:
-    """The folder that holds the case folders."""
+    """The folder that contains the case folders."""
     root = _open(path)
     for tree in (root, *(root / folder for folder in TREE_FOLDERS)):
         if tree.is_dir() and any(CASE_NAME.fullmatch(entry.name) and entry.is_dir() for entry in tree.iterdir()):
             return tree
     found = ", ".join(entry.name for entry in list(_visible(root))[:5]) or "nothing"
     raise InputError(
-        f"{path}: no case in it (found: {found}). Give kaggle_3m/, a folder that holds it, or Kaggle's zip; "
-        "a case is a folder named like TCGA_DU_5849_19950405. Unpack a zip of any other cohort, and give its folder."
+        f"{path}: no case in it (found: {found}). Give kaggle_3m/, a folder that contains it, or Kaggle's "
+        "zip; a case is a folder named like TCGA_DU_5849_19950405. For a zip of another cohort, unpack it and give the "
+        "folder."
     )
 
 
@@ -127,12 +134,14 @@ def _open(path: Path) -> TreePath:
     if path.is_dir():
         return path
     if not path.exists():
-        raise InputError(f"{path}: no such file or folder. Give kaggle_3m/, a folder that holds it, or Kaggle's zip.")
+        raise InputError(
+            f"{path}: no such file or folder. Give kaggle_3m/, a folder that contains it, or Kaggle's zip."
+        )
     return open_zip(path)
 
 
 def _visible(folder: TreePath) -> Iterator[TreePath]:
-    """The entries of a folder by name, without what operating systems leave behind."""
+    """The entries of a folder, sorted by name, without system files."""
     entries = (
         entry for entry in folder.iterdir() if not entry.name.startswith(".") and entry.name not in IGNORED_NAMES
     )
@@ -160,10 +169,10 @@ def _list_slices(folder: TreePath) -> tuple[list[KaggleSlice], list[str]]:
         )
     faults += [f"{folder.name}/{images[n].name}: an image without a mask" for n in sorted(images.keys() - masks.keys())]
     faults += [f"{folder.name}/{masks[n].name}: a mask without an image" for n in sorted(masks.keys() - images.keys())]
-    both = sorted(images.keys() & masks.keys())
-    return [KaggleSlice(number, images[number], masks[number]) for number in both], faults
+    paired = sorted(images.keys() & masks.keys())
+    return [KaggleSlice(number, images[number], masks[number]) for number in paired], faults
 
 
 def _gaps(numbers: Set[int]) -> Iterator[int]:
-    """The numbers from 1 that are missing, without end; a name can hold a number that is larger than memory."""
+    """An endless iterator over missing numbers from 1. A file name can contain an arbitrarily large number."""
     return (number for number in count(1) if number not in numbers)

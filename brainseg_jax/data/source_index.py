@@ -1,8 +1,7 @@
-"""Remembers which prepared set a source became, so that an unchanged source is not read again.
+"""An index from sources to prepared sets, so that an unchanged source is not read again.
 
-The index is a small file for each source in `DATA_DIR/.sources/`. A source counts as unchanged where every file below
-it has the same path, size, inode and times of change, and the code that reads it is the same. In doubt it is read
-again.
+The index has one small file per source in `DATA_DIR/.sources/`. A source is unchanged if every file in it has the same
+path, size, inode and times, and the code that reads it is the same. In case of doubt the source is read again.
 """
 
 import contextlib
@@ -16,13 +15,13 @@ from brainseg_jax.files import write_whole
 from brainseg_jax.scans.walk import new, walk
 
 _FOLDER = ".sources"
-_SETTLED = 3.0  # seconds; file systems count time in steps of up to 2 s, so a younger file can change unnoticed
+_MIN_AGE = 3.0  # seconds; file times have steps of up to 2 s, so a newer file could change unnoticed
 _PACKAGE = Path(__file__).parents[1]
-_READING = ("scans", "data")  # the rooms whose code decides what is read from a file
+_READERS = ("scans", "data")  # packages with code that reads files
 
 
 def signature_of(source: Path) -> str | None:
-    """A digest that changes with the source; None where a file is too young to be sure, or cannot be looked up."""
+    """A digest that changes with the source; None if a file is too new to be sure, or cannot be accessed."""
     passed_over = new()
     digest = hashlib.sha256(_code().encode())
     newest = 0.0
@@ -36,7 +35,7 @@ def signature_of(source: Path) -> str | None:
         return None
     for reason, paths in sorted(passed_over.items()):
         digest.update(repr((reason, [str(path) for path in paths])).encode())
-    return digest.hexdigest() if newest < time.time() - _SETTLED else None
+    return digest.hexdigest() if newest < time.time() - _MIN_AGE else None
 
 
 def find(data_dir: Path, source: Path, signature: str | None) -> Path | None:
@@ -52,7 +51,7 @@ def find(data_dir: Path, source: Path, signature: str | None) -> Path | None:
 
 
 def remember(data_dir: Path, source: Path, signature: str | None, folder: Path) -> None:
-    """Records that a source, whose signature was taken before it was read, is prepared in `folder`."""
+    """Records that a source is prepared in `folder`. `signature` must be from before the source was read."""
     if signature is None:
         return
     content = json.dumps({"source": str(source), "signature": signature, "folder": str(folder.relative_to(data_dir))})
@@ -67,9 +66,9 @@ def _index(data_dir: Path, source: Path) -> Path:
 
 
 def _code() -> str:
-    """Digest of the code that reads sources: where it changes, the same files can give other voxels."""
+    """Digest of the code that reads sources. If the code changes, the same files can give other voxels."""
     digest = hashlib.sha256()
-    for room in _READING:
-        for path in sorted((_PACKAGE / room).rglob("*.py")):
+    for package in _READERS:
+        for path in sorted((_PACKAGE / package).rglob("*.py")):
             digest.update(path.read_bytes())
     return digest.hexdigest()

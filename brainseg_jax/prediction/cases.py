@@ -1,4 +1,4 @@
-"""The cases to predict: how they are found and read, and how they are compared with the training scans."""
+"""Finds and reads the cases to predict, and compares them with the training scans."""
 
 import dataclasses
 from pathlib import Path
@@ -19,31 +19,31 @@ from brainseg_jax.scans.volumes import VolumeScan, result_suffix
 
 
 def has_lgg_channels(description: Description) -> bool:
-    """Whether the channels are those of the LGG set, which names and DICOM headers tell by their sequences."""
+    """Whether the channels are those of the LGG set. File names and DICOM headers identify them by sequence."""
     return (description.channels, description.stand_in) == (LGG.channels, LGG.stand_in)
 
 
 def find_cases(path: Path, description: Description, sequences: Patterns | None) -> tuple[Found, tuple[str, ...]]:
-    """Finds the cases in a file, or in a folder and below.
+    """Finds the cases in a file, or in a folder and its subfolders.
 
     Args:
-      path: see `find_scans` for networks of the LGG channels, else `list_images`.
+      path: see `find_scans` for networks with the LGG channels, otherwise `list_images`.
       description: of the network.
       sequences: see `find_scans`.
 
     Returns:
-      the cases, and notes on how they were recognized.
+      The cases, and notes on how they were recognized.
 
     Raises:
-      InputError: there are none, their names contradict each other, or `sequences` does not apply.
+      InputError: there are no cases, names are ambiguous, or `sequences` does not apply to the network.
     """
     if has_lgg_channels(description):
         return find_scans(path, sequences), ()
     if sequences:
         raise InputError(
-            f"--sequences names the sequences of a network of {', '.join(LGG.channels)}; this one was trained on "
-            f"{', '.join(description.channels)}. Leave it out and name the files as those of the training set, or list "
-            "the channels in a cohort.toml beside them"
+            f"--sequences is for networks with the channels {', '.join(LGG.channels)}; this network has "
+            f"{', '.join(description.channels)}. Omit it and name the files as in the training set, or list the "
+            "channels in a cohort.toml in the same folder"
         )
     listing = list_images(path, description)
     sources: list[Source] = [CaseSource.of(case, description) for case in listing.cases]
@@ -52,7 +52,7 @@ def find_cases(path: Path, description: Description, sequences: Patterns | None)
 
 @dataclasses.dataclass(frozen=True)
 class CaseSource(Source):
-    """A case of one of the formats that cohorts come in.
+    """A case in one of the cohort formats.
 
     Attributes:
       case: its files.
@@ -64,7 +64,7 @@ class CaseSource(Source):
 
     @classmethod
     def of(cls, case: CaseFiles, description: Description) -> "CaseSource":
-        """The case, with what its files tell by their names."""
+        """Creates the source of a case, with its channels and notes from the file names."""
         if ALL in case.images:
             shown = dict.fromkeys(description.channels, f"{paths_of(case.images[ALL])[0].name} *")
             missing = []
@@ -81,16 +81,16 @@ class CaseSource(Source):
         return tuple(path for files in self.case.images.values() for path in paths_of(files))
 
     def read(self) -> Scan:
-        """See `Source.read`; the channels are read as those of the training set were."""
+        """See `Source.read`. Channels are read in the same way as for training."""
         volume, notes = read_case(dataclasses.replace(self.case, labels=None), self.description)
-        given = volume.voxels, volume.spacing, volume.numbers, (*self.notes, *notes)
+        fields = volume.voxels, volume.spacing, volume.numbers, (*self.notes, *notes)
         if self._is_images:
-            return SliceScan(*given)
+            return SliceScan(*fields)
         nifti = open_nifti(self._reference)
-        return VolumeScan(*given, nifti.header, nifti.grid)
+        return VolumeScan(*fields, nifti.header, nifti.grid)
 
     def outputs(self, kind: str, description: Description) -> list[Path]:
-        """See `Source.outputs`: one volume, or files for the slices of images."""
+        """See `Source.outputs`: one volume, or one file per slice if the case has images."""
         if not self._is_images:
             suffix = self._reference.name[len(stem(self._reference)) :]
             return [self.place / f"{self.stem}_{kind}{result_suffix(suffix)}"]
@@ -100,7 +100,7 @@ class CaseSource(Source):
 
     @property
     def _files(self) -> Files:
-        """Those of the first channel that is there, on whose grid the others are brought."""
+        """Files of the first available channel. The other channels are reoriented to its grid."""
         return next(self.case.images[name] for name in (ALL, *self.description.channels) if name in self.case.images)
 
     @property
@@ -114,12 +114,12 @@ class CaseSource(Source):
 
 @dataclasses.dataclass(frozen=True)
 class ComparedSource(Source):
-    """A case that is compared with the training scans as soon as it is read; what is unlike is printed.
+    """A case that is compared with the training scans when it is read. Flags are printed.
 
     Attributes:
       source: the case.
-      training: of each run, what its training scans look like.
-      shown: index of the channel that is compared, `Description.shown`.
+      training: statistics of the training scans of each run.
+      shown: index of the compared channel, `Description.shown`.
     """
 
     source: Source
@@ -128,7 +128,7 @@ class ComparedSource(Source):
 
     @classmethod
     def of(cls, source: Source, training: tuple[TrainingScans, ...], description: Description) -> "ComparedSource":
-        """The case, to be compared."""
+        """Wraps a source."""
         return cls(
             source.name,
             source.place,
@@ -150,15 +150,13 @@ class ComparedSource(Source):
         return self.source.paths
 
     def read(self) -> Scan:
-        """See `Source.read`; of several runs the flags of all, each once."""
+        """See `Source.read`. The scan gets the flags of all runs, without repetition."""
         scan = self.source.read()
-        found = dict.fromkeys(flag for scans in self.training for flag in scans.flags(scan, self.shown))
-        if found:
-            words = "; ".join(found)
-            print(
-                f"note: {self.name}: unlike the training scans: {words}; look at its mask before you use it", flush=True
-            )
-        return dataclasses.replace(scan, flags=tuple(found))
+        flags = dict.fromkeys(flag for scans in self.training for flag in scans.flags(scan, self.shown))
+        if flags:
+            text = "; ".join(flags)
+            print(f"note: {self.name}: unlike the training scans: {text}; check its mask before you use it", flush=True)
+        return dataclasses.replace(scan, flags=tuple(flags))
 
     def outputs(self, kind: str, description: Description) -> list[Path]:
         """See `Source.outputs`."""

@@ -1,4 +1,4 @@
-"""From run folders and a path to masks: what is checked before, and what is printed at the end."""
+"""Predicts scans with the networks of run folders: checks all inputs first, then predicts, then prints a summary."""
 
 import contextlib
 import statistics
@@ -17,7 +17,7 @@ from brainseg_jax.inference.quality import LEAST_PATIENTS, ExpectedDice
 from brainseg_jax.inference.training_scans import FILE as TRAINING_SCANS
 from brainseg_jax.prediction.cases import ComparedSource, find_cases, has_lgg_channels
 from brainseg_jax.prediction.results import FLAGS, NOT_COMPARED, Wanted, check_free, is_written, write_tables
-from brainseg_jax.prediction.shards import NAME, NOTHING, command_of, digest_of_files, read_part, recording
+from brainseg_jax.prediction.shards import EMPTY, NAME, command_of, digest_of_files, read_shard, recording
 from brainseg_jax.prediction.stream import Outcome, predict_scans
 from brainseg_jax.runs.trained import EXPECTED_DICE, Trained, load_trained, names_of
 from brainseg_jax.scans.description import LGG, Description
@@ -27,8 +27,8 @@ from brainseg_jax.scans.scan import Refused, Source
 from brainseg_jax.scans.walk import list_passed_over
 from brainseg_jax.shards import ALL, Shard, ShardFile
 
-_MOST_ROWS = 20  # of the table of cases
-_LOOK_AT = 3  # scans of the lowest expected Dice
+_MAX_ROWS = 20  # of the table of cases
+_LOWEST = 3  # listed scans with the lowest expected Dice
 
 
 def predict(
@@ -45,22 +45,22 @@ def predict(
     """Predicts scans, and writes masks and tables.
 
     Args:
-      runs: folders, one or more, of networks with the same channels and targets.
+      runs: one or more folders of networks with the same channels and targets.
       scans: see `find_cases`.
       output: folder for results.
-      wanted: what is written beside the masks.
+      wanted: the files to write with the masks.
       mirror: see `Ensemble`.
-      overwrite: whether results that are there are replaced.
+      overwrite: whether to replace existing results.
       sequences: see `find_scans`.
-      shard: which of the scans; one of several writes its tables for `merge_shards`.
+      shard: selects the scans. One of several shards writes its rows to a file for `merge_shards`.
 
     Raises:
-      InputError: something given cannot be used, found before anything is written; or no scan could be read.
+      InputError: an input is invalid, which is found before anything is written; or no scan could be read.
       PartlyDone: some scans could not be predicted; the results of the others are written.
       StorageError: a checkpoint is damaged.
     """
     check_folder(output, "--output")
-    names_of(runs)  # raises where one is given twice
+    names_of(runs)  # raises for duplicates
     start = time.perf_counter()
     trained = [load_trained(folder) for folder in runs]
     description = _same_description({run.folder: run.network.description for run in trained})
@@ -76,49 +76,49 @@ def predict(
     if len(refused) == len(found.sources):
         raise InputError("no scan could be predicted, so nothing was written:\n" + "\n".join(refused))
     start = time.perf_counter()
-    ensemble = Ensemble([run.network for run in trained], _posts_of_first(trained), mirror=mirror)
+    ensemble = Ensemble([run.network for run in trained], _first_posts(trained), mirror=mirror)
     if wanted.uncertainty and ensemble.members == 1:
-        raise InputError("--uncertainty is the spread of several predictions: add --tta, or give several runs")
-    expected, why = _expected_dice(trained, mirror)
-    if why:
-        print(f"note: {why}", flush=True)
+        raise InputError("--uncertainty is the spread of several predictions; add --tta, or give several runs")
+    expected, reason = _expected_dice(trained, mirror)
+    if reason:
+        print(f"note: {reason}", flush=True)
     outcome = Outcome()
     if shard.is_whole:
-        file, kept = None, {}
-        writing: contextlib.AbstractContextManager = _writing_tables(outcome, output)
+        file, finished = None, {}
+        writer: contextlib.AbstractContextManager = _writing_tables(outcome, output)
     else:
         command = command_of(trained, scans, found.sources, ensemble, wanted, expected)
         file = ShardFile(output, NAME, shard, command)
-        before = read_part(file, command) if not overwrite and file.exists() else NOTHING
-        kept = {
-            source.name: before.rows[source.name]
+        previous = read_shard(file, command) if not overwrite and file.exists() else EMPTY
+        finished = {
+            source.name: previous.rows[source.name]
             for source in sources
-            if source.name in before.rows and is_written(source, description, output, wanted)
+            if source.name in previous.rows and is_written(source, description, output, wanted)
         }
         files = {source.name: digest_of_files(source) for source in sources}
-        if changed := [name for name, rows in before.rows.items() if rows["files"] != files[name]]:
+        if changed := [name for name, rows in previous.rows.items() if rows["files"] != files[name]]:
             names = ", ".join(changed[:5]) + (", ..." if changed[5:] else "")
             raise InputError(
-                f"{file.path}: the files of {names} changed after they were predicted; give --overwrite to begin this "
-                "shard again, or another --output"
+                f"{file.path}: the files of {names} changed after they were predicted; give --overwrite to restart "
+                "this shard, or another --output"
             )
-        if before.done and not before.faults and len(kept) == len(before.rows):
+        if previous.done and not previous.faults and len(finished) == len(previous.rows):
             print(f"shard {shard} is done: {file.path}; --overwrite predicts it again, --merge joins all shards")
             return outcome
-        writing = recording(file, before, kept, files, outcome)
-    if not overwrite and not (file and before.end):
+        writer = recording(file, previous, finished, files, outcome)
+    if not overwrite and not (file and previous.end):
         check_free(sources, description, output, wanted, tables=shard.is_whole)
     ensemble.compile()
     ready = loaded + time.perf_counter() - start
-    compared = _compared([one for one in sources if one.name not in kept], trained, description)
-    with writing:
+    compared = _compared([source for source in sources if source.name not in finished], trained, description)
+    with writer:
         predict_scans(compared, ensemble, output, wanted, outcome, expected)
     _print_outcome(outcome, output, ready, file)
     return outcome
 
 
 def _about_pretrained(trained: Trained) -> str:
-    """Which network it is and what it must not be used for; its card says more."""
+    """Which network this is, and what it must not be used for. Its model card has the details."""
     test = (trained.results or {}).get("test", {})
     scored = ""
     if "dice_mean" in test:
@@ -128,8 +128,8 @@ def _about_pretrained(trained: Trained) -> str:
     return (
         f"network: pretrained ({trained.folder.name}, weights {trained.weights_digest}), for lower-grade glioma on "
         f"brain MRI with the skull{scored}. Model card: {trained.folder / 'README.md'}\n"
-        "limits: research code, not a medical device. Other tumors, other sequences and other scanners were not "
-        "scored. Look at each mask."
+        "limits: research code, not a medical device. It was not evaluated on other tumors, sequences or "
+        "scanners. Check each mask."
     )
 
 
@@ -137,66 +137,66 @@ def _about_pretrained(trained: Trained) -> str:
 def _writing_tables(outcome: Outcome, output: Path) -> Iterator[None]:
     try:
         yield
-    finally:  # what is done stands in the tables, whatever ends the rest
+    finally:  # the tables list the finished scans after any exception
         write_tables(outcome.scans, outcome.slices, output)
 
 
 def _compared(sources: list[Source], trained: list[Trained], description: Description) -> list[Source]:
-    """The sources, to be compared with the training scans of all runs that tell what these look like."""
+    """Wraps the sources, so that they are compared with the training scans of all runs with such statistics."""
     training = tuple(run.training_scans for run in trained if run.training_scans)
     if not training:
-        print(f"note: no scan is compared with those of the training: no run has a {TRAINING_SCANS}", flush=True)
+        print(f"note: scans are not compared with the training scans: no run has a {TRAINING_SCANS}", flush=True)
         return sources
     return [ComparedSource.of(source, training, description) for source in sources]
 
 
-def _posts_of_first(trained: list[Trained]) -> tuple[PostProcess, ...]:
-    """What makes the masks: as the first run does; the log tells where another run chose otherwise."""
+def _first_posts(trained: list[Trained]) -> tuple[PostProcess, ...]:
+    """The post-processing of the first run. Logs a warning if the other runs differ."""
     first, *others = trained
     if different := [run.folder.name for run in others if run.posts != first.posts]:
         names = first.network.description.names
         posts = [", ".join(f"{name} {value}" for name, value in post._asdict().items()) for post in first.posts]
-        of_targets = [f"{name}: {post}" for name, post in zip(names, posts, strict=True)] if len(posts) > 1 else posts
+        by_target = [f"{name}: {post}" for name, post in zip(names, posts, strict=True)] if len(posts) > 1 else posts
         logging.warning(
-            "masks are made as run %s makes them (%s); %s chose otherwise",
+            "masks are post-processed as in run %s (%s); %s uses other settings",
             first.folder.name,
-            "; ".join(of_targets),
+            "; ".join(by_target),
             ", ".join(different),
         )
     return first.posts
 
 
 def _expected_dice(trained: list[Trained], mirror: bool | None) -> tuple[ExpectedDice | None, str]:
-    """The expected Dice of the masks; or None, and why it is not known."""
+    """The model of the expected Dice and ""; or None and the reason."""
     first, *others = trained
     if others:
-        return None, "no expected Dice: it is known of a run that predicts alone; the column agreement is written"
+        return None, "no expected Dice: it requires a single run; the column agreement is written"
     if mirror not in (None, first.network.mirror):
-        given = "tta" if mirror else "notta"
-        return None, f"no expected Dice: it is known of masks without --{given}; the column agreement is written"
+        flag = "tta" if mirror else "notta"
+        return None, f"no expected Dice: it requires masks without --{flag}; the column agreement is written"
     if first.expected_dice is None:
         return None, (
-            f"no expected Dice: {first.folder.name} has no {EXPECTED_DICE}, which a training writes at its end where "
-            f"there are masks of {LEAST_PATIENTS} validation and test patients; the column agreement is written"
+            f"no expected Dice: {first.folder.name} has no {EXPECTED_DICE}, which a training writes at its end if "
+            f"it has {LEAST_PATIENTS} validation and test patients; the column agreement is written"
         )
     return first.expected_dice, ""
 
 
 def _same_description(descriptions: dict[Path, Description]) -> Description:
-    """The description of all runs; raises InputError where they differ."""
+    """The description of all runs. Raises InputError if they differ."""
     (first, description), *others = descriptions.items()
     different = [folder for folder, other in others if other != description]
     if different:
-        listed = "".join(f"\n  {folder}: {_in_words(descriptions[folder])}" for folder in (first, *different))
+        listed = "".join(f"\n  {folder}: {_describe(descriptions[folder])}" for folder in (first, *different))
         raise InputError(
-            "--run: runs that predict together have the same channels and targets, and these differ; predict with each "
-            f"of them alone:{listed}"
+            "--run: runs that predict together need the same channels and targets, but these differ; predict with each "
+            f"run separately:{listed}"
         )
     return description
 
 
-def _in_words(description: Description) -> str:
-    stand_in = f" ({description.stand_in} replaces a missing one)" if description.stand_in else ""
+def _describe(description: Description) -> str:
+    stand_in = f" ({description.stand_in} replaces missing channels)" if description.stand_in else ""
     targets = ", ".join(f"{target.name} {list(target.labels)}" for target in description.targets)
     ignored = "" if description.ignore is None else f", label {description.ignore} ignored"
     painted = f", written as {list(description.painted)}"
@@ -204,17 +204,17 @@ def _in_words(description: Description) -> str:
 
 
 def table(found: Found, scans: Path, description: Description = LGG) -> list[str]:
-    """What was found for which channel, and what is passed over, in lines for a user to see before anything runs."""
-    shown, channels = found.sources[:_MOST_ROWS], description.channels
+    """The cases with the file of each channel, and the files that are passed over, as lines to print."""
+    listed, channels = found.sources[:_MAX_ROWS], description.channels
     rows = [("case", *channels)]
-    for source in shown:
+    for source in listed:
         cells = [source.channels.get(channel, "-") for channel in channels]
         if isinstance(source, Refused):
-            cells = ["refused, see the end" if k == description.shown else "" for k in range(len(channels))]
+            cells = ["cannot be read, see the end" if k == description.shown else "" for k in range(len(channels))]
         rows.append((source.name, *cells))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    more = len(found.sources) - len(shown)
+    more = len(found.sources) - len(listed)
     if more:
         lines.append(f"and {more} more case{'s' * (more > 1)}")
     legend = []
@@ -222,8 +222,8 @@ def table(found: Found, scans: Path, description: Description = LGG) -> list[str
         replaced = f"{description.stand_in} replaces it" if description.stand_in else "it is missing"
         legend.append(f"-: {replaced}")
     if any(row[1 + description.shown].endswith(" *") for row in rows):
-        alone = "FLAIR, or all three as colors or along a fourth axis"
-        legend.append(f"*: {alone if has_lgg_channels(description) else 'all channels in one file'}")
+        content = "FLAIR, or all three channels as colors or along a fourth axis"
+        legend.append(f"*: {content if has_lgg_channels(description) else 'all channels in one file'}")
     lines += [f"({'; '.join(legend)})"] if legend else []
     root = scans if scans.is_dir() else scans.parent
     if passed_over := list_passed_over(found.passed_over, root):
@@ -241,28 +241,28 @@ def _print_outcome(outcome: Outcome, output: Path, ready: float, file: ShardFile
     print(
         f"{done} scan{'s' * (done != 1)}, {slices} slice{'s' * (slices != 1)} in {outcome.seconds:.1f} s: "
         f"{slices / outcome.seconds:.1f} slices/s, {outcome.model_seconds / outcome.seconds:.0%} of the time in the "
-        f"network ({ready:.1f} s to load and compile before)"
+        f"network (before that {ready:.1f} s to load and compile)"
     )
     if flagged := len({row["case"] for row in outcome.scans if row[FLAGS] not in ("", NOT_COMPARED)}):
-        print(f"{flagged} of {done} unlike the training scans, see the notes above and the column {FLAGS}")
-    if words := _least_sure(outcome.scans):
-        print(words)
-    merge = f"Masks: {output}; --merge joins the tables as soon as all shards are done"
+        print(f"{flagged} of {done} scans unlike the training scans; see the notes above and the column {FLAGS}")
+    if text := _least_sure(outcome.scans):
+        print(text)
+    merge = f"Masks: {output}; --merge joins the tables when all shards are done"
     print(merge if file else f"Masks and tables: {output}")
     if outcome.faults:
         failed = len(outcome.faults)
-        raise PartlyDone(f"{failed} of {failed + done} scans could not be predicted, the others are done:\n{faults}")
+        raise PartlyDone(f"{failed} of {failed + done} scans could not be predicted; the others are done:\n{faults}")
 
 
 def _least_sure(rows: list[dict]) -> str:
-    """The median of the expected Dice, and the scans with the lowest, for a user to look at; "" where none is known."""
-    known = [row for row in rows if row[EXPECTED] is not None]
-    if not known:
+    """The median expected Dice and the scans with the lowest, as text; "" if no expected Dice is known."""
+    rated = [row for row in rows if row[EXPECTED] is not None]
+    if not rated:
         return ""
-    target = " of {target}" if "target" in known[0] else ""
+    target = " of {target}" if "target" in rated[0] else ""
     lowest = "; ".join(
         f"{row['case']}{target.format(**row)} {row[EXPECTED]:.2f} ({row[LOWER]:.2f} to {row[UPPER]:.2f})"
-        for row in least_sure(known)[:_LOOK_AT]
+        for row in least_sure(rated)[:_LOWEST]
     )
-    median = statistics.median(row[EXPECTED] for row in known)
-    return f"expected Dice: median {median:.2f}; lowest, with 90 % interval: {lowest}; look at these masks first"
+    median = statistics.median(row[EXPECTED] for row in rated)
+    return f"expected Dice: median {median:.2f}; lowest, with 90 % interval: {lowest}; check these masks first"

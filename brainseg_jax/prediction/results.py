@@ -1,4 +1,4 @@
-"""What is left of each predicted scan: masks and maps in files, and its rows of the two tables."""
+"""Results of each predicted scan: files for masks and maps, and its rows of the two tables."""
 
 import os
 from collections.abc import Sequence
@@ -19,12 +19,12 @@ from brainseg_jax.scans.description import Description
 from brainseg_jax.scans.scan import MASK, PROBABILITY, UNCERTAINTY, Scan, Source
 
 SCANS_TABLE, SLICES_TABLE = "predictions.csv", "areas.csv"
-FLAGS, NOT_COMPARED = "flags", "not compared"  # a column of `predictions.csv`, and what stands there without flags
+FLAGS, NOT_COMPARED = "flags", "not compared"  # a column of `predictions.csv`, and its value without comparison
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which files are written beside the masks."""
+    """The files to write with the masks."""
 
     probabilities: bool = False
     uncertainty: bool = False
@@ -32,18 +32,18 @@ class Wanted:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Kinds of `Scan.write`, the mask last: where it is, all is."""
+        """Kinds of `Scan.write`. The mask comes last: if it exists, all files exist."""
         maps = {PROBABILITY: self.probabilities, UNCERTAINTY: self.uncertainty}
         return (*(kind for kind, wanted in maps.items() if wanted), MASK)
 
 
 class Written(NamedTuple):
-    """What was written of one scan.
+    """Results of one scan.
 
     Attributes:
-      scans: its rows of `predictions.csv`, one a target; with several targets the column "target" names it.
+      scans: its rows of `predictions.csv`, one per target. With several targets, the column "target" names it.
       slices: its rows of `areas.csv`, likewise.
-      notes: all that a user must know of it.
+      notes: messages about it for the user.
     """
 
     scans: list[dict]
@@ -52,31 +52,31 @@ class Written(NamedTuple):
 
 
 def check_tables_free(output: Path) -> None:
-    """Raises InputError where a table already exists."""
+    """Raises InputError if a table already exists."""
     _refuse([path for path in (output / SCANS_TABLE, output / SLICES_TABLE) if os.path.exists(path)])
 
 
 def check_free(
     sources: list[Source], description: Description, output: Path, wanted: Wanted, *, tables: bool = True
 ) -> None:
-    """Raises InputError where a file of these scans already exists, or a table if `tables`; makes nothing."""
+    """Raises InputError if a file of these scans already exists, or a table if `tables`. Writes nothing."""
     paths = [output / SCANS_TABLE, output / SLICES_TABLE] if tables else []
     for source in sources:
-        of_case = _outputs(source, description, output, wanted)
-        paths += of_case + [_instead(path) for path in of_case if path.suffix == ".dcm"]
-    _refuse([path for path in paths if os.path.exists(path)])  # also of names that are too long
+        case_paths = _outputs(source, description, output, wanted)
+        paths += case_paths + [_nifti_fallback(path) for path in case_paths if path.suffix == ".dcm"]
+    _refuse([path for path in paths if os.path.exists(path)])  # os.path.exists also accepts names that are too long
 
 
 def is_written(source: Source, description: Description, output: Path, wanted: Wanted) -> bool:
     """Whether all files of a scan exist."""
     return all(
-        os.path.exists(path) or (path.suffix == ".dcm" and _instead(path).exists())
+        os.path.exists(path) or (path.suffix == ".dcm" and _nifti_fallback(path).exists())
         for path in _outputs(source, description, output, wanted)
     )
 
 
-def _instead(path: Path) -> Path:
-    """The NIfTI file that is written where no DICOM SEG can be made, see `SeriesScan.write`."""
+def _nifti_fallback(path: Path) -> Path:
+    """The NIfTI file that replaces a DICOM SEG where none can be written, see `SeriesScan.write`."""
     return path.with_suffix(".nii.gz")
 
 
@@ -89,7 +89,7 @@ def _refuse(existing: list[Path]) -> None:
 
 
 def write_tables(scans: list[dict], slices: list[dict], output: Path) -> None:
-    """Writes `predictions.csv` and `areas.csv`, if there are rows: both or none. Raises InputError where that fails."""
+    """Writes `predictions.csv` and `areas.csv`, both or neither; nothing without rows. Raises InputError on failure."""
     if not scans:
         return
     try:
@@ -112,27 +112,27 @@ def write_results(
     """Writes the files of one scan.
 
     Args:
-      source: names the files.
-      scan: gives grid and kind; of its channels the one that is shown, [S, H, W, 1].
+      source: determines the file names.
+      scan: determines grid and file format. It has only the shown channel, [S, H, W, 1].
       maps: its probabilities.
       masks: of the targets, [S, H, W, K] bool.
-      qualities: what is known of the mask of each target.
+      qualities: quality of the mask of each target.
       description: of the network.
-      output: folder for results; folders below it are made.
-      wanted: which files.
+      output: folder for results. Subfolders are created.
+      wanted: the files to write.
 
     Raises:
-      OSError: a file cannot be written; then none of the scan is left, but for those that were there before.
+      OSError: a file cannot be written. New files of this scan are then deleted.
     """
     several = len(description.names) > 1
-    words = [str(quality) for quality in qualities]
-    lines = [f"{name}: {said}" for name, said in zip(description.names, words, strict=True)] if several else words
+    texts = [str(quality) for quality in qualities]
+    lines = [f"{name}: {text}" for name, text in zip(description.names, texts, strict=True)] if several else texts
     values: dict = {MASK: masks, PROBABILITY: maps.probability, UNCERTAINTY: maps.uncertainty}
     (output / source.place).mkdir(parents=True, exist_ok=True)
-    new = [path for path in _outputs(source, description, output, wanted) if not _is_there(path)]
+    new_paths = [path for path in _outputs(source, description, output, wanted) if not _exists(path)]
     try:
         if wanted.overlays:
-            from brainseg_jax.evaluation.pictures import draw_overlay  # here, as matplotlib is slow to load
+            from brainseg_jax.evaluation.pictures import draw_overlay  # imported here because matplotlib loads slowly
 
             draw = partial(
                 draw_overlay,
@@ -143,22 +143,22 @@ def write_results(
                 lines=lines,
             )
             write_whole(output / _overlay(source), draw)
-        of_writing = [
+        write_notes = [
             scan.write(
                 kind,
                 values[kind],
                 [output / path for path in source.outputs(kind, description)],
                 description,
-                words,
+                texts,
             )
             for kind in wanted.kinds
         ]
     except BaseException:
-        for path in new:  # no results of half a scan; on a full disk this makes room for the tables too
+        for path in new_paths:  # no partial results; on a full disk this also makes room for the tables
             path.unlink(missing_ok=True)
         raise
-    empty = [said for said, quality in zip(lines, qualities, strict=True) if quality.agreement is None]
-    notes = (*scan.notes, *filter(None, of_writing), *empty)
+    empty_masks = [text for text, quality in zip(lines, qualities, strict=True) if quality.agreement is None]
+    notes = (*scan.notes, *filter(None, write_notes), *empty_masks)
     written = Written([], [], notes)
     for index, (name, quality) in enumerate(zip(description.names, qualities, strict=True)):
         case = {"case": source.name} | ({"target": name} if several else {})
@@ -171,14 +171,14 @@ def write_results(
 def _measure(
     case: dict, scan: Scan, mask: np.ndarray, quality: Quality, notes: tuple[str, ...]
 ) -> tuple[dict, list[dict]]:
-    """Rows of a mask [S, H, W]: volume in mL and areas in mm² where the spacing is known, else in voxels and pixels."""
+    """Rows of a mask [S, H, W]: volume in mL and areas in mm², or in voxels and pixels if the spacing is unknown."""
     slice_gap, row, column = scan.spacing or (1.0, 1.0, 1.0)
     units = ("mL", "mm2") if scan.spacing else ("voxels", "pixels")
     pixels = mask.sum(axis=(1, 2), dtype=np.int64)
     areas = [float(count * row * column) if scan.spacing else int(count) for count in pixels]
     largest = int(np.argmax(pixels))
     total = int(pixels.sum())
-    summary = case | {
+    scan_row = case | {
         "slices": len(mask),
         "tumor_slices": int((pixels > 0).sum()),
         "volume": total * slice_gap * row * column / 1000.0 if scan.spacing else total,
@@ -190,11 +190,11 @@ def _measure(
         FLAGS: NOT_COMPARED if scan.flags is None else "; ".join(scan.flags),
         "notes": "; ".join(notes),
     }
-    by_slice = [
+    slice_rows = [
         case | {"slice": number, "area": area, "unit": units[1]}
         for number, area in zip(scan.numbers, areas, strict=True)
     ]
-    return summary, by_slice
+    return scan_row, slice_rows
 
 
 def _outputs(source: Source, description: Description, output: Path, wanted: Wanted) -> list[Path]:
@@ -202,8 +202,8 @@ def _outputs(source: Source, description: Description, output: Path, wanted: Wan
     return [*paths, output / _overlay(source)] if wanted.overlays else paths
 
 
-def _is_there(path: Path) -> bool:
-    """Whether there is a file. Raises OSError where there can be none, as with a name that is too long."""
+def _exists(path: Path) -> bool:
+    """Whether the file exists. Raises OSError if it cannot exist, such as for a name that is too long."""
     try:
         path.lstat()
     except FileNotFoundError:

@@ -1,7 +1,7 @@
-"""Shards of one prediction, `--shard=i/n`: what each leaves, and the merge of all of them, see `ShardFile`.
+"""Shards of one prediction, `--shard=i/n`: the file of each shard, and their merge, see `ShardFile`.
 
-A shard writes its masks and maps where the whole prediction would, and the table rows of each case into its file. A
-shard that was stopped goes on with the cases that have no rows there, or whose files are gone.
+A shard writes masks and maps to their final location, and the table rows of each case to its own file. A restarted
+shard predicts only the cases that have no rows in this file, or miss result files.
 """
 
 import contextlib
@@ -39,8 +39,8 @@ def command_of(
     wanted: Wanted,
     expected: ExpectedDice | None,
 ) -> dict:
-    """What all shards of one prediction have in common, content for JSON."""
-    from brainseg_jax.evaluation.report import code_version  # here, as matplotlib is slow to load
+    """The JSON content that all shards of one prediction share."""
+    from brainseg_jax.evaluation.report import code_version  # imported here because matplotlib loads slowly
 
     return {
         "code": code_version(),
@@ -57,12 +57,12 @@ def command_of(
 
 
 def digest_of_channels(source: Source, root: Path) -> str:
-    """Identifies which files of a case are taken for which channels."""
+    """Identifies the files of a case and their assignment to channels."""
     return _digest([os.path.relpath(path, root) for path in source.paths], sorted(source.channels.items()))
 
 
 def digest_of_files(source: Source) -> str:
-    """Identifies the content of the files of a case, by their sizes and times of change."""
+    """Identifies the content of the files of a case, by their sizes and modification times."""
     images = [path.with_suffix(suffix) for path in source.paths for suffix in (".img", ".IMG")]  # of NIfTI pairs
     files = []
     for path in (*source.paths, *(image for image in images if image.exists())):
@@ -72,19 +72,19 @@ def digest_of_files(source: Source) -> str:
     return _digest(files)
 
 
-def _digest(*known: object) -> str:
-    return hashlib.sha256(repr(known).encode(errors="surrogateescape")).hexdigest()[:12]
+def _digest(*values: object) -> str:
+    return hashlib.sha256(repr(values).encode(errors="surrogateescape")).hexdigest()[:12]
 
 
-class Part(NamedTuple):
+class ShardContent(NamedTuple):
     """The content of the file of a shard.
 
     Attributes:
-      rows: {"scans": [...], "slices": [...], "files": "..."} of each case that is predicted, by its name; see `Outcome`
-        and `digest_of_files`.
-      faults: of the other cases; known when the shard is done.
-      end: offset after the last whole line.
-      done: whether no case is left.
+      rows: {"scans": [...], "slices": [...], "files": "..."} by name of each predicted case; see `Outcome` and
+        `digest_of_files`.
+      faults: of the other cases; complete only when the shard is done.
+      end: offset after the last complete line.
+      done: whether all cases were processed.
     """
 
     rows: dict[str, dict]
@@ -93,59 +93,59 @@ class Part(NamedTuple):
     done: bool
 
 
-NOTHING = Part({}, [], 0, done=False)
+EMPTY = ShardContent({}, [], 0, done=False)
 
 
-def read_part(file: ShardFile, command: dict) -> Part:
-    """What an earlier process of the same command left. Raises InputError where the file is damaged."""
+def read_shard(file: ShardFile, command: dict) -> ShardContent:
+    """The results of an earlier process of the same command. Raises InputError if the file is damaged."""
     with file.opened(new=False) as opened:
         try:
             return _read(opened, file.shard, command)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise InputError(f"{file.path}: damaged ({error!r}); give --overwrite to begin it again") from error
+            raise InputError(f"{file.path}: damaged ({error!r}); give --overwrite to restart it") from error
 
 
 @contextlib.contextmanager
 def recording(
-    file: ShardFile, before: Part, kept: dict[str, dict], files: dict[str, str], outcome: Outcome
+    file: ShardFile, previous: ShardContent, finished: dict[str, dict], files: dict[str, str], outcome: Outcome
 ) -> Iterator[None]:
-    """Records the rows of each case as soon as its files are written, and at the end that the shard is done.
+    """Records the rows of each case after its files are written, and the end of the shard.
 
     Args:
       file: of the shard.
-      before: what the file holds.
-      kept: the rows of it whose cases are not predicted again.
-      files: `digest_of_files` of each case, made before it is read.
-      outcome: of the others.
+      previous: content of the file.
+      finished: rows of the finished cases, which are not predicted again.
+      files: `digest_of_files` of each case, computed before the case is read.
+      outcome: results of the other cases.
 
     Raises:
-      InputError: the file cannot be written.
-      KeyboardInterrupt: of the user, or of SIGTERM; the message says how to go on.
+      InputError: the file is not writable.
+      KeyboardInterrupt: of the user, or of SIGTERM; the message explains how to continue.
     """
-    new = before.done or not before.end or len(kept) < len(before.rows)
-    with file.opened(new=new) as opened:
+    rewrite = previous.done or not previous.end or len(finished) < len(previous.rows)
+    with file.opened(new=rewrite) as opened:
 
         def record(case: str, written: Written) -> None:
             write_line(opened, {"case": case, "scans": written.scans, "slices": written.slices, "files": files[case]})
 
-        if new:
-            for case, rows in kept.items():
+        if rewrite:
+            for case, rows in finished.items():
                 write_line(opened, {"case": case, **rows})
         else:
-            opened.truncate(before.end)  # a line that a kill cut off
+            opened.truncate(previous.end)  # removes an incomplete last line
         outcome.record = record
         try:
             yield
         except KeyboardInterrupt:
-            done = len(kept) + outcome.scans_done
+            done = len(finished) + outcome.scans_done
             raise KeyboardInterrupt(
-                f"interrupted; {done} cases of shard {file.shard} are done; the same command goes on with the others"
+                f"interrupted; {done} cases of shard {file.shard} are done; the same command continues with the others"
             ) from None
         write_line(opened, {"faults": outcome.faults})
 
 
-def _read(opened: BinaryIO, shard: Shard, command: dict) -> Part:
-    """Raises ValueError, KeyError or TypeError where the content is not that of a shard of this command."""
+def _read(opened: BinaryIO, shard: Shard, command: dict) -> ShardContent:
+    """Reads the file. Raises ValueError, KeyError or TypeError if its content is not a shard of this command."""
     cases = shard.of(list(command["cases"]))
     rows: dict[str, dict] = {}
     faults: list[str] = []
@@ -153,34 +153,34 @@ def _read(opened: BinaryIO, shard: Shard, command: dict) -> Part:
     while (line := opened.readline()).endswith(b"\n"):
         value = json.loads(line)
         if done:
-            raise ValueError("lines after its end")
+            raise ValueError("lines after the end of the shard")
         if "faults" in value:
             faults, done = list(value["faults"]), True
         else:
             name = value["case"]
             if name in rows or any(row["case"] != name for row in (*value["scans"], *value["slices"])):
-                raise ValueError(f"rows of {name} twice, or among those of another case")
+                raise ValueError(f"duplicate rows of {name}, or rows of another case in its line")
             rows[name] = {key: value[key] for key in ("scans", "slices", "files")}
         end = opened.tell()
-    if strangers := rows.keys() - set(cases):
-        raise ValueError(f"{', '.join(sorted(strangers))} of another shard")
+    if foreign := rows.keys() - set(cases):
+        raise ValueError(f"cases of another shard: {', '.join(sorted(foreign))}")
     if done and len(rows) + len(faults) != len(cases):
         raise ValueError(f"{len(rows)} cases and {len(faults)} faults for {len(cases)} cases")
-    return Part(rows, faults, end, done)
+    return ShardContent(rows, faults, end, done)
 
 
 def merge_shards(output: Path, *, overwrite: bool) -> None:
-    """Joins the tables of all shards as one process would have written them, and removes the files of the shards.
+    """Merges the tables of all shards into the tables of a single process, and deletes the files of the shards.
 
     Raises:
-      InputError: see `opened_shards`; or the tables exist, and `overwrite` is not set. Nothing is written then.
+      InputError: see `opened_shards`; or the tables exist and `overwrite` is not set. Nothing is written.
       PartlyDone: some scans could not be predicted; the tables list the others.
     """
-    with opened_shards(output, NAME, _read_done) as (command, parts):
+    with opened_shards(output, NAME, _read_done) as (command, contents):
         if not overwrite:
             check_tables_free(output)
-        rows = {name: of_case for part in parts.values() for name, of_case in part.rows.items()}
-        faults = [fault for part in parts.values() for fault in part.faults]
+        rows = {name: case_rows for content in contents.values() for name, case_rows in content.rows.items()}
+        faults = [fault for content in contents.values() for fault in content.faults]
         scans, slices = (
             [row for case in command["cases"] if case in rows for row in rows[case][table]]
             for table in ("scans", "slices")
@@ -188,14 +188,14 @@ def merge_shards(output: Path, *, overwrite: bool) -> None:
         write_tables(scans, slices, output)
     remove_shards(output, NAME)
     done = len(rows)
-    print(f"{len(parts)} shards, {done} scan{'s' * (done != 1)}: {output / SCANS_TABLE}, {output / SLICES_TABLE}")
+    print(f"{len(contents)} shards, {done} scan{'s' * (done != 1)}: {output / SCANS_TABLE}, {output / SLICES_TABLE}")
     if faults:
         total, listed = len(faults) + done, "\n".join(faults)
-        raise PartlyDone(f"{len(faults)} of {total} scans could not be predicted, the others are done:\n{listed}")
+        raise PartlyDone(f"{len(faults)} of {total} scans could not be predicted; the others are done:\n{listed}")
 
 
-def _read_done(opened: BinaryIO, shard: Shard, command: dict) -> Part:
-    part = _read(opened, shard, command)
-    if not part.done:
+def _read_done(opened: BinaryIO, shard: Shard, command: dict) -> ShardContent:
+    content = _read(opened, shard, command)
+    if not content.done:
         raise NotDone
-    return part
+    return content

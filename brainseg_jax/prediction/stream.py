@@ -1,4 +1,4 @@
-"""Scan after scan through the networks: the next one is read, and the last one written, while one is predicted."""
+"""Predicts scan after scan, while threads read the next scan and write the previous one."""
 
 import time
 from collections import deque
@@ -18,21 +18,21 @@ from brainseg_jax.inference.quality import ExpectedDice, rate
 from brainseg_jax.prediction.results import Wanted, Written, write_results
 from brainseg_jax.scans.scan import Scan, Source
 
-Prepared = list[list[tuple[Inputs, Canvas]]]  # of `Ensemble.prepare`
+Prepared = list[list[tuple[Inputs, Canvas]]]  # result of `Ensemble.prepare`
 
 
 @dataclass
 class Outcome:
-    """What came of the scans.
+    """Results of all scans.
 
     Attributes:
-      scans: rows of `predictions.csv`, one a scan and target.
-      slices: rows of `areas.csv`, one a slice and target.
-      notes: names of the cases by what must be known of them.
+      scans: rows of `predictions.csv`, one per scan and target.
+      slices: rows of `areas.csv`, one per slice and target.
+      notes: names of the cases by note.
       faults: of scans that could not be read, predicted or written, each with its file or case.
-      seconds: from the first file read to the last one written.
-      model_seconds: of these, in the networks.
-      record: called with the name of each case and what was written of it.
+      seconds: from reading the first file to writing the last one.
+      model_seconds: the share of `seconds` spent in the networks.
+      record: called with the name and the results of each case.
     """
 
     scans: list[dict] = field(default_factory=list)
@@ -44,7 +44,7 @@ class Outcome:
     record: Callable[[str, Written], None] | None = None
 
     def add(self, case: str, written: Written) -> None:
-        """Takes what was written of a case."""
+        """Adds the results of a case."""
         self.scans += written.scans
         self.slices += written.slices
         for note in written.notes:
@@ -54,12 +54,12 @@ class Outcome:
 
     @property
     def scans_done(self) -> int:
-        """How many scans are written."""
+        """Number of written scans."""
         return len({row["case"] for row in self.scans})
 
     @property
     def slices_done(self) -> int:
-        """How many slices these have."""
+        """Number of slices of these scans."""
         return len({(row["case"], row["slice"]) for row in self.slices})
 
 
@@ -73,21 +73,21 @@ def predict_scans(
 ) -> None:
     """Predicts all scans and writes their files.
 
-    Whatever one scan raises while it is read, predicted or written is a fault of that scan, and stops no other.
+    An exception while a scan is read, predicted or written becomes a fault of that scan. The other scans continue.
 
     Args:
-      sources: one or more, each of another name.
+      sources: one or more, with different names.
       ensemble: compiled.
       output: folder for results.
-      wanted: which files.
-      outcome: takes what comes of each scan as soon as it is written, so it is right after an exception too.
-      expected: the Dice to expect of the ensemble's masks; None where it is not known.
+      wanted: the files to write.
+      outcome: receives the results of each scan after they are written, so it is valid after an exception too.
+      expected: model of the expected Dice of the ensemble's masks; None if it is unknown.
 
     Raises:
       InputError: the disk is full.
-      KeyboardInterrupt: of the user, or of SIGTERM (`cli.sigterm_interrupts`); the message counts what is done.
+      KeyboardInterrupt: of the user, or of SIGTERM (`cli.sigterm_interrupts`); the message counts the finished scans.
     """
-    start, before = time.perf_counter(), ensemble.seconds
+    start, seconds_before = time.perf_counter(), ensemble.seconds
     try:
         _predict_all(sources, ensemble, output, wanted, outcome, expected)
     except KeyboardInterrupt:
@@ -95,7 +95,7 @@ def predict_scans(
             f"interrupted; {outcome.scans_done} of {len(sources)} scans are done and listed in the tables of {output}"
         ) from None
     finally:
-        outcome.seconds, outcome.model_seconds = time.perf_counter() - start, ensemble.seconds - before
+        outcome.seconds, outcome.model_seconds = time.perf_counter() - start, ensemble.seconds - seconds_before
 
 
 def _predict_all(
@@ -114,13 +114,13 @@ def _predict_all(
                     scan, prepared = load()
                     bar.start(f"{source.name} ({number} of {len(sources)})", len(scan.voxels))
                     members = ensemble.predict(prepared, partial(_advance, bar))
-                except Exception as error:  # of any kind: it is this scan's
+                except Exception as error:  # any type becomes a fault of this scan
                     outcome.faults.append(_fault(source, error))
                     continue
                 previous, writing = writing, None
-                _collect(previous, outcome, output)  # so that no more than one scan waits to be written
+                _collect(previous, outcome, output)  # at most one scan waits to be written
                 writing = source, writer.submit(_finish, source, scan, members, ensemble, output, wanted, expected)
-                del load, scan, prepared, members  # they would be held until the next scan is predicted
+                del load, scan, prepared, members  # frees memory before the next scan is predicted
         finally:
             _collect(writing, outcome, output)
 
@@ -128,9 +128,9 @@ def _predict_all(
 def _read_ahead(
     reader: ThreadPoolExecutor, sources: list[Source], ensemble: Ensemble
 ) -> Iterator[tuple[Source, Callable[[], tuple[Scan, Prepared]]]]:
-    """Each source with a call that waits for its scan; the one after it is being read by then.
+    """Yields each source with a function that waits for its scan. The next scan is read meanwhile.
 
-    Of the channels the scans keep the one that is shown.
+    The scans keep only the shown channel.
     """
 
     def load(source: Source) -> tuple[Scan, Prepared]:
@@ -138,11 +138,11 @@ def _read_ahead(
         prepared = ensemble.prepare(scan)
         return replace(scan, voxels=scan.voxels[..., [ensemble.description.shown]]), prepared
 
-    reading = deque(reader.submit(load, source) for source in sources[:1])
-    for following, source in enumerate(sources, start=1):
-        if following < len(sources):
-            reading.append(reader.submit(load, sources[following]))
-        yield source, reading.popleft().result
+    pending = deque(reader.submit(load, source) for source in sources[:1])
+    for next_index, source in enumerate(sources, start=1):
+        if next_index < len(sources):
+            pending.append(reader.submit(load, sources[next_index]))
+        yield source, pending.popleft().result
 
 
 def _finish(
@@ -170,7 +170,7 @@ _Writing = tuple[Source, Future]
 
 
 def _collect(writing: _Writing | None, outcome: Outcome, output: Path) -> None:
-    """Waits for a scan that is being written. Raises InputError where the disk is full, as it is for all scans."""
+    """Waits until a scan is written. Raises InputError if the disk is full, since that affects all scans."""
     if writing is None:
         return
     source, result = writing
@@ -180,12 +180,12 @@ def _collect(writing: _Writing | None, outcome: Outcome, output: Path) -> None:
         if is_full(error):
             raise InputError(f"--output={output} cannot be written to ({explain(error)})") from error
         outcome.faults.append(f"{source.name}: cannot be written to {output} ({explain(error)})")
-    except Exception as error:  # of any kind: it is this scan's
+    except Exception as error:  # any type becomes a fault of this scan
         outcome.faults.append(_fault(source, error))
     else:
         outcome.add(source.name, written)
 
 
 def _fault(source: Source, error: Exception) -> str:
-    """The words of an InputError, which name the file; of any other exception one line, with the case."""
+    """The message of an InputError, which names the file; for any other exception one line with the case."""
     return str(error) if isinstance(error, InputError) else f"{source.name}: {describe_unforeseen(error)}"
