@@ -83,7 +83,7 @@ def test_without_the_decoder_the_syntax_and_the_command_are_said(tmp_path, monke
     folder = compressed(tmp_path / "in", JPEG + "70", lossless)
     monkeypatch.setitem(sys.modules, "imagecodecs", None)
     with pytest.raises(
-        InputError, match=r"0577.dcm: .*JPEG Lossless, .*4\.70\), .*pip install -e '\.\[dicom\]' -c con"
+        InputError, match=r"0577.dcm: .*JPEG Lossless, .*4\.70\), .*pip install 'brainseg_jax\[dicom\]'"
     ):
         read_series(folder)
 

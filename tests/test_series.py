@@ -137,5 +137,5 @@ def test_faults_of_series(case, trained_run, tmp_path):
 def test_without_the_packages_the_command_to_install_them_is_said(tmp_path, monkeypatch):
     write_series(tmp_path / "in", np.zeros((2, 8, 8)))
     monkeypatch.setitem(sys.modules, "highdicom", None)
-    with pytest.raises(InputError, match=r"python -m pip install -e '\.\[dicom\]' -c constraints\.txt"):
+    with pytest.raises(InputError, match=r"python -m pip install 'brainseg_jax\[dicom\]'"):
         find_scans(tmp_path / "in")

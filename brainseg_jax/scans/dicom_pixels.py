@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pydicom import Dataset
     from pydicom.uid import UID
 
-INSTALL = "python -m pip install -e '.[dicom]' -c constraints.txt"
+INSTALL = "python -m pip install 'brainseg_jax[dicom]'"
 # Decoders of imagecodecs (libjpeg-turbo, CharLS, OpenJPEG) by transfer syntax. GDCM would crash on damaged JPEG data.
 _CODECS = {
     **{f"1.2.840.10008.1.2.4.{number}": "jpeg8_decode" for number in (50, 51, 57, 70)},

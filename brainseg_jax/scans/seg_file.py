@@ -35,7 +35,7 @@ def read_seg(path: Path) -> tuple[np.ndarray, Grid, tuple[str, ...]]:
     except ImportError as error:
         raise InputError(
             f"{path}: DICOM needs packages that are not installed ({error}); install them, and start again: "
-            "python -m pip install -e '.[dicom]' -c constraints.txt"
+            "python -m pip install 'brainseg_jax[dicom]'"
         ) from error
     try:
         if pydicom.filereader.read_file_meta_info(path).TransferSyntaxUID == _DEFLATED:
