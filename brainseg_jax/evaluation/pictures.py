@@ -7,7 +7,6 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
@@ -16,8 +15,6 @@ from PIL import Image, ImageDraw
 
 from brainseg_jax.evaluation.case_pictures import stretched, target_style
 from brainseg_jax.scans.description import LGG, Description
-
-matplotlib.use("Agg", force=False)
 
 TRUTH_COLOR, PREDICTION_COLOR = "#00c853", "#ff3d00"  # of the only target
 MOST_TILES, TILES_OF_NOTHING = 80, 20  # slices of an overlay: scans of up to so many, as those of LGG, are shown whole
