@@ -7,7 +7,6 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
@@ -16,8 +15,6 @@ from PIL import Image, ImageDraw
 
 from brainseg_jax.evaluation.case_pictures import stretched, target_style
 from brainseg_jax.scans.description import LGG, Description
-
-matplotlib.use("Agg", force=False)
 
 TRUTH_COLOR, PREDICTION_COLOR = "#00c853", "#ff3d00"  # for a single target
 MAX_TILES, MAX_EMPTY_TILES = 80, 20  # slices of an overlay; LGG scans have fewer and are shown completely

@@ -22,8 +22,6 @@ from brainseg_jax.evaluation.calibration import THRESHOLDS, Calibration
 from brainseg_jax.evaluation.quality import AGREEMENT, EXPECTED, LOWER, UPPER, area, least_sure, risk_coverage
 from brainseg_jax.evaluation.scores import case_name
 
-matplotlib.use("Agg", force=False)
-
 TEXT, LINE = "#010101", "#020202"
 RUNS = ("#0a0a01", "#0a0a02", "#0a0a03", "#0a0a04", "#0a0a05", "#0a0a06")
 _PAGE_COLORS = {TEXT: "currentColor", LINE: "var(--line)"} | {c: f"var(--run{k})" for k, c in enumerate(RUNS)}

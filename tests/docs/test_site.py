@@ -48,6 +48,10 @@ def test_the_notebook_runs():
     nbclient.NotebookClient(
         notebook, timeout=1200, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}}
     ).execute()
+    pictures = [
+        output for cell in notebook.cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})
+    ]
+    assert len(pictures) == 3
     printed = "".join(
         output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []) if cell.outputs
     )
