@@ -131,7 +131,8 @@ def test_gaps_are_counted_and_ten_are_listed():
     with pytest.raises(InputError) as raised:
         stack_slices("a", found, lambda _: GRAY)
     assert str(raised.value) == (
-        "a: a gap in the numbers 3 to 20240101120000: 4, 6, 7, 8, 9, 10, 11, 12, 13, 14, ... missing; add the missing slices"
+        "a: a gap in the numbers 3 to 20240101120000: 4, 6, 7, 8, 9, 10, 11, 12, 13, 14, ... missing; "
+        "add the missing slices"
     )
     with pytest.raises(InputError, match="a gap in the numbers 3 to 8: 4, 6, 7 missing; add"):
         stack_slices("a", (found[0], found[1], (8, Path("a_8.png"))), lambda _: GRAY)

@@ -113,7 +113,7 @@ def test_no_more_is_unpacked_than_the_header_declares(tmp_path):
     with pytest.MonkeyPatch.context() as patch, pytest.raises(InputError) as raised:
         patch.setattr(gzip.GzipFile, "read", counted)
         open_nifti(path)
-    assert f"declares 432000352 bytes, and it has {path.stat().st_size}; get" in str(raised.value)
+    assert f"declares 432000352 bytes, but it has {path.stat().st_size}; get" in str(raised.value)
     assert sum(unpacked) < 1000
 
 

@@ -211,8 +211,7 @@ def apply(settings: CohortToml, draft: Draft) -> None:
     if settings.channels:
         if unknown := [name for name in settings.channels if name not in draft.channels]:
             draft.faults.append(
-                f"{NAME}: no channel {few(unknown)} in the folder (there is: {few(draft.channels, 8)}); correct "
-                "channels"
+                f"{NAME}: no channel {few(unknown)} in the folder (present: {few(draft.channels, 8)}); correct channels"
             )
         elif any("" in case.images for case in draft.cases):
             draft.faults.append(f"{NAME}: channels cannot be selected if one file has all of them; remove the key")
