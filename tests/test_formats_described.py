@@ -207,7 +207,7 @@ def test_a_format_is_changed_by_it(tmp_path):
         ("labels = 'x'\n[channels]\nT1 = {a = '{case}'}", ["channels: give names"]),
         (
             "[channels]\nT1 = 'T1.nii.gz'",
-            ["labels is missing beside patterns", "T1: the pattern 'T1.nii.gz' has no {case}"],
+            ["labels is missing, but channels have patterns", "T1: the pattern 'T1.nii.gz' has no {case}"],
         ),
         ("[targets]\ntumor = [0, 1]", ["targets: tumor = [0, 1]; give label values from 1 to 255"]),
         ("[targets]\ntumor = []", ["targets: tumor = []"]),

@@ -225,7 +225,7 @@ def test_all_faults_of_all_cases_are_listed_and_nothing_is_written(given, tmp_pa
     assert "3 faults in the data, so nothing was written" in lines[0]
     assert "a_0_T1.nii: not a NIfTI file" in lines[1]
     assert "b_0_seg.nii: 3 (3 voxels), 6 (5 voxels), 27 (7 voxels); described are 0, 1, 2, 9 (whole, core)" in lines[2]
-    assert "c_0_FLAIR.nii: FLAIR holds only 0" in lines[3]
+    assert "c_0_FLAIR.nii: FLAIR has only the values 0" in lines[3]
     assert not (tmp_path / "data").exists()
 
 

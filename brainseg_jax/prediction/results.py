@@ -128,7 +128,7 @@ def write_results(
     words = [str(quality) for quality in qualities]
     lines = [f"{name}: {said}" for name, said in zip(description.names, words, strict=True)] if several else words
     values = {MASK: masks, PROBABILITY: maps.probability, UNCERTAINTY: maps.uncertainty}
-    (output / source.place).mkdir(parents=True, exist_ok=True)
+    (output / source.folder).mkdir(parents=True, exist_ok=True)
     new = [path for path in _outputs(source, description, output, wanted) if not _is_there(path)]
     try:
         if wanted.overlays:
@@ -212,4 +212,4 @@ def _is_there(path: Path) -> bool:
 
 
 def _overlay(source: Source) -> Path:
-    return source.place / f"{source.stem}_overlay.png"
+    return source.folder / f"{source.stem}_overlay.png"

@@ -137,10 +137,10 @@ def refuse_labels(values: np.ndarray) -> None:
     distinct = np.unique(values)
     listed = " and ".join(f"{value:g}" for value in distinct) if len(distinct) <= 2 else ""
     if len(distinct) <= 2:
-        raise InputError(f"holds only {listed or 'background'}: a mask, or an empty volume; give a scan")
+        raise InputError(f"has only the values {listed or 'of background'}: a mask, or an empty volume; give a scan")
     if len(distinct) <= MOST_LABELS and values.size > _HANDFUL and (distinct == np.floor(distinct)).all():
         listed = ", ".join(f"{value:g}" for value in distinct)
-        raise InputError(f"holds only {listed}: a label map, or an empty volume; give a scan")
+        raise InputError(f"has only the values {listed}: a label map, or an empty volume; give a scan")
 
 
 def _range(values: np.ndarray, background: int) -> tuple[float, float]:

@@ -15,7 +15,7 @@ from brainseg_jax.scans.scan import STAND_IN
 
 PRE, FLAIR, POST = "pre-contrast", "FLAIR", "post-contrast"
 CHANNELS = (PRE, FLAIR, POST)
-ALL = ""  # key of a file or series whose sequence is unknown
+ALL = ""  # key of a file or series of unknown sequence
 # Other results of `read_name`; such files are never used as FLAIR.
 OTHER, MASK, DERIVED, UNCLEAR = "another sequence", "a mask or an earlier result", "a derived map", "unclear"
 
@@ -110,7 +110,7 @@ class _Word:
 
 @cache
 def read_name(name: str, *, description: bool = False) -> ParsedName:
-    """Tells sequence and case from a name, wherever the words stand in it, as of `13-T1post-77241` or `P1_flair`.
+    """Reads sequence and case from the words of a name, in any order: `13-T1post-77241`, `P1_flair`.
 
     Words inside other words do not count: `press` is not pre-contrast, but `T1postcontrast` is post-contrast.
 

@@ -123,7 +123,7 @@ def _parse(content: dict) -> tuple[list[str], CohortToml]:
         names = channels = []
     patterns = channels if isinstance(channels, dict) else {}
     if patterns and "labels" not in content:
-        faults.append('labels is missing beside patterns for channels; add one, as in labels = "{case}_seg.nii.gz"')
+        faults.append('labels is missing, but channels have patterns; add one, as in labels = "{case}_seg.nii.gz"')
     for key, pattern in [*patterns.items(), ("labels", content.get("labels", "{case}"))]:
         if patterns and "{case}" not in pattern:
             faults.append(f"{key}: the pattern {pattern!r} has no {{case}}, the name of the case; add it")

@@ -191,7 +191,7 @@ def targets_from_values(values: Iterable[int], ignore: int | None = None) -> tup
     if labels[-1] == 255:
         raise InputError(
             f"label values {few(labels, 8)}: 255 among others is ambiguous: a label, a binary mask, or an ignored "
-            f"region; {_REMEDY}, with ignore = 255 if it is to be ignored"
+            f"region; {_REMEDY}, with ignore = 255 for an ignored region"
         )
     if len(labels) == 1:
         return (Target("foreground", (labels[0],)),)
