@@ -53,7 +53,7 @@ _MARKS_OF = {
     for word in words.split()
 }
 _AFTER = frozenset(["post", "agent", "agent after"])
-# After such a word, pre or post is a time point, not a contrast state.
+# Directly before such a word, pre or post is a time point, not a contrast state.
 _EVENT = re.compile(
     r"op|operat.*|surg.*|rt|radio.*|treat.*|therap.*|tx|chemo.*|biops.*|proc|process.*|natal|mortem|resect.*"
 )
