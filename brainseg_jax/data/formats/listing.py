@@ -178,8 +178,8 @@ def targets_from_values(values: Iterable[int], ignore: int | None = None) -> tup
       ignore: the value that counts in no loss and no score.
 
     Raises:
-      InputError: there is no label, there are too many, a value is not from 0 to 255, or an ambiguous 255 is among other
-        labels. The message does not name a file.
+      InputError: there is no label, there are too many, a value is not from 0 to 255, or an ambiguous 255 is among
+        other labels. The message does not name a file.
     """
     labels = sorted({int(value) for value in values} - {0, ignore})
     if not labels:
