@@ -223,8 +223,8 @@ def test_all_that_is_passed_over_is_listed_with_a_reason(tmp_path, monkeypatch):
         "  1 x an index of DICOM files; the files themselves are read: DICOMDIR",
         "  11 x an unsupported format; convert scans to NIfTI (.nii.gz): x.jpg, x.nrrd, x0.mha, ...",
         "  1 x cannot be read (Permission denied): closed",
-        "  2 x not a scan by its name: P1.json, notes.txt",
         "  1 x not a regular file: pipe.nii",
+        "  2 x not a scan by its name: P1.json, notes.txt",
     ]
 
 
