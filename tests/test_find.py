@@ -131,7 +131,7 @@ def test_numbered_channels_are_refused_until_they_are_named(tmp_path):
     """nnU-Net's `_0000` to `_0003`; a numbering that runs on is of cases."""
     touch(tmp_path / "a", *(f"P{n}_000{channel}.nii.gz" for n in (1, 2) for channel in range(4)))
     cases, _, faults, _ = found(tmp_path / "a")
-    assert not cases and len(faults) == 2 and "P1_0000.nii.gz, " in faults[0] and "as of nnU-Net" in faults[0]
+    assert not cases and len(faults) == 2 and "P1_0000.nii.gz, " in faults[0] and "as by nnU-Net" in faults[0]
     cases, notes, faults, _ = found(tmp_path / "a", "flair=*_0003, pre=*_0000, POST=*_0001.nii.gz")
     assert not faults and notes["P1"] == ("P1_0002.nii.gz is not used",)
     assert cases == {
@@ -219,12 +219,12 @@ def test_all_that_is_passed_over_is_listed_with_a_reason(tmp_path, monkeypatch):
         "P1    -             P1.nii *  -",
         "(-: FLAIR replaces it; *: FLAIR, or all three channels as colors or along a fourth axis)",
         "Passed over:",
+        "  2 x a hidden or system file: .hidden, Thumbs.db",
         "  1 x an index of DICOM files; the files themselves are read: DICOMDIR",
         "  11 x an unsupported format; convert scans to NIfTI (.nii.gz): x.jpg, x.nrrd, x0.mha, ...",
         "  1 x cannot be read (Permission denied): closed",
-        "  2 x a hidden or system file: .hidden, Thumbs.db",
-        "  2 x not a scan by its name: P1.json, notes.txt",
         "  1 x not a regular file: pipe.nii",
+        "  2 x not a scan by its name: P1.json, notes.txt",
     ]
 
 

@@ -62,7 +62,7 @@ def test_faults_of_described_files(root):
         "cohort.toml: patient = '(P[0-9]+)[a-z]' does not fit the case x; give a pattern that fits the whole name of "
         "every case, with parentheses around the patient",
         "cohort.toml: group = 'P[0-9]+([a-z])' does not fit the case x; give a pattern that fits the whole name of "
-        "every case, with parentheses around the patient",
+        "every case, with parentheses around the group",
         "P3a/roi_P3a.nii.gz: a label without image; add the image of case P3a, or remove the label",
         "x/fl_x.nii.gz: an image without label; add x/roi_x.nii.gz, or remove the image",
         "P4a: no FLAIR, which replaces missing channels; add its file",
@@ -122,7 +122,7 @@ def test_patients_that_differ_in_upper_and_lower_case(tmp_path):
     pairs(tmp_path, "a", "b", "c")
     (tmp_path / "patients.csv").write_text("case,patient\na,P1\nb,p1\nc,P2\n")
     assert faults(tmp_path) == [
-        "patient in 2 spellings, which differ in upper and lower case only: P1 (of a), p1 (of b); give one"
+        "patient in 2 spellings, which differ in upper and lower case only: P1 (of a), p1 (of b); use one"
     ]
 
 
@@ -131,9 +131,9 @@ def test_patients_that_differ_in_upper_and_lower_case(tmp_path):
     [
         ("whole = [2, 1, 3]\ncore = [1, 3]\nenh = [3]", None),
         ("necrosis = 1\nenh = [3, 2]", None),
-        ("enh = 3\ncore = [1, 3]\nwhole = [2, 1, 3]", "cannot tell enh, core from others"),
-        ("whole = [1, 2, 3]\ncore = [1, 3]\nenh = 3", "cannot tell core from others"),
-        ("a = [2, 1]\nb = [1, 3]", "cannot tell a from others"),
+        ("enh = 3\ncore = [1, 3]\nwhole = [2, 1, 3]", "cannot represent enh, core: "),
+        ("whole = [1, 2, 3]\ncore = [1, 3]\nenh = 3", "cannot represent core: "),
+        ("a = [2, 1]\nb = [1, 3]", "cannot represent a: "),
     ],
 )
 def test_targets_that_label_maps_cannot_tell_are_noted(tmp_path, targets, lost):
@@ -207,7 +207,7 @@ def test_a_format_is_changed_by_it(tmp_path):
         ("labels = 'x'\n[channels]\nT1 = {a = '{case}'}", ["channels: give names"]),
         (
             "[channels]\nT1 = 'T1.nii.gz'",
-            ["labels is missing beside patterns", "T1: the pattern 'T1.nii.gz' has no {case}"],
+            ["labels is missing, but channels have patterns", "T1: the pattern 'T1.nii.gz' has no {case}"],
         ),
         ("[targets]\ntumor = [0, 1]", ["targets: tumor = [0, 1]; give label values from 1 to 255"]),
         ("[targets]\ntumor = []", ["targets: tumor = []"]),
@@ -266,7 +266,7 @@ def test_folders_that_are_no_cohort(tmp_path):
     assert_refused(tmp_path / "empty", "The folder is empty.", "nnU-Net raw", "BIDS", "cohort.toml")
     assert_refused(tmp_path / "none", "no such folder", "nnU-Net raw", "BIDS", "cohort.toml")
     touch(tmp_path / "dicom", "a/1.dcm", "a/2.dcm", "notes.txt")
-    assert_refused(tmp_path / "dicom", "Seen: 2 x .dcm, 1 x .txt", "dcm2niix")
+    assert_refused(tmp_path / "dicom", "Files: 2 x .dcm, 1 x .txt", "dcm2niix")
     assert_refused(touch(tmp_path, "file") / "file", "not a folder")
 
 

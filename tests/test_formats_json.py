@@ -113,7 +113,7 @@ def test_any_value_can_be_ignored(root, ignore):
         ({"labels": {"0": "background", "1": "core", "2": "core"}}, ["labels have a name twice"]),
         ({"labels": None}, ["labels is missing"]),
         ({"labels": ["background", "core"]}, ['labels is ["background", "core"]; give an object']),
-        ({"channel_names": {"0": "T1"}}, ["a_0001.nii.gz: beyond the 1 channels", "b_0001.nii.gz"]),
+        ({"channel_names": {"0": "T1"}}, ["a_0001.nii.gz: number too large for the 1 channels", "b_0001.nii.gz"]),
         ({"channel_names": {**TWO_CHANNELS, "2": "T2"}}, ["a: no T2 (present: T1 =", "b: no T2"]),
         ({"channel_names": {"1": "T1", "2": "FLAIR"}}, ["number the channels from 0 without a gap"]),
         ({"channel_names": {"0": "T1", "1": 2}}, ['channel_names is {"0": "T1", "1": 2}; name the channels']),
@@ -132,7 +132,7 @@ def test_json_that_contradicts_itself_or_the_files(root, change, words):
     ("content", "words"),
     [
         ("{", "cannot be read as JSON"),
-        ("[1]", "holds a list; it must be an object"),
+        ("[1]", "contains a list; it must be an object"),
         ('{"labels": {"background": 0, "a": 1, "a": 2}}', "the key 'a' twice"),
         ("[" * 100_000, "cannot be read as JSON"),
     ],

@@ -106,7 +106,7 @@ def test_slices_of_labels_are_no_scan(tmp_path, name, suffix):
     found = tuple((number, tmp_path / f"a_{number}.{suffix}") for number in (1, 2))
     for _, path in found:
         picture.save(path)
-    with pytest.raises(InputError, match=rf"a_1.{suffix} and the other slices: holds only {words}"):
+    with pytest.raises(InputError, match=rf"a_1.{suffix} and the other slices: has only the values {words}"):
         SliceSource("a", tmp_path, found).read()
     other = GRAY if picture.mode != "RGB" else COLOR
     Image.fromarray(other).save(found[1][1])  # an empty slice, or one of few values, beside a full one

@@ -178,9 +178,9 @@ def test_a_scan_around_zero_uses_its_whole_range():
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ((0,), "holds only 0: a mask, or an empty volume; give a scan"),
-        ((0, 1), "holds only 0 and 1: a mask"),
-        ((0, 1, 2, 4), "holds only 0, 1, 2, 4: a label map, or an empty volume; give a scan"),
+        ((0,), "has only the values 0: a mask, or an empty volume; give a scan"),
+        ((0, 1), "has only the values 0 and 1: a mask"),
+        ((0, 1, 2, 4), "has only the values 0, 1, 2, 4: a label map, or an empty volume; give a scan"),
         (tuple(range(10)), "a label map"),
     ],
 )

@@ -116,7 +116,7 @@ def test_masks_by_a_slope_or_rounded_are_masks(tmp_path):
     assert nib.load(tmp_path / "good" / "slope.nii").get_fdata().max() == pytest.approx(0.9999)
     assert len(masks) == 3 and all(mask.voxels.sum() == 48 for mask in masks.values())
     write(tmp_path / "bad" / "a.nii", truth() * 0.9, kind=np.float64)
-    with pytest.raises(InputError, match=r"a.nii: values 0, 0.9; a mask holds 0 and 1, or 0 and 255"):
+    with pytest.raises(InputError, match=r"a.nii: values 0, 0.9; a mask has values 0 and 1, or 0 and 255"):
         read_masks(tmp_path / "bad")
 
 

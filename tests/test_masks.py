@@ -79,9 +79,9 @@ def test_all_faults_are_listed(tmp_path):
     for words in (
         "gap: a gap in the numbers 1 to 4: 2, 3 missing",
         "sizes_2_mask.tif: 7 x 7 pixels, but sizes_1_mask.tif has 6 x 5",
-        "half.nii: values 0, 1, 2.5; a mask holds 0 and 1, or 0 and 255, or labels that are whole",
-        "negative.nii: values -1, 0, 1; a mask holds",
-        "not.nii: values 0, 1, nan; a mask holds",
+        "half.nii: values 0, 1, 2.5; a mask has values 0 and 1, or 0 and 255, or whole numbers",
+        "negative.nii: values -1, 0, 1; a mask has values",
+        "not.nii: values 0, 1, nan; a mask has values",
         "twice_1_pred.png: a second file for slice 1 of twice",
         "color_1_mask.png: a color image",
         "kinds: more than one mask",

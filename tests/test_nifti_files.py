@@ -47,7 +47,7 @@ FALSE = {
     "a negative axis": (packed("<h", 42, -16), r"declares an array of shape \(-16, 14, 6\), which is empty"),
     "too many values": (packed("<hhh", 42, 30000, 30000, 600), r"declares \(30000, 30000, 600\) values, more than"),
     "more than there are": (packed("<h", 46, 60), "truncated or damaged: its header declares 27232 bytes, but it has"),
-    "less than there are": (packed("<h", 46, 5), r"declares an array of shape \(16, 14, 5\), but it holds more"),
+    "less than there are": (packed("<h", 46, 5), r"declares an array of shape \(16, 14, 5\), but it has more values"),
     "no inter": (packed("<ff", 112, 2.0, np.nan), "scl_slope and scl_inter cannot be used .*Valid slope but invalid"),
     "slope": (packed("<f", 112, np.inf), "scl_slope is inf"),
     "affine": (packed("<f", 280, np.nan), "its affine is singular"),
@@ -101,7 +101,7 @@ def test_no_more_is_unpacked_than_the_header_declares(tmp_path):
         unpacked.append(size)
         return original(self, size)
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(InputError, match="but it holds more"):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(InputError, match="but it has more values"):
         patch.setattr(gzip.GzipFile, "read", counted)
         open_nifti(path)
     assert min(unpacked) > 0 and sum(unpacked) < 4000
@@ -113,7 +113,7 @@ def test_no_more_is_unpacked_than_the_header_declares(tmp_path):
     with pytest.MonkeyPatch.context() as patch, pytest.raises(InputError) as raised:
         patch.setattr(gzip.GzipFile, "read", counted)
         open_nifti(path)
-    assert f"declares 432000352 bytes, and it has {path.stat().st_size}; get" in str(raised.value)
+    assert f"declares 432000352 bytes, but it has {path.stat().st_size}; get" in str(raised.value)
     assert sum(unpacked) < 1000
 
 

@@ -47,8 +47,8 @@ def test_what_is_no_mask_is_told_of_both_folders(tmp_path, monkeypatch, caplog):
     assert [(row["patient"], row["dice"]) for row in scored.rows] == [("a", pytest.approx(12 / 18))]
     assert caplog.messages == [
         f"{predicted}: not all files are masks; passed over:\n"
-        "  2 x an unsupported format; convert masks to NIfTI (.nii.gz): b.mha, c_mask.jpg\n"
         "  1 x a broken link: e_mask.nii.gz\n"
+        "  2 x an unsupported format; convert masks to NIfTI (.nii.gz): b.mha, c_mask.jpg\n"
         "  2 x not a mask by its name: d.dcm, notes.txt",
         f"{true}: not all files are masks; passed over:\n  1 x cannot be read (Permission denied): closed",
     ]

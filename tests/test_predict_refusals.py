@@ -40,7 +40,7 @@ def with_nan():
 FAULTY = {
     "text": (lambda d: (d / "text.nii").write_text("no volume"), "text.nii: not a NIfTI file, or a damaged one"),
     "nan": (lambda d: volume(d / "nan.nii.gz", with_nan()), "nan.nii.gz: FLAIR: 2 voxels are NaN or infinite, 2"),
-    "mask given": (lambda d: volume(d / "m.nii.gz", (RAMP > 50).astype(np.uint8)), "holds only 0 and 1"),
+    "mask given": (lambda d: volume(d / "m.nii.gz", (RAMP > 50).astype(np.uint8)), "has only the values 0 and 1"),
     "channels": (
         lambda d: volume(d / "two.nii.gz", np.stack([RAMP, RAMP], axis=-1)),
         r"two.nii.gz: an array of shape \(6, 8, 4, 2\); give three axes \(FLAIR\), or a fourth of 3 channels",

@@ -228,7 +228,7 @@ def test_all_faults_of_all_cases_are_listed_and_nothing_is_written(given, tmp_pa
         "b_0_seg.nii: 3 (3 voxels), 6 (5 voxels), 27 (7 voxels); the description has 0, 1, 2, 9 (whole, core)"
         in lines[2]
     )
-    assert "c_0_FLAIR.nii: FLAIR holds only 0" in lines[3]
+    assert "c_0_FLAIR.nii: FLAIR has only the values 0" in lines[3]
     assert not (tmp_path / "data").exists()
 
 

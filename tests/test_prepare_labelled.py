@@ -155,7 +155,7 @@ def test_a_constant_channel_counts_as_missing_where_another_stands_in(tmp_path):
     np.testing.assert_array_equal(reading.volume.voxels[..., 0], reading.volume.voxels[..., 1])
     assert reading.replaced == ("T1",)
     assert "T1 is constant and is replaced by FLAIR" in reading.notes
-    assert "t1.nii.gz: T1 holds only 0: a mask, or an empty volume" in refused(files, TWO)
+    assert "t1.nii.gz: T1 has only the values 0: a mask, or an empty volume" in refused(files, TWO)
 
 
 @pytest.mark.parametrize(
@@ -287,7 +287,7 @@ def test_a_black_slice_is_no_fault_and_a_label_map_as_image_is(tmp_path):
     assert not found.voxels.any() and not found.labels.any()
     assert notes == ("T1 is constant", "no voxel of any target")
     write_slice(image, np.tile(np.uint8([0, 255, 0]), (8, 3)))
-    assert f"{image}: T1 holds only 0 and 255: a mask" in refused(files, ONE)
+    assert f"{image}: T1 has only the values 0 and 255: a mask" in refused(files, ONE)
 
 
 def test_volumes_and_images_are_not_mixed(tmp_path):

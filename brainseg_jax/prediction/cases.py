@@ -93,10 +93,10 @@ class CaseSource(Source):
         """See `Source.outputs`: one volume, or one file per slice if the case has images."""
         if not self._is_images:
             suffix = self._reference.name[len(stem(self._reference)) :]
-            return [self.place / f"{self.stem}_{kind}{result_suffix(suffix)}"]
+            return [self.folder / f"{self.stem}_{kind}{result_suffix(suffix)}"]
         numbers = [1] if isinstance(self._files, Path) else [number for number, _ in self._files]
         names = [self.stem] if numbers == [1] else [f"{self.stem}_{number}" for number in numbers]
-        return slice_outputs(self.place, names, kind, description)
+        return slice_outputs(self.folder, names, kind, description)
 
     @property
     def _files(self) -> Files:
@@ -131,7 +131,7 @@ class ComparedSource(Source):
         """Wraps a source."""
         return cls(
             source.name,
-            source.place,
+            source.folder,
             source,
             training,
             description.shown,

@@ -128,7 +128,7 @@ def write_results(
     texts = [str(quality) for quality in qualities]
     lines = [f"{name}: {text}" for name, text in zip(description.names, texts, strict=True)] if several else texts
     values: dict = {MASK: masks, PROBABILITY: maps.probability, UNCERTAINTY: maps.uncertainty}
-    (output / source.place).mkdir(parents=True, exist_ok=True)
+    (output / source.folder).mkdir(parents=True, exist_ok=True)
     new_paths = [path for path in _outputs(source, description, output, wanted) if not _exists(path)]
     try:
         if wanted.overlays:
@@ -212,4 +212,4 @@ def _exists(path: Path) -> bool:
 
 
 def _overlay(source: Source) -> Path:
-    return source.place / f"{source.stem}_overlay.png"
+    return source.folder / f"{source.stem}_overlay.png"

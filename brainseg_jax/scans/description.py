@@ -121,11 +121,11 @@ class Description:
 
     def _faults(self) -> list[str]:
         faults = []
-        for what, names in (("channel", self.channels), ("target", self.names)):
+        for kind, names in (("channel", self.channels), ("target", self.names)):
             if not names:
-                faults.append(f"no {what}")
-            faults += [f"{what} {name!r} twice" for name in _repeated(names)]
-            faults += [f"a {what} without a name" for name in names if not name]
+                faults.append(f"no {kind}")
+            faults += [f"{kind} {name!r} twice" for name in _repeated(names)]
+            faults += [f"a {kind} without a name" for name in names if not name]
         if len(self.targets) > MOST_TARGETS:
             faults.append(f"{len(self.targets)} targets; at most {MOST_TARGETS} are possible")
         if self.ignore is not None and not _is_label(self.ignore):

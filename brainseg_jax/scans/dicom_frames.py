@@ -120,7 +120,7 @@ def _majority(frames: list[Frame], notes: list[str]) -> list[Frame]:
     """The largest group of alike frames; adds a note on the others.
 
     Raises:
-      InputError: no group holds more than half of the frames, as in a localizer with three directions.
+      InputError: no group has more than half of the frames, as in a localizer with three directions.
     """
     groups: list[list[Frame]] = []
     for frame in frames:
@@ -247,16 +247,16 @@ def decode_frames(frames: list[Frame], notes: list[str]) -> np.ndarray:
             values = decode(frame.path, frame.header)
             stored[frame.path] = values, padding(frame.path, frame.header, values)
             del frame.header.PixelData
-        values, where = stored[frame.path]
+        values, is_padding = stored[frame.path]
         if volume is None:
             volume = np.empty((len(frames), *frame.shape), np.float32 if rescaled else values.dtype)
         elif not rescaled:
             volume = volume.astype(np.promote_types(volume.dtype, values.dtype), copy=False)
         image = values[frame.index]
         volume[index] = image * np.float32(frame.slope) + np.float32(frame.intercept) if rescaled else image
-        if where is not None:
+        if is_padding is not None:
             padded = np.zeros(volume.shape, bool) if padded is None else padded
-            padded[index] = where[frame.index]
+            padded[index] = is_padding[frame.index]
     if text(frames[0].header, _KIND) == "MONOCHROME1":
         notes.append("its gray values are inverted (MONOCHROME1), and are inverted back")
         white = np.percentile(volume if padded is None or padded.all() else volume[~padded], 99.9, method="nearest")

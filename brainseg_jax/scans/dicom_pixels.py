@@ -78,8 +78,8 @@ def padding(path: Path, dataset: "Dataset", stored: np.ndarray) -> np.ndarray | 
     bits, signed = int(dataset.BitsAllocated), bool(dataset.PixelRepresentation)
     wrapped = [int(end[0]) % 2**bits for end in ends if end is not None]
     values = [value - 2**bits * (signed and value >= 2 ** (bits - 1)) for value in wrapped]
-    where = (stored >= min(values)) & (stored <= max(values))
-    return where if where.any() else None
+    is_padding = (stored >= min(values)) & (stored <= max(values))
+    return is_padding if is_padding.any() else None
 
 
 def _syntax(dataset: "Dataset") -> "tuple[UID, str, bool]":
@@ -88,8 +88,8 @@ def _syntax(dataset: "Dataset") -> "tuple[UID, str, bool]":
 
     meta = dataset.file_meta if hasattr(dataset, "file_meta") else {}
     syntax = UID(str(meta.get("TransferSyntaxUID") or ImplicitVRLittleEndian))
-    known = not syntax.is_private and syntax.is_transfer_syntax
-    return syntax, f"{syntax.name} ({syntax})" if known else f"{str(syntax)!r}", known and syntax.is_encapsulated
+    valid = not syntax.is_private and syntax.is_transfer_syntax
+    return syntax, f"{syntax.name} ({syntax})" if valid else f"{str(syntax)!r}", valid and syntax.is_encapsulated
 
 
 def _streams(path: Path, dataset: "Dataset", frame_bytes: int, frames: int) -> list[bytes]:

@@ -265,7 +265,7 @@ def _with_unique_names(sources: list[Source]) -> list[Source]:
     """Adds the folder to names that are not unique; refuses the scans if the names still are not."""
     counts = Counter(source.name for source in sources)
     renamed = [
-        replace(source, name=f"{source.place.as_posix()}/{source.name}") if counts[source.name] > 1 else source
+        replace(source, name=f"{source.folder.as_posix()}/{source.name}") if counts[source.name] > 1 else source
         for source in sources
     ]
     by_name: dict[str, list[Source]] = defaultdict(list)
@@ -280,5 +280,5 @@ def _with_unique_names(sources: list[Source]) -> list[Source]:
                 f"{files}: more than one scan is named {name}, so their results would have the same names; rename one "
                 "of them, or move it to another folder"
             )
-            result.append(Refused(name, namesakes[0].place, fault))
+            result.append(Refused(name, namesakes[0].folder, fault))
     return result

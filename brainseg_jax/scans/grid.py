@@ -55,8 +55,8 @@ class Grid:
     def spacing(self) -> tuple[float, float, float]:
         """Spacing of the axial slices in mm: between slices, rows and columns.
 
-        These are distances between planes and lines, so their product is the volume of a voxel, even if the affine is
-        sheared, as by a tilted gantry. Without shear they are the distances between voxel centers.
+        These are distances between planes and lines, so their product is the volume of a voxel. This holds even for a
+        sheared affine, as of a tilted gantry. Without shear they are the distances between voxel centers.
         """
         axis_of = np.argsort(self._to_slices[:, 0])  # the volume axes that run to the left, the back and the crown
         left, back, crown = self.affine[:3, axis_of].T

@@ -24,15 +24,15 @@ def to_8_bits(volume: np.ndarray) -> tuple[np.ndarray, str | None]:
 
     - Non-finite voxels in a connected component of such voxels that touches the border. Elsewhere at most 0.1 % of the
       voxels may be non-finite.
-    - Low padding: a negative value that 0.1 % of the voxels share (within 0.1 % of it), if all other values are larger
-      by more than a tenth of their range.
-    - High padding: a value that 0.1 % of the voxels share, if all other values are smaller by more than their range.
+    - Low padding: a negative value that 0.1 % of the voxels share, within 0.1 % of it. All other values are larger by
+      more than a tenth of their range.
+    - High padding: a value that 0.1 % of the voxels share. All other values are smaller by more than their range.
 
     Whole numbers from 0 to 255 stay unchanged, since the Kaggle set has such values. Any other volume is mapped
     linearly and rounded, the 0.1th percentile to 0 and the 99.9th to 255. The percentiles follow these rules:
 
-    - A scan is positive if at least half of its non-zero values are, and if these are at least twice as many as the
-      negative ones. The second count leaves out interpolated padding: values below minus twice the 99th percentile.
+    - A scan is positive if at least half of its non-zero values are, and if negative values are at most half as many.
+      The second rule leaves out interpolated padding: values below minus twice the 99th percentile.
     - In a positive scan, background and negative values count as 0. In any other scan, background does not count.
     - Outliers do not count, and are clipped. An outlier is beyond the 1st or 99th percentile by more than three times
       the distance between these two.
@@ -137,10 +137,10 @@ def refuse_labels(values: np.ndarray) -> None:
     distinct = np.unique(values)
     listed = " and ".join(f"{value:g}" for value in distinct) if len(distinct) <= 2 else ""
     if len(distinct) <= 2:
-        raise InputError(f"holds only {listed or 'background'}: a mask, or an empty volume; give a scan")
+        raise InputError(f"has only the values {listed or 'of background'}: a mask, or an empty volume; give a scan")
     if len(distinct) <= MOST_LABELS and values.size > _HANDFUL and (distinct == np.floor(distinct)).all():
         listed = ", ".join(f"{value:g}" for value in distinct)
-        raise InputError(f"holds only {listed}: a label map, or an empty volume; give a scan")
+        raise InputError(f"has only the values {listed}: a label map, or an empty volume; give a scan")
 
 
 def _range(values: np.ndarray, background: int) -> tuple[float, float]:

@@ -58,7 +58,7 @@ class MaskInfo:
     Attributes:
       spacing: see `Mask.spacing`.
       source: the first file.
-      first_files: for each label except 0, in ascending order, the first file that holds it.
+      first_files: for each label except 0, in ascending order, the first file that contains it.
       notes: see `Mask.notes`.
       checksum: see `Mask.checksum`.
     """
@@ -121,7 +121,7 @@ class Mask:
         return zlib.crc32(np.ascontiguousarray(self.labels))
 
     def _source_of(self, value: int) -> Path:
-        """The first file that holds a label."""
+        """The first file that contains a label."""
         if len(self.sources) == 1:
             return self.sources[0]
         return self.sources[int((self.labels == value).any(axis=(1, 2)).argmax())]
@@ -252,7 +252,7 @@ def _as_labels(values: np.ndarray, path: Path) -> np.ndarray:
         return np.round(values).astype(np.uint8)
     listed = ", ".join(f"{value:.9g}" for value in distinct[:8]) + (", ..." if len(distinct) > 8 else "")
     raise InputError(
-        f"{path}: values {listed}; a mask holds 0 and 1, or 0 and 255, or labels that are whole numbers from 0 to 255"
+        f"{path}: values {listed}; a mask has values 0 and 1, or 0 and 255, or whole numbers from 0 to 255 as labels"
     )
 
 

@@ -197,7 +197,9 @@ def _read(file: BinaryIO, path: Path, start: bytes, offset: int, shape: tuple[in
         raise InputError(f"truncated or damaged: its header declares {end} bytes, but {actual}; get a new copy")
     slice_bytes = int(np.prod(shape[:2], dtype=np.int64)) * kind.itemsize
     if len(file.read(slice_bytes)) == slice_bytes:  # some programs append a few bytes, but less than a slice
-        raise InputError(f"damaged: its header declares an array of shape {shape}, but it holds more; get a new copy")
+        raise InputError(
+            f"damaged: its header declares an array of shape {shape}, but it has more values; get a new copy"
+        )
     return data
 
 

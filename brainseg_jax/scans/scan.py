@@ -63,13 +63,13 @@ class Source(abc.ABC):
 
     Attributes:
       name: unique name of the case; it begins with the folder if several cases have the same name.
-      place: folder of the files, relative to the input folder.
+      folder: folder of the files, relative to the input folder.
       notes: notes of the search; `read` puts them before the notes of the scan.
       channels: a short description of the files of each channel, for tables.
     """
 
     name: str
-    place: Path
+    folder: Path
     notes: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
     channels: Mapping[str, str] = dataclasses.field(default_factory=dict, kw_only=True)
 

@@ -15,7 +15,7 @@ from brainseg_jax.scans.scan import STAND_IN
 
 PRE, FLAIR, POST = "pre-contrast", "FLAIR", "post-contrast"
 CHANNELS = (PRE, FLAIR, POST)
-ALL = ""  # key of a file or series whose sequence is unknown
+ALL = ""  # key of a file or series of unknown sequence
 # Other results of `read_name`; such files are never used as FLAIR.
 OTHER, MASK, DERIVED, UNCLEAR = "another sequence", "a mask or an earlier result", "a derived map", "unclear"
 
@@ -53,7 +53,7 @@ _MARKS_OF = {
     for word in words.split()
 }
 _AFTER = frozenset(["post", "agent", "agent after"])
-# After such a word, pre or post is a time point, not a contrast state.
+# Directly before such a word, pre or post is a time point, not a contrast state.
 _EVENT = re.compile(
     r"op|operat.*|surg.*|rt|radio.*|treat.*|therap.*|tx|chemo.*|biops.*|proc|process.*|natal|mortem|resect.*"
 )
@@ -110,7 +110,7 @@ class _Word:
 
 @cache
 def read_name(name: str, *, description: bool = False) -> ParsedName:
-    """Tells sequence and case from a name, wherever the words stand in it, as of `13-T1post-77241` or `P1_flair`.
+    """Reads sequence and case from the words of a name, in any order: `13-T1post-77241`, `P1_flair`.
 
     Words inside other words do not count: `press` is not pre-contrast, but `T1postcontrast` is post-contrast.
 

@@ -111,7 +111,7 @@ class SeriesSource(Source):
 
     def outputs(self, kind: str, description: Description) -> list[Path]:
         """See `Source.outputs`: one file."""
-        return [self.place / f"{self.stem}_{kind}{'.dcm' if kind == MASK else '.nii.gz'}"]
+        return [self.folder / f"{self.stem}_{kind}{'.dcm' if kind == MASK else '.nii.gz'}"]
 
 
 def is_dicom(path: Path) -> bool:
@@ -230,7 +230,7 @@ def _notes_on(frames: list[Frame]) -> list[str]:
 
 
 def _frame_numbers(frames: list[Frame], notes: list[str]) -> list[int]:
-    """Numbers of the frames: InstanceNumber, or the index from 1 if one file holds all frames.
+    """Numbers of the frames: InstanceNumber, or the index from 1 if one file has all frames.
 
     If the InstanceNumbers are not unique, frames are counted from 1 along the series, with a note.
     """

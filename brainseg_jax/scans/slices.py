@@ -75,16 +75,16 @@ class SliceSource(Source):
 
     def outputs(self, kind: str, description: Description) -> list[Path]:
         """See `Source.outputs`."""
-        return slice_outputs(self.place, [path.stem for _, path in self.files], kind, description)
+        return slice_outputs(self.folder, [path.stem for _, path in self.files], kind, description)
 
 
-def slice_outputs(place: Path, names: Sequence[str], kind: str, description: Description) -> list[Path]:
+def slice_outputs(folder: Path, names: Sequence[str], kind: str, description: Description) -> list[Path]:
     """The result files of a `SliceScan`: one per slice; for maps of several targets one per slice and target.
 
     The kind is at the end, after the target, as in `P1_7_tumor_core_probability.tif`.
 
     Args:
-      place: folder, relative to the output folder.
+      folder: relative to the output folder.
       names: of the slices.
       kind: see `Source.outputs`.
       description: of the network.
@@ -92,7 +92,7 @@ def slice_outputs(place: Path, names: Sequence[str], kind: str, description: Des
     targets = [""]
     if kind != MASK and len(description.targets) > 1:
         targets = [f"_{word}" for word in file_words(description)]
-    return [place / f"{name}{target}_{kind}.tif" for name in names for target in targets]
+    return [folder / f"{name}{target}_{kind}.tif" for name in names for target in targets]
 
 
 def stack_slices(

@@ -91,8 +91,8 @@ def find_studies(
     series = [_to_series(group, series_per_folder, strays.pop(id(group), [])) for group in groups]
     heads = _to_heads(root, series)
     sources = []
-    for (name, place, notes), head in zip(_names(root, heads), heads, strict=True):
-        sources += _to_source(name, place, notes, head, patterns, passed_over, used)
+    for (name, subfolder, notes), head in zip(_names(root, heads), heads, strict=True):
+        sources += _to_source(name, subfolder, notes, head, patterns, passed_over, used)
     for folder, paths in strays.items():
         cells = {FLAIR: f"{len(paths)} damaged file{'s' * (len(paths) > 1)}"}
         sources.append(SeriesSource(*_name_and_place(root, folder), {ALL: tuple(paths)}, channels=cells))
@@ -213,7 +213,7 @@ def _names(root: Path, heads: list[_Head]) -> list[tuple[str, Path, tuple[str, .
     """Name, folder and notes of each head. Heads of one folder get a PatientID, or a number with a note."""
     result = []
     for head in heads:
-        (name, place), notes = _name_and_place(root, head.folder), ()
+        (name, subfolder), notes = _name_and_place(root, head.folder), ()
         neighbors = [other for other in heads if other.folder == head.folder]
         if len(neighbors) > 1:
             patients = [re.sub(r"[^\w.-]+", "-", other.series[0].headers[0].patient) for other in neighbors]
@@ -223,13 +223,13 @@ def _names(root: Path, heads: list[_Head]) -> list[tuple[str, Path, tuple[str, .
             else:
                 number = neighbors.index(head) + 1
                 name, notes = f"{name}_{number}", (f"number {number} is {_study_in_words(head, neighbors)}",)
-        result.append((name, place, notes))
+        result.append((name, subfolder, notes))
     return result
 
 
-def _study_in_words(head: _Head, beside: list[_Head]) -> str:
+def _study_in_words(head: _Head, neighbors: list[_Head]) -> str:
     """Describes a study among others of its folder: by its date, or the end of its UID."""
-    first, others = head.series[0].headers[0], [other.series[0].headers[0] for other in beside if other is not head]
+    first, others = head.series[0].headers[0], [other.series[0].headers[0] for other in neighbors if other is not head]
     if first.date and first.date not in {other.date for other in others}:
         return f"the study of {first.date}"
     return f"the study with a UID that ends in {first.study[-8:]}" if first.study else f"that with {first.path.name}"
@@ -241,7 +241,7 @@ def _name_and_place(root: Path, folder: Path) -> tuple[str, Path]:
 
 def _to_source(
     name: str,
-    place: Path,
+    subfolder: Path,
     notes: tuple[str, ...],
     head: _Head,
     patterns: Patterns | None,
@@ -256,11 +256,11 @@ def _to_source(
     choice = choose_by_patterns(name, scans, patterns, used) if patterns else by_names(name, scans)
     choice.report_unused(passed_over, by_patterns=patterns is not None)
     if choice.fault:
-        return [Refused(name, place, choice.fault, channels=choice.cells)]
+        return [Refused(name, subfolder, choice.fault, channels=choice.cells)]
     if not choice.chosen:
         return []
     files = {channel: candidate.paths for channel, candidate in choice.chosen.items()}
-    return [SeriesSource(name, place, files, notes=(*notes, *choice.notes), channels=choice.cells)]
+    return [SeriesSource(name, subfolder, files, notes=(*notes, *choice.notes), channels=choice.cells)]
 
 
 def _prefer(
@@ -287,7 +287,7 @@ def _prefer(
 
 
 def _same_space(a: _Series, b: _Series) -> bool | None:
-    """Whether the voxels of two series coincide, in any order; None if the headers do not tell."""
+    """Whether the voxels of two series coincide, in any order; None if the headers lack the geometry."""
     boxes = _box(a), _box(b)
     if boxes[0] is None or boxes[1] is None:
         frames = {candidate.headers[0].frame_of_reference for candidate in (a, b)}

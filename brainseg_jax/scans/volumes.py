@@ -86,7 +86,7 @@ class VolumeSource(Source):
 
     def outputs(self, kind: str, description: Description) -> list[Path]:
         """See `Source.outputs`: one volume."""
-        return [self.place / f"{self.stem}_{kind}{result_suffix(self.suffix)}"]
+        return [self.folder / f"{self.stem}_{kind}{result_suffix(self.suffix)}"]
 
 
 def result_suffix(suffix: str) -> str:

@@ -80,7 +80,7 @@ def list_bids(root: Path, files: Iterable[Path], passed_over: PassedOver, labels
                 )
         else:
             draft.passed_over["a suffix other than T1w, T2w and FLAIR"].append(path)
-    draft.channels = ordered({channel for found in images.values() for channel in found})
+    draft.channels = ordered({channel for files_of_case in images.values() for channel in files_of_case})
     label_of = _one_kind(draft, masks)
     for case in images.keys() | label_of.keys():
         draft.cases.append(CaseFiles(case, patients[case], "", images.get(case, {}), label_of.get(case)))
@@ -101,7 +101,7 @@ def channel_of(name: str) -> tuple[str, str] | None:
 
 
 def _has_anat(folder: Path) -> bool:
-    return (folder / "anat").is_dir() or any(place.is_dir() for place in folder.glob("ses-*/anat"))
+    return (folder / "anat").is_dir() or any(anat.is_dir() for anat in folder.glob("ses-*/anat"))
 
 
 def _is_label(entities: list[str], suffix: str, short: str, pattern: str) -> bool:
@@ -113,7 +113,7 @@ def _is_label(entities: list[str], suffix: str, short: str, pattern: str) -> boo
 def _one_kind(draft: Draft, masks: dict[str, dict[str, list[Path]]]) -> dict[str, Path]:
     """The label map of each case; adds a fault if there are several kinds of masks, since the choice is ambiguous."""
     if len(masks) > 1:
-        kinds = few(f"{kind} ({len(found)} cases)" for kind, found in sorted(masks.items()))
+        kinds = few(f"{kind} ({len(paths)} cases)" for kind, paths in sorted(masks.items()))
         draft.faults.append(
             f'{len(masks)} kinds of masks: {kinds}; choose one in cohort.toml, as in labels = "{min(masks)}"'
         )
@@ -130,19 +130,19 @@ def _one_kind(draft: Draft, masks: dict[str, dict[str, list[Path]]]) -> dict[str
 
 def _read_tables(draft: Draft, tables: list[Path]) -> None:
     """Reads the targets from tables of label names; adds a fault if tables differ."""
-    found: dict[tuple[Target, ...], Path] = {}
+    path_of: dict[tuple[Target, ...], Path] = {}
     for path in tables:
         try:
-            found.setdefault(_read_table(path), path)
+            path_of.setdefault(_read_table(path), path)
         except InputError as error:
             draft.faults.append(f"{draft.short(path)}: {error}")
-    if len(found) > 1:
-        first, second, *_ = (draft.short(path) for path in found.values())
+    if len(path_of) > 1:
+        first, second, *_ = (draft.short(path) for path in path_of.values())
         draft.faults.append(
             f"{second}: labels differ from those in {first}; give the same table for all, or remove one"
         )
-    elif found:
-        ((draft.targets, path),) = found.items()
+    elif path_of:
+        ((draft.targets, path),) = path_of.items()
         draft.notes.append(f"labels by {draft.short(path)}: {few(f'{t.labels[0]} {t.name}' for t in draft.targets)}")
 
 

@@ -123,7 +123,7 @@ def _parse(content: dict) -> tuple[list[str], CohortToml]:
         names = channels = []
     patterns = channels if isinstance(channels, dict) else {}
     if patterns and "labels" not in content:
-        faults.append('labels is missing beside patterns for channels; add one, as in labels = "{case}_seg.nii.gz"')
+        faults.append('labels is missing, but channels have patterns; add one, as in labels = "{case}_seg.nii.gz"')
     for key, pattern in [*patterns.items(), ("labels", content.get("labels", "{case}"))]:
         if patterns and "{case}" not in pattern:
             faults.append(f"{key}: the pattern {pattern!r} has no {{case}}, the name of the case; add it")
@@ -211,8 +211,7 @@ def apply(settings: CohortToml, draft: Draft) -> None:
     if settings.channels:
         if unknown := [name for name in settings.channels if name not in draft.channels]:
             draft.faults.append(
-                f"{NAME}: no channel {few(unknown)} in the folder (there is: {few(draft.channels, 8)}); correct "
-                "channels"
+                f"{NAME}: no channel {few(unknown)} in the folder (present: {few(draft.channels, 8)}); correct channels"
             )
         elif any("" in case.images for case in draft.cases):
             draft.faults.append(f"{NAME}: channels cannot be selected if one file has all of them; remove the key")

@@ -35,8 +35,8 @@ _MOST_NUMBERS = 20  # of channels; larger numbers belong to the names of cases
 def list_images(path: Path, description: Description) -> Listing:
     """Lists the scans in a file or folder, with the channels of a network; ignores labels.
 
-    A file is one channel if its name ends with a number of nnU-Net (`CASE_0001`), the name of a channel or another
-    spelling of its sequence (`CASE_t1ce` for the channel t1c), or if it is a BIDS name. Any other file is a case with
+    A file is one channel if its name ends with a number of nnU-Net (`CASE_0001`) or with the name of a channel. Other
+    spellings of a sequence (`CASE_t1ce` for the channel t1c) and BIDS names count too. Any other file is a case with
     all channels. In a folder with `imagesTs`, only that is listed, else `imagesTr` if it exists. Patterns in
     `cohort.toml` define the channels, as for `list_cohort`.
 

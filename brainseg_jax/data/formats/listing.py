@@ -178,8 +178,8 @@ def targets_from_values(values: Iterable[int], ignore: int | None = None) -> tup
       ignore: the value that counts in no loss and no score.
 
     Raises:
-      InputError: there is no label, a value is not from 0 to 255, there are too many labels, or 255 is among other
-        labels, where it is ambiguous. The message does not name a file.
+      InputError: there is no label, there are too many, a value is not from 0 to 255, or an ambiguous 255 is among
+        other labels. The message does not name a file.
     """
     labels = sorted({int(value) for value in values} - {0, ignore})
     if not labels:
@@ -191,7 +191,7 @@ def targets_from_values(values: Iterable[int], ignore: int | None = None) -> tup
     if labels[-1] == 255:
         raise InputError(
             f"label values {few(labels, 8)}: 255 among others is ambiguous: a label, a binary mask, or an ignored "
-            f"region; {_REMEDY}, with ignore = 255 if it is to be ignored"
+            f"region; {_REMEDY}, with ignore = 255 for an ignored region"
         )
     if len(labels) == 1:
         return (Target("foreground", (labels[0],)),)

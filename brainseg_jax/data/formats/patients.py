@@ -16,8 +16,8 @@ NAME = "patients.csv"
 def apply_table(draft: Draft, patient_column: str = "patient", group_column: str = "group") -> None:
     """Sets patient and group of each case from the table in the folder of the cohort, if it exists.
 
-    Adds faults to the draft for a case without a row, a row without a case, a repeated case, an empty field, and a
-    patient in two groups.
+    Adds faults to the draft: for cases without a row, rows without a case, repeated cases, empty fields, and patients
+    in two groups.
 
     Args:
       draft: changed in place.
