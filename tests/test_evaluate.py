@@ -140,7 +140,7 @@ def test_a_case_without_spacing_makes_voxels_of_all(tmp_path, caplog):
         write_slices(folder, "b", box(slice(2, 6), slice(2, 3)), "mask")
     scored, _ = score_folders(tmp_path / "predicted", tmp_path / "truth", tolerance=1.0)
     assert [row["unit"] for row in scored.rows] == ["voxel", "voxel"]
-    assert "no spacing is known of b" in caplog.text
+    assert "the spacing of b is unknown" in caplog.text
 
 
 def test_folders_that_do_not_match_are_refused_with_all_that_differs(tmp_path):

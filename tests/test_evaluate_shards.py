@@ -83,7 +83,7 @@ def test_labels_and_slices_are_those_of_all_cases(tmp_path, monkeypatch):
     call(merge=True, output=str(tmp_path / "many"))
     assert content(tmp_path / "many") == content(tmp_path / "one")
     page = (tmp_path / "many" / "report.html").read_text()
-    assert "label 4" in page and "The page holds one in 3 slices" in page
+    assert "label 4" in page and "The page shows one of every 3 slices" in page
 
 
 def test_a_run_in_two_processes(trained_run, tmp_path):
@@ -204,7 +204,7 @@ def test_a_file_without_its_last_run_is_not_whole(trained_run, tmp_path):
     path.write_bytes(b"".join(lines[:4]))  # header, the first run, its only case
     assert "shard 1/2 is not done" in refused(values)
     path.write_bytes(b"".join([*lines[:4], lines[7]]))
-    assert "evaluate-1-of-2.jsonl: damaged (1 runs, 2 were written); run shard 1/2 with --overwrite" in refused(values)
+    assert "evaluate-1-of-2.jsonl: damaged (it holds 1 of 2 runs); run shard 1/2 with --overwrite" in refused(values)
     path.write_bytes(b"".join(lines[:4]))
     call(**values, shard="1/2")
     assert path.read_bytes() == whole

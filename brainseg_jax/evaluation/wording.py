@@ -19,8 +19,8 @@ def plot_words(target: str) -> dict[str, str]:
         "volumes": "Each dot is a patient. On the diagonal, the predicted volume equals the reference volume.",
         "calibration": f"The fraction of {target} among the voxels of the head with a predicted probability near x. On "
         "the diagonal, the probabilities are correct. Below: the number of voxels, on a logarithmic scale.",
-        "expected": "Each dot is a patient: the Dice against the expected Dice, which needs no reference. It is "
-        "learned from the other patients. On the diagonal the two are equal. The bars are the 90 % intervals.",
+        "expected": "Each dot is a patient. The expected Dice is learned from other patients, without the reference. "
+        "On the diagonal, it equals the Dice. The bars are the 90 % intervals.",
         "sorted": "The same, sorted by expected Dice, lowest first. Dots are the Dice, bars the 90 % intervals.",
         "risk": "Mean of 1 - Dice over the patients with the highest agreement, by the fraction of patients. Dotted: "
         "the best possible curve, sorted by the Dice itself. A smaller area under the curve is better.",

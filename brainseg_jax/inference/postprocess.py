@@ -38,9 +38,8 @@ class PostProcess(NamedTuple):
         """Adapts `min_voxels` to slices of another size.
 
         The voxel size of the LGG set is unknown, so no minimum in mm³ is possible. Instead, the fraction of the image
-        stays
-        constant: 50 pixels of 256 x 256 become 200 of 512 x 512. The number of slices is not adapted, because their
-          distance is unknown too.
+        is constant, and 50 pixels of 256 x 256 become 200 of 512 x 512. The number of slices is not adapted, because
+        their distance is unknown too.
 
         Args:
           size: height and width, in pixels, of the square image that the network gets (`Canvas.padded`).
