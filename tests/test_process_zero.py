@@ -184,7 +184,7 @@ def test_against_the_clock_the_clock_is_shown(tmp_path):
     assert line.startswith("epoch 8, 11.7 of 25 min  loss 0.5000")
     journal = Journal(
         *(tmp_path,),
-        **{"epochs": 10_000, "steps_per_epoch": 100, "resumed_epoch": 7, "speaks": True},
+        **{"epochs": 10_000, "steps_per_epoch": 100, "resumed_epoch": 7, "enabled": True},
         **{"minutes": 25.0, "spent_seconds": 600.0},
     )
     (task,) = journal._bar.tasks

@@ -73,14 +73,14 @@ def train(config: ConfigDict, workdir: Path, *, load: Callable[..., Cohort] = lo
                 epochs=config.train.epochs,
                 steps_per_epoch=experiment.steps_per_epoch,
                 resumed_epoch=loop.epoch,
-                speaks=jax.process_index() == 0,
+                enabled=jax.process_index() == 0,
                 minutes=config.train.max_minutes,
                 spent_seconds=loop.seconds,
                 mlflow=mlflow,
                 config=config.to_dict(),
             )
         )
-        journal.say(introduction(experiment, state, workdir))
+        journal.print(introduction(experiment, state, workdir))
         run = _Run(config, workdir, experiment, checkpoints, journal, stop)
         over = partial(is_over, epochs=config.train.epochs, early_stop_patience=config.train.early_stop_patience)
         if jax.process_index() == 0 and not over(loop):
@@ -109,7 +109,7 @@ def train(config: ConfigDict, workdir: Path, *, load: Callable[..., Cohort] = lo
             keeps_last = config.train.keep == "last"
             checkpoints.save(state, loop, score=loop.epoch if keeps_last else row["val_dice_mean"])
             progress = journal.progress(loop.epoch, loop.seconds)
-            journal.say(epoch_line(row, progress, speed, is_best=loop.best_epoch == loop.epoch))
+            journal.print(epoch_line(row, progress, speed, is_best=loop.best_epoch == loop.epoch))
             if stop.agreed():
                 raise _stopped(run, state)
         checkpoints.wait()
@@ -137,7 +137,7 @@ def _score(state: TrainState, loop: LoopState, run: "_Run") -> dict:
     evaluation = run.experiment.evaluation
     evaluation.assessor.runner.before_batch = heed
     try:
-        run.journal.say(write_training_scans(run.workdir, evaluation.cohort, evaluation.split, before_case=heed))
+        run.journal.print(write_training_scans(run.workdir, evaluation.cohort, evaluation.split, before_case=heed))
         return write_results(run.workdir, evaluation, kept, epoch=at.epoch, epochs=loop.epoch)
     finally:
         evaluation.assessor.runner.before_batch = lambda: None
