@@ -144,7 +144,8 @@ def _fingerprint_of(run: dict) -> str | None:
 def _data_folders(run: dict, config: ConfigDict) -> list[Path]:
     """Folders that may contain the prepared data of a run.
 
-    They are the configured folder, that of the run, and the default of TFDS. Leaves out a folder with `~` if the home folder is unknown.
+    They are the configured folder, that of the run, and the default of TFDS. A folder with `~` is left out if the home
+    folder is unknown.
     """
     candidates = (config.dir, run.get("data", {}).get("dir"), tfds.core.constants.get_default_data_dir())
     folders = []

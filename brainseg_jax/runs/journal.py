@@ -41,7 +41,7 @@ class Journal:
         mlflow: str = "",
         config: dict | None = None,
     ):
-        """Opens no files of its own; with `mlflow`, connects to it.
+        """Starts the MLflow run if `mlflow` is given; other outputs are opened later.
 
         Args:
           workdir: run folder.
@@ -102,7 +102,7 @@ class Journal:
 
     @functools.cached_property
     def _board(self) -> "SummaryWriter":
-        """The TensorBoard writer. Created at the end of the first epoch: its package imports torch if it is installed."""
+        """The TensorBoard writer, created at the end of the first epoch: its package imports torch if installed."""
         from tensorboardX import SummaryWriter
 
         return SummaryWriter(str(self.path.with_name("tensorboard")), purge_step=self._resumed_epoch + 1)
@@ -234,7 +234,7 @@ def conclusion(results: dict, workdir: Path) -> str:
 
 
 def _quality_lines(quality: dict) -> list[str]:
-    """One line per target on the expected Dice of validation and test cases; `found`: as in `results.json`."""
+    """One line per target on the expected Dice of validation and test cases; `quality`: as in `results.json`."""
     lines = []
     for name, block in {"": quality}.items() if "cases" in quality else quality.items():
         line = f"expected Dice{f' of {name}' if name else ''}: "

@@ -18,7 +18,8 @@ _STATUS = {None: "FINISHED", "TrainingStopped": "KILLED", "KeyboardInterrupt": "
 class MlflowLog:
     """One MLflow run for one run folder.
 
-    `mlflow.json` in the folder stores its identifier, so that a resumed run continues it. If the server does not answer, the training goes on. Unwritten rows are sent at the next epoch or the next start.
+    `mlflow.json` in the folder stores its identifier, so that a resumed run continues it.
+    If the server does not answer, the training goes on. Unwritten rows are sent at the next epoch or the next start.
     """
 
     def __init__(self, uri: str, workdir: Path, *, config: dict, rows: list[dict]):

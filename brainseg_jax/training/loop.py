@@ -21,7 +21,7 @@ from brainseg_jax.files import check_folder
 from brainseg_jax.runs.checkpoint import Checkpoints, saved_steps
 from brainseg_jax.runs.journal import Journal, cut_rows, epoch_line, introduction
 from brainseg_jax.runs.processes import on_first_process
-from brainseg_jax.runs.run_folder import claim_run_folder, own_run_folder
+from brainseg_jax.runs.run_folder import claim_run_folder, lock_run_folder
 from brainseg_jax.runs.training_scans import write_training_scans
 from brainseg_jax.training.experiment import Experiment, build_experiment
 from brainseg_jax.training.loop_state import LoopState, advance, is_over, lower_on_plateau, spend, warn_of_collapse
@@ -58,7 +58,7 @@ def train(config: ConfigDict, workdir: Path, *, load: Callable[..., Cohort] = lo
     state, loop = experiment.initial_state if goes_on else experiment.first_state(), LoopState()
     with ExitStack() as held, StopSignal() as stop:
         held.callback(experiment.feed.close)
-        on_first_process("take the run folder", lambda: held.enter_context(own_run_folder(workdir)))
+        on_first_process("take the run folder", lambda: held.enter_context(lock_run_folder(workdir)))
         claim_run_folder(workdir, config, experiment.cohort, experiment.evaluation.split)
         checkpoints = Checkpoints(workdir / "checkpoints")
         if (found := checkpoints.recover(like=state, keep=config.train.keep)) is not None:
