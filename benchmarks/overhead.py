@@ -39,7 +39,7 @@ def main() -> None:
         whole, on_disk = (_experiment(Path(folder), residence) for residence in ("memory", "disk"))
         checkpoints = Checkpoints(Path(folder) / "checkpoints")
         with Journal(
-            Path(folder), epochs=1, steps_per_epoch=whole.steps_per_epoch, resumed_epoch=0, speaks=True
+            Path(folder), epochs=1, steps_per_epoch=whole.steps_per_epoch, resumed_epoch=0, enabled=True
         ) as journal:
             blocks = {
                 "bare": _Block(bare),

@@ -22,7 +22,7 @@ from brainseg_jax.main import CONFIG, WORKDIR
 from brainseg_jax.runs.evaluation import build_evaluation
 from brainseg_jax.runs.kept import read_kept
 from brainseg_jax.runs.results import write_results
-from brainseg_jax.runs.run_folder import claim_run_folder, flatten, own_run_folder
+from brainseg_jax.runs.run_folder import claim_run_folder, flatten, lock_run_folder
 from brainseg_jax.runs.trained import read_json, read_results
 from brainseg_jax.training.loop import train
 from experiments.by_slice import torn
@@ -72,7 +72,7 @@ def rescore(config: ConfigDict, run: Path, workdir: Path) -> dict:
     cohort = evaluation.cohort
     if cohort.fingerprint != trained["dataset"]["fingerprint"]:
         raise InputError(f"{run} was trained on other data; prepare its data again")
-    with own_run_folder(workdir):
+    with lock_run_folder(workdir):
         claim_run_folder(workdir, config, cohort, evaluation.split)
         kept = read_kept(run, config, cohort.description)
         shutil.copyfile(run / "metrics.jsonl", workdir / "metrics.jsonl")

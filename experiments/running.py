@@ -27,7 +27,7 @@ from experiments.studies import Budget, Job, Study, config_of, settings_of
 
 ROOT = Path(__file__).parents[1]
 LEFT, RUNNING, DONE, FAILED, ELSEWHERE = "left", "running", "done", "failed", "running elsewhere"
-IN_USE = "is in use by"  # of `run_folder.own_run_folder`
+IN_USE = "is in use by"  # of `run_folder.lock_run_folder`
 
 
 @dataclass

@@ -17,7 +17,7 @@ from brainseg_jax.errors import InputError, StorageError, TrainingStopped
 from brainseg_jax.runs.checkpoint import Checkpoints
 from brainseg_jax.runs.journal import Journal, Progressed, cut_rows, epoch_line
 from brainseg_jax.runs.processes import on_all_processes, on_first_process
-from brainseg_jax.runs.run_folder import own_run_folder
+from brainseg_jax.runs.run_folder import lock_run_folder
 from brainseg_jax.training.loop_state import LoopState
 from brainseg_jax.training.state import TrainState
 
@@ -137,7 +137,7 @@ def test_a_run_folder_on_a_full_disk(small_disk):
     fill(small_disk)
     with (
         pytest.raises(InputError, match=rf"--workdir={small_disk}/run cannot be written to .*No space.*make room"),
-        own_run_folder(small_disk / "run"),
+        lock_run_folder(small_disk / "run"),
     ):
         pass
     with pytest.raises(StorageError, match=r"metrics\.jsonl cannot be written .*No space"):
@@ -184,7 +184,7 @@ def test_against_the_clock_the_clock_is_shown(tmp_path):
     assert line.startswith("epoch 8, 11.7 of 25 min  loss 0.5000")
     journal = Journal(
         *(tmp_path,),
-        **{"epochs": 10_000, "steps_per_epoch": 100, "resumed_epoch": 7, "speaks": True},
+        **{"epochs": 10_000, "steps_per_epoch": 100, "resumed_epoch": 7, "enabled": True},
         **{"minutes": 25.0, "spent_seconds": 600.0},
     )
     (task,) = journal._bar.tasks

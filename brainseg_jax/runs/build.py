@@ -1,4 +1,4 @@
-"""From the `config.json` of a run to its network and the way it makes masks. Light: neither data nor checkpoints."""
+"""Builds the network and the post-processing from the `config.json` of a run. Loads neither data nor checkpoints."""
 
 from functools import partial
 
@@ -13,23 +13,23 @@ from brainseg_jax.scans.description import LGG, Description
 
 
 def description_of(dataset: dict) -> Description:
-    """Channels and targets of the data of a run, from `dataset` in its `config.json`; without any those of LGG."""
+    """Channels and targets from `dataset` in the `config.json` of a run. Without a description: those of LGG."""
     return Description.from_json(dataset["description"]) if "description" in dataset else LGG
 
 
 def posts_of(config: ConfigDict, description: Description) -> tuple[PostProcess, ...]:
-    """What makes masks of probabilities as a config says it, the same for each target."""
+    """The post-processing in the config, the same for each target."""
     post = PostProcess(config.eval.threshold, config.eval.largest_component, config.eval.min_voxels)
     return (post,) * len(description.targets)
 
 
 def build_network(config: ConfigDict, description: Description, variables: dict) -> Network:
-    """The network of a config.
+    """Builds the network of a config.
 
     Args:
-      config: of a run.
+      config: config of the run.
       description: channels and targets of its data.
-      variables: of the network.
+      variables: variables of the network.
     """
     return Network(
         model=build_model(**config.model, targets=len(description.targets)),
@@ -46,9 +46,9 @@ def build_network(config: ConfigDict, description: Description, variables: dict)
 
 
 def shapes_of_variables(config: ConfigDict, description: Description) -> dict:
-    """Shapes of the variables of a config's network, `jax.ShapeDtypeStruct`s; nothing is compiled."""
+    """Shapes of the variables of a config's network, as `jax.ShapeDtypeStruct`s. Compiles nothing."""
     model, size = build_network(config, description, {}).model, config.data.image_size
-    model = model.clone(formulation="lax")  # the same variables, traced in less time
+    model = model.clone(formulation="lax")  # the same variables, faster to trace
     images = jax.ShapeDtypeStruct(
         (1, size, size, (2 * config.data.context + 1) * len(description.channels)), jnp.float32
     )

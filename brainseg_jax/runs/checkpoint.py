@@ -1,4 +1,4 @@
-"""Checkpoints of a run: the latest two and the best. Orbax writes them; checksums prove them whole."""
+"""Checkpoints of a run: the latest two and the best one. Orbax writes them; checksums detect damage."""
 
 import dataclasses
 import json
@@ -18,23 +18,23 @@ from brainseg_jax.errors import InputError, StorageError
 from brainseg_jax.training.loop_state import LoopState
 from brainseg_jax.training.state import TrainState
 
-DAMAGED = "damaged_checkpoints"  # where a step that cannot be read is put, beside `checkpoints`
+DAMAGED = "damaged_checkpoints"  # the folder for unreadable steps, beside `checkpoints`
 
 
 class Checkpoints:
-    """The folder `checkpoints/<step>/` of a run: always the latest two steps and the best one.
+    """The folder `checkpoints/<step>/` of a run. It always keeps the latest two steps and the best one.
 
-    Two of the latest, so that there is one to go back to where the newest is damaged. Each holds the arrays (`state`)
-    and a `record`: the loop's memory, and the dtype, shape and CRC-32 of each array and of the record itself.
+    If the newest step is damaged, training can resume from the one before. Each step has the arrays (`state`) and a
+    `record`: the loop state, and dtype, shape and CRC-32 of each array. The record has a CRC-32 too.
     """
 
     def __init__(self, folder: Path, *, read_only: bool = False):
-        """Opens `folder`, which is made where it is missing; a step half-written by a killed run is ignored.
+        """Opens `folder` and creates it if it is missing. Ignores a step that a killed run wrote only in part.
 
-        `read_only` changes nothing in it, so that a run that goes on there is not disturbed.
+        With `read_only` it changes nothing, so it does not disturb a run that is training there.
         """
         self.folder = folder.absolute()
-        self._ranks: dict[int, tuple[float, int]] = {}  # of the steps saved or read here: (score, -epoch)
+        self._ranks: dict[int, tuple[float, int]] = {}  # (score, -epoch) of each step saved or read here
         with self._writing():
             self._manager = ocp.CheckpointManager(
                 self.folder,
@@ -45,20 +45,20 @@ class Checkpoints:
             )
 
     def best_step(self) -> int:
-        """The step of the highest score, the earliest one of a tie, of those saved or read so far."""
+        """The step of the highest score among those saved or read so far; of equal scores, the earliest."""
         return max(self._ranks, key=self._ranks.__getitem__)
 
     def steps(self) -> list[int]:
-        """The steps that are kept, ascending."""
+        """All steps in the folder, ascending."""
         return sorted(self._manager.all_steps())
 
     def save(self, state: TrainState, loop: LoopState, *, score: float | None) -> None:
-        """Starts writing, in the background; the arrays may be donated right after.
+        """Starts writing in the background. The caller may donate the arrays right after.
 
         Args:
-          state: of the training.
-          loop: the loop's memory.
-          score: mean validation Dice; the epoch where the last is kept; None in the middle of an epoch.
+          state: training state.
+          loop: loop state.
+          score: mean validation Dice; with `train.keep=last`, the epoch; None in the middle of an epoch.
 
         Raises:
           StorageError: this write, or the one before, failed.
@@ -69,30 +69,31 @@ class Checkpoints:
         record["crc32"] = _crc_of_json(record)
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record))
         with self._writing():
-            if not self._manager.save(step, args=items):  # so it answers where a later step lies there already
-                raise ValueError(f"Orbax refused step {step} beside the steps {self.steps()}")
+            if not self._manager.save(step, args=items):  # False if the folder already has a later step
+                raise ValueError(f"Orbax refused to save step {step}; the folder has the steps {self.steps()}")
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, LoopState]:
-        """Reads a step back and compares it with its checksums.
+        """Reads a step and compares it with its checksums.
 
         Args:
-          step: of `steps`.
-          like: a state of the same shapes, laid on the devices as the result should be; of any number of devices.
+          step: one of `steps`.
+          like: state of the same shapes. The result gets its shardings; the number of devices may differ from that of
+            the save.
 
         Returns:
-          both, as they were saved.
+          The training state and the loop state, as saved.
 
         Raises:
-          StorageError: something of the step is missing, unreadable or not what was written.
-          InputError: the step is whole, but of a network or optimizer of other arrays than `like`.
+          StorageError: a file of the step is missing, unreadable or different from what was written.
+          InputError: the step is intact, but its network or optimizer has other arrays than `like`.
         """
         record = self._read_record(step)
         _check_same_arrays(self.folder / str(step), record["arrays"], _describe(like, checksums=False))
         target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         with self._reading(step):
             state = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))).state
-        found = _describe(state)
-        changed = [path for path, entry in record["arrays"].items() if found[path] != entry]
+        restored = _describe(state)
+        changed = [path for path, entry in record["arrays"].items() if restored[path] != entry]
         if changed:
             raise StorageError(
                 f"{self.folder / str(step)} is damaged: {', '.join(changed[:3])}{', ...' if changed[3:] else ''} "
@@ -102,23 +103,23 @@ class Checkpoints:
         return state, LoopState.from_json(record["loop"])
 
     def restore_best(self, like: TrainState) -> TrainState:
-        """Reads the step of the highest score, as `restore` does; a damaged step is an error, not moved."""
+        """Reads the step of the highest score with `restore`. Does not move a damaged step."""
         for step in self.steps():
             self._ranks[step] = _rank(self._read_record(step))
         return self.restore(self.best_step(), like)[0]
 
     def recover(self, like: TrainState, *, keep: str = "best") -> tuple[TrainState, LoopState] | None:
-        """Checks every step that is kept and returns the newest whole one; None in a new run.
+        """Checks every step and returns the newest intact one; None in a new run.
 
-        Damaged steps are named in the log and moved to `damaged_checkpoints`, but only where a whole one is left.
+        Logs damaged steps and moves them to `damaged_checkpoints`, but only if at least one step is intact.
 
         Args:
-          like: as for `restore`.
-          keep: what the scores of `save` are: best, of the validation Dice, or last, of the epoch. A loss of the
-            best one matters only where it is kept.
+          like: see `restore`.
+          keep: "best" if the scores of `save` are validation Dice, "last" if they are epochs. Only with "best" does the
+            loop state change when the best step is lost.
 
         Raises:
-          StorageError: there are steps, and all are damaged; nothing is moved.
+          StorageError: all steps are damaged. Nothing is moved.
           InputError: see `restore`.
         """
         newest, damaged = None, {}
@@ -130,16 +131,16 @@ class Checkpoints:
                 damaged[step] = error
         if newest is None and damaged:
             raise StorageError(
-                "no checkpoint of this run is whole, and nothing was changed:\n"
+                "all checkpoints of this run are damaged; nothing was changed:\n"
                 + "\n".join(f"  {fault}" for fault in damaged.values())
-                + "\nPut back a copy of one, or give a new --workdir to train from the beginning"
+                + "\nRestore a copy of one, or give a new --workdir to train from the beginning"
             )
         for step, fault in damaged.items():
             self._set_aside(step, fault)
         if newest is None:
             return None
         state, loop = newest
-        if keep == "best" and loop.best_epoch:  # else no epoch is scored yet, and there is none to lose
+        if keep == "best" and loop.best_epoch:  # otherwise no epoch has a score yet
             loop = self._without_lost_best(loop)
         return state, loop
 
@@ -148,30 +149,30 @@ class Checkpoints:
         if dice >= loop.best_dice:
             return loop
         lost = f"the checkpoint of the best epoch, {loop.best_epoch} (validation Dice {loop.best_dice:.4f}), is lost"
-        if dice == -math.inf:  # what is left was saved in the middle of an epoch, or scored no number
+        if dice == -math.inf:  # the remaining steps have no score, or NaN
             logging.warning(
-                "%s and none of another scored epoch is left; results will be of the best from here on", lost
+                "%s, and no other epoch with a score remains; results will use the best epoch from now on", lost
             )
             return dataclasses.replace(loop, best_dice=LoopState().best_dice, best_epoch=loop.epoch)
         logging.warning(
-            "%s; the best that is left is epoch %d (%.4f), and results will be of the best from here on",
+            "%s; the best remaining one is epoch %d (%.4f), and results will use the best from now on",
             *(lost, -minus_epoch, dice),
         )
         return dataclasses.replace(loop, best_dice=dice, best_epoch=-minus_epoch)
 
     def check(self) -> None:
-        """Raises StorageError where a write in the background has failed; costs nothing."""
+        """Raises StorageError if a write in the background has failed. Does not wait."""
         with self._writing():
             self._manager.check_for_errors()
 
     def wait(self) -> None:
-        """Waits for writes under way; raises StorageError where one failed."""
+        """Waits for pending writes. Raises StorageError if one failed."""
         with self._writing():
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
 
     def close(self) -> None:
-        """Waits for writes under way and lets go of the folder."""
+        """Waits for pending writes and closes the folder."""
         with self._writing():
             self._manager.close()
 
@@ -184,19 +185,19 @@ class Checkpoints:
 
     def _set_aside(self, step: int, error: StorageError) -> None:
         folder = self.folder.parent / DAMAGED
-        taken = len(list(folder.glob(f"{step}.*")))
-        target = folder / f"{step}.{taken}"
+        number = len(list(folder.glob(f"{step}.*")))
+        target = folder / f"{step}.{number}"
         if jax.process_index() == 0:
             folder.mkdir(exist_ok=True)
             (self.folder / str(step)).rename(target)
         self._manager.reload()
-        logging.warning("%s. It was moved to %s, and an earlier step is used", error, target)
+        logging.warning("%s. Moved it to %s; using an earlier step", error, target)
 
     @contextmanager
     def _reading(self, step: int) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # Orbax, tensorstore and json raise a dozen kinds on damaged files
+        except Exception as error:  # damaged files raise many types in Orbax, tensorstore and json
             raise StorageError(
                 f"{self.folder / str(step)} is damaged ({type(error).__name__}: {_first_line(error)})"
             ) from error
@@ -205,15 +206,15 @@ class Checkpoints:
     def _writing(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # of tensorstore, the file system or Orbax's own thread
+        except Exception as error:  # from tensorstore, the file system or Orbax's thread
             raise StorageError(
-                f"a checkpoint cannot be written in {self.folder}: {_first_line(error)}. Steps finished before stay "
-                "whole. Make room or writable, then the same command goes on from the latest"
+                f"cannot write a checkpoint in {self.folder}: {_first_line(error)}. Earlier steps are intact. "
+                "Free disk space or make the folder writable; then the same command resumes from the latest step"
             ) from error
 
 
 def saved_steps(folder: Path) -> list[int]:
-    """The steps that lie in a folder of checkpoints, which may be missing; one half-written is none."""
+    """The steps in a folder of checkpoints, ascending. Ignores incomplete ones; the folder may be missing."""
     return sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal())
 
 
@@ -230,32 +231,32 @@ class _Best(policies.PreservationPolicy):
 
 
 def _rank(record: dict) -> tuple[float, int]:
-    score = record["score"] if "score" in record else record["dice"]  # its name in older runs
+    score = record["score"] if "score" in record else record["dice"]  # "dice" in older runs
     return (-math.inf if score is None or math.isnan(score) else score, -record["loop"]["epoch"])
 
 
 def _describe(state: TrainState, *, checksums: bool = True) -> dict[str, list]:
-    """Path of each array in the state: dtype, shape and, if wanted, CRC-32 of its bytes."""
+    """Maps the path of each array of the state to dtype, shape and, with `checksums`, the CRC-32 of its bytes."""
 
     def entry(array: jax.Array) -> list:
-        # numpy's types do not show that an array is a buffer.
+        # numpy's type hints do not declare that an array is a buffer.
         crc = [zlib.crc32(np.ascontiguousarray(array))] if checksums else []  # type: ignore[arg-type]
         return [str(array.dtype), list(array.shape), *crc]
 
     return {jax.tree_util.keystr(path): entry(array) for path, array in jax.tree_util.tree_leaves_with_path(state)}
 
 
-def _check_same_arrays(folder: Path, saved: dict[str, list], wanted: dict[str, list]) -> None:
+def _check_same_arrays(folder: Path, saved: dict[str, list], expected: dict[str, list]) -> None:
     lines = []
-    for path in sorted(saved.keys() | wanted.keys()):
-        before, now = (" ".join(map(str, tree[path][:2])) if path in tree else "none" for tree in (saved, wanted))
+    for path in sorted(saved.keys() | expected.keys()):
+        before, now = (" ".join(map(str, tree[path][:2])) if path in tree else "none" for tree in (saved, expected))
         if before != now:
             lines.append(f"  {path}: {before} in the checkpoint, {now} now")
     if lines:
-        more = [f"  and {len(lines) - 10} more"] if lines[10:] else []
+        rest = [f"  and {len(lines) - 10} more"] if lines[10:] else []
         raise InputError(
-            f"{folder} is of another network or optimizer than this code makes; use the code that wrote it, or give a "
-            "new --workdir:\n" + "\n".join(lines[:10] + more)
+            f"{folder} has another network or optimizer than this code builds; use the code that wrote it, or "
+            "give a new --workdir:\n" + "\n".join(lines[:10] + rest)
         )
 
 

@@ -1,4 +1,4 @@
-"""Finished runs scored anew, one or several side by side."""
+"""Scores finished runs again, one or several side by side."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -24,19 +24,19 @@ from brainseg_jax.scans.description import LGG, Description
 
 
 def begin_runs(folders: list[Path], *, part: str, tolerance: float, source: str = "") -> Work:
-    """Prepares to score networks on the patients of one part of their split, or on other labelled scans.
+    """Prepares to score networks on the patients of one subset of their split, or on other labelled scans.
 
-    The data of all runs are looked for here, so that none is missed after others are scored.
+    Looks for the data of all runs first, so that a missing data set is an error before any run is scored.
 
     Args:
-      folders: of the runs, one or more, all of the same data, targets and patients in this part.
+      folders: run folders, one or more. All have the same data, targets and patients in this subset.
       part: val or test.
-      tolerance: of surface Dice, in mm, or in voxels where no spacing is known.
-      source: labelled scans of the same channels and targets, as `data.source` names them, whose cases are scored but
-        for those of patients that one of the runs was trained on or chosen by; "": the runs' own data.
+      tolerance: of surface Dice, in mm, or in voxels if the spacing is unknown.
+      source: labelled scans of the same channels and targets, written as in `data.source`. Cases of patients that a run
+        used for training or validation are left out. "": the data of the runs.
 
     Raises:
-      InputError: a folder cannot be used, its data are not there, or the runs have other data, targets or patients.
+      InputError: a folder or its data cannot be used, or the runs differ in data, targets or patients.
       StorageError: a checkpoint is damaged.
     """
     names = names_of(folders)
@@ -46,11 +46,11 @@ def begin_runs(folders: list[Path], *, part: str, tolerance: float, source: str 
     for run in trained:
         if run.fingerprint is None:
             raise InputError(
-                f"{run.folder} holds converted weights: it has no split, and whom they were trained on is not known. "
-                "Use predict with it, and score the masks by evaluate --predictions=FOLDER --truth=FOLDER"
+                f"{run.folder} has converted weights: no split, and the training patients are unknown. "
+                "Run predict with it, then score the masks with evaluate --predictions=FOLDER --truth=FOLDER"
             )
     _check_comparable(trained, part)
-    for run in trained[1:]:  # those of the first are read before anything is scored
+    for run in trained[1:]:  # the data of the first run are read before scoring starts
         data = find_data(run.config.data, run.folder, source_first=False)
         _check_fingerprint(run, read_summary(data).fingerprint, data)
     version = {f"run {name}": _version(run, part) for name, run in zip(names, trained, strict=True)}
@@ -66,12 +66,12 @@ def _begin_elsewhere(trained: list[Trained], names: list[str], source: str, tole
         if run.network.description != summary.description:
             raise InputError(
                 f"--source={source} has {_channels_and_targets(summary.description)}, and {run.folder} was trained on "
-                f"{_channels_and_targets(run.network.description)}; give scans of the same, or "
-                "rename them in a cohort.toml"
+                f"{_channels_and_targets(run.network.description)}; give scans with the same names, "
+                "or rename them in a cohort.toml"
             )
-    known, unknown = _known_cases(trained)
-    for words in unknown:
-        logging.warning("%s: cases of its patients are not left out, and scores on them would be too good", words)
+    known_cases, unknown = _known_cases(trained)
+    for message in unknown:
+        logging.warning("%s; cases of its patients are not left out, and scores on them are too good", message)
     version: dict = {
         f"run {name}": {
             "weights": run.weights_digest,
@@ -81,34 +81,37 @@ def _begin_elsewhere(trained: list[Trained], names: list[str], source: str, tole
         }
         for name, run in zip(names, trained, strict=True)
     }
-    version |= {"source": summary.fingerprint, "known cases": hashlib.sha256(repr(sorted(known)).encode()).hexdigest()}
+    version |= {
+        "source": summary.fingerprint,
+        "known cases": hashlib.sha256(repr(sorted(known_cases)).encode()).hexdigest(),
+    }
     scorings = (
-        _begin_run_elsewhere(run, name, folder, known, source, tolerance, unknown=unknown, warns=number == 0)
+        _begin_run_elsewhere(run, name, folder, known_cases, source, tolerance, unknown=unknown, warns=number == 0)
         for number, (name, run) in enumerate(zip(names, trained, strict=True))
     )
     return Work(version, scorings)
 
 
 def _known_cases(trained: list[Trained]) -> tuple[set[str], list[str]]:
-    """Names of cases and patients that the runs, and those they started from, were trained on or chosen by.
+    """Names of cases and patients that the runs, and the runs they started from, used for training or validation.
 
     Returns:
-      the names, and in words each network of which they are not known.
+      The names, and a message for each network whose training cases are unknown.
 
     Raises:
-      InputError: a `split.json` cannot be used, or is missing where a run has data of its own.
+      InputError: `split.json` cannot be used, or is missing in a run that was not converted.
     """
     known: set[str] = set()
-    unknown: list[str] = []
+    messages: list[str] = []
     for run in trained:
         cases = cases_of_training(run.folder)
         if cases is None and run.fingerprint is not None:
             raise InputError(
-                f"{run.folder / 'split.json'} is missing, so which patients the network was trained on is not known; "
-                "put back a whole copy of the folder"
+                f"{run.folder / 'split.json'} is missing, so the training patients are unknown; "
+                "restore a complete copy of the folder"
             )
         if cases is None:
-            unknown.append(f"{run.folder} holds converted weights, and whom they were trained on is not known")
+            messages.append(f"{run.folder} has converted weights, and their training patients are unknown")
         else:
             known |= set().union(*cases) | _patients_of(run, set().union(*cases))
         started_from, folders = run.config.train.init_from, {run.folder.resolve()}
@@ -118,16 +121,16 @@ def _known_cases(trained: list[Trained]) -> tuple[set[str], list[str]]:
                 break
             folders.add(folder)
             if not (folder / "config.json").exists() or (cases := cases_of_training(folder)) is None:
-                unknown.append(f"{run.folder} started from {started_from}, and whom that was trained on is not known")
+                messages.append(f"{run.folder} started from {started_from}, and its training patients are unknown")
                 break
             known |= set().union(*cases)
             train = read_json(folder / "config.json").get("train")
             started_from = train.get("init_from") if isinstance(train, dict) else None
-    return known, unknown
+    return known, messages
 
 
 def _patients_of(run: Trained, cases: set[str]) -> set[str]:
-    """The patients of cases of a run, where its data lie prepared; those of the LGG set are told by their names."""
+    """Patients of the given cases, if the prepared data of the run exist. LGG needs none: its cases are patients."""
     if run.network.description == LGG or (folder := data_at_hand(run.config.data, run.folder)) is None:
         return set()
     cohort = read_cohort(run.config, folder, load_cohort, slices=NO_SLICES)
@@ -138,7 +141,7 @@ def _begin_run_elsewhere(
     trained: Trained,
     name: str,
     folder: Path,
-    known: set[str],
+    known_cases: set[str],
     source: str,
     tolerance: float,
     *,
@@ -146,26 +149,26 @@ def _begin_run_elsewhere(
     warns: bool,
 ) -> Scoring:
     cohort = read_cohort(trained.config, folder, load_cohort, slices=NO_SLICES)
-    left_out = cases_of_known(cohort.cases, cohort.patients, known)
+    left_out = cases_of_known(cohort.cases, cohort.patients, known_cases)
     test = tuple(sorted(set(cohort.cases) - left_out))
     if not test:
         raise InputError(
-            f"--source={source}: the network was trained on or chosen by the patients of all of its {len(left_out)} "
-            "cases, so a score on them would be too good; give other scans"
+            f"--source={source}: the network used the patients of all {len(left_out)} cases for training or "
+            "validation, so scores on them would be too good; give other scans"
         )
     if left_out and warns:
         logging.warning(
-            "%d cases are left out, since the network was trained on them, on other scans of their patients, or chosen "
-            "by those: %s",
+            "left out %d cases, since the network used them or other scans of their patients for training or "
+            "validation: %s",
             len(left_out),
             ", ".join(sorted(left_out)),
         )
     evaluation = evaluation_of(trained.config, cohort, Split((), (), test))
     scoring = _scoring(trained, name, evaluation, test, "test", tolerance)
-    scored = f"{len(test)} cases of {source}, whose patients the network was not trained on; {len(left_out)} left out"
+    scored = f"{len(test)} cases of {source}, no training patients among them; {len(left_out)} left out"
     if unknown:
-        scored = f"{len(test)} cases of {source}, {len(left_out)} left out. Not known: {'; '.join(unknown)}"
-        scoring.run.facts["Scored"] = "cases that the network may have been trained on"
+        scored = f"{len(test)} cases of {source}, {len(left_out)} left out. Unknown: {'; '.join(unknown)}"
+        scoring.run.facts["Scored"] = "cases that may be in the training data of the network"
     scoring.run.facts["Split"] = scored
     return scoring
 
@@ -175,7 +178,7 @@ def _channels_and_targets(description: Description) -> str:
 
 
 def _version(run: Trained, part: str) -> dict:
-    """Identifies what the scores of a run rest on."""
+    """Identifies everything that the scores of a run depend on."""
     config, split = (_digest_of(run.folder / name) for name in ("config.json", "split.json"))
     return {
         "data": run.fingerprint,
@@ -206,7 +209,7 @@ def _check_comparable(trained: list[Trained], part: str) -> None:
     for run in trained[1:]:
         if run.fingerprint != trained[0].fingerprint:
             raise InputError(
-                f"--run: {first} and {run.folder} were trained on different data; compare runs of the same"
+                f"--run: {first} and {run.folder} were trained on different data; compare runs on the same data"
             )
     _check_targets(trained)
     for run in trained[1:]:
@@ -218,10 +221,10 @@ def _check_comparable(trained: list[Trained], part: str) -> None:
 
 
 def _part_of(path: Path, part: str) -> list[str]:
-    """The names in a part of a split; `read_split` checks the rest."""
+    """The names in a subset of a split. `read_split` checks the rest."""
     names = read_json(path).get(part)
     if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-        raise InputError(f"{path}: part {part!r} is missing or no list of names; put back a whole copy of the folder")
+        raise InputError(f"{path}: {part!r} is missing or not a list of names; restore a complete copy of the folder")
     return names
 
 
@@ -242,7 +245,7 @@ def _targets_of(description: Description) -> str:
 
 def _begin_run(trained: Trained, name: str, part: str, tolerance: float) -> Scoring:
     folder = trained.folder
-    trained.config.split.file = str(folder / "split.json")  # the run's own, whatever a seed would make today
+    trained.config.split.file = str(folder / "split.json")  # not a new split from the seed
     evaluation = build_evaluation(trained.config, folder)
     cohort = evaluation.cohort
     _check_fingerprint(trained, cohort.fingerprint, cohort.folder)
@@ -254,7 +257,7 @@ def _scoring(
     trained: Trained, name: str, evaluation: Evaluation, cases: tuple[str, ...], part: str, tolerance: float
 ) -> Scoring:
     config, cohort, folder = read_json(trained.folder / "config.json"), evaluation.cohort, trained.folder
-    rests_on = facts(
+    run_facts = facts(
         config,
         evaluation,
         part=part,
@@ -267,7 +270,7 @@ def _scoring(
     scored = Scored(
         name,
         [],
-        rests_on,
+        run_facts,
         read_rows(folder / "metrics.jsonl"),
         thresholds=thresholds,
         config=config,
@@ -275,12 +278,12 @@ def _scoring(
         description=cohort.description,
     )
 
-    def score(some: Sequence[str]) -> Iterator[CaseScores]:
+    def score(batch: Sequence[str]) -> Iterator[CaseScores]:
         assessed = evaluation.assessor.assess_each(
-            trained.network, some, trained.posts, tolerance=tolerance, report=cases
+            trained.network, batch, trained.posts, tolerance=tolerance, report=cases
         )
-        for one in assessed:
-            rows = with_expected(one.rows, trained.expected_dice, cohort.description.names)
-            yield CaseScores(one.name, rows, one.calibrations, one.pictures)
+        for assessed_case in assessed:
+            rows = with_expected(assessed_case.rows, trained.expected_dice, cohort.description.names)
+            yield CaseScores(assessed_case.name, rows, assessed_case.calibrations, assessed_case.pictures)
 
     return Scoring(scored, cases, score)

@@ -1,4 +1,4 @@
-"""The prepared data and the split of a run: those that its config names, or its own, found by their fingerprint."""
+"""The prepared data and the split of a run: those in its config, or the run's data found by their fingerprint."""
 
 import contextlib
 import json
@@ -19,16 +19,16 @@ from brainseg_jax.runs.processes import on_first_process
 
 
 def find_data(config: ConfigDict, run: Path | None, *, source_first: bool) -> Path:
-    """The folder of the prepared data; with many processes the first one prepares them.
+    """The folder of the prepared data. With several processes, the first one prepares them.
 
     Args:
       config: `data` of a config.
-      run: the folder of a run of this config, if there is one: its data are found by their fingerprint where
-        `data.source` is gone.
-      source_first: False where the data of the run are to be looked for first.
+      run: the folder of a run of this config, if it exists. If `data.source` is missing, its data are found by their
+        fingerprint.
+      source_first: False to look for the data of the run before `data.source`.
 
     Raises:
-      InputError: see `prepare`; nor do the data of the run lie prepared anywhere.
+      InputError: see `prepare`; the data of the run are not found either.
     """
     before = recorded(run)
 
@@ -44,58 +44,57 @@ def find_data(config: ConfigDict, run: Path | None, *, source_first: bool) -> Pa
             if (folder := _data_of(before, config)) is None:
                 folders = ", ".join(map(str, _data_folders(before, config))) or "a known folder"
                 raise InputError(
-                    f"{reason}; nor do the data of the run, fingerprint {fingerprint[:12]}, lie prepared in "
-                    f"{folders}; prepare them there again, or name the folder "
-                    "that holds them in the environment variable TFDS_DATA_DIR"
+                    f"{reason}; the data of the run, fingerprint {fingerprint[:12]}, are not in {folders} either; "
+                    "prepare them there again, or set the environment variable TFDS_DATA_DIR to their folder"
                 ) from error
-            logging.warning("%s; the run's own data, which lie prepared in %s, are used", reason, folder)
+            logging.warning("%s; using the prepared data of the run in %s", reason, folder)
             return folder
 
     return on_first_process("prepare the data", find) or find(progress=False)
 
 
 def data_at_hand(config: ConfigDict, run: Path) -> Path | None:
-    """The folder of the prepared data of a run, recognized by their fingerprint; None where they lie nowhere known.
+    """The folder of the prepared data of a run, found by their fingerprint. Returns None if it is not found.
 
     Args:
       config: `data` of the config of the run.
-      run: its folder.
+      run: folder of the run.
     """
     return _data_of(recorded(run), config)
 
 
 def choose_split(config: ConfigDict, cohort: Cohort, run: Path | None) -> Split:
-    """The split that a config asks for.
+    """The split that a config describes.
 
     Args:
       config: `split` of a config.
-      cohort: whose cases are dealt.
-      run: a run folder, whose own `split.json` serves where `split.file` is gone; or None.
+      cohort: the cases to split.
+      run: a run folder, or None. If `split.file` is missing, `split.json` of the run replaces it.
 
     Raises:
       InputError: see `splits`.
     """
     if config.file:
-        own = run / "split.json" if run else None
+        stored_split = run / "split.json" if run else None
         try:
             path = user_path(config.file, "--config.split.file")
-            reason = None if path.exists() else f"split.file={path} is gone"
+            reason = None if path.exists() else f"split.file={path} is missing"
         except InputError as error:
-            if own is None or not own.exists():
+            if stored_split is None or not stored_split.exists():
                 raise
             reason = str(error)
-        if reason and own and own.exists():
-            logging.warning("%s; %s is used", reason, own)
-            path = own
+        if reason and stored_split and stored_split.exists():
+            logging.warning("%s; using %s", reason, stored_split)
+            path = stored_split
         return read_split(path, cohort.cases, cohort.patients, fold=config.fold)
-    dealt = (cohort.cases, cohort.patients, cohort.groups)
+    arguments = (cohort.cases, cohort.patients, cohort.groups)
     if config.folds:
-        return split_by_folds(*dealt, folds=config.folds, fold=config.fold, seed=config.seed)
-    return split_by_fractions(*dealt, val=config.val, test=config.test, seed=config.seed)
+        return split_by_folds(*arguments, folds=config.folds, fold=config.fold, seed=config.seed)
+    return split_by_fractions(*arguments, val=config.val, test=config.test, seed=config.seed)
 
 
 def recorded(run: Path | None) -> dict:
-    """What `config.json` of a run holds; empty where there is none that can be read (`claim_run_folder` reports it)."""
+    """The content of `config.json` of a run. Empty if it cannot be read; `claim_run_folder` reports that."""
     try:
         content = json.loads((run / "config.json").read_text()) if run else {}
     except (OSError, ValueError):
@@ -104,16 +103,14 @@ def recorded(run: Path | None) -> dict:
 
 
 def _data_of(run: dict, config: ConfigDict) -> Path | None:
-    """The data that a run was trained on, recognized by their fingerprint.
-
-    Where they are gone they are prepared again from the source of the run.
+    """The data that a run was trained on, found by their fingerprint; otherwise prepared again from its source.
 
     Args:
-      run: of `recorded`.
-      config: `data`, as it is given now.
+      run: result of `recorded`.
+      config: the current `data`.
 
     Returns:
-      None where they are not found.
+      The folder, or None if it is not found.
     """
     fingerprint, before = _fingerprint_of(run), run.get("data", {})
     if not fingerprint:
@@ -132,7 +129,7 @@ def _data_of(run: dict, config: ConfigDict) -> Path | None:
 
 
 def _is_of(run: dict, summary: prepared.Summary) -> bool:
-    """Whether a prepared set has the content and the description of a run's data."""
+    """Whether a prepared data set has the fingerprint and the description of a run's data."""
     try:
         description = description_of(run["dataset"])
     except (InputError, KeyError, TypeError, AttributeError):
@@ -145,13 +142,14 @@ def _fingerprint_of(run: dict) -> str | None:
 
 
 def _data_folders(run: dict, config: ConfigDict) -> list[Path]:
-    """Where the data of a run may lie prepared: in the folder given now, in that of the run, in TFDS's own.
+    """Folders that may contain the prepared data of a run.
 
-    A folder below a home folder that is not known is left out.
+    They are the configured folder, that of the run, and the default of TFDS. A folder with `~` is left out if the home
+    folder is unknown.
     """
-    given = (config.dir, run.get("data", {}).get("dir"), tfds.core.constants.get_default_data_dir())
+    candidates = (config.dir, run.get("data", {}).get("dir"), tfds.core.constants.get_default_data_dir())
     folders = []
-    for folder in filter(None, given):
+    for folder in filter(None, candidates):
         with contextlib.suppress(RuntimeError):
             folders.append(Path(folder).expanduser().absolute())
     return list(dict.fromkeys(folders))

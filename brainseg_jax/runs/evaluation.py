@@ -1,4 +1,4 @@
-"""What scores a run: its data, its split and how masks are made. No optimizer, no initial weights, no sampler."""
+"""Everything that scoring a run needs: data, split and post-processing. Builds no optimizer, weights or sampler."""
 
 import dataclasses
 from collections.abc import Callable
@@ -33,16 +33,16 @@ from brainseg_jax.runs.processes import minimum_of_processes, on_all_processes, 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Evaluation:
-    """The parts of a run that its scores rest on.
+    """The parts of a run that its scores depend on.
 
     Attributes:
       cohort: all cases, on the host.
-      split: of the cases.
-      network: of the run; its variables are to be put in (`with_variables`).
-      assessor: scores it.
-      posts: what makes masks of probabilities, one for each target, as the config says it.
-      chooses_posts: whether at the end the validation patients choose others.
-      kept: which checkpoint is scored, best or last (`train.keep`).
+      split: split of the cases.
+      network: network of the run, without variables (see `with_variables`).
+      assessor: scores the network.
+      posts: post-processing in the config, one for each target.
+      chooses_posts: whether a finished training chooses the post-processing on the validation patients.
+      kept: checkpoint to score, best or last (`train.keep`).
     """
 
     cohort: Cohort
@@ -54,20 +54,20 @@ class Evaluation:
     kept: str
 
     def with_variables(self, variables: dict) -> Network:
-        """The network with these variables."""
+        """The network with the given variables."""
         return dataclasses.replace(self.network, variables=variables)
 
 
 def build_evaluation(config: ConfigDict, run: Path) -> Evaluation:
-    """What scores a run that was trained before.
+    """Builds the evaluation of a trained run.
 
     Args:
-      config: of the run.
-      run: its folder: its data are found by their fingerprint, and its split by its `split.json`, where `data.source`
-        or `split.file` are gone.
+      config: config of the run.
+      run: its folder. If `data.source` or `split.file` is missing, the data are found by their fingerprint, and the
+        split is read from `split.json`.
 
     Raises:
-      InputError: see the parts.
+      InputError: see `check_config`, `find_data` and `choose_split`.
     """
     check_config(config)
     folder = find_data(config.data, run, source_first=False)
@@ -76,14 +76,14 @@ def build_evaluation(config: ConfigDict, run: Path) -> Evaluation:
 
 
 def choose_for(config: ConfigDict, folder: Path) -> Residence:
-    """Decides where the slices are while a network trains, the same on all processes.
+    """Decides where the slices are stored during training. The result is the same on all processes.
 
     Args:
-      config: of a run.
-      folder: of the prepared data.
+      config: config of a run.
+      folder: folder of the prepared data.
 
     Raises:
-      InputError: see `choose_residence`; on all processes.
+      InputError: see `choose_residence`. All processes raise it.
     """
     summary = read_summary(folder)
     return choose_residence(
@@ -97,9 +97,9 @@ def choose_for(config: ConfigDict, folder: Path) -> Residence:
 
 
 def read_cohort(config: ConfigDict, folder: Path, load: Callable[..., Cohort], *, slices: str) -> Cohort:
-    """The prepared data as a config wants them; `load` is called as `load_cohort` is.
+    """Reads the prepared data as the config describes. `load` has the signature of `load_cohort`.
 
-    With many processes the first one writes what is to lie on disk.
+    With several processes, the first one writes the slices if they are stored on disk.
     """
     data = config.data
     read = partial(
@@ -118,7 +118,7 @@ def read_cohort(config: ConfigDict, folder: Path, load: Callable[..., Cohort], *
 
 
 def evaluation_of(config: ConfigDict, cohort: Cohort, split: Split, *, loss: Callable | None = None) -> Evaluation:
-    """Puts the parts together; `loss` is what is added up beside the scores."""
+    """Assembles an evaluation. The assessor sums `loss` beside the scores."""
     return Evaluation(
         cohort=cohort,
         split=split,

@@ -1,4 +1,4 @@
-"""What the figures of a run rest on, in words for the report."""
+"""Describes for the report what the scores of a run depend on."""
 
 from brainseg_jax.data.splits import PARTS
 from brainseg_jax.inference.postprocess import PostProcess
@@ -15,32 +15,35 @@ def facts(
     parameters: int,
     step: int,
 ) -> dict[str, str]:
-    """What the figures of a run rest on, by label.
+    """Describes what the scores of a run depend on.
 
     Args:
       config: content of the run's `config.json`.
-      evaluation: of the run.
-      part: val or test, whose patients are scored.
-      posts: make the masks, one for each target.
-      chose_posts: whether they were chosen on the validation patients.
-      parameters: of the network, their number.
-      step: of the checkpoint.
+      evaluation: evaluation of the run.
+      part: scored patients, val or test.
+      posts: post-processing, one for each target.
+      chose_posts: whether the post-processing was chosen on the validation patients.
+      parameters: number of parameters of the network.
+      step: step of the checkpoint.
+
+    Returns:
+      A text for each label.
     """
-    split, parts, model = config["split"], evaluation.split, config["model"]
+    split, split_of_cases, model = config["split"], evaluation.split, config["model"]
     cohort, data = evaluation.cohort, config["data"]
-    train, val, test = (len(cohort.patients_of(getattr(parts, part))) for part in PARTS)
-    dealt = f"by patient, {train} to train, {val} to validate, {test} to test; "
+    train, val, test = (len(cohort.patients_of(getattr(split_of_cases, part))) for part in PARTS)
+    split_text = f"by patient, {train} to train, {val} to validate, {test} to test; "
     stratified = f"stratified by {'group' if cohort.grades is None else 'institution'}, " if any(cohort.groups) else ""
     if split["file"]:
-        dealt += "taken from a file"
+        split_text += "read from a file"
     elif split["folds"]:
-        dealt += f"fold {split['fold']} of {split['folds']}, {stratified}seed {split['seed']}"
+        split_text += f"fold {split['fold']} of {split['folds']}, {stratified}seed {split['seed']}"
     else:
-        dealt += f"{stratified}seed {split['seed']}"
+        split_text += f"{stratified}seed {split['seed']}"
     return {
         "Data": f"{'/'.join(cohort.folder.parts[-3:-1])}, fingerprint {cohort.fingerprint[:12]}",
         "Scored": _scored_on(part, config, evaluation.kept, chose_posts=chose_posts),
-        "Split": dealt,
+        "Split": split_text,
         "Network": f"{model['name']}, {model['features']} features, depth {model['depth']}, {parameters:,} parameters",
         "Training": f"{config['loss']['name']} loss, {_pixels(data)}, seed {config['seed']}",
         "Checkpoint": f"step {step:,}, "
@@ -51,34 +54,34 @@ def facts(
 
 def _pixels(data: dict) -> str:
     spacing, view = data.get("pixel_spacing"), data.get("view", "axial")  # not in older runs
-    words = f"{data['image_size']} pixels"
-    words += f" of {spacing:g} mm" if spacing else ""
-    return words + {"axial": "", "all": ", axial, coronal and sagittal slices"}.get(view, f", {view} slices")
+    text = f"{data['image_size']} pixels"
+    text += f" of {spacing:g} mm" if spacing else ""
+    return text + {"axial": "", "all": ", axial, coronal and sagittal slices"}.get(view, f", {view} slices")
 
 
 def _masks(posts: tuple[PostProcess, ...], evaluation: Evaluation, config: dict) -> str:
-    words = []
+    texts = []
     for post in posts:
         mask = f"probability of at least {post.threshold:g}"
         mask += ", averaged over left-right mirror images" if config["eval"].get("mirror") else ""  # not in older runs
-        mask += ", largest 3-D part alone" if post.largest_component else ""
-        mask += f", parts of {post.min_voxels} voxels or more" if post.min_voxels > 1 else ""
-        words.append(mask)
-    if len(set(words)) == 1:
-        return words[0]
+        mask += ", only the largest 3-D component" if post.largest_component else ""
+        mask += f", components of at least {post.min_voxels} voxels" if post.min_voxels > 1 else ""
+        texts.append(mask)
+    if len(set(texts)) == 1:
+        return texts[0]
     names = evaluation.cohort.description.names
-    return "; ".join(f"{name}: {mask}" for name, mask in zip(names, words, strict=True))
+    return "; ".join(f"{name}: {mask}" for name, mask in zip(names, texts, strict=True))
 
 
 def _scored_on(part: str, config: dict, kept: str, *, chose_posts: bool) -> str:
-    """Which patients are scored, and what was decided on them, which makes their scores too good."""
+    """The scored patients, and the choices made on them, which make their scores too good."""
     if part == "test":
-        return "test patients: the run made no choice on them"
-    chosen = ["the checkpoint"] * (kept == "best") + ["the post-processing"] * chose_posts
-    if chosen:
-        were = "were" if len(chosen) > 1 else "was"
-        return f"validation patients: {' and '.join(chosen)} {were} chosen on them, so these scores are too good"
-    words = "validation patients: neither checkpoint nor post-processing was chosen on them"
-    decided = ["when the learning rate fell"] * (config["optimizer"]["schedule"] == "plateau")
-    decided += ["when to stop early"] * (config["train"]["early_stop_patience"] > 0)
-    return f"{words}, but they decided {' and '.join(decided)}" if decided else words
+        return "test patients: no choice depends on them"
+    choices = ["the checkpoint"] * (kept == "best") + ["the post-processing"] * chose_posts
+    if choices:
+        verb = "were" if len(choices) > 1 else "was"
+        return f"validation patients: {' and '.join(choices)} {verb} chosen on them, so these scores are too good"
+    text = "validation patients: neither checkpoint nor post-processing was chosen on them"
+    decisions = ["when the learning rate fell"] * (config["optimizer"]["schedule"] == "plateau")
+    decisions += ["when to stop early"] * (config["train"]["early_stop_patience"] > 0)
+    return f"{text}, but they decided {' and '.join(decisions)}" if decisions else text

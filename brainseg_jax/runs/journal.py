@@ -1,4 +1,4 @@
-"""What a run tells while it trains, by process 0: console, progress bar, `metrics.jsonl`, TensorBoard, MLflow."""
+"""Output of a run during training, by process 0: console, progress bar, `metrics.jsonl`, TensorBoard and MLflow."""
 
 import dataclasses
 import functools
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Journal:
-    """Rows by epoch in `metrics.jsonl`, TensorBoard and, if wanted, MLflow; lines on the console, one bar for the run.
+    """Writes a row per epoch to `metrics.jsonl`, TensorBoard and (optional) MLflow; prints lines and a progress bar.
 
     Use as a context manager.
     """
@@ -35,43 +35,43 @@ class Journal:
         epochs: int,
         steps_per_epoch: int,
         resumed_epoch: int,
-        speaks: bool,
+        enabled: bool,
         minutes: float = 0.0,
         spent_seconds: float = 0.0,
         mlflow: str = "",
         config: dict | None = None,
     ):
-        """Opens nothing yet.
+        """Starts the MLflow run if `mlflow` is given; other outputs are opened later.
 
         Args:
-          workdir: the run folder.
-          epochs: of the whole run.
-          steps_per_epoch: updates an epoch.
-          resumed_epoch: epochs already finished; 0 in a new run.
-          speaks: False on all processes but one: then nothing is written.
-          minutes: > 0: the limit of training and validation, which the bar shows in place of the steps.
-          spent_seconds: of it, before this start.
-          mlflow: where MLflow gets the same figures, a folder or an address; empty: nowhere.
-          config: of the run, for MLflow.
+          workdir: run folder.
+          epochs: epochs of the whole run.
+          steps_per_epoch: updates per epoch.
+          resumed_epoch: number of finished epochs; 0 in a new run.
+          enabled: False on all processes except one. Disabled, it writes nothing.
+          minutes: time limit of training and validation, which the bar shows in place of the steps; 0: no limit.
+          spent_seconds: part of this time spent before this start.
+          mlflow: folder or address of MLflow; empty: no MLflow.
+          config: config of the run, for MLflow.
 
         Raises:
-          InputError: MLflow is not installed, or cannot use what is given.
+          InputError: MLflow is not installed, or cannot use `mlflow`.
         """
         self.progress = Progressed(epochs=epochs, minutes=minutes)
-        self._speaks, self._resumed_epoch = speaks, resumed_epoch
+        self._enabled, self._resumed_epoch = enabled, resumed_epoch
         self.path = workdir / "metrics.jsonl"
-        self._console = Console(quiet=not speaks, highlight=False)
+        self._console = Console(quiet=not enabled, highlight=False)
         self._bar = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(),
             TextColumn("{task.fields[done]}"),
             TextColumn("{task.fields[rate]} images/s  loss {task.fields[loss]}"),
             TimeElapsedColumn(),
-            TextColumn("left"),
+            TextColumn("remaining"),
             TimeRemainingColumn(),
             console=self._console,
             disable=not self._console.is_terminal,
-            speed_estimate_period=600.0,  # seconds; the bar moves only when the loss is looked at
+            speed_estimate_period=600.0,  # seconds; the bar moves only when the loss is read
         )
         self._task = self._bar.add_task(
             "",
@@ -85,7 +85,7 @@ class Journal:
 
         self._mlflow = None
         self._scores: dict = {}
-        if mlflow and speaks:
+        if mlflow and enabled:
             rows = read_rows(self.path)
             self._mlflow = MlflowLog(mlflow, workdir, config=config or {}, rows=rows)
 
@@ -102,19 +102,19 @@ class Journal:
 
     @functools.cached_property
     def _board(self) -> "SummaryWriter":
-        """Of TensorBoard; first asked for when an epoch is over, as its package loads torch where there is one."""
+        """The TensorBoard writer, created at the end of the first epoch: its package imports torch if installed."""
         from tensorboardX import SummaryWriter
 
         return SummaryWriter(str(self.path.with_name("tensorboard")), purge_step=self._resumed_epoch + 1)
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """Prints a line above the bar."""
         self._console.print(text, markup=False, soft_wrap=True)
 
     def advance(
         self, *, step: int, epoch: int, loss: float, images_per_second: float, spent_seconds: float = 0.0
     ) -> None:
-        """Moves the bar to `step` updates made; to the time spent where that is limited."""
+        """Moves the bar to `step` finished updates, or with a time limit to `spent_seconds`."""
         clock = self.progress.minutes > 0.0
         self._bar.update(
             self._task,
@@ -126,16 +126,16 @@ class Journal:
         )
 
     def end_epoch(self, row: dict, *, images_per_second: float) -> None:
-        """Writes the figures of one epoch; the speed goes to TensorBoard alone, so that a run can be compared by bytes.
+        """Writes the metrics of one epoch. The speed goes only to TensorBoard: equal runs have equal metrics files.
 
         Args:
           row: "epoch" and numbers.
-          images_per_second: of the training.
+          images_per_second: training speed.
 
         Raises:
-          StorageError: they cannot be written.
+          StorageError: the metrics cannot be written.
         """
-        if not self._speaks:
+        if not self._enabled:
             return
         try:
             board = self._board
@@ -143,8 +143,8 @@ class Journal:
                 file.write(json.dumps(row) + "\n")
         except OSError as error:
             raise StorageError(
-                f"{self.path} cannot be written ({error}); make room or writable, then the same command goes on from "
-                "the latest checkpoint"
+                f"{self.path} cannot be written ({error}); free disk space or make it writable, then the same command "
+                "resumes from the latest checkpoint"
             ) from error
         for key, value in {**row, "images_per_second": images_per_second}.items():
             if key != "epoch":
@@ -154,43 +154,45 @@ class Journal:
             self._mlflow.add([row])
 
     def end_run(self, results: dict, workdir: Path) -> None:
-        """Prints what a run ends with; `results` as in `results.json`."""
+        """Prints the final lines of a run; `results`: content of `results.json`."""
         self._scores = results["test"].get("mean", results["test"])
-        self.say(conclusion(results, workdir))
+        self.print(conclusion(results, workdir))
 
 
 @dataclasses.dataclass(frozen=True)
 class Progressed:
-    """How far a run is, in words: of its epochs or, where its time is limited (`minutes` > 0), of that."""
+    """Formats the progress of a run: in epochs or, with a time limit (`minutes` > 0), in minutes too."""
 
     epochs: int
     minutes: float
 
     def clock(self, seconds: float) -> str:
-        """The time spent, in training and validation, of the time that there is."""
+        """The time spent on training and validation, and the limit."""
         return f"{seconds / 60:.1f} of {self.minutes:g} min"
 
     def __call__(self, epoch: int, seconds: float) -> str:
-        """An epoch of all; or an epoch, and the time spent of the limit."""
+        """The epoch and the total number of epochs; or the epoch, the time spent and the limit."""
         return f"epoch {epoch}, {self.clock(seconds)}" if self.minutes else f"epoch {epoch}/{self.epochs}"
 
 
 def cut_rows(path: Path, last_epoch: int) -> None:
-    """Takes the rows after `last_epoch`, of epochs that are trained again, out of a `metrics.jsonl`, or makes one.
+    """Removes the rows after `last_epoch` from `metrics.jsonl`, for epochs to be trained again; creates a missing file.
 
     Raises:
       InputError: the file is damaged.
-      StorageError: it cannot be written.
+      StorageError: the file cannot be written.
     """
-    kept = "".join(json.dumps(row) + "\n" for row in read_rows(path) if row["epoch"] <= last_epoch)
+    remaining = "".join(json.dumps(row) + "\n" for row in read_rows(path) if row["epoch"] <= last_epoch)
     try:
-        write_whole(path, lambda part: part.write_text(kept))
+        write_whole(path, lambda part: part.write_text(remaining))
     except OSError as error:
-        raise StorageError(f"{path} cannot be written ({error}); make room or writable, and start again") from error
+        raise StorageError(
+            f"{path} cannot be written ({error}); free disk space or make it writable, and start again"
+        ) from error
 
 
 def read_rows(path: Path) -> list[dict]:
-    """The whole lines of a `metrics.jsonl`; a last line cut off by a kill is left out. Empty where there is no file."""
+    """The complete lines of `metrics.jsonl`. A kill can truncate the last line; it is ignored. Empty without a file."""
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     try:
         return [json.loads(line) for line in lines if line.endswith("\n")]
@@ -199,7 +201,7 @@ def read_rows(path: Path) -> list[dict]:
 
 
 def introduction(experiment: Experiment, state: TrainState, workdir: Path) -> str:
-    """The first lines of a run: its data, network, patients and folder."""
+    """The first lines of a run: data, network, number of patients and folder."""
     cohort = experiment.cohort
     split, count = experiment.evaluation.split, sum(p.size for p in jax.tree.leaves(state.params))
     patients = " / ".join(str(len(cohort.patients_of(getattr(split, part)))) for part in PARTS)
@@ -213,7 +215,7 @@ def introduction(experiment: Experiment, state: TrainState, workdir: Path) -> st
 
 
 def epoch_line(row: dict, progress: str, images_per_second: float, *, is_best: bool) -> str:
-    """The line of an epoch; `row` as in `metrics.jsonl`, `progress` of `Progressed`."""
+    """The console line of an epoch. `row`: line of `metrics.jsonl`; `progress`: text from `Progressed`."""
     return (
         f"{progress}  loss {row['train_loss']:.4f}  val loss {row['val_loss']:.4f}  "
         f"val Dice {row['val_dice_mean']:.3f} mean, {row['val_dice_median']:.3f} median  "
@@ -222,26 +224,26 @@ def epoch_line(row: dict, progress: str, images_per_second: float, *, is_best: b
 
 
 def conclusion(results: dict, workdir: Path) -> str:
-    """The last lines of a run; `results` as in `results.json`."""
+    """The last lines of a run; `results`: content of `results.json`."""
     test = results["test"].get("mean", results["test"])
-    return "".join(f"{line}\n" for line in _of_quality(results["expected_dice"])) + (
+    return "".join(f"{line}\n" for line in _quality_lines(results["expected_dice"])) + (
         f"test, {test['patients']} patients, {results['kept']} epoch, {results['epoch']}: 3-D Dice "
         f"{test['dice_mean']:.3f} mean, {test['dice_median']:.3f} median; IoU {test['iou_mean']:.3f} mean. Scores and "
         f"pictures: {workdir}"
     )
 
 
-def _of_quality(found: dict) -> list[str]:
-    """A line a target on the expected Dice of validation and test cases; `found` as in `results.json`."""
+def _quality_lines(quality: dict) -> list[str]:
+    """One line per target on the expected Dice of validation and test cases; `quality`: as in `results.json`."""
     lines = []
-    for name, block in {"": found}.items() if "cases" in found else found.items():
-        words = f"expected Dice{f' of {name}' if name else ''}: "
+    for name, block in {"": quality}.items() if "cases" in quality else quality.items():
+        line = f"expected Dice{f' of {name}' if name else ''}: "
         if "covered" in block:
-            words += (
-                f"of {block['masks']} validation and test cases {block['covered']} lie in their 90 % interval "
+            line += (
+                f"{block['covered']} of {block['masks']} validation and test cases are in their 90 % interval "
                 f"(leave-one-out), mean width {block['width']:.2f}, mean error {block['error']:.3f}"
             )
         else:
-            words += f"none, as there are masks of fewer than {LEAST_PATIENTS} validation and test patients"
-        lines.append(words)
+            line += f"none, since fewer than {LEAST_PATIENTS} validation and test patients have masks"
+        lines.append(line)
     return lines

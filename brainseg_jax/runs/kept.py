@@ -1,4 +1,4 @@
-"""The checkpoint that a run kept (`train.keep`), read by Orbax."""
+"""Reads the checkpoint that a run kept (`train.keep`) with Orbax."""
 
 from pathlib import Path
 
@@ -13,12 +13,12 @@ from brainseg_jax.training.state import TrainState, shapes_of_state
 
 
 def read_kept(folder: Path, config: ConfigDict, description: Description) -> TrainState:
-    """The checkpoint that a run kept, see `Checkpoints.restore_best`; nothing in the folder is changed.
+    """The checkpoint that a run kept, see `Checkpoints.restore_best`. Changes nothing in the folder.
 
     Args:
-      folder: of the run.
-      config: of the run, for the shapes of its arrays.
-      description: of its data.
+      folder: run folder.
+      config: config of the run, for the shapes of its arrays.
+      description: description of its data.
     """
     opt, size = config.optimizer, config.data.image_size
     schedule = build_schedule("constant", learning_rate=opt.learning_rate, total_steps=1, warmup_steps=0)

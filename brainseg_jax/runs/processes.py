@@ -1,4 +1,4 @@
-"""What one of several processes does for all of them."""
+"""Runs an action on one process, or on all, and makes all processes fail together."""
 
 import socket
 import zlib
@@ -13,29 +13,30 @@ from jax.experimental import multihost_utils
 from brainseg_jax.errors import InputError, StorageError, TrainingStopped
 
 T = TypeVar("T")
-_KINDS = (InputError, StorageError, TrainingStopped, RuntimeError)  # of errors, as other processes get them
+_KINDS = (InputError, StorageError, TrainingStopped, RuntimeError)  # error types that other processes can raise
 
 
 def on_first_process(what: str, action: Callable[[], T], *, quiet: bool = False) -> T | None:
     """Runs `action` on process 0 while the others wait.
 
     Args:
-      what: the action, in words for a message.
-      action: may raise anything.
-      quiet: whether the log is spared the word of each process that it has come here.
+      what: the action, for messages: a verb phrase.
+      action: may raise any exception.
+      quiet: True: the processes do not log that they reached this point.
 
     Returns:
-      what `action` returns, on process 0; None on the others.
+      The result of `action` on process 0; None on the others.
 
     Raises:
-      Exception: on process 0, what `action` raised; on the others one of the same kind, so that none waits for it.
+      Exception: on process 0 the error of `action`; on the others an error of the same type, so that no process waits
+        forever.
     """
     result: T | None = None
     error: Exception | None = None
     if jax.process_index() == 0:
         try:
             result = action()
-        except Exception as caught:  # an unforeseen one too: the others would wait for the heartbeat
+        except Exception as caught:  # any type: otherwise the others wait until the heartbeat fails
             error = caught
     if jax.process_count() > 1:
         if not quiet:
@@ -44,21 +45,21 @@ def on_first_process(what: str, action: Callable[[], T], *, quiet: bool = False)
         number = -1 if error is None else (kinds or [len(_KINDS) - 1])[0]
         number = int(multihost_utils.broadcast_one_to_all(np.int32(number)))
         if number >= 0 and error is None:
-            raise _KINDS[number](f"process 0 could not {what}; its own message says why")
+            raise _KINDS[number](f"process 0 could not {what}; see its error message")
     if error is not None:
         raise error
     return result
 
 
 def on_all_processes(what: str, action: Callable[[], T]) -> T:
-    """Runs `action` on every process, and raises on all where one raises, so that none waits for another.
+    """Runs `action` on every process. If it raises on one, all raise, so that no process waits forever.
 
     Args:
-      what: the action, in words for a message.
-      action: may raise anything; must not wait for other processes.
+      what: the action, for messages: a verb phrase.
+      action: may raise any exception; must not wait for other processes.
 
     Raises:
-      Exception: what `action` raised; where it raised on other processes only, an error of the same kind.
+      Exception: the error of `action`; if it failed only on other processes, an error of the same type.
     """
     result: T | None = None
     error: Exception | None = None
@@ -67,28 +68,28 @@ def on_all_processes(what: str, action: Callable[[], T]) -> T:
     except Exception as caught:
         error = caught
     kinds = [number for number, kind in enumerate(_KINDS) if isinstance(error, kind)]
-    own = -1 if error is None else (kinds or [len(_KINDS) - 1])[0]
-    highest = max(_of_all_processes(own))
+    number = -1 if error is None else (kinds or [len(_KINDS) - 1])[0]
+    maximum = max(_of_all_processes(number))
     if error is not None:
         raise error
-    if highest >= 0:
-        raise _KINDS[highest](f"another process could not {what}; its own message says why")
+    if maximum >= 0:
+        raise _KINDS[maximum](f"another process could not {what}; see its error message")
     return cast(T, result)
 
 
 def minimum_of_processes(number: int) -> int:
-    """The minimum over all processes of a whole number that each has."""
+    """The minimum of an integer over all processes."""
     return min(_of_all_processes(number))
 
 
 def processes_of_host() -> int:
-    """How many processes of this run are on this machine."""
-    own = zlib.crc32(socket.gethostname().encode())
-    return _of_all_processes(own).count(own)
+    """The number of processes of this run on this machine."""
+    host = zlib.crc32(socket.gethostname().encode())
+    return _of_all_processes(host).count(host)
 
 
 def _of_all_processes(number: int) -> list[int]:
-    """A whole number below 2**62 in size, of each process; in two halves, as jax has 32 bits."""
+    """An integer below 2**62 in magnitude from each process. Sent as two halves, since jax has 32-bit integers."""
     if jax.process_count() == 1:
         return [number]
     halves = np.array([number >> 31, number & (2**31 - 1)], np.int32)

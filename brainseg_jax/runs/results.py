@@ -1,4 +1,4 @@
-"""The end of a run: the kept checkpoint scored once on the test patients, in figures and in pictures."""
+"""Ends a run: scores its kept checkpoint once on the test patients and writes scores and pictures."""
 
 import json
 from collections.abc import Callable
@@ -36,42 +36,42 @@ from brainseg_jax.training.state import TrainState
 def write_results(workdir: Path, evaluation: Evaluation, kept: TrainState, *, epoch: int, epochs: int) -> dict:
     """Scores the test cases; writes `results.json`, `per_patient.csv`, `report.html`, `curves.png` and the panels.
 
-    `expected_dice.json` is written where there are masks of enough validation and test patients, see `ExpectedDice`.
+    Writes `expected_dice.json` if enough validation and test patients have masks, see `ExpectedDice`.
 
     Args:
-      workdir: the run folder.
-      evaluation: of the run.
-      kept: the state that is scored: of the best validation Dice, or the last (`train.keep`).
-      epoch: when that was.
-      epochs: trained in all.
+      workdir: run folder.
+      evaluation: evaluation of the run.
+      kept: state to score: of the best validation Dice, or the last (`train.keep`).
+      epoch: epoch of `kept`.
+      epochs: number of trained epochs.
 
     Returns:
-      what `results.json` holds.
+      The content of `results.json`.
 
     Raises:
-      StorageError: they cannot be written.
+      StorageError: a file cannot be written.
     """
     cohort, split, assessor = evaluation.cohort, evaluation.split, evaluation.assessor
     network = evaluation.with_variables(kept.variables)
-    # On all processes: the devices predict together.
+    # All processes run this: their devices predict together.
     posts = assessor.choose(network, split.val) if evaluation.chooses_posts else evaluation.posts
-    others = assessor.agreements(network, split.val, posts)
+    validation_rows = assessor.agreements(network, split.val, posts)
     assessed = assessor.assess(network, split.test, posts, tolerance=TOLERANCE)
     description = cohort.description
-    expected = learn(assessed.rows + others, description.names, _source(cohort, split))
-    rows = with_expected(assessed.rows, expected, description.names)
+    expected_dice = learn(assessed.rows + validation_rows, description.names, _source(cohort, split))
+    rows = with_expected(assessed.rows, expected_dice, description.names)
     blocks = score_blocks(rows, assessed.calibrations, target=description.names[0])
     test = blocks.scores
     if assessor.loss:
         test["loss"] = assessor.loss.loss
-        # The figure of the reproduced project, which is no score of a patient: see metrics.soft_batch_iou.
+        # The reproduced project's metric, which is not a score of a patient: see metrics.soft_batch_iou.
         test[f"soft_iou_per_batch_of_{assessor.runner.batch_size}"] = assessor.loss.soft_iou
     parameters = sum(p.size for p in jax.tree.leaves(kept.params))
     results = {
         "test": test,
         "groups": blocks.groups,
         "calibration": blocks.calibration,
-        "expected_dice": _quality(rows + with_expected(others, expected, description.names)),
+        "expected_dice": _quality(rows + with_expected(validation_rows, expected_dice, description.names)),
         "surface_tolerance": TOLERANCE,
         "postprocess": posts_to_json(posts, description),
         "kept": evaluation.kept,
@@ -87,7 +87,7 @@ def write_results(workdir: Path, evaluation: Evaluation, kept: TrainState, *, ep
 
     def write() -> None:
         config, epochs_trained = json.loads((workdir / "config.json").read_text()), read_rows(workdir / "metrics.jsonl")
-        rests_on = facts(
+        run_facts = facts(
             config,
             evaluation,
             part="test",
@@ -100,7 +100,7 @@ def write_results(workdir: Path, evaluation: Evaluation, kept: TrainState, *, ep
         run = Scored(
             workdir.name,
             rows,
-            rests_on,
+            run_facts,
             epochs_trained,
             assessed.calibrations,
             thresholds,
@@ -109,22 +109,22 @@ def write_results(workdir: Path, evaluation: Evaluation, kept: TrainState, *, ep
             description,
         )
         write_table(workdir / "per_patient.csv", rows)
-        if expected:
-            write_json(workdir / EXPECTED_DICE, expected.to_json())
+        if expected_dice:
+            write_json(workdir / EXPECTED_DICE, expected_dice.to_json())
         else:
-            (workdir / EXPECTED_DICE).unlink(missing_ok=True)  # of fewer epochs
+            (workdir / EXPECTED_DICE).unlink(missing_ok=True)  # from fewer epochs
         write_report(workdir / "report.html", [run], assessed.cases, tolerance=TOLERANCE)
         draw_curves(workdir / "curves.png", epochs_trained)
         for name, picture in pictures.items():
             draw_panel(workdir / f"panel_{name}.png", [picture], description=description)
-        write_json(workdir / "results.json", results)  # last: its presence means that the run is whole
+        write_json(workdir / "results.json", results)  # last: its presence marks a complete run
 
-    on_first_process("write the results", lambda: _telling_of_disks(workdir, write))
+    on_first_process("write the results", lambda: _write_or_storage_error(workdir, write))
     return results
 
 
 def _quality(rows: list[dict]) -> dict:
-    """`summarize_quality` of one target, or of each by its name."""
+    """Result of `summarize_quality`: for one target, or by the name of each target."""
     names = targets_of(rows)
     return {name: summarize_quality(select_target(rows, name)) for name in names} if names else summarize_quality(rows)
 
@@ -135,24 +135,24 @@ def _source(cohort: Cohort, split: Split) -> str:
     return f"{val} validation and {test} test patients of {data}"
 
 
-def _telling_of_disks(workdir: Path, write: Callable[[], None]) -> None:
+def _write_or_storage_error(workdir: Path, write: Callable[[], None]) -> None:
     try:
         write()
     except OSError as error:
         raise StorageError(
-            f"the results cannot be written in {workdir} ({error}); make room or writable, then the same command "
-            "writes them"
+            f"the results cannot be written in {workdir} ({error}); free disk space or make the folder "
+            "writable, then the same command writes them"
         ) from error
 
 
 def _best_median_worst(cohort: Cohort, assessed: Assessment) -> dict[str, PictureSlice]:
-    """The slice of the largest reference mask of the test patients of best, median and worst Dice."""
+    """The slice with the largest reference mask of the test patients with best, median and worst Dice."""
     rows = mean_over_targets(assessed.rows) if len(cohort.description.names) > 1 else assessed.rows
     order = sorted(rows, key=lambda row: row["dice"])
-    chosen = {"best": order[-1], "median": order[len(order) // 2], "worst": order[0]}
+    selected = {"best": order[-1], "median": order[len(order) // 2], "worst": order[0]}
     cases = "cases" if "case" in rows[0] else "patients"
     pictures = {}
-    for name, row in chosen.items():
+    for name, row in selected.items():
         case = case_name(row)
         (index,) = cohort.indices([case])
         largest = assessed.largest[case]

@@ -1,4 +1,4 @@
-"""What a run folder was made for, so that a run started again there is the same run."""
+"""Locks a run folder and records its config, data and split, so that a restart continues the same run."""
 
 import dataclasses
 import fcntl
@@ -22,14 +22,14 @@ from brainseg_jax.files import user_path
 from brainseg_jax.runs.processes import on_first_process
 from brainseg_jax.scans.description import LGG
 
-# A run that is started again may differ from its first start in these keys only.
+# Only these keys may change when a run is resumed.
 MAY_CHANGE = frozenset(
     (
         "compilation_cache",
         "data.dir",
-        "data.residence",  # batches are the same wherever they come from
-        "data.source",  # the fingerprint of the data is compared in its place
-        "split.file",  # and so is the split
+        "data.residence",  # does not change the batches
+        "data.source",  # the fingerprint of the data is compared instead
+        "split.file",  # the split is compared instead
         "train.epochs",
         "train.early_stop_patience",
         "train.log_every",
@@ -40,19 +40,19 @@ MAY_CHANGE = frozenset(
 
 
 @contextmanager
-def own_run_folder(workdir: Path) -> Iterator[None]:
-    """Keeps other processes out of the run folder, which is made where it is missing.
+def lock_run_folder(workdir: Path) -> Iterator[None]:
+    """Locks the run folder against other processes. Creates it if it is missing.
 
-    The lock is the operating system's on `run.lock`, so it ends with its process however that ends. The file holds who
-    the owner is, for the message to others; an owner that ended in order has emptied it.
+    The operating system holds the lock on `run.lock`, so it ends with the process. The file names the owner, for the
+    error message of other processes. An owner that exits normally empties it.
 
     Raises:
-      InputError: another process has it, or the folder cannot be written to.
+      InputError: another process has the lock, or the folder cannot be written to.
     """
     path = workdir / "run.lock"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        # Without a buffer: on a full disk one would fail again, and in other words, when it is closed.
+        # Unbuffered: on a full disk, closing a buffered file fails again with another message.
         file = path.open("a+b", buffering=0)
     except OSError as error:
         raise _unwritable(workdir, error) from error
@@ -66,10 +66,10 @@ def own_run_folder(workdir: Path) -> Iterator[None]:
                 f"{workdir} is in use by {owner}; wait for it, stop it, or give another --workdir"
             ) from None
         except OSError as error:
-            logging.warning("%s cannot be locked (%s): see to it that no second process uses the folder", path, error)
+            logging.warning("%s cannot be locked (%s): make sure that no other process uses the folder", path, error)
         file.seek(0)
         if before := file.read().decode(errors="replace").strip():
-            logging.warning("taking over %s from %s, which ended without letting go of it", workdir, before)
+            logging.warning("taking over %s from %s, which ended without releasing it", workdir, before)
         started = datetime.now(UTC).isoformat(timespec="seconds")
         try:
             file.truncate(0)
@@ -79,25 +79,25 @@ def own_run_folder(workdir: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            with suppress(OSError):  # of a disk that is gone: it must not hide why the run ended
+            with suppress(OSError):  # a missing disk must not hide why the run ended
                 file.truncate(0)
 
 
 def claim_run_folder(workdir: Path, config: ConfigDict, cohort: Cohort, split: Split) -> None:
-    """Writes `config.json` and `split.json`, or compares with those of the run that is gone on with.
+    """Writes `config.json` and `split.json`, or compares them with those of the run to resume.
 
-    The places of the data are written whole, so that the run finds them from another folder too.
+    Records absolute paths of the data, so that commands find them from any folder.
 
     Raises:
-      InputError: where the folder holds a run of another config, data or split, with what differs; where it cannot be
-        written to.
+      InputError: the folder has a run of another config, data or split (the message lists the differences), or cannot
+        be written to.
     """
     dataset: dict = {"fingerprint": cohort.fingerprint}
     if cohort.description != LGG:
         dataset["description"] = cohort.description.to_json()
     content = {**config.to_dict(), "dataset": dataset}
     content["data"]["dir"] = str(cohort.folder.absolute().parents[2])
-    with suppress(InputError):  # of a source that cannot be looked up: the data were found without it
+    with suppress(InputError):  # the source is unreadable, but the data were found without it
         if (source := user_path(config.data.source, "--config.data.source")).exists():
             content["data"]["source"] = str(source.absolute())
 
@@ -105,7 +105,7 @@ def claim_run_folder(workdir: Path, config: ConfigDict, cohort: Cohort, split: S
         if (workdir / "config.json").exists():
             _compare(workdir, content, cohort, split)
         elif (workdir / "checkpoints").exists():
-            raise InputError(f"{workdir} holds checkpoints but no config.json to compare with; give a new --workdir")
+            raise InputError(f"{workdir} has checkpoints but no config.json to compare with; give a new --workdir")
         try:
             workdir.mkdir(parents=True, exist_ok=True)
             write_split(workdir / "split.json", split)
@@ -117,18 +117,18 @@ def claim_run_folder(workdir: Path, config: ConfigDict, cohort: Cohort, split: S
 
 
 def _unwritable(workdir: Path, error: OSError) -> InputError:
-    return InputError(f"--workdir={workdir} cannot be written to ({error}); make room, or give another folder")
+    return InputError(f"--workdir={workdir} cannot be written to ({error}); free disk space, or give another folder")
 
 
 def _compare(workdir: Path, content: dict, cohort: Cohort, split: Split) -> None:
     path = workdir / "config.json"
     try:
         before, now = flatten(json.loads(path.read_text())), flatten(content)
-        # A setting that came after the run was made had no other value then than its default.
+        # Settings added to the code after the start of the run had their default value.
         before = flatten(default_config().to_dict()) | before
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"{path} cannot be read ({error}); give a new --workdir") from error
-    # A cosine ends with the last epoch: another number of epochs is another schedule from the first step on.
+    # A cosine schedule depends on the number of epochs from the first step on.
     may_change = MAY_CHANGE - {"train.epochs"} if now["optimizer.schedule"] == "cosine" else MAY_CHANGE
     different = sorted(
         key for key in before.keys() | now.keys() if before.get(key) != now.get(key) and key not in may_change
@@ -136,24 +136,24 @@ def _compare(workdir: Path, content: dict, cohort: Cohort, split: Split) -> None
     if different:
         lines = [f"  {key}: {before.get(key)!r} before, {now.get(key)!r} now" for key in different]
         raise InputError(
-            f"{workdir} holds a run of another experiment; give a new --workdir, or the same settings:\n"
+            f"{workdir} has a run of another experiment; give a new --workdir, or the same settings:\n"
             + "\n".join(lines)
         )
-    parts, parts_now = (
+    subsets, subsets_now = (
         {patient: part for part, patients in dataclasses.asdict(split).items() for patient in patients}
         for split in (read_split(workdir / "split.json", cohort.cases, cohort.patients), split)
     )
-    if moved := [p for p in sorted(parts | parts_now) if parts.get(p) != parts_now.get(p)]:
-        lines = [f"  {p}: {parts.get(p, 'left out')} before, {parts_now.get(p, 'left out')} now" for p in moved]
+    if moved := [p for p in sorted(subsets | subsets_now) if subsets.get(p) != subsets_now.get(p)]:
+        lines = [f"  {p}: {subsets.get(p, 'left out')} before, {subsets_now.get(p, 'left out')} now" for p in moved]
         raise InputError(
-            f"{workdir}/split.json is not the split that this config makes; give a new --workdir:\n" + "\n".join(lines)
+            f"{workdir}/split.json is not the split of this config; give a new --workdir:\n" + "\n".join(lines)
         )
 
 
 def flatten(tree: dict, prefix: str = "") -> dict:
-    """A tree of dicts as one, with a dot between the keys of the levels; tuples become lists, as in JSON."""
-    out: dict = {}
+    """Flattens nested dicts; the keys of the levels are joined by dots. Tuples become lists, as in JSON."""
+    flat: dict = {}
     for key, value in tree.items():
         value = list(value) if isinstance(value, tuple) else value
-        out |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return out
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

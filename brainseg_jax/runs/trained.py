@@ -1,4 +1,4 @@
-"""A trained network taken from its run folder or from a stored network, to be used away from its training data."""
+"""Loads a trained network from its run folder or from a stored network. The training data are not needed."""
 
 import dataclasses
 import hashlib
@@ -33,19 +33,19 @@ EXPECTED_DICE = "expected_dice.json"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trained:
-    """What a run made.
+    """A trained network and its settings.
 
     Attributes:
-      folder: of the run.
-      config: of the run.
-      network: with the variables of the checkpoint that `train.keep` names.
-      step: of that checkpoint.
-      posts: what makes masks of probabilities, one for each target; chosen on validation where the run did so.
-      fingerprint: of the data it was trained on; None where the weights were converted from those of others.
-      results: of `read_results`; None for a run that has not ended.
-      expected_dice: of masks that the run makes alone, with mirror images as its config has them; None where it is
-        not known.
-      training_scans: what the scans it was trained on look like; None where there is no such file.
+      folder: run folder or stored network.
+      config: config of the run.
+      network: network with the variables of the checkpoint that `train.keep` names.
+      step: step of that checkpoint.
+      posts: post-processing, one for each target; the one chosen on validation patients, if the run chose one.
+      fingerprint: fingerprint of the training data; None if the weights were converted.
+      results: see `read_results`; None if the run has not ended.
+      expected_dice: model of the expected Dice of masks of this single run, with the mirroring of its config; None if
+        unknown.
+      training_scans: statistics of its training scans; None without such a file.
     """
 
     folder: Path
@@ -60,12 +60,12 @@ class Trained:
 
     @property
     def parameters(self) -> int:
-        """How many the network has."""
+        """Number of parameters of the network."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.network.variables["params"]))
 
     @property
     def weights_digest(self) -> str:
-        """Identifies the variables of the network; a folder can hold those of another training tomorrow."""
+        """Identifies the variables of the network, since the content of a folder can change."""
         digest = hashlib.sha256()
         for leaf in jax.tree.leaves(self.network.variables):
             digest.update(np.ascontiguousarray(leaf).tobytes())
@@ -73,11 +73,11 @@ class Trained:
 
 
 def load_trained(folder: Path) -> Trained:
-    """Reads a stored network, or the checkpoint that a run kept (`train.keep`), checked; nothing in the folder changes.
+    """Reads and checks a stored network, or the checkpoint that a run kept (`train.keep`). Does not change the folder.
 
     Raises:
-      InputError: `folder` holds no run, no checkpoint, or a network of another version of config, network or format.
-      StorageError: what it holds differs from its checksums.
+      InputError: `folder` has no run or no checkpoint, or a config, network or format of another version.
+      StorageError: a file differs from its checksums.
     """
     config, dataset = _read_config(folder)
     description = description_of(dataset)
@@ -85,10 +85,10 @@ def load_trained(folder: Path) -> Trained:
     step, variables = (_read_stored if stored else _read_checkpoint)(folder, config, description)
     results = read_results(folder)
     if results is None and config.eval.choose:
-        why = "has no results.json, so which post-processing was chosen is not known" if stored else (
+        why = "has no results.json, so the chosen post-processing is unknown" if stored else (
             "has not ended, so its post-processing is not chosen yet"
         )  # fmt: skip
-        logging.warning("%s %s: that of its config is used", folder, why)
+        logging.warning("%s %s: using that of its config", folder, why)
     posts = posts_of(config, description) if results is None else _chosen_posts(results, folder, description)
     return Trained(
         folder=folder,
@@ -98,53 +98,53 @@ def load_trained(folder: Path) -> Trained:
         posts=posts,
         fingerprint=dataset["fingerprint"],
         results=results,
-        # In the folder of an unfinished run it is that of fewer epochs.
+        # In the folder of an unfinished run this file is from fewer epochs.
         expected_dice=read_expected_dice(folder, description.names) if results or stored else None,
         training_scans=_read_training_scans(folder / TRAINING_SCANS, description),
     )
 
 
 def _chosen_posts(results: dict, folder: Path, description: Description) -> tuple[PostProcess, ...]:
-    """The post-processing that a run chose, by its `results.json`."""
+    """The post-processing that a run chose, from its `results.json`."""
     try:
         posts = posts_from_json(results["postprocess"], description)
         for post in posts:
             if type(post.threshold) not in (int, float) or (type(post[1]), type(post[2])) != (bool, int):
-                raise ValueError(f"{post._asdict()} have other types than a number, true or false, and a whole number")
+                raise ValueError(f"{post._asdict()} must be a number, true or false, and an integer")
             if not 0.0 <= post.threshold <= 1.0 or post.min_voxels < 0:
                 raise ValueError(f"{post._asdict()} are out of range")
         return posts
     except (KeyError, TypeError, ValueError) as error:
-        words = f"no {error}" if isinstance(error, KeyError) else str(error)
+        fault = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise InputError(
-            f"{folder / 'results.json'}: no post-processing of {', '.join(description.names)} in it ({words}); put "
-            "back a whole copy of the folder, or delete this file to use the network as one without scores"
+            f"{folder / 'results.json'}: no post-processing of {', '.join(description.names)} in it ({fault}); restore "
+            "a complete copy of the folder, or delete this file to use the network without scores"
         ) from error
 
 
 def _read_training_scans(path: Path, description: Description) -> TrainingScans | None:
-    """What the training scans look like; None where there is no such file."""
+    """Statistics of the training scans. None without such a file."""
     if not path.exists():
         return None
-    found, shown = TrainingScans.read(path), description.channels[description.shown]
-    if found.channel != shown:
+    training_scans, shown = TrainingScans.read(path), description.channels[description.shown]
+    if training_scans.channel != shown:
         raise InputError(
-            f"{path} is of the channel {found.channel}, and the network shows {shown}; put back a whole copy, or "
+            f"{path} describes the channel {training_scans.channel}, but the network shows {shown}; restore a complete copy, or "
             "delete it to predict without flags"
         )
-    return found
+    return training_scans
 
 
 def _read_checkpoint(folder: Path, config: ConfigDict, description: Description) -> tuple[int, dict]:
     """Step and variables of the checkpoint that a run kept."""
-    # Here, as Orbax and the optimizer are slow to load, and a stored network does without.
+    # Imported here: Orbax and the optimizer load slowly, and a stored network does not need them.
     from brainseg_jax.runs.checkpoint import saved_steps
     from brainseg_jax.runs.kept import read_kept
 
     if not saved_steps(folder / "checkpoints"):
         raise InputError(
-            f"{folder}: no checkpoint in it yet, nor a {NETWORK}; train first, wait for the end of the first epoch, or "
-            "put back a whole copy of the folder"
+            f"{folder}: has no checkpoint yet, and no {NETWORK}; train first, wait for the end of the first epoch, or "
+            "restore a complete copy of the folder"
         )
     state = read_kept(folder, config, description)
     return int(state.step), state.variables
@@ -153,21 +153,21 @@ def _read_checkpoint(folder: Path, config: ConfigDict, description: Description)
 def _read_stored(folder: Path, config: ConfigDict, description: Description) -> tuple[int, dict]:
     """Step and variables of a stored network, on the devices."""
     stored = read_stored(folder)
-    wanted = shapes_of_variables(config, description)
-    if lines := different_shapes(stored.variables, wanted, "the file"):
+    expected = shapes_of_variables(config, description)
+    if lines := different_shapes(stored.variables, expected, "the file"):
         raise InputError(
-            f"{folder / NETWORK} is of another network than its config.json; put back a whole copy of the folder, or "
+            f"{folder / NETWORK} has another network than its config.json; restore a complete copy of the folder, or "
             "export the network again:\n" + "\n".join(lines)
         )
-    everywhere = sharding.replicated(sharding.data_mesh())
-    return stored.step, jax.tree.map(lambda array: sharding.put(array, everywhere), stored.variables)
+    replicated = sharding.replicated(sharding.data_mesh())
+    return stored.step, jax.tree.map(lambda array: sharding.put(array, replicated), stored.variables)
 
 
 def start_from(folder: Path, state: "TrainState") -> "TrainState":
-    """The state before the first step of a training that starts from the weights and statistics of a run.
+    """The initial state of a training that starts from the weights and batch norm statistics of a run.
 
     Raises:
-      InputError: see `load_trained`; or the run is of another network.
+      InputError: see `load_trained`; or the run has another network.
     """
     trained = load_trained(folder)
     variables = trained.network.variables
@@ -175,19 +175,19 @@ def start_from(folder: Path, state: "TrainState") -> "TrainState":
         keys = ("name", "features", "depth", "norm", "deep_supervision")
         settings = " ".join(f"--config.model.{key}={trained.config.model[key]}" for key in keys)
         raise InputError(
-            f"train.init_from={folder} is of another network than model.* asks for; give {settings}, or another run:\n"
+            f"train.init_from={folder} has another network than model.* describes; give {settings}, or another run:\n"
             + "\n".join(lines)
         )
-    copied = jax.tree.map(jnp.copy, variables["params"])  # the state is donated: no array may be in it twice
+    copied = jax.tree.map(jnp.copy, variables["params"])  # a donated state must not contain an array twice
     ema = None if state.ema_params is None else jax.tree.map(jnp.copy, variables["params"])
     return dataclasses.replace(state, params=copied, ema_params=ema, batch_stats=variables["batch_stats"])
 
 
 def names_of(folders: list[Path]) -> list[str]:
-    """The last parts of the paths, as many as tell all apart."""
+    """The shortest ends of the paths that are all different."""
     parts = [folder.absolute().parts for folder in folders]
     if len(set(parts)) < len(parts):
-        raise InputError(f"--run={','.join(map(str, folders))}: a folder twice; give each once")
+        raise InputError(f"--run={','.join(map(str, folders))}: the same folder twice; give each one once")
     length = 1
     while len({p[-length:] for p in parts}) < len(parts):
         length += 1
@@ -195,10 +195,10 @@ def names_of(folders: list[Path]) -> list[str]:
 
 
 def cases_of_training(folder: Path) -> tuple[set[str], set[str]] | None:
-    """Names of the cases that a run was trained on and chosen by; None where the folder has no `split.json`.
+    """Names of the training and of the validation cases of a run. Returns None without `split.json`.
 
     Raises:
-      InputError: `split.json` cannot be read, or is no split.
+      InputError: `split.json` cannot be read, or is not a split.
     """
     path = folder / "split.json"
     if not path.exists():
@@ -207,51 +207,51 @@ def cases_of_training(folder: Path) -> tuple[set[str], set[str]] | None:
     for part in ("train", "val", "test"):
         names = split.get(part)
         if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-            found = "missing" if names is None else "no list of names"
-            raise InputError(f"{path}: part {part!r} is {found}; put back a whole copy of the folder")
+            fault = "missing" if names is None else "not a list of names"
+            raise InputError(f"{path}: {part!r} is {fault}; restore a complete copy of the folder")
     return set(split["train"]), set(split["val"])
 
 
-def different_shapes(found: dict, wanted: dict, where: str) -> list[str]:
-    """A line for each of the first ten arrays of two trees whose shapes differ; `where` found, in words."""
-    ours, theirs = (
+def different_shapes(actual: dict, expected: dict, where: str) -> list[str]:
+    """A line for each of the first ten arrays with different shapes; `where` describes the source of `actual`."""
+    actual_shapes, expected_shapes = (
         {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-        for tree in (found, wanted)
+        for tree in (actual, expected)
     )
     lines = [
-        f"  {path}: {ours.get(path, 'none')} in {where}, {theirs.get(path, 'none')} wanted"
-        for path in sorted(ours.keys() | theirs.keys())
-        if ours.get(path) != theirs.get(path)
+        f"  {path}: {actual_shapes.get(path, 'none')} in {where}, {expected_shapes.get(path, 'none')} expected"
+        for path in sorted(actual_shapes.keys() | expected_shapes.keys())
+        if actual_shapes.get(path) != expected_shapes.get(path)
     ]
     return lines[:10] + ([f"  and {len(lines) - 10} more"] if lines[10:] else [])
 
 
 def _read_config(folder: Path) -> tuple[ConfigDict, dict]:
-    """The config of a run, and what it says of its data: `fingerprint`, and `description` where they are not LGG."""
+    """The config of a run and its `dataset`: `fingerprint` (may be None), and `description` if it is not LGG."""
     path = folder / "config.json"
     if not path.is_file():
         if is_stored(folder):
-            raise InputError(f"{path} is missing; put back a whole copy of the folder, or export the network again")
-        raise InputError(f"{folder}: no run in it (no config.json); give the --workdir of a training")
+            raise InputError(f"{path} is missing; restore a complete copy of the folder, or export the network again")
+        raise InputError(f"{folder}: not a run folder (no config.json); give the --workdir of a training")
     content = read_json(path)
     config = default_config()
     try:
         dataset = content.pop("dataset")
         if not isinstance(dataset.get("fingerprint"), str | None):
-            raise TypeError(f"dataset.fingerprint={dataset['fingerprint']!r} is no text")
+            raise TypeError(f"dataset.fingerprint={dataset['fingerprint']!r} is not a string")
         description_of({"fingerprint": None, **dataset})
         config.update(content)
     except (InputError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path} is of another version of this code ({error}); use that version") from error
+        raise InputError(f"{path} is from another version of this code ({error}); use that version") from error
     try:
         check_config(config)
     except InputError as error:
-        raise InputError(f"{path}: {error}\nPut back a whole copy of the folder") from error
+        raise InputError(f"{path}: {error}\nRestore a complete copy of the folder") from error
     return config, {"fingerprint": None, **dataset}
 
 
 def read_results(folder: Path) -> dict | None:
-    """What `results.json` of a run holds, None where it has not ended; older ones are brought to the names of today.
+    """The content of `results.json`; None if the run has not ended. Names of older versions are converted.
 
     Raises:
       InputError: the file cannot be read.
@@ -259,7 +259,7 @@ def read_results(folder: Path) -> dict | None:
     if not (folder / "results.json").exists():
         return None
     results = read_json(folder / "results.json")
-    for former, name in (("best_epoch", "epoch"), ("best_step", "step")):  # so called where the last one is kept too
+    for former, name in (("best_epoch", "epoch"), ("best_step", "step")):  # former names of the keys
         if former in results:
             results[name] = results.pop(former)
     if "kept" not in results:
@@ -268,11 +268,11 @@ def read_results(folder: Path) -> dict | None:
 
 
 def read_expected_dice(folder: Path, targets: Sequence[str]) -> ExpectedDice | None:
-    """What `expected_dice.json` of a run or stored network holds; None where there is none.
+    """The content of `expected_dice.json` of a run or stored network; None without this file.
 
     Args:
-      folder: of it.
-      targets: names of those of the network.
+      folder: run folder or stored network.
+      targets: names of the targets of the network.
 
     Raises:
       InputError: the file cannot be read.
@@ -281,25 +281,27 @@ def read_expected_dice(folder: Path, targets: Sequence[str]) -> ExpectedDice | N
     if not path.exists():
         return None
     try:
-        found = ExpectedDice.from_json(read_json(path))
-        if set(found.targets) != set(targets):
-            raise ValueError(f"it is of {', '.join(found.targets)}, the network of {', '.join(targets)}")
-        return found
-    except InputError:  # names the file
+        expected_dice = ExpectedDice.from_json(read_json(path))
+        if set(expected_dice.targets) != set(targets):
+            raise ValueError(
+                f"its targets are {', '.join(expected_dice.targets)}, those of the network {', '.join(targets)}"
+            )
+        return expected_dice
+    except InputError:  # already names the file
         raise
     except (ValueError, OverflowError) as error:
         raise InputError(
-            f"{path} is damaged or of another version of this code ({error}); put back a whole copy of the folder, or "
-            "take the file away to predict without an expected Dice"
+            f"{path} is damaged or from another version of this code ({error}); restore a complete copy of the folder, "
+            "or remove the file to predict without an expected Dice"
         ) from error
 
 
 def read_json(path: Path) -> dict:
-    """A JSON file of a run folder; an InputError where it cannot be read or holds no object."""
+    """Reads a JSON file of a run folder. Raises InputError if it cannot be read or is not an object."""
     try:
         content = json.loads(path.read_text())
         if not isinstance(content, dict):
             raise ValueError("not an object")
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read ({error}); put back a whole copy of the run folder") from error
+        raise InputError(f"{path} cannot be read ({error}); restore a complete copy of the run folder") from error
     return content

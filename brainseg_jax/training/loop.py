@@ -21,7 +21,7 @@ from brainseg_jax.files import check_folder
 from brainseg_jax.runs.checkpoint import Checkpoints, saved_steps
 from brainseg_jax.runs.journal import Journal, cut_rows, epoch_line, introduction
 from brainseg_jax.runs.processes import on_first_process
-from brainseg_jax.runs.run_folder import claim_run_folder, own_run_folder
+from brainseg_jax.runs.run_folder import claim_run_folder, lock_run_folder
 from brainseg_jax.runs.training_scans import write_training_scans
 from brainseg_jax.training.experiment import Experiment, build_experiment
 from brainseg_jax.training.loop_state import LoopState, advance, is_over, lower_on_plateau, spend, warn_of_collapse
@@ -58,7 +58,7 @@ def train(config: ConfigDict, workdir: Path, *, load: Callable[..., Cohort] = lo
     state, loop = experiment.initial_state if goes_on else experiment.first_state(), LoopState()
     with ExitStack() as held, StopSignal() as stop:
         held.callback(experiment.feed.close)
-        on_first_process("take the run folder", lambda: held.enter_context(own_run_folder(workdir)))
+        on_first_process("take the run folder", lambda: held.enter_context(lock_run_folder(workdir)))
         claim_run_folder(workdir, config, experiment.cohort, experiment.evaluation.split)
         checkpoints = Checkpoints(workdir / "checkpoints")
         if (found := checkpoints.recover(like=state, keep=config.train.keep)) is not None:
@@ -73,14 +73,14 @@ def train(config: ConfigDict, workdir: Path, *, load: Callable[..., Cohort] = lo
                 epochs=config.train.epochs,
                 steps_per_epoch=experiment.steps_per_epoch,
                 resumed_epoch=loop.epoch,
-                speaks=jax.process_index() == 0,
+                enabled=jax.process_index() == 0,
                 minutes=config.train.max_minutes,
                 spent_seconds=loop.seconds,
                 mlflow=mlflow,
                 config=config.to_dict(),
             )
         )
-        journal.say(introduction(experiment, state, workdir))
+        journal.print(introduction(experiment, state, workdir))
         run = _Run(config, workdir, experiment, checkpoints, journal, stop)
         over = partial(is_over, epochs=config.train.epochs, early_stop_patience=config.train.early_stop_patience)
         if jax.process_index() == 0 and not over(loop):
@@ -109,7 +109,7 @@ def train(config: ConfigDict, workdir: Path, *, load: Callable[..., Cohort] = lo
             keeps_last = config.train.keep == "last"
             checkpoints.save(state, loop, score=loop.epoch if keeps_last else row["val_dice_mean"])
             progress = journal.progress(loop.epoch, loop.seconds)
-            journal.say(epoch_line(row, progress, speed, is_best=loop.best_epoch == loop.epoch))
+            journal.print(epoch_line(row, progress, speed, is_best=loop.best_epoch == loop.epoch))
             if stop.agreed():
                 raise _stopped(run, state)
         checkpoints.wait()
@@ -137,7 +137,7 @@ def _score(state: TrainState, loop: LoopState, run: "_Run") -> dict:
     evaluation = run.experiment.evaluation
     evaluation.assessor.runner.before_batch = heed
     try:
-        run.journal.say(write_training_scans(run.workdir, evaluation.cohort, evaluation.split, before_case=heed))
+        run.journal.print(write_training_scans(run.workdir, evaluation.cohort, evaluation.split, before_case=heed))
         return write_results(run.workdir, evaluation, kept, epoch=at.epoch, epochs=loop.epoch)
     finally:
         evaluation.assessor.runner.before_batch = lambda: None

@@ -18,7 +18,7 @@ def journal(workdir, store, *, resumed_epoch=0):
         epochs=3,
         steps_per_epoch=1,
         resumed_epoch=resumed_epoch,
-        speaks=True,
+        enabled=True,
         mlflow=str(store),
         config=CONFIG,
     )
