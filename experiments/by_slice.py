@@ -1,7 +1,7 @@
-"""What many published notebooks do and this package does not: a split that deals slices, so patients meet themselves.
+"""A split by slice, as many published notebooks use it: slices of one patient are in training, validation and test.
 
-It stands here alone, for the study `leakage`, which measures what such a split makes believe. Each case is taken for
-three, one of the slices that train, one that validate and one that test; everything else is the package's own training.
+Only the study `leakage` uses it, to measure how much such a split inflates a score. Each case becomes three cases: its
+training, validation and test slices. Everything else is the usual training of the package.
 """
 
 import hashlib
@@ -17,61 +17,61 @@ from brainseg_jax.errors import InputError
 from experiments.studies import FEW, FIVE_FOLDS
 
 
-def part_of(case: str, part: str) -> str:
-    """The name of a third of a case: a person of its own to the package, which keeps persons together."""
+def third_name(case: str, part: str) -> str:
+    """Returns the name of one third of a case. Each third is a separate person, since splits keep persons whole."""
     person, date = case.rsplit("_", 1)
     return f"{person}-{part}_{date}"
 
 
-def case_of(name: str) -> str:
-    """The inverse of `part_of`."""
+def original_case(name: str) -> str:
+    """Returns the case of a third; the inverse of `third_name`."""
     person, date = name.rsplit("_", 1)
     return f"{person.rsplit('-', 1)[0]}_{date}"
 
 
-def deal(case: str, numbers: np.ndarray, *, fold: int) -> np.ndarray:
-    """Which part, a place in `PARTS`, each slice of a case is dealt to, at random and the same each time.
+def assign_slices(case: str, numbers: np.ndarray, *, fold: int) -> np.ndarray:
+    """Assigns each slice of a case to training, validation or test; random, but the same in every call.
 
     Args:
       case: its id.
-      numbers: [n] of its slices.
-      fold: of `FIVE_FOLDS`; over all of them each slice is tested once.
+      numbers: [n], numbers of its slices.
+      fold: of `FIVE_FOLDS`. Over all folds each slice is in the test set once.
 
     Returns:
-      [n] int.
+      [n] int, indices into `PARTS`.
 
     Raises:
-      InputError: there are too few slices for all parts.
+      InputError: the case has fewer slices than folds.
     """
     if len(numbers) < FIVE_FOLDS:
-        raise InputError(f"{case} has {len(numbers)} slices, too few to deal them to {len(PARTS)} parts; leave it out")
-    places = np.argsort([hashlib.sha256(f"{case}:{number}".encode()).hexdigest() for number in numbers])
+        raise InputError(f"{case} has {len(numbers)} slices, too few for {FIVE_FOLDS} folds; remove the case")
+    order = np.argsort([hashlib.sha256(f"{case}:{number}".encode()).hexdigest() for number in numbers])
     parts = np.full(len(numbers), PARTS.index("train"))
-    tested = np.arange(len(numbers)) % FIVE_FOLDS == fold
-    parts[places[tested]] = PARTS.index("test")
-    parts[places[~tested][::FEW]] = PARTS.index("val")
+    is_test = np.arange(len(numbers)) % FIVE_FOLDS == fold
+    parts[order[is_test]] = PARTS.index("test")
+    parts[order[~is_test][::FEW]] = PARTS.index("val")
     return parts
 
 
 def split_by_slice(cases: tuple[str, ...]) -> Split:
-    """The split of the thirds of all cases."""
-    return Split(*(tuple(part_of(case, part) for case in cases) for part in PARTS))
+    """Returns the split of the thirds of all cases."""
+    return Split(*(tuple(third_name(case, part) for case in cases) for part in PARTS))
 
 
-def torn(cohort: Cohort, *, fold: int) -> Cohort:
-    """The cohort with each case taken for three; the slices stay as they are, and so do the constants of a case."""
+def split_cases(cohort: Cohort, *, fold: int) -> Cohort:
+    """Returns the cohort with each case divided into thirds. Slices and normalization constants do not change."""
     thirds, parts = len(PARTS), []
     for case, numbers in zip(cohort.cases, cohort.numbers, strict=True):
-        parts += [deal(case, np.array(numbers), fold=fold)]
+        parts += [assign_slices(case, np.array(numbers), fold=fold)]
     case_index = (thirds * cohort.case_index + np.concatenate(parts)).astype(np.int32)
-    order = np.argsort(case_index, kind="stable")  # the slices of each third follow one another
+    order = np.argsort(case_index, kind="stable")  # the slices of a third become consecutive
 
-    def divided(of_cases: Sequence[Sequence]) -> tuple[np.ndarray, ...]:
-        """What each slice of a case has, by third."""
-        pairs = zip(of_cases, parts, strict=True)
-        return tuple(np.asarray(of_case)[part == third] for of_case, part in pairs for third in range(thirds))
+    def divided(values: Sequence[Sequence]) -> tuple[np.ndarray, ...]:
+        """Divides per-slice values of each case into its thirds."""
+        pairs = zip(values, parts, strict=True)
+        return tuple(np.asarray(case_values)[part == third] for case_values, part in pairs for third in range(thirds))
 
-    names = tuple(part_of(case, part) for case in cohort.cases for part in PARTS)
+    names = tuple(third_name(case, part) for case in cohort.cases for part in PARTS)
     return replace(
         cohort,
         slices=cohort.slices.reordered(order),

@@ -1,10 +1,10 @@
-"""The two kinds of cells that `brainseg_jax.main` cannot run: a checkpoint scored anew, and a split by slice.
+"""The two kinds of cells that `brainseg_jax.main` cannot run: rescoring a checkpoint, and training on a split by slice.
 
     python -m experiments.cell --config=configs/unet_dice.py:cpu --config.eval.largest_component=True \
       --rescores=RUN --workdir=NEW_RUN
     python -m experiments.cell --config=configs/unet_dice.py:cpu --by_slice=0 --workdir=RUN
 
-`ablation.py` starts them; each leaves a run folder like that of any run.
+`ablation.py` starts them. Each writes a run folder like that of any run.
 """
 
 import shutil
@@ -25,16 +25,16 @@ from brainseg_jax.runs.results import write_results
 from brainseg_jax.runs.run_folder import claim_run_folder, flatten, lock_run_folder
 from brainseg_jax.runs.trained import read_json, read_results
 from brainseg_jax.training.loop import train
-from experiments.by_slice import torn
+from experiments.by_slice import split_cases
 
-RESCORES = flags.DEFINE_string("rescores", None, "The run whose kept checkpoint is scored under this config.")
-BY_SLICE = flags.DEFINE_integer("by_slice", None, "Train on a split by slice; which fold of it is tested.")
+RESCORES = flags.DEFINE_string("rescores", None, "Run folder; score its kept checkpoint under this config.")
+BY_SLICE = flags.DEFINE_integer("by_slice", None, "Train on a split by slice with this test fold.")
 
 
 def main(_: list[str]) -> None:
     """Runs one cell."""
     if (RESCORES.value is None) == (BY_SLICE.value is None):
-        raise InputError("give --rescores=RUN or --by_slice=FOLD; plain trainings are brainseg_jax.main's")
+        raise InputError("give either --rescores=RUN or --by_slice=FOLD; brainseg_jax.main runs other trainings")
     use_plain_numbers()
     workdir = Path(WORKDIR.value)
     if RESCORES.value is not None:
@@ -44,30 +44,32 @@ def main(_: list[str]) -> None:
 
 
 def rescore(config: ConfigDict, run: Path, workdir: Path) -> dict:
-    """Scores the checkpoint that a finished run kept under a config that differs in `eval` alone.
+    """Scores the kept checkpoint of a finished run under a config that differs only in `eval`.
 
     Args:
       config: of the new scores.
-      run: folder of the run.
-      workdir: of the new scores.
+      run: folder of the finished run.
+      workdir: folder for the new scores.
 
     Returns:
-      what `results.json` holds.
+      the content of the new `results.json`.
 
     Raises:
-      InputError: the run has not ended, or differs in more than its scoring.
+      InputError: the run is not finished, or differs in more than its scoring.
     """
     trained = read_json(run / "config.json")
-    found, asked = flatten(trained), flatten(config.to_dict())
-    other = {key for key in asked if found.get(key) != asked[key]} - {
+    old, new = flatten(trained), flatten(config.to_dict())
+    differing = {key for key in new if old.get(key) != new[key]} - {
         "data.source",
         "data.dir",
-    }  # by fingerprint, below
-    if different := sorted({key.partition(".")[0] for key in other} - {"eval", "split"}):
-        raise InputError(f"{run} was trained under another config ({', '.join(different)}); rescore a run of this one")
-    before = read_results(run)
-    if before is None:
-        raise InputError(f"{run} has not ended (no results.json); run it to its end first")
+    }  # the fingerprint below checks the data
+    if sections := sorted({key.partition(".")[0] for key in differing} - {"eval", "split"}):
+        raise InputError(
+            f"{run} was trained under another config ({', '.join(sections)}); rescore a run of this config"
+        )
+    old_results = read_results(run)
+    if old_results is None:
+        raise InputError(f"{run} is not finished (no results.json); finish it first")
     evaluation = build_evaluation(config, run)
     cohort = evaluation.cohort
     if cohort.fingerprint != trained["dataset"]["fingerprint"]:
@@ -76,14 +78,14 @@ def rescore(config: ConfigDict, run: Path, workdir: Path) -> dict:
         claim_run_folder(workdir, config, cohort, evaluation.split)
         kept = read_kept(run, config, cohort.description)
         shutil.copyfile(run / "metrics.jsonl", workdir / "metrics.jsonl")
-        return write_results(workdir, evaluation, kept, epoch=before["epoch"], epochs=before["epochs"])
+        return write_results(workdir, evaluation, kept, epoch=old_results["epoch"], epochs=old_results["epochs"])
 
 
 def train_by_slice(config: ConfigDict, workdir: Path, *, fold: int) -> dict:
-    """Trains and scores as `train` does, on a cohort in which each case is taken for three, see `by_slice.py`."""
+    """Trains and scores as `train` does, on a cohort whose cases are divided into thirds (`by_slice.py`)."""
 
-    def load(*arguments: object, **named: object) -> Cohort:
-        return torn(load_cohort(*arguments, **named), fold=fold)
+    def load(*arguments: object, **keywords: object) -> Cohort:
+        return split_cases(load_cohort(*arguments, **keywords), fold=fold)
 
     return train(config, workdir, load=load)
 

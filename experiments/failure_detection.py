@@ -1,13 +1,13 @@
-"""Which number beside a mask tells good masks from bad ones: the area under the risk-coverage curve of each.
+"""Compares confidence scores: how well each separates good from bad masks (area under the risk-coverage curve).
 
     python -m experiments.failure_detection --run=RUN,RUN,RUN --output=FOLDER
 
-Each run predicts the cases of its own split that it was not trained on, as they are, mirrored, and under small changes
-of size and brightness. Where several runs share such cases, all runs predict them together too. Left behind:
-`cases.csv` with every number of every case, `table.csv` and `table.md`.
+Each run predicts the cases of its split that it was not trained on: unchanged, mirrored, and under small changes of
+size and brightness. If several runs share such cases, their mean also predicts them. The outputs are `cases.csv` with
+all scores of all cases, `table.csv` and `table.md`.
 
-With `--part=test --expected_dice` and the runs of all folds it leaves an out-of-fold `expected_dice.json`, for the
-folder of a network that is trained on all patients by the same recipe.
+With `--part=test --expected_dice` and the runs of all folds, the command also writes an out-of-fold
+`expected_dice.json`. This file serves a network that the same recipe trains on all patients: copy it into its folder.
 """
 
 import dataclasses
@@ -37,50 +37,48 @@ from brainseg_jax.runs.evaluation import Evaluation, build_evaluation
 from brainseg_jax.runs.trained import EXPECTED_DICE as FILE
 from brainseg_jax.runs.trained import load_trained
 
-RUN = flags.DEFINE_list("run", [], "Run folders, with a comma between.")
-PART = flags.DEFINE_enum("part", "both", ["val", "test", "both"], "Which patients of their splits.")
-CHANGES = flags.DEFINE_bool("changes", True, "Predict under changes of size and brightness too: seven times as long.")
+RUN = flags.DEFINE_list("run", [], "Run folders, separated by commas.")
+PART = flags.DEFINE_enum("part", "both", ["val", "test", "both"], "Patients of their splits.")
+CHANGES = flags.DEFINE_bool("changes", True, "Also predict under changes of size and brightness (7 times as long).")
 OUTPUT = flags.DEFINE_string("output", None, "Folder for the tables.")
 EXPECTED_DICE = flags.DEFINE_bool(
-    "expected_dice", False, "Learn the expected Dice from the rows of all runs, and write expected_dice.json too."
+    "expected_dice", False, "Fit the expected Dice to the rows of all runs and write expected_dice.json."
 )
 
 SIZES, BRIGHTNESSES, GAMMAS = (0.9, 1.1), (0.85, 1.15), (0.8, 1.25)
 LEVELS = ((0.05, 0.95), (0.1, 0.9), (0.25, 0.75), (0.3, 0.7), (0.4, 0.6), (0.1, 0.5), (0.5, 0.9))
 TOGETHER = "all runs together"
-BEST, RANDOM = "the Dice itself: the best there can be", "no number: any order"
+BEST, RANDOM = "the Dice itself: the best possible", "no score: random order"
 _WHO = ("run", "part", "patient", "case", "target", "dice")
 _RESAMPLES = 2000
 
-Maps = dict[str, np.ndarray]  # probability [S, H, W] of a target under each change; "" is the prediction itself
+Maps = dict[str, np.ndarray]  # probability [S, H, W] of a target under each change; "": no change
+Changed = tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]  # slices, and the inverse change of their maps
 
 
-Changed = tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]  # slices, and what takes their maps back
-
-
-def changes_of() -> dict[str, Callable[[np.ndarray], Changed]]:
-    """Small changes of the slices of a scan, [n, side, side, C] uint8, by name."""
-    made: dict[str, Callable[[np.ndarray], Changed]] = {}
+def image_changes() -> dict[str, Callable[[np.ndarray], Changed]]:
+    """Returns small changes of the slices of a scan, [n, side, side, C] uint8, by name."""
+    changes: dict[str, Callable[[np.ndarray], Changed]] = {}
     for size in SIZES:
-        made[f"size {size}"] = lambda images, size=size: (
-            resized(images, size),
-            lambda maps: resized(maps, 1.0 / size),
+        changes[f"size {size}"] = lambda images, size=size: (
+            resize(images, size),
+            lambda maps: resize(maps, 1.0 / size),
         )
     for factor in BRIGHTNESSES:
         table = np.clip(np.round(np.arange(256) * factor), 0, 255).astype(np.uint8)
-        made[f"brightness {factor}"] = lambda images, table=table: (table[images], _same)
+        changes[f"brightness {factor}"] = lambda images, table=table: (table[images], _same)
     for gamma in GAMMAS:
         table = np.round(255.0 * (np.arange(256) / 255.0) ** gamma).astype(np.uint8)
-        made[f"gamma {gamma}"] = lambda images, table=table: (table[images], _same)
-    return made
+        changes[f"gamma {gamma}"] = lambda images, table=table: (table[images], _same)
+    return changes
 
 
 def _same(maps: np.ndarray) -> np.ndarray:
     return maps
 
 
-def resized(images: np.ndarray, size: float) -> np.ndarray:
-    """Slices [n, side, side, C] as large times `size` about their middle, with zeros around; uint8 or float32."""
+def resize(images: np.ndarray, size: float) -> np.ndarray:
+    """Resizes slices [n, side, side, C], uint8 or float32, by `size` about their center; pads with zeros."""
     shift = images.shape[1] / 2.0 * (1.0 - 1.0 / size)
     affine = (1.0 / size, 0.0, shift, 0.0, 1.0 / size, shift)
     out = np.empty_like(images)
@@ -94,7 +92,10 @@ def resized(images: np.ndarray, size: float) -> np.ndarray:
 
 
 def predict_case(evaluation: Evaluation, network: Network, runner: Runner, index: int, *, changes: bool) -> list[Maps]:
-    """Maps of each target of a case, on its own grid; those under changes alone are of single predictions."""
+    """Returns the maps of each target of a case, on the case's own grid.
+
+    A map under a change comes from one prediction without mirroring.
+    """
     cohort = evaluation.cohort
     constants = Normalization(*(c[index] for c in cohort.normalization))
     views = [(images, canvas) for (images, _), canvas in zip(cohort.views(index), cohort.canvases[index], strict=True)]
@@ -102,15 +103,15 @@ def predict_case(evaluation: Evaluation, network: Network, runner: Runner, index
     def run(mirror: bool, change: Callable[[np.ndarray], Changed]) -> Iterator[np.ndarray]:
         one = dataclasses.replace(network, mirror=mirror)
         for images, canvas in views:
-            given, back = change(images)
-            (output,) = runner.run(one, [one.inputs(given, constants)])
-            yield np.stack([canvas.from_network(back(member)) for member in output.members])
+            changed, invert = change(images)
+            (output,) = runner.run(one, [one.inputs(changed, constants)])
+            yield np.stack([canvas.from_network(invert(member)) for member in output.members])
 
     plain, mirrored = _mean(run(True, lambda images: (images, _same)))
     maps = {"": plain, "mirror": mirrored}
     if changes:
-        maps |= {name: _mean(run(False, change))[0] for name, change in changes_of().items()}
-    if network.mirror:  # as the run predicts
+        maps |= {name: _mean(run(False, change))[0] for name, change in image_changes().items()}
+    if network.mirror:  # the run's predictions are averages of both
         maps[""] = (plain + mirrored) / 2.0
         maps["plain"] = plain
     return [{name: values[..., target] for name, values in maps.items()} for target in range(plain.shape[-1])]
@@ -122,79 +123,79 @@ def _mean(arrays: Iterator[np.ndarray]) -> np.ndarray:
 
 
 def detectors(maps: Maps, mask: np.ndarray, post: PostProcess) -> dict[str, float]:
-    """Every number that could stand beside a mask; larger is surer.
+    """Returns all confidence scores of a mask; larger means more confident.
 
     Args:
       maps: of the target.
-      mask: what is made of `maps[""]`, [S, H, W] bool; not empty.
-      post: what makes it.
+      mask: the mask that `post` gives for `maps[""]`, [S, H, W] bool; not empty.
+      post: the post-processing.
     """
     probability = maps[""]
-    doubt = scipy.stats.entropy(np.stack([probability, 1.0 - probability]), axis=0)
-    around = scipy.ndimage.binary_dilation(mask, iterations=2)
+    entropy_map = scipy.stats.entropy(np.stack([probability, 1.0 - probability]), axis=0)
+    dilated = scipy.ndimage.binary_dilation(mask, iterations=2)
     total = np.float64(probability.sum())
-    found = {
+    scores = {
         "volume of the mask": float(mask.sum()),
         "Dice expected by the probabilities": float(2.0 * probability[mask].sum() / (total + mask.sum())),
         "mean probability in the mask": float(probability[mask].mean()),
-        "less mean entropy in the mask": -float(doubt[mask].mean()),
-        "less mean entropy in and around the mask": -float(doubt[around].mean()),
-        "less entropy of the scan by the mask's volume": -float(doubt.sum() / mask.sum()),
+        "less mean entropy in the mask": -float(entropy_map[mask].mean()),
+        "less mean entropy in and around the mask": -float(entropy_map[dilated].mean()),
+        "less entropy of the scan by the mask's volume": -float(entropy_map.sum() / mask.sum()),
     }
     for low, high in LEVELS:
         name = f"{low:g} and {high:g}"
-        found[f"Dice of thresholds {name}"] = dice(probability >= low, probability >= high)
+        scores[f"Dice of thresholds {name}"] = dice(probability >= low, probability >= high)
         if post.largest_component or post.min_voxels > 1:
             masks = [post._replace(threshold=level)(probability) for level in (low, high)]
-            found[f"Dice of masks at thresholds {name}"] = dice(*masks)
+            scores[f"Dice of masks at thresholds {name}"] = dice(*masks)
     members = {name: post(values) for name, values in maps.items() if name}
-    found |= {
+    scores |= {
         f"Dice with {name}": dice(mask, member) for name, member in members.items() if not name.startswith("run ")
     }
     for kind in ("size", "brightness", "gamma", "run"):
-        own = [member for name, member in members.items() if name.startswith(kind)]
-        if own:
-            found[f"mean Dice with each {kind}"] = float(np.mean([dice(mask, member) for member in own]))
+        masks_of_kind = [member for name, member in members.items() if name.startswith(kind)]
+        if masks_of_kind:
+            scores[f"mean Dice with each {kind}"] = float(np.mean([dice(mask, member) for member in masks_of_kind]))
     if len(members) > 1:
-        found["mean pairwise Dice of all members"] = pairwise_dice([mask, *members.values()])
+        scores["mean pairwise Dice of all members"] = pairwise_dice([mask, *members.values()])
         spread = np.std(np.stack(list(maps.values())), axis=0)
-        found["less mean standard deviation of all members in the mask"] = -float(spread[mask].mean())
-        found["less standard deviation of the scan by the mask's volume"] = -float(spread.sum() / mask.sum())
-    return found
+        scores["less mean standard deviation of all members in the mask"] = -float(spread[mask].mean())
+        scores["less standard deviation of the scan by the mask's volume"] = -float(spread.sum() / mask.sum())
+    return scores
 
 
 def pairwise_dice(masks: list[np.ndarray]) -> float:
-    """Mean Dice of all pairs of two or more masks."""
+    """Returns the mean Dice of all pairs of two or more masks."""
     return float(np.mean([dice(a, b) for a, b in itertools.combinations(masks, 2)]))
 
 
 def rows_of_run(folder: Path, name: str) -> tuple[list[dict], dict[str, np.ndarray]]:
-    """Rows of the cases that a run was not trained on, and their probabilities [S, H, W, K] float16 by case."""
+    """Returns rows of the cases that a run was not trained on, and their probabilities [S, H, W, K] float16 by case."""
     trained = load_trained(folder)
     trained.config.split.file = str(folder / "split.json")
     evaluation = build_evaluation(trained.config, folder)
     cohort, split = evaluation.cohort, evaluation.split
     if cohort.fingerprint != trained.fingerprint:
-        raise InputError(f"{folder} was trained on other data than {cohort.folder}; prepare its data again")
+        raise InputError(f"{folder} was trained on other data than {cohort.folder}; prepare the data of the run again")
     runner = Runner(sharding.data_mesh(), evaluation.assessor.runner.batch_size)
-    rows, kept = [], {}
+    rows, probabilities = [], {}
     for part in ("val", "test"):
         for case in sorted(getattr(split, part)) if PART.value in (part, "both") else ():
             (index,) = cohort.indices([case])
             of_targets = predict_case(evaluation, trained.network, runner, index, changes=CHANGES.value)
             patient = evaluation.assessor.identity(index)["patient"]
-            who = {"run": name, "part": part, "patient": patient, "case": case}
-            rows += rows_of_case(who, cohort, index, of_targets, trained.posts)
-            kept[case] = np.stack([maps[""] for maps in of_targets], axis=-1).astype(np.float16)
-            found = ", ".join(f"{row['dice']:.3f}" for row in rows[-len(of_targets) :])
-            print(f"{name}: {case}, Dice {found}", flush=True)
-    return rows, kept
+            identity_columns = {"run": name, "part": part, "patient": patient, "case": case}
+            rows += rows_of_case(identity_columns, cohort, index, of_targets, trained.posts)
+            probabilities[case] = np.stack([maps[""] for maps in of_targets], axis=-1).astype(np.float16)
+            dices = ", ".join(f"{row['dice']:.3f}" for row in rows[-len(of_targets) :])
+            print(f"{name}: {case}, Dice {dices}", flush=True)
+    return rows, probabilities
 
 
 def rows_of_case(
-    who: dict, cohort: Cohort, index: int, of_targets: list[Maps], posts: Sequence[PostProcess]
+    identity_columns: dict, cohort: Cohort, index: int, of_targets: list[Maps], posts: Sequence[PostProcess]
 ) -> list[dict]:
-    """A row a target: Dice and detectors, which an empty mask has none of."""
+    """Returns one row per target: Dice and confidence scores. An empty mask gets no confidence scores."""
     description, canvas = cohort.description, cohort.canvases[index][0]
     masks = make_masks(np.stack([maps[""] for maps in of_targets], axis=-1), posts, description, canvas)
     labels = cohort.read_labels(index)
@@ -202,7 +203,7 @@ def rows_of_case(
     rows = []
     for k, (target, maps, post) in enumerate(zip(description.names, of_targets, posts, strict=True)):
         ours, theirs = masks[..., k], truth[..., k]
-        row = who | {"target": target}
+        row = identity_columns | {"target": target}
         row["dice"] = dice(ours, theirs) if counted is None else dice(ours & counted, theirs & counted)
         post = post.on_grid(canvas.padded)
         row[AGREEMENT] = agreement(maps[""], ours, post)
@@ -210,9 +211,11 @@ def rows_of_case(
     return rows
 
 
-def rows_together(folders: Sequence[Path], names: Sequence[str], kept: Sequence[dict[str, np.ndarray]]) -> list[dict]:
-    """Rows of the cases that no run was trained on, predicted by the mean of all runs."""
-    common = sorted(set.intersection(*(set(own) for own in kept)))
+def rows_together(
+    folders: Sequence[Path], names: Sequence[str], probabilities: Sequence[dict[str, np.ndarray]]
+) -> list[dict]:
+    """Returns rows of the cases that no run was trained on, predicted by the mean of all runs."""
+    common = sorted(set.intersection(*(set(of_run) for of_run in probabilities)))
     if len(folders) < 2 or not common:
         return []
     trained = load_trained(folders[0])
@@ -221,22 +224,22 @@ def rows_together(folders: Sequence[Path], names: Sequence[str], kept: Sequence[
     cohort, rows = evaluation.cohort, []
     for case in common:
         (index,) = cohort.indices([case])
-        each = [own[case].astype(np.float32) for own in kept]
+        each = [of_run[case].astype(np.float32) for of_run in probabilities]
         mean = sum(each[1:], start=each[0]) / np.float32(len(each))
         of_targets = [
             {"": mean[..., k], **{f"run {name}": maps[..., k] for name, maps in zip(names, each, strict=True)}}
             for k in range(mean.shape[-1])
         ]
         patient = evaluation.assessor.identity(index)["patient"]
-        who = {"run": TOGETHER, "part": "", "patient": patient, "case": case}
-        rows += rows_of_case(who, cohort, index, of_targets, trained.posts)
+        identity_columns = {"run": TOGETHER, "part": "", "patient": patient, "case": case}
+        rows += rows_of_case(identity_columns, cohort, index, of_targets, trained.posts)
     return rows
 
 
 def table_of(rows: list[dict]) -> list[dict]:
-    """Area with its interval, and mean Dice at 80 % coverage, for each group of rows, target and detector.
+    """Returns the area and the mean Dice at 80 % coverage for each group of rows, target and confidence score.
 
-    The interval is of a percentile bootstrap over patients.
+    The interval of the area is a percentile bootstrap over patients.
     """
     columns = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in _WHO]
     runs = list(dict.fromkeys(row["run"] for row in rows if row["run"] != TOGETHER))
@@ -244,42 +247,44 @@ def table_of(rows: list[dict]) -> list[dict]:
     table = []
     for target in dict.fromkeys(row["target"] for row in rows):
         for group, members in groups.items():
-            own = [row for row in rows if row["run"] in members and row["target"] == target]
-            known = [name for name in columns if any(name in row for row in own)]
-            found = [_figures(own, name) for name in (*known, BEST, RANDOM)] if own else []
-            head = {"group": group, "target": target, "cases": len(own)}
-            table += [head | figures for figures in sorted(found, key=lambda figures: figures["area"])]
+            group_rows = [row for row in rows if row["run"] in members and row["target"] == target]
+            present = [name for name in columns if any(name in row for row in group_rows)]
+            figures_of_columns = [_figures(group_rows, name) for name in (*present, BEST, RANDOM)] if group_rows else []
+            first_columns = {"group": group, "target": target, "cases": len(group_rows)}
+            table += [
+                first_columns | figures for figures in sorted(figures_of_columns, key=lambda figures: figures["area"])
+            ]
     return table
 
 
 def _figures(rows: list[dict], name: str) -> dict:
     dice_of = np.array([row["dice"] for row in rows])
-    sure = {BEST: dice_of.tolist(), RANDOM: [0.0] * len(rows)}.get(name) or [row.get(name) for row in rows]
-    sure = np.array([-np.inf if value is None else value for value in sure])
+    confidence = {BEST: dice_of.tolist(), RANDOM: [0.0] * len(rows)}.get(name) or [row.get(name) for row in rows]
+    confidence = np.array([-np.inf if value is None else value for value in confidence])
     patients = [row["patient"] for row in rows]
-    places = [[k for k, own in enumerate(patients) if own == patient] for patient in dict.fromkeys(patients)]
+    indices = [[k for k, of_row in enumerate(patients) if of_row == patient] for patient in dict.fromkeys(patients)]
     generator, areas = np.random.default_rng(0), []
     for _ in range(_RESAMPLES):
-        chosen = np.concatenate([places[k] for k in generator.integers(len(places), size=len(places))]).astype(int)
-        areas.append(area(sure[chosen], dice_of[chosen]))
+        chosen = np.concatenate([indices[k] for k in generator.integers(len(indices), size=len(indices))]).astype(int)
+        areas.append(area(confidence[chosen], dice_of[chosen]))
     low, high = np.quantile(areas, (0.025, 0.975))
     return {
         "detector": name,
-        "area": area(sure, dice_of),
+        "area": area(confidence, dice_of),
         "area_low": float(low),
         "area_high": float(high),
-        "dice_at_80": dice_at(0.8, sure, dice_of),
+        "dice_at_80": dice_at(0.8, confidence, dice_of),
     }
 
 
 def in_markdown(table: list[dict]) -> str:
-    """The table as text, a section for each group and target."""
+    """Formats the table in Markdown, one section per group and target."""
     lines = []
-    for (group, target), own in itertools.groupby(table, key=lambda row: (row["group"], row["target"])):
-        rows = list(own)
+    for (group, target), section in itertools.groupby(table, key=lambda row: (row["group"], row["target"])):
+        rows = list(section)
         lines += [f"## {group}, {target}, {rows[0]['cases']} cases", ""]
         lines += [
-            "| number beside the mask | area [95 % interval] | mean Dice at 80 % coverage |",
+            "| confidence score | area [95 % interval] | mean Dice at 80 % coverage |",
             "| --- | --- | --- |",
         ]
         for row in rows:
@@ -290,14 +295,16 @@ def in_markdown(table: list[dict]) -> str:
 
 
 def main(_: list[str]) -> None:
-    """Predicts, and writes the tables."""
+    """Predicts the cases and writes the tables."""
     if not RUN.value or not OUTPUT.value:
-        raise InputError("--run or --output is empty: give --run=RUN_FOLDER,... --output=FOLDER")
+        raise InputError("--run or --output is empty; give --run=RUN_FOLDER,... --output=FOLDER")
     keep_compiled()
     folders, output = [user_path(folder, "--run") for folder in RUN.value], user_path(OUTPUT.value, "--output")
     names = names_of(folders)
-    found = [rows_of_run(folder, name) for folder, name in zip(folders, names, strict=True)]
-    rows = [row for own, _ in found for row in own] + rows_together(folders, names, [kept for _, kept in found])
+    results = [rows_of_run(folder, name) for folder, name in zip(folders, names, strict=True)]
+    rows = [row for run_rows, _ in results for row in run_rows] + rows_together(
+        folders, names, [probabilities for _, probabilities in results]
+    )
     table = table_of(rows)
     text = in_markdown(table)
     output.mkdir(parents=True, exist_ok=True)
@@ -310,7 +317,7 @@ def main(_: list[str]) -> None:
         source = f"{patients} patients, each predicted by a network that was not trained on it ({', '.join(names)})"
         expected = learn(single, list(dict.fromkeys(row["target"] for row in single)), source)
         if expected is None:
-            raise InputError(f"--expected_dice: masks of fewer than {LEAST_PATIENTS} patients; give more runs")
+            raise InputError(f"--expected_dice: fewer than {LEAST_PATIENTS} patients have masks; give more runs")
         write_json(output / FILE, expected.to_json())
     write_whole(output / "table.md", lambda part: part.write_text(text))
     print(text)

@@ -1,9 +1,9 @@
-"""How many scans unlike those of training are flagged, and how many like them: held-out patients, in folds.
+"""Counts how many held-out scans are flagged, among scans like the training scans and scans unlike them, in folds.
 
     python -m experiments.flags --source=kaggle_3m --output=FOLDER
 
-For each fold the training scans of `TrainingScans` are those of the other folds. The wrong scans here are made by other
-code than `inference/unlike.py`, from which the rules are learned.
+For each fold, `TrainingScans` learns from the scans of the other folds. This file makes its unlike scans by other code
+than `inference/unlike.py`, which makes those that the rules are learned from.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from brainseg_jax.scans.description import LGG
 from brainseg_jax.scans.volume import Volume
 
 PRE, FLAIR, POST = range(3)
-_SLICES = 40  # of a resliced scan
+_SLICES = 40  # of a resliced scan, about
 
 Make = Callable[[np.ndarray, np.ndarray, np.random.Generator], "np.ndarray | None"]
 
 
-def _alone(channel: np.ndarray) -> np.ndarray:
-    """[S, H, W] in all three channels, uint8."""
+def _in_all_channels(channel: np.ndarray) -> np.ndarray:
+    """Returns one sequence [S, H, W] in all three channels, uint8."""
     return np.repeat(channel.clip(0, 255).astype(np.uint8)[..., None], 3, axis=-1)
 
 
 def _head(flair: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """The head with its holes filled, [S, H, W] bool; pixels to its surface; the radius of the largest slice."""
+    """Returns the filled head [S, H, W] bool, the depth of its pixels, and its radius in the largest slice."""
     bright = ndimage.binary_opening(flair > 0.2 * np.percentile(flair, 99), np.ones((1, 3, 3)))
     filled = np.stack([ndimage.binary_fill_holes(ndimage.binary_closing(image, iterations=3)) for image in bright])
     labels, count = ndimage.label(filled)
@@ -48,8 +48,8 @@ def _head(flair: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
     return head, depth, float(np.sqrt(head.sum(axis=(1, 2)).max() / np.pi))
 
 
-def _in_place(index: int) -> Make:
-    """Another sequence in the place of FLAIR, None where the patient has none."""
+def _instead_of_flair(index: int) -> Make:
+    """Replaces FLAIR by another sequence; None if the patient lacks that sequence."""
 
     def make(voxels: np.ndarray, masks: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:
         if np.array_equal(voxels[..., index], voxels[..., FLAIR]):
@@ -66,7 +66,7 @@ def _bright_fluid(voxels: np.ndarray, masks: np.ndarray, rng: np.random.Generato
     _, depth, radius = _head(flair)
     median = np.median(flair[depth > 0.25 * radius])
     dark = (depth > 0.15 * radius) & (flair < median)
-    return _alone(0.8 * np.where(dark, median + 1.6 * (median - flair), flair))
+    return _in_all_channels(0.8 * np.where(dark, median + 1.6 * (median - flair), flair))
 
 
 def _inverted_t1(voxels: np.ndarray, masks: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:
@@ -76,11 +76,11 @@ def _inverted_t1(voxels: np.ndarray, masks: np.ndarray, rng: np.random.Generator
     _, depth, radius = _head(t1)
     white = np.percentile(t1[depth > 0.25 * radius], 99)
     values = np.where(depth > 0.15 * radius, (1.1 * white - t1).clip(0), 0.6 * t1)
-    return _alone(values * 255 / np.percentile(values, 99.9))
+    return _in_all_channels(values * 255 / np.percentile(values, 99.9))
 
 
 def _eroded(share: float) -> Make:
-    """Skull-stripped by cutting the head at a depth, a share of its radius."""
+    """Simulates skull stripping: cuts the head at a depth of `share` times its radius."""
 
     def make(voxels: np.ndarray, masks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         _, depth, radius = _head(voxels[..., FLAIR])
@@ -90,7 +90,7 @@ def _eroded(share: float) -> Make:
 
 
 def _stripped(voxels: np.ndarray, masks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Skull-stripped by morphology: eroded until the dark skull parts the brain from the scalp, and dilated back."""
+    """Simulates skull stripping by morphology: erosion separates brain and scalp at the skull; dilation follows."""
     flair = voxels[..., FLAIR].astype(float)
     _, depth, radius = _head(flair)
     brain = (flair > 0.55 * np.median(flair[depth > 0.25 * radius])) & (depth > 0.1 * radius)
@@ -104,7 +104,7 @@ def _stripped(voxels: np.ndarray, masks: np.ndarray, rng: np.random.Generator) -
 
 
 def _ct(low: float, high: float) -> Make:
-    """CT in a window, in Hounsfield units: brain 34, fluid 8, skull 900, scalp -20, noise 5."""
+    """Simulates CT in a window in Hounsfield units: brain 34, fluid 8, skull 900, scalp -20, noise 5."""
 
     def make(voxels: np.ndarray, masks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         flair = voxels[..., FLAIR].astype(float)
@@ -113,13 +113,13 @@ def _ct(low: float, high: float) -> Make:
         fluid = inner & (flair < 0.6 * np.median(flair[depth > 0.25 * radius]))
         values = np.select([~head, fluid, inner, depth > 0.06 * radius], [-1000.0, 8, 34, 900], -20)
         values = ndimage.gaussian_filter(values + rng.normal(0, 5, values.shape), (0, 0.7, 0.7))
-        return _alone((values - low) / (high - low) * 255)
+        return _in_all_channels((values - low) / (high - low) * 255)
 
     return make
 
 
 def _resliced(axis: int) -> Make:
-    """Coronal (1) or sagittal (2) slices as images of the original's width, crown up."""
+    """Returns coronal (1) or sagittal (2) slices as images of the original width, with the crown at the top."""
 
     def make(voxels: np.ndarray, masks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         slices = np.moveaxis(voxels, axis, 0)[:, ::-1]
@@ -147,31 +147,31 @@ def _blob(voxels: np.ndarray, masks: np.ndarray, rng: np.random.Generator) -> np
 def _inverted(voxels: np.ndarray, masks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     flair = voxels[..., FLAIR].astype(float)
     head, _, _ = _head(flair)
-    return _alone(np.where(head, np.percentile(flair, 99.5) - flair, 0))
+    return _in_all_channels(np.where(head, np.percentile(flair, 99.5) - flair, 0))
 
 
 def _noise_in_head(voxels: np.ndarray, masks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     head, _, _ = _head(voxels[..., FLAIR])
-    return _alone(np.where(head, rng.normal(100, 30, head.shape), rng.rayleigh(3, head.shape)))
+    return _in_all_channels(np.where(head, rng.normal(100, 30, head.shape), rng.rayleigh(3, head.shape)))
 
 
-def _ellipses(*parts: tuple[float, float, float, float, float]) -> Make:
-    """A body of (value, row, column, height, width) each, in shares of 256 pixels; a later one lies on top."""
+def _ellipses(*ellipses: tuple[float, float, float, float, float]) -> Make:
+    """Draws ellipses (value, row, column, height, width), in pixels of 256; a later one covers earlier ones."""
 
     def make(voxels: np.ndarray, masks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         row, column = np.mgrid[:256, :256]
         image = np.zeros((256, 256))
-        for value, top, left, height, width in parts:
+        for value, top, left, height, width in ellipses:
             image[((row - top) / height) ** 2 + ((column - left) / width) ** 2 < 1] = value
         noisy = image + rng.normal(0, 6, (30, 256, 256))
-        return _alone(ndimage.gaussian_filter(noisy, (0, 1, 1)))
+        return _in_all_channels(ndimage.gaussian_filter(noisy, (0, 1, 1)))
 
     return make
 
 
-WRONG: dict[str, Make] = {
-    "pre-contrast T1 in the place of FLAIR": _in_place(PRE),
-    "post-contrast T1 in the place of FLAIR": _in_place(POST),
+UNLIKE: dict[str, Make] = {
+    "pre-contrast T1 in the place of FLAIR": _instead_of_flair(PRE),
+    "post-contrast T1 in the place of FLAIR": _instead_of_flair(POST),
     "T2: FLAIR with bright fluid": _bright_fluid,
     "T2: inverted T1": _inverted_t1,
     **{f"skull-stripped at {share} of the radius": _eroded(share) for share in (0.08, 0.12, 0.16, 0.2)},
@@ -192,7 +192,7 @@ WRONG: dict[str, Make] = {
     "a single slice": lambda voxels, masks, rng: voxels[len(voxels) // 2 :][:1],
     "constant": lambda voxels, masks, rng: np.full_like(voxels, 100),
     "uniform noise": lambda voxels, masks, rng: rng.integers(0, 256, voxels.shape).astype(np.uint8),
-    "Rayleigh noise": lambda voxels, masks, rng: _alone(rng.rayleigh(30, voxels.shape[:3])),
+    "Rayleigh noise": lambda voxels, masks, rng: _in_all_channels(rng.rayleigh(30, voxels.shape[:3])),
     "noise in the shape of the head": _noise_in_head,
     "inverted contrast": lambda voxels, masks, rng: 255 - voxels,
     "inverted contrast, air dark": _inverted,
@@ -219,11 +219,11 @@ WRONG: dict[str, Make] = {
 def _without_tumor(voxels: np.ndarray, masks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     flair = voxels[..., FLAIR].copy()
     flair[masks] = np.median(flair[_head(flair)[0]])
-    return _alone(flair)
+    return _in_all_channels(flair)
 
 
 def _with_tumor(share: float) -> Make:
-    """A blurred bright ball of a share of the head's radius in its left half."""
+    """Adds a blurred bright ball to the left half; its radius is `share` times the head's."""
 
     def make(voxels: np.ndarray, masks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         flair = voxels[..., FLAIR].astype(float)
@@ -233,20 +233,20 @@ def _with_tumor(share: float) -> Make:
         inside = ((rows - y + 0.2 * radius) ** 2 + (columns - x + 0.35 * radius) ** 2) / (share * radius) ** 2
         inside = inside + ((slices - z) / (0.6 * share * len(flair))) ** 2
         median = np.median(flair[head])
-        return _alone(flair + (1.3 - inside).clip(0, 1) * median * (flair > 0.3 * median))
+        return _in_all_channels(flair + (1.3 - inside).clip(0, 1) * median * (flair > 0.3 * median))
 
     return make
 
 
 def _stretched(voxels: np.ndarray, masks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """As 16-bit values are read, from the 0.1th to the 99.9th percentile."""
+    """Stretches FLAIR from the 0.1th to the 99.9th percentile, as the reader of 16-bit values does."""
     low, high = np.percentile(voxels[..., FLAIR], (0.1, 99.9))
-    return _alone((voxels[..., FLAIR] - low) / (high - low) * 255)
+    return _in_all_channels((voxels[..., FLAIR] - low) / (high - low) * 255)
 
 
-RIGHT: dict[str, Make] = {
+LIKE: dict[str, Make] = {
     "LGG scan as it is": lambda voxels, masks, rng: voxels,
-    "FLAIR alone": lambda voxels, masks, rng: _alone(voxels[..., FLAIR]),
+    "FLAIR alone": lambda voxels, masks, rng: _in_all_channels(voxels[..., FLAIR]),
     "no pre-contrast": lambda voxels, masks, rng: voxels[..., [FLAIR, FLAIR, POST]],
     "no post-contrast": lambda voxels, masks, rng: voxels[..., [PRE, FLAIR, FLAIR]],
     "left and right exchanged": lambda voxels, masks, rng: voxels[:, :, ::-1],
@@ -262,8 +262,8 @@ RIGHT: dict[str, Make] = {
 }
 
 
-def judge(fold: int, folds: int, dataset: Path) -> list[dict]:
-    """A row for each held-out patient and kind: whether it is flagged, and why."""
+def flag_fold(fold: int, folds: int, dataset: Path) -> list[dict]:
+    """Returns one row per held-out patient and kind of scan: the flags, with their reasons."""
     cases = list(read_cases(dataset))
     order = np.random.default_rng(0).permutation(len(cases))
     held_out = set(order[fold::folds].tolist())
@@ -272,24 +272,24 @@ def judge(fold: int, folds: int, dataset: Path) -> list[dict]:
     rows = []
     for index in sorted(held_out):
         case = cases[index]
-        for is_wrong, kinds in ((0, RIGHT), (1, WRONG)):
+        for is_unlike, kinds in ((0, LIKE), (1, UNLIKE)):
             for kind, make in kinds.items():
                 changed = make(case.volume.voxels, case.volume.labels > 0, np.random.default_rng(index))
                 if changed is not None:
-                    why = training.flags(Volume(np.ascontiguousarray(changed), None, ()), LGG.shown)
+                    reasons = training.flags(Volume(np.ascontiguousarray(changed), None, ()), LGG.shown)
                     rows.append(
-                        {"wrong": is_wrong, "kind": kind, "case": case.name, "fold": fold, "flags": "; ".join(why)}
+                        {"wrong": is_unlike, "kind": kind, "case": case.name, "fold": fold, "flags": "; ".join(reasons)}
                     )
     return rows
 
 
 def table(rows: list[dict]) -> str:
-    """Markdown: the share flagged of each kind."""
+    """Returns the share of flagged scans of each kind as Markdown."""
     lines = ["| scans | flagged | of | share |", "| --- | ---: | ---: | ---: |"]
-    for is_wrong, title in ((0, "like those of training"), (1, "unlike")):
+    for is_unlike, title in ((0, "like those of training"), (1, "unlike")):
         lines.append(f"| **{title}** | | | |")
-        for kind in dict.fromkeys(row["kind"] for row in rows if row["wrong"] == is_wrong):
-            flagged = [bool(row["flags"]) for row in rows if (row["wrong"], row["kind"]) == (is_wrong, kind)]
+        for kind in dict.fromkeys(row["kind"] for row in rows if row["wrong"] == is_unlike):
+            flagged = [bool(row["flags"]) for row in rows if (row["wrong"], row["kind"]) == (is_unlike, kind)]
             lines.append(f"| {kind} | {sum(flagged)} | {len(flagged)} | {np.mean(flagged):.1%} |")
     return "\n".join(lines) + "\n"
 
@@ -302,12 +302,12 @@ def _write_csv(path: Path, rows: list[dict]) -> None:
 
 
 def main(source: str, data_dir: str | None, output: Path, *, folds: int, jobs: int) -> None:
-    """Judges all folds; writes `flags.csv` and `flags.md`, and prints the table."""
+    """Runs all folds, writes `flags.csv` and `flags.md`, and prints the table."""
     with tempfile.TemporaryDirectory() as temporary:
         dataset = prepare(source, data_dir or temporary, progress=False)
         with ProcessPoolExecutor(jobs) as pool:
-            judged = [pool.submit(judge, fold, folds, dataset) for fold in range(folds)]
-            rows = [row for fold in judged for row in fold.result()]
+            results = [pool.submit(flag_fold, fold, folds, dataset) for fold in range(folds)]
+            rows = [row for fold in results for row in fold.result()]
     output.mkdir(parents=True, exist_ok=True)
     write_whole(output / "flags.csv", lambda part: _write_csv(part, rows))
     text = table(rows)
@@ -315,12 +315,12 @@ def main(source: str, data_dir: str | None, output: Path, *, folds: int, jobs: i
     print(text)
 
 
-if __name__ == "__main__":  # the flags are here, so that a test can import this module beside a command
-    SOURCE = flags.DEFINE_string("source", None, "Of the LGG scans, see brainseg_jax.data.prepare.", required=True)
-    DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of prepared data; a temporary one by default.")
+if __name__ == "__main__":  # flags are defined here, so that a test can import this module and a command
+    SOURCE = flags.DEFINE_string("source", None, "The LGG scans, as in brainseg_jax.data.prepare.", required=True)
+    DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of prepared data. Default: a temporary folder.")
     OUTPUT = flags.DEFINE_string("output", None, "Folder for flags.csv and flags.md.", required=True)
-    FOLDS = flags.DEFINE_integer("folds", 10, "Each fold is held out once.", lower_bound=2)
-    JOBS = flags.DEFINE_integer("jobs", 1, "Folds at a time.", lower_bound=1)
+    FOLDS = flags.DEFINE_integer("folds", 10, "Number of folds; each is held out once.", lower_bound=2)
+    JOBS = flags.DEFINE_integer("jobs", 1, "Folds that run in parallel.", lower_bound=1)
     cli.run(
         lambda _: main(
             SOURCE.value, DATA_DIR.value, user_path(OUTPUT.value, "--output"), folds=FOLDS.value, jobs=JOBS.value

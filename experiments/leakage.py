@@ -1,10 +1,11 @@
-"""What a split by slice adds to a score: the same slices of the same patients, under both splits.
+"""Measures how much a split by slice adds to a score, on the same slices of the same patients under both splits.
 
     python -m experiments.leakage --by_patient=FOLD_0,FOLD_1,... --by_slice=RUN --output=FOLDER
 
-The runs are those of study `leakage`. A network of `--by_patient` predicts the patients that its split tests. The
-network of `--by_slice` predicts the same patients, whose other slices it was trained on. Both are scored on the slices
-that the split by slice tests, at probability 0.5, without connected components, which would need the slices between.
+The runs are those of the study `leakage`. Each network of `--by_patient` predicts the test patients of its split. The
+network of `--by_slice` predicts the same patients, although it was trained on other slices of them. Both are scored on
+the test slices of the split by slice, at probability 0.5. Connected components would need the slices in between, so
+none are removed.
 """
 
 import statistics
@@ -25,28 +26,30 @@ from brainseg_jax.inference.ensemble import Ensemble, combine
 from brainseg_jax.metrics import dice
 from brainseg_jax.runs.data import find_data
 from brainseg_jax.runs.trained import load_trained, read_json
-from experiments.by_slice import deal
+from experiments.by_slice import assign_slices
 
 BY_PATIENT, BY_SLICE, SEEN = "split by patient", "split by slice", "split by slice, slices it was trained on"
 
 
 def main(by_patient: Sequence[Path], by_slice: Path, output: Path, *, fold: int) -> None:
-    """Scores the runs, and writes `scores.csv` and `table.md`."""
-    testers: dict[str, Ensemble] = {}
+    """Scores the runs; writes `scores.csv` and `table.md`."""
+    ensembles: dict[str, Ensemble] = {}
     for folder in by_patient:
-        tested = read_json(folder / "split.json")["test"]
-        if twice := sorted(set(tested) & testers.keys()):
-            raise InputError(f"--by_patient={folder}: {', '.join(twice)} are tested by an earlier run too")
-        testers |= dict.fromkeys(tested, _ensemble(folder))
-    torn = _ensemble(by_slice)
+        test_cases = read_json(folder / "split.json")["test"]
+        if duplicates := sorted(set(test_cases) & ensembles.keys()):
+            raise InputError(
+                f"--by_patient={folder}: an earlier run also tests {', '.join(duplicates)}; give a run of each fold"
+            )
+        ensembles |= dict.fromkeys(test_cases, _ensemble(folder))
+    slice_ensemble = _ensemble(by_slice)
     data = find_data(load_trained(by_slice).config.data, by_slice, source_first=False)
     rows = []
     for case in read_cases(data):
-        if case.name in testers:
-            rows += score_case(case, _masks(testers[case.name], case), _masks(torn, case), fold=fold)
+        if case.name in ensembles:
+            rows += score_case(case, _masks(ensembles[case.name], case), _masks(slice_ensemble, case), fold=fold)
             print(case.name, *(f"{row['split']} {row['dice']:.3f}" for row in rows[-3:]), sep=", ", flush=True)
     if not rows:
-        raise InputError(f"--by_slice={by_slice}: {data} holds no case that a run of --by_patient tests")
+        raise InputError(f"--by_slice={by_slice}: {data} has no test case of --by_patient; give runs of one study")
     output.mkdir(parents=True, exist_ok=True)
     write_table(output / "scores.csv", rows)
     lines = "\n".join(tabulate(rows)) + "\n"
@@ -54,32 +57,36 @@ def main(by_patient: Sequence[Path], by_slice: Path, output: Path, *, fold: int)
     print(lines)
 
 
-def score_case(case: LabelledCase, ours: np.ndarray, torn: np.ndarray, *, fold: int) -> Iterator[dict]:
-    """A row for each split: Dice over the tested slices of a case, taken together.
+def score_case(case: LabelledCase, by_patient: np.ndarray, by_slice: np.ndarray, *, fold: int) -> Iterator[dict]:
+    """Yields one row per split: Dice over all tested slices of a case.
 
     Args:
       case: with a label map of one target, 0 and 1.
-      ours: mask of the network that was not trained on the patient, [S, H, W] bool.
-      torn: mask of the network that was trained on other slices of the case, [S, H, W] bool.
+      by_patient: mask of the network that was not trained on the patient, [S, H, W] bool.
+      by_slice: mask of the network that was trained on other slices of the case, [S, H, W] bool.
       fold: of the split by slice.
     """
-    parts = deal(case.name, np.array(case.volume.numbers), fold=fold)
-    tested, trained = parts == PARTS.index("test"), parts == PARTS.index("train")
+    assignment = assign_slices(case.name, np.array(case.volume.numbers), fold=fold)
+    tested, trained = assignment == PARTS.index("test"), assignment == PARTS.index("train")
     reference = case.volume.labels == 1
-    for split, mask, kept in ((BY_PATIENT, ours, tested), (BY_SLICE, torn, tested), (SEEN, torn, trained)):
+    for split, mask, chosen in (
+        (BY_PATIENT, by_patient, tested),
+        (BY_SLICE, by_slice, tested),
+        (SEEN, by_slice, trained),
+    ):
         yield {
             "patient": case.name,
             "split": split,
-            "slices": int(kept.sum()),
-            "tumor_voxels": int(reference[kept].sum()),
-            "dice": dice(mask[kept], reference[kept]),
+            "slices": int(chosen.sum()),
+            "tumor_voxels": int(reference[chosen].sum()),
+            "dice": dice(mask[chosen], reference[chosen]),
         }
 
 
 def tabulate(rows: list[dict]) -> list[str]:
-    """A markdown table: a row for each split, and its change against the split by patient.
+    """Returns a Markdown table with one row per split and its change against the split by patient.
 
-    Patients whose tested slices hold no tumor are left out: their Dice is 0 or 1.
+    Patients without tumor in the tested slices are left out, since their Dice is 0 or 1.
     """
     empty = {row["patient"] for row in rows if not row["tumor_voxels"]}
     scores = {split: {} for split in (BY_PATIENT, BY_SLICE, SEEN)}
@@ -90,14 +97,14 @@ def tabulate(rows: list[dict]) -> list[str]:
         "| scores | patients | Dice mean [95 % interval] | Dice median | change of the mean | better / worse | p |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for split, own in scores.items():
-        values = list(own.values())
+    for split, dices in scores.items():
+        values = list(dices.values())
         cells = [split, str(len(values)), f"{np.mean(values):.3f}{_brackets(mean_interval(np.array(values)))}"]
         cells.append(f"{statistics.median(values):.3f}{_brackets(median_interval(np.array(values)))}")
         if split == BY_PATIENT:
             cells += ["", "", ""]
         else:
-            change = np.array([own[patient] - scores[BY_PATIENT][patient] for patient in own])
+            change = np.array([dices[patient] - scores[BY_PATIENT][patient] for patient in dices])
             paired = compare_pairs(change)
             cells += [
                 f"{change.mean():+.3f}{_brackets(mean_interval(change))}",
@@ -122,9 +129,9 @@ def _brackets(interval: list[float] | None) -> str:
     return f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
 
 
-if __name__ == "__main__":  # the flags are here, so that a test can import this module beside a command
-    RUNS = flags.DEFINE_list("by_patient", None, "Run folders, with commas between.", required=True)
+if __name__ == "__main__":  # flags are defined here, so that a test can import this module and a command
+    RUNS = flags.DEFINE_list("by_patient", None, "Run folders, separated by commas.", required=True)
     RUN = flags.DEFINE_string("by_slice", None, "Run folder of the split by slice.", required=True)
-    FOLD = flags.DEFINE_integer("fold", 0, "Which fold of the split by slice that run tests.")
+    FOLD = flags.DEFINE_integer("fold", 0, "Test fold of that run in the split by slice.")
     OUTPUT = flags.DEFINE_string("output", None, "Folder for scores.csv and table.md.", required=True)
     cli.run(lambda _: main([Path(run) for run in RUNS.value], Path(RUN.value), Path(OUTPUT.value), fold=FOLD.value))

@@ -1,9 +1,9 @@
-"""How far brain and tumor lie apart on FLAIR once each scan is normalized, against how far scans differ.
+"""Compares the FLAIR contrast between tumor and head after normalization with its variation from scan to scan.
 
     python experiments/normalization_levels.py PATH/kaggle_3m experiments/lgg_70_cpu/dev_split.json
 
-Of each training and validation patient of the split: the median of the tumor and of the rest of the head. A network
-that goes by brightness needs the mean distance of the two to be large beside their spread from scan to scan.
+For each training and validation patient of the split, the script takes two medians: of the tumor and of the rest of the
+head. A network that relies on brightness needs a mean distance between them that is large against their spread.
 """
 
 import json
@@ -20,7 +20,7 @@ FLAIR = 1
 
 
 def medians(source: str, patients: list[str], method: str) -> tuple[np.ndarray, np.ndarray]:
-    """Median level of the tumor and of the rest of the head of each patient."""
+    """Returns the median level of the tumor and of the rest of the head, [patients] each."""
     cohort = load_cohort(prepare(source, None), image_size=128, normalization=method)
     tumor, rest = [], []
     for patient in patients:
@@ -44,4 +44,4 @@ if __name__ == "__main__":
             f"{method}: {len(patients)} patients, distance {distance:.3f}, spread of the tumor {tumor.std():.3f}, ",
             end="",
         )
-        print(f"of the rest {rest.std():.3f}, distance / both spreads {distance / spread:.2f}")
+        print(f"of the rest {rest.std():.3f}, distance / combined spread {distance / spread:.2f}")

@@ -1,4 +1,4 @@
-"""The same slices under each cell of a study: where the figures of a table come from."""
+"""Draws the same slices under each cell of a study, so that its scores can be checked by eye."""
 
 from absl import logging
 
@@ -10,16 +10,17 @@ from brainseg_jax.inference.postprocess import posts_from_json
 from brainseg_jax.runs.evaluation import build_evaluation
 from brainseg_jax.runs.kept import read_kept
 from brainseg_jax.runs.trained import read_results
-from experiments.running import Grid
+from experiments.running import StudyGrid
 from experiments.studies import Job, config_of
 
-QUANTILES = (0.0, 0.25, 0.5, 1.0)  # of the baseline's Dice, whose patients are shown
+QUANTILES = (0.0, 0.25, 0.5, 1.0)  # of the baseline's Dice: the panel shows these patients
 
 
-def draw_study_panel(grid: Grid) -> None:
-    """Writes `panel.png`: a row a cell, a column a patient of the first fold, at the slice of the largest true tumor.
+def draw_study_panel(grid: StudyGrid) -> None:
+    """Writes `panel.png`: one row per cell, one column per patient of the first fold.
 
-    Nothing is drawn as long as the baseline is not finished there. A split by slice has no whole patient to show.
+    Each column shows the slice with the largest reference tumor. The function draws nothing until the baseline of this
+    fold is finished. A split by slice is left out, since it has no whole patients.
     """
     fold, seed = grid.budget.folds[0], grid.budget.seeds[0]
     jobs = [job for job in grid.jobs if (job.fold, job.seed) == (fold, seed) and not job.cell.by_slice]
@@ -31,15 +32,15 @@ def draw_study_panel(grid: Grid) -> None:
     rows = {}
     for job in jobs:
         try:
-            rows[job.cell.words] = slices_under(job, grid, list(dict.fromkeys(patients)))
+            rows[job.cell.label] = slices_of_job(job, grid, list(dict.fromkeys(patients)))
         except (InputError, StorageError) as error:
-            logging.warning("the panel is drawn without %s: %s", job.name, error)
+            logging.warning("the panel leaves out %s: %s", job.name, error)
     if rows:
         draw_grid(grid.output / "panel.png", rows)
 
 
-def slices_under(job: Job, grid: Grid, patients: list[str]) -> list[PictureSlice]:
-    """The slice of the largest true tumor of each patient, with what the job's network makes of it."""
+def slices_of_job(job: Job, grid: StudyGrid, patients: list[str]) -> list[PictureSlice]:
+    """Returns, for each patient, the slice with the largest reference tumor and the job's prediction."""
     run = grid.run_of(job)
     config = config_of(job, grid.budget, source=grid.source)
     config.split.file = str(run / "split.json")

@@ -1,9 +1,9 @@
-"""The picture of the README: scan, reference and prediction of each patient, on the slice of the largest reference.
+"""Draws the picture of the README: scan, reference mask and prediction, on the slice with the largest reference.
 
     python -m brainseg_jax.predict --input=SCANS --output=masks
     python -m experiments.picture --scans=SCANS --predictions=masks --output=docs/images/lgg.png
 
-`SCANS` is a folder of case folders, as in `kaggle_3m`; each case in it is drawn.
+`SCANS` is a folder of case folders, as in `kaggle_3m`. The picture has one column per case.
 """
 
 from pathlib import Path
@@ -21,20 +21,20 @@ from brainseg_jax.files import user_path
 from brainseg_jax.metrics import dice
 
 SCANS = flags.DEFINE_string("scans", None, "Folder of case folders with slices and reference masks.")
-PREDICTIONS = flags.DEFINE_string("predictions", None, "Folder that `predict` wrote for these scans.")
-OUTPUT = flags.DEFINE_string("output", None, "The PNG.")
+PREDICTIONS = flags.DEFINE_string("predictions", None, "Folder of the masks that `predict` wrote for these scans.")
+OUTPUT = flags.DEFINE_string("output", None, "Output file, PNG.")
 
 FLAIR = 1  # channel of the slices
-WINDOW = (1.0, 97.0)  # percentiles of the pixels inside the head that are drawn black and white
-AIR = 0.1  # share of the brightest pixel below which a pixel is outside the head
+WINDOW = (1.0, 97.0)  # percentiles inside the head, drawn black and white
+AIR = 0.1  # fraction of the maximum; darker pixels are outside the head
 
 
 def main(_: list[str]) -> None:
-    """Draws the cases that the flags name."""
+    """Draws all cases of the folder."""
     scans, predictions = user_path(SCANS.value, "--scans"), user_path(PREDICTIONS.value, "--predictions")
     cases = sorted(folder for folder in scans.iterdir() if folder.is_dir())
     if not cases:
-        raise InputError(f"--scans={scans} holds no case folder; give the folder that holds one folder a case")
+        raise InputError(f"--scans={scans} has no case folder; give the folder that contains one folder per case")
     figure = Figure(figsize=(2.4 * len(cases), 7.9), facecolor="black", layout="constrained")
     columns = figure.subplots(3, len(cases), squeeze=False).T
     for axes, case in zip(columns, cases, strict=True):
@@ -43,7 +43,7 @@ def main(_: list[str]) -> None:
 
 
 def _draw(axes: np.ndarray, case: Path, predictions: Path) -> None:
-    """A column: the scan, with the reference, with the prediction."""
+    """Draws one column: the scan, the scan with its reference, the scan with its prediction."""
     references = sorted(case.glob("*_mask.tif"))
     reference = np.stack([_read(path) > 0 for path in references])
     predicted = np.stack([_read(predictions / path.name.replace("_mask", "_pred")) > 0 for path in references])
@@ -67,14 +67,14 @@ def _fill(axis: Axes, mask: np.ndarray, color: str) -> None:
 
 
 def windowed(image: np.ndarray) -> np.ndarray:
-    """The image [H, W] in [0, 1], where the percentiles of `WINDOW` inside the head are black and white."""
+    """Scales an image [H, W] to [0, 1] between the percentiles of `WINDOW` inside the head."""
     inside = image[image > AIR * image.max()]
     low, high = np.percentile(inside, WINDOW) if inside.size else (0.0, 1.0)
     return ((image - low) / max(high - low, 1e-6)).clip(0.0, 1.0)
 
 
 def head_square(image: np.ndarray) -> tuple[slice, slice]:
-    """Rows and columns of a square around the head in an image [H, W], so that all heads are drawn at one scale."""
+    """Returns rows and columns of a square around the head of an image [H, W]; its size is fixed, for one scale."""
     inside = image > AIR * image.max()
     side = min(image.shape) * 7 // 8
     starts = []
@@ -87,7 +87,7 @@ def head_square(image: np.ndarray) -> tuple[slice, slice]:
 
 def _read(path: Path) -> np.ndarray:
     if not path.exists():
-        raise InputError(f"{path} is missing; predict the same scans first")
+        raise InputError(f"{path} is missing; run brainseg_jax.predict on the same scans first")
     return np.asarray(Image.open(path))
 
 

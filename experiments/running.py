@@ -1,4 +1,4 @@
-"""Runs the jobs of a study one after the other, each in a process of its own, so that a crash stays its own."""
+"""Runs the jobs of a study one after another, each in a separate process, so that a crash affects one job only."""
 
 import ctypes
 import json
@@ -22,24 +22,24 @@ from brainseg_jax.runs.journal import read_rows
 from brainseg_jax.runs.run_folder import MAY_CHANGE, flatten
 from brainseg_jax.runs.trained import read_json
 from brainseg_jax.shards import Shard
-from experiments.splits import path_of
+from experiments.splits import split_path
 from experiments.studies import Budget, Job, Study, config_of, settings_of
 
 ROOT = Path(__file__).parents[1]
-LEFT, RUNNING, DONE, FAILED, ELSEWHERE = "left", "running", "done", "failed", "running elsewhere"
-IN_USE = "is in use by"  # of `run_folder.lock_run_folder`
+PENDING, RUNNING, DONE, FAILED, ELSEWHERE = "pending", "running", "done", "failed", "running elsewhere"
+IN_USE = "is in use by"  # in the message of `run_folder.lock_run_folder`
 
 
 @dataclass
-class Grid:
-    """The jobs of a study and how far each is.
+class StudyGrid:
+    """The jobs of a study and their states.
 
     Attributes:
-      study: what is asked.
+      study: its cells and folds.
       budget: of the study.
       output: folder of the study.
       source: of the data, or None for the config's.
-      jobs: those of this process, in order.
+      jobs: the jobs of this process, in order.
       states: of each job, by name.
       reasons: the last line of a failed job's output, by name.
     """
@@ -53,36 +53,36 @@ class Grid:
     reasons: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self):
-        """Finds what is finished."""
-        self.states = {job.name: DONE if self.is_done(job) else LEFT for job in self.jobs}
+        """Finds the finished jobs."""
+        self.states = {job.name: DONE if self.is_done(job) else PENDING for job in self.jobs}
 
     def run_of(self, job: Job) -> Path:
-        """The job's run folder."""
+        """Returns the job's run folder."""
         return self.output / "runs" / job.name
 
     def log_of(self, job: Job) -> Path:
-        """The output of the job's process."""
+        """Returns the file for the output of the job's process."""
         return self.output / "logs" / f"{job.name.replace('/', '_')}.log"
 
     def base_of(self, job: Job) -> Job:
-        """The training whose checkpoint the job scores; itself where it trains."""
+        """Returns the training whose checkpoint the job scores; for a training, the job itself."""
         return job._replace(cell=self.study.baseline) if job.cell.rescores else job
 
     def is_done(self, job: Job) -> bool:
-        """Whether the run folder holds results, and of this very config.
+        """Reports whether the run folder has results of exactly this config.
 
-        A key that the finished run does not know came later, and had its default then.
+        A key that is missing in the finished run was added later; the run had its default value.
         """
         run = self.run_of(job)
         if not (run / "results.json").exists():
             return False
         expected = flatten(config_of(job, self.budget, source=self.source).to_dict())
-        found = flatten(default_config(self.budget.scale).to_dict()) | flatten(read_json(run / "config.json"))
+        actual = flatten(default_config(self.budget.scale).to_dict()) | flatten(read_json(run / "config.json"))
         may_change = MAY_CHANGE - {"train.epochs"}
-        return all(found[key] == expected[key] for key in expected.keys() - may_change)
+        return all(actual[key] == expected[key] for key in expected.keys() - may_change)
 
     def progress(self, job: Job) -> str:
-        """How far a job is, in words."""
+        """Describes the progress of a job."""
         state = self.states[job.name]
         if state == RUNNING and not job.cell.rescores:
             train = config_of(job, self.budget, source=self.source).train
@@ -93,14 +93,14 @@ class Grid:
         return state
 
     def command(self, job: Job) -> list[str]:
-        """The job as a command: that of any training, but for the two kinds in `cell.py`."""
+        """Returns the job as a command: `brainseg_jax.main`, except for the two kinds in `cell.py`."""
         module, special = "brainseg_jax.main", []
         if job.cell.rescores:
             module, special = "experiments.cell", [f"--rescores={self.run_of(self.base_of(job))}"]
         elif job.cell.by_slice:
             module, special = "experiments.cell", [f"--by_slice={job.fold}"]
         scale = f":{self.budget.scale}" if self.budget.scale else ""
-        settings = settings_of(job, self.budget, source=self.source) | {"split.file": path_of(job, self.output)}
+        settings = settings_of(job, self.budget, source=self.source) | {"split.file": split_path(job, self.output)}
         return [
             *(sys.executable, "-m", module, f"--config={ROOT / 'configs' / 'unet_dice.py'}{scale}"),
             *(f"--config.{key}={value}" for key, value in settings.items()),
@@ -110,41 +110,41 @@ class Grid:
 
 
 def jobs_of_shard(jobs: list[Job], base_of: Callable[[Job], Job], shard: Shard) -> list[Job]:
-    """The jobs of a shard of the trainings; what scores a checkpoint goes with the training that makes it."""
+    """Returns the jobs of a shard. A job that scores a checkpoint belongs to the shard of its training."""
     bases = set(shard.of(list(dict.fromkeys(base_of(job) for job in jobs))))
     return [job for job in jobs if base_of(job) in bases]
 
 
-def run_all(grid: Grid, show: Callable[[], None]) -> None:
-    """Runs what is not finished; a job that fails, or that another process has, does not stop the others.
+def run_all(grid: StudyGrid, show: Callable[[], None]) -> None:
+    """Runs all unfinished jobs. A job that fails, or that another process runs, does not stop the others.
 
-    Jobs that ran elsewhere are looked at again at the end: their process may have ended without finishing them.
+    At the end the function looks again at jobs of other processes, which may have ended without finishing them.
 
     Args:
-      grid: whose states are kept up to date.
-      show: called whenever something has changed, and each second.
+      grid: the study; the function updates its states.
+      show: called after each change, and every second.
 
     Raises:
-      TrainingStopped: a signal came; the job under way has saved where it is.
+      TrainingStopped: a signal arrived; the running job has saved a checkpoint.
     """
-    waiting = [job for job in grid.jobs if grid.states[job.name] != DONE]
+    unfinished = [job for job in grid.jobs if grid.states[job.name] != DONE]
     with _stopping() as stop:
-        while waiting:
-            again = []
-            for job in waiting:
-                if grid.is_done(job):  # by another process, meanwhile
+        while unfinished:
+            elsewhere = []
+            for job in unfinished:
+                if grid.is_done(job):  # another process finished it meanwhile
                     grid.states[job.name] = DONE
                 else:
                     _run(grid, job, stop, show)
                 if grid.states[job.name] == ELSEWHERE:
-                    again.append(job)
+                    elsewhere.append(job)
                 show()
-            if len(again) == len(waiting):
+            if len(elsewhere) == len(unfinished):
                 return
-            waiting = again
+            unfinished = elsewhere
 
 
-def _run(grid: Grid, job: Job, stop: list[str], show: Callable[[], None]) -> None:
+def _run(grid: StudyGrid, job: Job, stop: list[str], show: Callable[[], None]) -> None:
     base = grid.base_of(job)
     if base != job and not grid.is_done(base):
         grid.states[job.name] = ELSEWHERE if grid.states.get(base.name) == ELSEWHERE else FAILED
@@ -161,66 +161,66 @@ def _run(grid: Grid, job: Job, stop: list[str], show: Callable[[], None]) -> Non
             env={**os.environ, "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir},
             stdout=file,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # a Ctrl-C comes to this process, which passes on one signal
+            start_new_session=True,  # Ctrl-C reaches only this process, which forwards one signal
             preexec_fn=_end_with_parent if sys.platform == "linux" else None,
         )
-        signalled = False
+        signal_sent = False
         while True:
             show()
             try:
                 status = process.wait(timeout=1.0)
                 break
             except subprocess.TimeoutExpired:
-                if stop and not signalled:
+                if stop and not signal_sent:
                     process.send_signal(signal.SIGTERM)
-                    signalled = True
-    words = log.read_text(errors="replace").strip()
-    in_use = status == 2 and IN_USE in words
+                    signal_sent = True
+    output = log.read_text(errors="replace").strip()
+    in_use = status == 2 and IN_USE in output
     if run.exists() and not in_use:
         _add_seconds(run / "time.json", time.monotonic() - started)
     if stop and status != 0:
-        grid.states[job.name] = LEFT
+        grid.states[job.name] = PENDING
     else:
         grid.states[job.name] = DONE if status == 0 else ELSEWHERE if in_use else FAILED
-        lines = words.splitlines()
+        lines = output.splitlines()
         errors = [line for line in lines if line.startswith("error: ")] or lines or ["no output"]
         grid.reasons[job.name] = f"exit status {status}: {errors[-1]} ({log})"
     if stop:
-        raise TrainingStopped(f"stopped by {stop[0]}; the same command goes on from what is finished")
+        raise TrainingStopped(f"stopped by {stop[0]}; the same command continues after the finished cells")
 
 
 @contextmanager
 def _stopping() -> Iterator[list[str]]:
-    """A list that is empty until SIGTERM or SIGINT comes, and holds its name then."""
-    came: list[str] = []
+    """Yields a list that is empty until SIGTERM or SIGINT arrives, and then contains its name."""
+    received: list[str] = []
     numbers = (signal.SIGTERM, signal.SIGINT)
-    before = [signal.signal(number, lambda n, _: came.append(signal.Signals(n).name)) for number in numbers]
+    handlers = [signal.signal(number, lambda n, _: received.append(signal.Signals(n).name)) for number in numbers]
     try:
-        yield came
+        yield received
     finally:
-        for number, handler in zip(numbers, before, strict=True):
+        for number, handler in zip(numbers, handlers, strict=True):
             signal.signal(number, handler)
 
 
 def _end_with_parent() -> None:
-    """Asks Linux to kill this process when its parent is killed, so that a study started again finds the folder free.
+    """Asks Linux to kill this process when its parent is killed, so that a restarted study finds the run folder free.
 
-    It loses what it made since its last checkpoint. SIGTERM would save that, but only after a compilation under way.
+    The run loses its steps since the last checkpoint. SIGTERM would save them, but only after any running compilation.
     """
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def _add_seconds(path: Path, seconds: float) -> None:
-    """Wall time of all attempts that ended; those that were killed with their parent are not in it."""
+    """Adds up the wall time of all attempts that ended; attempts killed with their parent are missing."""
     try:
-        before = json.loads(path.read_text())["seconds"]
+        previous = json.loads(path.read_text())["seconds"]
     except (OSError, ValueError, KeyError):
-        before = 0.0
-    write_json(path, {"seconds": before + seconds})
+        previous = 0.0
+    write_json(path, {"seconds": previous + seconds})
 
 
-def report_failures(grid: Grid) -> int:
-    """Logs every job that failed; returns how many."""
+def report_failures(grid: StudyGrid) -> int:
+    """Logs every failed job and returns their number."""
     failed = [job.name for job in grid.jobs if grid.states[job.name] == FAILED]
     for name in failed:
         logging.error("%s failed: %s", name, grid.reasons[name])

@@ -1,10 +1,10 @@
-"""What a network loses where a sequence is missing: Dice of the test patients of runs, for each set of sequences.
+"""Measures what a network loses without some sequences: Dice of the runs' test patients for each set of sequences.
 
     python -m experiments.sequences --run=runs/best/runs/best/fold0_seed0,runs/best/runs/best/fold1_seed0 \
       --output=experiments/sequences_cpu
 
-Each run predicts the cases that its split tests. A sequence that is left out is replaced by FLAIR, as the LGG set and
-`predict` do it. FLAIR itself is never left out.
+Each run predicts the test cases of its split. FLAIR replaces a missing sequence, as in the LGG data and in `predict`;
+FLAIR itself is never left out.
 """
 
 import dataclasses
@@ -30,13 +30,15 @@ from brainseg_jax.scans.volume import Volume
 
 
 def main(runs: Sequence[Path], output: Path) -> None:
-    """Scores runs, and writes `scores.csv` and `table.md`."""
+    """Scores the runs; writes `scores.csv` and `table.md`."""
     rows = [row for folder in runs for row in score_run(folder)]
     if not rows:
-        raise InputError(f"--run={','.join(map(str, runs))}: none of the test cases of split.json is in the data")
+        raise InputError(
+            f"--run={','.join(map(str, runs))}: the data have no test case of split.json; prepare them again"
+        )
     patients = [row["patient"] for row in rows if row["sequences"] == rows[0]["sequences"]]
-    if twice := sorted({name for name in patients if patients.count(name) > 1}):
-        raise InputError(f"--run: {', '.join(twice)} are tested by several of these runs; give one run of each fold")
+    if duplicates := sorted({name for name in patients if patients.count(name) > 1}):
+        raise InputError(f"--run: several runs test {', '.join(duplicates)}; give one run of each fold")
     output.mkdir(parents=True, exist_ok=True)
     write_table(output / "scores.csv", rows)
     lines = "\n".join(tabulate(rows)) + "\n"
@@ -45,17 +47,17 @@ def main(runs: Sequence[Path], output: Path) -> None:
 
 
 def score_run(folder: Path) -> Iterator[dict]:
-    """A row for each test case of a run and each set of sequences; voxels of the label to ignore are not scored.
+    """Yields one row per test case of a run and set of sequences. Voxels of the ignore label are not scored.
 
     Raises:
-      InputError: the run cannot be used, or its data name no channel that replaces a missing one.
+      InputError: the run cannot be used, or its data define no channel that replaces a missing one.
     """
     trained = load_trained(folder)
     description = trained.network.description
     if not description.stand_in:
         raise InputError(
-            f"{folder}: of its channels {', '.join(description.channels)} none replaces a missing one, so no set of "
-            "them can be compared; give a run of data whose description has stand_in, as the LGG set"
+            f"{folder}: its channels {', '.join(description.channels)} include none that replaces a missing one, so "
+            "sets of them cannot be compared; give a run of data with stand_in in the description, such as the LGG data"
         )
     if cases_of_training(folder) is None:
         raise InputError(f"{folder / 'split.json'} is missing; give a run folder with the split of its training")
@@ -65,52 +67,52 @@ def score_run(folder: Path) -> Iterator[dict]:
         if case.name not in test:
             continue
         reference, counted = description.masks(case.volume.labels), description.counted(case.volume.labels)
-        for kept in choices(description):
-            members = ensemble.predict(ensemble.prepare(without(case.volume, kept, description)))
+        for channels in choices(description):
+            members = ensemble.predict(ensemble.prepare(without(case.volume, channels, description)))
             masks = ensemble.masks(combine(members, uncertainty=False).probability, members[0].canvas)
             score = mean_dice(masks, reference, counted)
-            yield {"patient": case.name, "sequences": " + ".join(kept), "dice": score}
+            yield {"patient": case.name, "sequences": " + ".join(channels), "dice": score}
 
 
 def mean_dice(masks: np.ndarray, reference: np.ndarray, counted: np.ndarray | None) -> float:
-    """The mean over targets of the Dice of masks [S, H, W, K]; `counted` as in `Description.counted`."""
+    """Returns the mean Dice over targets of masks [S, H, W, K]; `counted` as in `Description.counted`."""
     if counted is not None:
         masks, reference = masks & counted[..., None], reference & counted[..., None]
     return float(np.mean([dice(masks[..., k], reference[..., k]) for k in range(masks.shape[-1])]))
 
 
 def choices(description: Description) -> list[tuple[str, ...]]:
-    """Every set of channels that holds the one that stands in for the others; all of them first."""
+    """Returns every set of channels that contains the replacement channel (`stand_in`); the full set comes first."""
     others = [name for name in description.channels if name != description.stand_in]
     sets = [set(chosen) for size in range(len(others), -1, -1) for chosen in itertools.combinations(others, size)]
     return [tuple(name for name in description.channels if name in chosen | {description.stand_in}) for chosen in sets]
 
 
-def without(volume: Volume, kept: Sequence[str], description: Description) -> Volume:
-    """The volume with each channel that is not kept replaced by the one that stands in."""
-    source = [name if name in kept else description.stand_in for name in description.channels]
+def without(volume: Volume, channels: Sequence[str], description: Description) -> Volume:
+    """Returns the volume with every other channel than `kept` replaced by the replacement channel."""
+    source = [name if name in channels else description.stand_in for name in description.channels]
     return dataclasses.replace(volume, voxels=volume.voxels[..., [description.channels.index(name) for name in source]])
 
 
 def tabulate(rows: list[dict]) -> list[str]:
-    """A markdown table: a row for each set of sequences, the change against all of them patient by patient."""
+    """Returns a Markdown table: one row per set of sequences, with its change against the full set by patient."""
     by_set: dict[str, dict[str, float]] = {}
     for row in rows:
         by_set.setdefault(row["sequences"], {})[row["patient"]] = row["dice"]
-    every = next(iter(by_set.values()))
+    full_set = next(iter(by_set.values()))
     lines = [
         "| sequences | patients | Dice mean [95 % interval] | Dice median | change of the mean | under 0.3 |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for name, scores in by_set.items():
         values = np.array(list(scores.values()))
-        change = np.array([scores[patient] - every[patient] for patient in scores])
+        change = np.array([scores[patient] - full_set[patient] for patient in scores])
         cells = [
             name,
             str(len(values)),
             f"{values.mean():.3f}{_brackets(mean_interval(values))}",
             f"{np.median(values):.3f}{_brackets(median_interval(values))}",
-            f"{change.mean():+.3f}{_brackets(mean_interval(change))}" if scores is not every else "",
+            f"{change.mean():+.3f}{_brackets(mean_interval(change))}" if scores is not full_set else "",
             str(int((values < 0.3).sum())),
         ]
         lines.append(f"| {' | '.join(cells)} |")
@@ -121,7 +123,7 @@ def _brackets(interval: list[float] | None) -> str:
     return f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
 
 
-if __name__ == "__main__":  # the flags are here, so that a test can import this module beside a command
-    RUN = flags.DEFINE_list("run", None, "Run folders, with commas between.", required=True)
+if __name__ == "__main__":  # flags are defined here, so that a test can import this module and a command
+    RUN = flags.DEFINE_list("run", None, "Run folders, separated by commas.", required=True)
     OUTPUT = flags.DEFINE_string("output", None, "Folder for scores.csv and table.md.", required=True)
     cli.run(lambda _: main([Path(run) for run in RUN.value], Path(OUTPUT.value)))

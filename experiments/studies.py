@@ -1,4 +1,4 @@
-"""The grid, written down in one place: what each study compares, on which folds and seeds, and at what budget."""
+"""All studies in one place: the cells, folds, seeds and budget of each."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -18,17 +18,17 @@ class Cell:
 
     Attributes:
       name: of its folder.
-      words: in tables and plots.
+      label: name in tables and plots.
       changes: config keys and their values, on top of `configs/unet_dice.py` and the budget.
-      features: times `model.features` of the budget.
-      patients: training patients that are kept, 0: all; the fewer are among the more.
-      rescores: it trains nothing: the baseline's checkpoints are scored anew.
-      by_slice: the split deals slices, not patients; see `by_slice.py`.
+      features: factor for `model.features` of the budget.
+      patients: number of training patients, 0: all. Smaller sets are subsets of larger ones.
+      rescores: the cell trains nothing; it scores the baseline's checkpoints again.
+      by_slice: the split assigns slices, not patients; see `by_slice.py`.
       published: the figure of the reproduced project, its soft IoU per batch of 32.
     """
 
     name: str
-    words: str
+    label: str
     changes: dict[str, object] = dataclasses.field(default_factory=dict, hash=False)
     features: float = 1.0
     patients: int = 0
@@ -38,7 +38,7 @@ class Cell:
 
 
 class Budget(NamedTuple):
-    """What each cell of a study may spend: the same for all. It counts steps, so a busy machine changes nothing.
+    """The training length of every cell of a study. It counts steps, so a busy machine changes nothing.
 
     Attributes:
       scale: of `configs/unet_dice.py`; None: the paper's.
@@ -53,21 +53,21 @@ class Budget(NamedTuple):
     seeds: tuple[int, ...]
 
 
-FOLDS = 3  # each patient is tested in one of them
-VALIDATION = 6  # one in so many of the patients that are not tested validates
+FOLDS = 3  # each patient is a test patient in one of them
+VALIDATION = 6  # one in this many of the other patients validates
 ALL = tuple(range(FOLDS))
 
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """A question, its cells and its budgets. The first cell is the baseline that the others are compared with.
+    """A question, its cells and its budgets. The first cell is the baseline for all comparisons.
 
     Attributes:
-      question: in words.
+      question: in one or two sentences.
       cells: the rows of its table.
       budgets: by scale.
-      folds: each patient is tested in one of them.
-      validation: one in so many of the patients that are not tested validates.
+      folds: number of folds; each patient is a test patient in one of them.
+      validation: one in this many of the other patients validates.
     """
 
     question: str
@@ -78,12 +78,12 @@ class Study:
 
     @property
     def baseline(self) -> Cell:
-        """What the other cells are compared with."""
+        """The cell that the others are compared with."""
         return self.cells[0]
 
 
 class Job(NamedTuple):
-    """One training, or one new scoring."""
+    """One training, or one rescoring of a checkpoint."""
 
     cell: Cell
     fold: int
@@ -91,7 +91,7 @@ class Job(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Its folder below `runs/`."""
+        """Its folder in `runs/`."""
         return f"{self.cell.name}/fold{self.fold}_seed{self.seed}"
 
 
@@ -110,15 +110,15 @@ QUICK = Budget(
     folds=(0,),
     seeds=(0,),
 )
-QUICK_SIZES = QUICK.changes | {"data.crop_size": 16}  # in place of what a cell asks for
-# Two cores make a step of the U-Net at :cpu in about 0.75 s: 330 steps in 5 to 6 minutes with scoring, 180 in 3 to 4.
+QUICK_SIZES = QUICK.changes | {"data.crop_size": 16}  # override those of a cell
+# On two cores a U-Net step at :cpu takes about 0.75 s: 330 steps take 5 to 6 minutes with scoring, 180 take 3 to 4.
 LONGER = Budget("cpu", {"train.epochs": 6, "train.steps_per_epoch": 55, "optimizer.warmup_epochs": 0.5}, ALL, (0,))
 SHORTER = Budget("cpu", {"train.epochs": 4, "train.steps_per_epoch": 45, "optimizer.warmup_epochs": 0.5}, ALL, (0,))
 ONE_FOLD = SHORTER._replace(folds=(0,))
-# Against the clock: no two cells beside each other on the same cores.
+# Limited by time: cells must not share cores.
 TIMED = Budget("cpu", {"train.max_minutes": 25.0, "train.epochs": 10_000, "train.early_stop_patience": 0}, ALL, (0,))
-FIVE_FOLDS, FEW = 5, 14  # folds; one in so many of the patients that are not tested validates
-# On a GPU: the reproduced recipe as it is, or the recipe of :cpu at the paper's size.
+FIVE_FOLDS, FEW = 5, 14  # number of folds; one in FEW of the other patients validates
+# For a GPU: the reproduced recipe unchanged, or the recipe of :cpu at the paper's size.
 PAPER = Budget(None, {}, ALL, (0, 1, 2))
 PAPER_SIZE = Budget(
     "cpu", {"data.image_size": 256, "model.features": 64, "train.epochs": 50, "train.batch_size": 32}, ALL, (0, 1, 2)
@@ -131,10 +131,10 @@ PLAIN_IMAGES = {
     f"augment.{name}": 0.0
     for name in ("rotation", "scale", "shift", "shear", "flip", "flair_stand_in", "contrast", "gamma", "noise")
 }
-# The recipe of github.com/mateuszbuda/brain-segmentation-pytorch (dataset, loss, train, transform, utils)
-# at the learning rate that 25 minutes ask for. Not as there: slices are not cropped to the head, dark pixels are not
-# blackened, the first and the last slice of a patient are kept, the normalization takes percentiles of each channel,
-# slices are resized otherwise (bilinear, not order 2), and the initial weights are those of our networks.
+# The recipe of github.com/mateuszbuda/brain-segmentation-pytorch (dataset, loss, train, transform, utils), with a
+# learning rate that suits 25 minutes. Differences from the original: slices are not cropped to the head, dark pixels
+# are not set to 0, the first and the last slice of a patient are used, the normalization takes percentiles of each
+# channel, slices are resized bilinearly (not with order 2), and the initial weights are those of our networks.
 PUBLISHED = PLAIN_IMAGES | {
     "model.norm": "conv",
     "loss.smooth": 1.0,
@@ -159,12 +159,12 @@ RECIPE = Cell("recipe", "the recipe: U-Net, Dice")
 
 
 def _changes_of_best(scale: str | None) -> dict[str, object]:
-    """What `configs/best.py` says otherwise than `configs/unet_dice.py`, but for how long it trains."""
-    plain, changed = (flatten(make(scale).to_dict()) for make in (get_config, best.get_config))
+    """Returns where `configs/best.py` differs from `configs/unet_dice.py`, except for the training length."""
+    plain, changed = (flatten(config_at(scale).to_dict()) for config_at in (get_config, best.get_config))
     return {key: value for key, value in changed.items() if value != plain[key] and key not in TIMED.changes}
 
 
-# Two cores make a step of best.py at :cpu in about 0.8 s: 1 000 steps in 15 minutes with scoring.
+# On two cores a step of best.py at :cpu takes about 0.8 s: 1 000 steps take 15 minutes with scoring.
 OUT_OF_FOLD = Budget("cpu", {"train.epochs": 10, "train.early_stop_patience": 0}, tuple(range(FIVE_FOLDS)), (0,))
 LEAKING = OUT_OF_FOLD._replace(changes=_changes_of_best("cpu") | OUT_OF_FOLD.changes)
 
@@ -181,7 +181,7 @@ STUDIES = {
         {"quick": QUICK, "cpu": LONGER, None: PAPER},
     ),
     "recipe": Study(
-        "What does each ingredient of the recipe give? One is changed at a time.",
+        "What does each ingredient of the recipe contribute? Each cell changes one.",
         (
             RECIPE,
             Cell("rescale", "pixels / 255", {"data.normalization": "rescale"}),
@@ -213,21 +213,21 @@ STUDIES = {
             Cell("width_double", "twice the features", features=2.0),
             Cell("size_64", "64 pixels", {"data.image_size": 64}),
             Cell("size_192", "192 pixels", {"data.image_size": 192}),
-            Cell("largest", "largest 3-D part alone", {"eval.largest_component": True}, rescores=True),
+            Cell("largest", "largest 3-D component only", {"eval.largest_component": True}, rescores=True),
             Cell("chosen", "post-processing chosen on validation", {"eval.choose": True}, rescores=True),
             Cell("mirror", "mirror images averaged", {"eval.mirror": True}, rescores=True),
         ),
         SMALL_BUDGETS,
     ),
     "leakage": Study(
-        "How much of a score is imagined where slices of one patient stand on both sides of the split?",
+        "How much does a score rise when slices of one patient are on both sides of the split?",
         (Cell("by_patient", "split by patient"), Cell("by_slice", "split by slice", by_slice=True)),
         {"quick": QUICK, "cpu": LEAKING, None: PAPER_SIZE._replace(folds=tuple(range(FIVE_FOLDS)))},
         folds=FIVE_FOLDS,
         validation=FEW,
     ),
     "scaling": Study(
-        "Are more patients or is a larger network the better buy?",
+        "Which helps more: more patients or a larger network?",
         (
             Cell("all", "all training patients"),
             Cell("patients_10", "10 training patients", patients=10),
@@ -239,19 +239,19 @@ STUDIES = {
         SMALL_BUDGETS,
     ),
     "cross_validation": Study(
-        "What does each patient score with the one network that has not seen it?",
+        "How does each patient score under the network that was not trained on this patient?",
         (Cell("unet_dice", "U-Net, Dice"), Cell("attn_dice", "Attention U-Net, Dice", ATTENTION)),
         {"quick": QUICK, "cpu": LONGER, None: PAPER_SIZE},
     ),
     "best": Study(
-        "What does each patient score with configs/best.py, out of fold?",
+        "How does each patient score out of fold with configs/best.py?",
         (Cell("best", "configs/best.py", _changes_of_best("cpu")),),
         {"quick": QUICK, "cpu": OUT_OF_FOLD},
         folds=FIVE_FOLDS,
         validation=FEW,
     ),
     "against_published": Study(
-        "Is configs/best.py ahead of the published PyTorch U-Net's recipe after the same time?",
+        "Does configs/best.py beat the recipe of the published PyTorch U-Net in the same time?",
         (
             Cell("published", "the published recipe", PUBLISHED),
             Cell("best", "configs/best.py", _changes_of_best("cpu")),
@@ -262,37 +262,37 @@ STUDIES = {
 
 
 def parse_study(text: str) -> tuple[Study, Budget]:
-    """The study and budget of `--study=NAME[:SCALE]`.
+    """Returns the study and budget of `--study=NAME[:SCALE]`.
 
     Raises:
-      InputError: there is no such study or budget.
+      InputError: the study or the budget does not exist.
     """
     name, _, scale = text.partition(":")
     if name not in STUDIES:
-        raise InputError(f"--study={text}: there is no study {name!r}; give one of {', '.join(STUDIES)}")
+        raise InputError(f"--study={text}: unknown study {name!r}; give one of {', '.join(STUDIES)}")
     study = STUDIES[name]
     if (scale or None) not in study.budgets:
-        scales = ", ".join(f"{name}:{known}" if known else name for known in study.budgets)
-        raise InputError(f"--study={text}: there is no budget {scale!r}; give one of {scales}")
+        scales = ", ".join(f"{name}:{budget}" if budget else name for budget in study.budgets)
+        raise InputError(f"--study={text}: unknown budget {scale!r}; give one of {scales}")
     return study, study.budgets[scale or None]
 
 
 def jobs(study: Study, budget: Budget) -> Iterator[Job]:
-    """All cells, folds and seeds. Fold after fold, so that a study that is cut short has compared whole folds."""
+    """Yields all cells, seeds and folds, fold by fold: an interrupted study has then compared whole folds."""
     for seed in budget.seeds:
         for fold in budget.folds:
             yield from (Job(cell, fold, seed) for cell in study.cells)
 
 
 def settings_of(job: Job, budget: Budget, *, source: str | None) -> dict[str, object]:
-    """What the job's command sets on top of `configs/unet_dice.py`, by config key.
+    """Returns what the job's command sets on top of `configs/unet_dice.py`, by config key.
 
-    A cell's changes go before the budget's. At :quick it is the other way round, so that no cell is slow there.
+    A cell's changes override those of the budget. At :quick the budget wins, so that no cell is slow.
 
     Args:
       job: of `jobs`.
       budget: of its study.
-      source: of the data, in place of the config's.
+      source: of the data, instead of the config's.
     """
     changes = dict(job.cell.changes)
     if budget.scale == "quick":
@@ -305,7 +305,7 @@ def settings_of(job: Job, budget: Budget, *, source: str | None) -> dict[str, ob
 
 
 def config_of(job: Job, budget: Budget, *, source: str | None) -> ConfigDict:
-    """The whole config that these settings make, but for the file of the split."""
+    """Returns the whole config of a job, without the file of the split."""
     config = get_config(budget.scale)
     config.update_from_flattened_dict(settings_of(job, budget, source=source))
     return config

@@ -1,6 +1,6 @@
-"""The ablation harness: its grid and splits by hand, its processes as stand-ins, and a tiny study for real.
+"""The ablation harness: grid and splits against values by hand, stub processes, and a tiny real study.
 
-What it makes of the scores is in `test_tables.py`.
+`test_tables.py` tests its tables.
 """
 
 import csv
@@ -22,15 +22,15 @@ from brainseg_jax.config import check_config
 from brainseg_jax.errors import InputError, TrainingStopped
 from brainseg_jax.shards import Shard, parse_shard
 from experiments import running
-from experiments.by_slice import case_of, deal, part_of, split_by_slice, torn
+from experiments.by_slice import assign_slices, original_case, split_by_slice, split_cases, third_name
 from experiments.cell import rescore
-from experiments.running import DONE, ELSEWHERE, FAILED, LEFT, Grid, jobs_of_shard, report_failures, run_all
+from experiments.running import DONE, ELSEWHERE, FAILED, PENDING, StudyGrid, jobs_of_shard, report_failures, run_all
 from experiments.splits import split_of
 from experiments.studies import FIVE_FOLDS, FOLDS, STUDIES, Budget, Cell, Job, Study, config_of, jobs, parse_study
 
 ROOT = Path(__file__).parents[1]
 TINY = Study(
-    "What of it?",
+    "Which is better?",
     (Cell("base", "the baseline"), Cell("other", "the other_one"), Cell("new", "scored anew", rescores=True)),
     {"quick": Budget("quick", {"train.epochs": 1}, folds=(0, 1), seeds=(0,))},
 )
@@ -90,12 +90,12 @@ def test_best_and_leakage_train_on_windows_at_cpu():
 
 @pytest.mark.parametrize("text", ["nothing", "recipe:gpu", "recipe:None"])
 def test_an_unknown_study(text):
-    with pytest.raises(InputError, match=rf"--study={text}: there is no"):
+    with pytest.raises(InputError, match=rf"--study={text}: unknown "):
         parse_study(text)
 
 
 @pytest.mark.parametrize("text", ["3", "3/3", "-1/3", "a/b"])
-def test_a_share_that_is_none(text):
+def test_an_invalid_shard(text):
     with pytest.raises(InputError, match="give i/n with i from 0"):
         parse_shard(text, "--cell")
 
@@ -103,7 +103,7 @@ def test_a_share_that_is_none(text):
 def test_shards_cover_each_cell_once_and_keep_a_checkpoint_with_its_scoring():
     study, budget = parse_study("recipe:cpu")
     everything = list(jobs(study, budget))
-    base_of = Grid(study, budget, Path("nowhere"), None, everything).base_of
+    base_of = StudyGrid(study, budget, Path("nowhere"), None, everything).base_of
     for of in (1, 4, 7, len(everything)):
         shards = [jobs_of_shard(everything, base_of, Shard(index, of)) for index in range(of)]
         assert Counter(job for shard in shards for job in shard) == Counter(everything)
@@ -131,32 +131,32 @@ def test_a_study_of_its_own_folds_tests_everybody_once(cohort):
     assert len({split.test for split in splits}) == 5
 
 
-def test_a_split_by_slice_deals_each_slice_and_keeps_everything_else(cohort):
-    assert case_of(part_of("TCGA_DU_1234_19990101", "val")) == "TCGA_DU_1234_19990101"
+def test_a_split_by_slice_assigns_each_slice_and_keeps_everything_else(cohort):
+    assert original_case(third_name("TCGA_DU_1234_19990101", "val")) == "TCGA_DU_1234_19990101"
     numbers = np.arange(1, 17)
-    parts = [deal("P", numbers, fold=fold) for fold in range(FIVE_FOLDS)]
+    parts = [assign_slices("P", numbers, fold=fold) for fold in range(FIVE_FOLDS)]
     np.testing.assert_array_equal(sum((part == 2).astype(int) for part in parts), 1)  # tested in one fold
     assert sorted(Counter(parts[1].tolist()).items()) == [(0, 12), (1, 1), (2, 3)]  # 3 of 16, then one of 13
-    twice = torn(cohort, fold=1)
+    twice = split_cases(cohort, fold=1)
     assert len(twice.cases) == len(twice.labels) == 3 * len(cohort.cases)
     for index, case in enumerate(twice.cases):  # each third has its own slices, in their order
-        whole, numbers = cohort.cases.index(case_of(case)), np.array(twice.numbers[index]) - 1
-        own, of_whole = twice.slices_of([case]), cohort.slices_of([case_of(case)])
+        whole, numbers = cohort.cases.index(original_case(case)), np.array(twice.numbers[index]) - 1
+        own, of_whole = twice.slices_of([case]), cohort.slices_of([original_case(case)])
         np.testing.assert_array_equal(twice.slices.images[own], cohort.slices.images[of_whole][numbers])
         np.testing.assert_array_equal(twice.slices.target_bits[own], cohort.slices.target_bits[of_whole][numbers])
         np.testing.assert_array_equal(twice.labels[index], cohort.labels[whole][numbers])
         np.testing.assert_array_equal(
-            twice.read_voxels(case)[..., 0], cohort.read_voxels(case_of(case))[numbers][..., 0]
+            twice.read_voxels(case)[..., 0], cohort.read_voxels(original_case(case))[numbers][..., 0]
         )
     split = split_by_slice(cohort.cases)
     slices = [twice.slices_of(cases) for cases in (split.train, split.val, split.test)]
     assert sorted(np.concatenate(slices).tolist()) == list(range(len(cohort.slices.images)))
     for names in (split.train, split.val, split.test):
-        assert [case_of(name) for name in names] == list(cohort.cases)
+        assert [original_case(name) for name in names] == list(cohort.cases)
     for new, old in zip(twice.normalization, cohort.normalization, strict=True):
         np.testing.assert_array_equal(new, np.repeat(old, 3, axis=0))
     with pytest.raises(InputError, match="P has 2 slices"):
-        deal("P", np.arange(2), fold=0)
+        assign_slices("P", np.arange(2), fold=0)
 
 
 @pytest.fixture
@@ -172,9 +172,9 @@ def stand_ins(monkeypatch, tmp_path):
         start = f"import sys, time, signal, pathlib; r = pathlib.Path({str(self.run_of(job))!r})\n"
         return [sys.executable, "-c", start + scripts.get(job.cell.name, "") + "\n" + finish]
 
-    monkeypatch.setattr(Grid, "command", command)
+    monkeypatch.setattr(StudyGrid, "command", command)
     budget = TINY.budgets["quick"]
-    return lambda: Grid(TINY, budget, tmp_path, None, list(jobs(TINY, budget))), scripts
+    return lambda: StudyGrid(TINY, budget, tmp_path, None, list(jobs(TINY, budget))), scripts
 
 
 def test_a_cell_that_fails_stops_no_other_and_is_tried_again(stand_ins, caplog):
@@ -191,7 +191,7 @@ def test_a_cell_that_fails_stops_no_other_and_is_tried_again(stand_ins, caplog):
         if job.cell.name != "other"
     }
     grid = make()
-    assert [grid.states[job.name] for job in grid.jobs] == [DONE, LEFT, DONE] * 2
+    assert [grid.states[job.name] for job in grid.jobs] == [DONE, PENDING, DONE] * 2
     run_all(grid, lambda: None)
     assert set(grid.states.values()) == {DONE}
     assert (
@@ -199,7 +199,7 @@ def test_a_cell_that_fails_stops_no_other_and_is_tried_again(stand_ins, caplog):
     )
 
 
-def test_what_cannot_be_scored_anew_is_said(stand_ins):
+def test_a_rescoring_without_a_checkpoint_fails_with_a_reason(stand_ins):
     make, scripts = stand_ins
     scripts["base"] = "sys.exit(3)"
     grid = make()
@@ -230,14 +230,14 @@ def test_results_of_another_budget_do_not_count(stand_ins):
     config = json.loads(path.read_text())
     config["train"]["epochs"] = 7
     path.write_text(json.dumps(config))
-    assert list(make().states.values()).count(LEFT) == 1
+    assert list(make().states.values()).count(PENDING) == 1
     config["train"]["epochs"] = 1
     del config["train"]["keep"]  # a key that this run could not know, at its default in this study
     path.write_text(json.dumps(config))
-    assert LEFT not in make().states.values()
+    assert PENDING not in make().states.values()
     del config["train"]["epochs"]  # the same, and not at its default
     path.write_text(json.dumps(config))
-    assert list(make().states.values()).count(LEFT) == 1
+    assert list(make().states.values()).count(PENDING) == 1
 
 
 def test_a_signal_goes_on_to_the_job_and_ends_the_study(stand_ins, tmp_path):
@@ -253,12 +253,12 @@ def test_a_signal_goes_on_to_the_job_and_ends_the_study(stand_ins, tmp_path):
 
     with pytest.raises(TrainingStopped, match="stopped by SIGINT"):
         run_all(grid, show)
-    assert set(grid.states.values()) == {LEFT}
+    assert set(grid.states.values()) == {PENDING}
 
 
 @pytest.mark.usefixtures("optax_promotion")
 @pytest.mark.slow
-def test_a_checkpoint_is_scored_anew(trained_run, tmp_path):
+def test_a_checkpoint_is_rescored(trained_run, tmp_path):
     run, config = trained_run
     before = {p: p.stat().st_mtime_ns for p in run.rglob("*")}
     other = config.copy_and_resolve_references()
@@ -279,10 +279,10 @@ def start(output, data_dir, *arguments):
     return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def test_tables_of_nothing(tmp_path):
+def test_tables_without_a_study(tmp_path):
     process = start(tmp_path / "none", tmp_path, "--tables")
     words = process.communicate()[0]
-    assert process.returncode == 2 and "none: no study in it" in words and "Traceback" not in words
+    assert process.returncode == 2 and "none: no study here" in words and "Traceback" not in words
     assert not (tmp_path / "none").exists()
 
 

@@ -13,7 +13,7 @@ from test_evaluate import box, call, write_volume
 from brainseg_jax.data.splits import cases_of_known
 from brainseg_jax.errors import InputError
 from brainseg_jax.runs.comparison import begin_runs
-from experiments.by_slice import part_of
+from experiments.by_slice import third_name
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 NEW = "TCGA_DU_9999_20200101"
@@ -76,7 +76,7 @@ def test_a_run_that_was_trained_by_slice_knows_all_its_patients(run, source):
     split = split_of(run)
     everybody = sorted(case for cases in split.values() for case in cases)
     (run / "split.json").write_text(
-        json.dumps({part: [part_of(case, part) for case in everybody] for part in ("train", "val", "test")})
+        json.dumps({part: [third_name(case, part) for case in everybody] for part in ("train", "val", "test")})
     )
     _, scoring = begin([run], source)
     assert scoring.cases == (NEW,)
@@ -188,5 +188,7 @@ def test_a_patient_is_known_by_its_cases_whatever_is_appended():
 
 
 def test_part_of_is_what_is_recognized():
-    assert re.match(r"TCGA_DU_1-", part_of("TCGA_DU_1_1999", "val"))
-    assert cases_of_known(["TCGA_DU_1_1999"], ["TCGA_DU_1"], {part_of("TCGA_DU_1_2001", "val")}) == {"TCGA_DU_1_1999"}
+    assert re.match(r"TCGA_DU_1-", third_name("TCGA_DU_1_1999", "val"))
+    assert cases_of_known(["TCGA_DU_1_1999"], ["TCGA_DU_1"], {third_name("TCGA_DU_1_2001", "val")}) == {
+        "TCGA_DU_1_1999"
+    }

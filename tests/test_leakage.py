@@ -4,13 +4,13 @@ import numpy as np
 
 from brainseg_jax.data.prepared_cases import LabelledCase
 from brainseg_jax.scans.volume import Volume
-from experiments.by_slice import deal
+from experiments.by_slice import assign_slices
 from experiments.leakage import BY_PATIENT, BY_SLICE, SEEN, score_case, tabulate
 
 
 def test_each_network_is_scored_on_the_slices_that_are_tested():
     numbers = tuple(range(1, 17))
-    parts = deal("P_1", np.array(numbers), fold=0)
+    parts = assign_slices("P_1", np.array(numbers), fold=0)
     labels = np.ones((16, 2, 2), np.uint8)
     case = LabelledCase("P_1", "P", "", Volume(np.zeros((16, 2, 2, 3), np.uint8), None, numbers, labels=labels))
     # The one network finds half of each tested slice and nothing else, the other one those that it was trained on.

@@ -69,7 +69,7 @@ def described(run, folder, **changes):
 
 def test_a_cohort_whose_channels_cannot_be_replaced_is_refused(trained_run, tmp_path):
     run = described(trained_run[0], tmp_path / "run", stand_in="")
-    with pytest.raises(InputError, match=rf"{run}: of its channels pre-contrast, FLAIR, post-contrast none replaces"):
+    with pytest.raises(InputError, match=rf"{run}: its channels pre-contrast, FLAIR, post-contrast include none"):
         next(score_run(run))
 
 

@@ -42,7 +42,7 @@ def test_other_data_are_refused(study):
     with pytest.raises(InputError) as raised:
         check_runs(JOBS, STUDY, other, study, seed=0)
     first, *lines = str(raised.value).splitlines()
-    assert first.startswith(f"--output={study} holds runs of other data") and "new --output, or the --source" in first
+    assert first.startswith(f"--output={study} has runs of other data") and "new --output, or the --source" in first
     assert lines == [f"  {j.name}: data abcdef012345 of /old/kaggle_3m before, 9876543210fe now" for j in JOBS[:-1]]
 
 
@@ -61,7 +61,7 @@ def test_another_split_is_refused(study):
 def test_nothing_is_written_before_the_runs_are_compared(study):
     other = SimpleNamespace(**{**vars(COHORT), "fingerprint": "9876543210fedcba"})
     before = sorted(study.rglob("*"))
-    with pytest.raises(InputError, match="holds runs of other data"):
+    with pytest.raises(InputError, match="has runs of other data"):
         write_splits(JOBS, STUDY, other, study, seed=0)
     assert sorted(study.rglob("*")) == before
     assert write_splits(JOBS, STUDY, COHORT, study, seed=0) == JOBS

@@ -6,9 +6,9 @@ from scipy import stats
 
 from brainseg_jax.errors import InputError
 from brainseg_jax.evaluation.scores import write_table
-from experiments.by_slice import part_of
+from experiments.by_slice import third_name
 from experiments.studies import Cell, Study
-from experiments.tables import by_patient, latex, put_together, write_tables
+from experiments.tables import average_by_patient, latex, merge_folds, write_tables
 
 STUDY = Study(
     "What of it?", (Cell("base", "the baseline"), Cell("other", "the other_one"), Cell("new", "the new one")), {}
@@ -18,14 +18,19 @@ STUDY = Study(
 def test_a_volume_is_put_together_from_its_folds():
     """Overlaps 30 and 0 of 40 + 60 true and 40 + 20 predicted voxels."""
     row = {"institution": "DU", "grade": 2, "unit": "voxel"}
-    first = row | {"patient": part_of("T_D_1_9", "test"), "dice": 0.75, "volume_true": 40.0, "volume_predicted": 40.0}
+    first = row | {
+        "patient": third_name("T_D_1_9", "test"),
+        "dice": 0.75,
+        "volume_true": 40.0,
+        "volume_predicted": 40.0,
+    }
     second = first | {"dice": 0.0, "volume_true": 60.0, "volume_predicted": 20.0}
-    (whole,) = put_together([[first], [second]])
+    (whole,) = merge_folds([[first], [second]])
     assert whole["patient"] == "T_D_1_9"
     assert whole["dice"] == pytest.approx(60 / 160) and whole["iou"] == pytest.approx(30 / 130)
     assert whole["precision"] == pytest.approx(0.5) and whole["recall"] == pytest.approx(0.3)
     nothing = first | {"dice": 1.0, "volume_true": 0.0, "volume_predicted": 0.0}
-    assert put_together([[nothing]])[0]["dice"] == put_together([[nothing]])[0]["iou"] == 1.0
+    assert merge_folds([[nothing]])[0]["dice"] == merge_folds([[nothing]])[0]["iou"] == 1.0
 
 
 def make_rows(cell, dice, seed=0):
@@ -64,7 +69,7 @@ def test_the_table_says_what_scipy_says(tmp_path, capsys):
     )
     assert (tmp_path / "boxes.png").stat().st_size > 5000 and (tmp_path / "differences.png").stat().st_size > 5000
     write_table(tmp_path / "scores.csv", make_rows("other", other))
-    with pytest.raises(InputError, match=r"scores\.csv: no row of the baseline 'base'"):
+    with pytest.raises(InputError, match=r"scores\.csv: the baseline 'base' has no rows"):
         write_tables(STUDY, tmp_path)
 
 
@@ -96,7 +101,7 @@ def test_a_table_a_target(tmp_path, capsys):
 def test_seeds_are_averaged_patient_by_patient():
     rows = make_rows("base", [0.2, 0.4]) + make_rows("base", [0.6, 0.8], seed=1)
     rows[0]["hd95"] = 3.0
-    found = by_patient(rows)
+    found = average_by_patient(rows)
     assert [found[p]["dice"] for p in ("P00", "P01")] == pytest.approx([0.4, 0.6])
     assert (found["P00"]["hd95"], found["P01"]["hd95"]) == (3.0, None)
 
