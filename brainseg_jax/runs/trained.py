@@ -129,8 +129,8 @@ def _read_training_scans(path: Path, description: Description) -> TrainingScans 
     training_scans, shown = TrainingScans.read(path), description.channels[description.shown]
     if training_scans.channel != shown:
         raise InputError(
-            f"{path} describes the channel {training_scans.channel}, but the network shows {shown}; restore a complete copy, or "
-            "delete it to predict without flags"
+            f"{path} describes the channel {training_scans.channel}, but the network shows {shown}; restore a complete "
+            "copy, or delete it to predict without flags"
         )
     return training_scans
 
