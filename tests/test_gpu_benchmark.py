@@ -32,7 +32,8 @@ def bench(tmp_path_factory):
 def rows_of(name, bench, capsys):
     bench.until = float("inf")
     rows = gpu.run({name: gpu.PARTS[name]}, bench, seconds=3600, output=None)
-    assert capsys.readouterr().out.splitlines() == [f"{name}: {row['line']}" for row in rows]  # none is NOT OK
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith((f"{name}: ", "NOT OK"))]
+    assert printed == [f"{name}: {row['line']}" for row in rows]  # beside what a training prints; none is NOT OK
     return rows
 
 
