@@ -112,7 +112,9 @@ def commands_page() -> str:
         lines += ["", f"## {title}", "", f"`python -m {module}`", "", summary, ""]
         lines += ["| option | default | meaning |", "| --- | --- | --- |"]
         for flag in flags_by_command()[module]:
-            meaning = flag.meaning + (f" One of {', '.join(flag.choices)}." if flag.choices else "")
+            meaning = re.sub(r"^<[^>]*>:\s*", "", flag.meaning) + (
+                f" One of {', '.join(flag.choices)}." if flag.choices else ""
+            )
             default = f"`{flag.default}`" if flag.default not in ("", "None") else ""
             lines.append(f"| `--{flag.name}` | {default} | {_cell(meaning)} |")
     return "\n".join(lines) + "\n"
