@@ -113,7 +113,7 @@ def test_masks_that_are_not_binary_are_refused(dataset_folder, monkeypatch):
     records = [{**record, "mask": record["mask"] * np.uint8(255)} for record in builder.as_data_source()["slices"]]
     monkeypatch.setattr(builder, "as_data_source", lambda: {"slices": records})
     monkeypatch.setattr(tfds, "builder_from_directory", lambda folder: builder)
-    with pytest.raises(InputError, match=r"damaged \(labels 255 in case TCGA_PA_0001_20000101"):
+    with pytest.raises(InputError, match=r"damaged \(case TCGA_PA_0001_20000101 has undescribed labels 255"):
         load_cohort(dataset_folder, image_size=16, normalization="rescale")
 
 

@@ -298,6 +298,6 @@ def test_a_network_that_hangs_is_given_up_soon_and_in_words(tmp_path, monkeypatc
     with pytest.raises(InputError) as caught:
         download.download()
     assert time.monotonic() - begin < 4
-    for words in ("no answer", download.PAGE, "--source=", "--config=configs/attn_dice.py:quick"):
+    for words in ("no response", download.PAGE, "--source=", "--config=configs/attn_dice.py:quick"):
         assert words in str(caught.value)
     assert download.PATIENCE < 20

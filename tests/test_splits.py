@@ -108,8 +108,8 @@ def test_all_faults_of_a_split_file_are_listed_at_once(tmp_path):
     for fault in (
         "unknown part 'tset'",
         "part 'test' is missing",
-        f"{CASES[1]} stands in train and again in train",
-        f"{CASES[1]} stands in train and again in val",
+        f"{CASES[1]} is listed in train and again in train",
+        f"{CASES[1]} is listed in train and again in val",
         f"{second_case} (val) belongs to patient {PATIENTS[0]}, who also has a case in train",
         "TCGA_XX_0000_19990101 (val) is not a case of the data",
     ):
