@@ -1,4 +1,4 @@
-"""What the benchmarks compute of their timings; the timings themselves are run by hand, see benchmarks/README.md."""
+"""The benchmarks' computations on timings. The timings themselves run by hand, see benchmarks/README.md."""
 
 from collections import Counter
 
@@ -64,7 +64,7 @@ def compiled_operators(channels, features):
     return operators(jax.jit(step, compiler_options=ops.compiler_options()).lower(*shapes).compile().as_text())
 
 
-def test_convolutions_of_a_compiled_step_are_told_apart():
+def test_convolutions_of_a_compiled_step_are_distinguished():
     wide = Counter(operator.kind for operator in compiled_operators(32, 40).values())
     assert [wide[kind] for kind in ("convolution", "input gradient", "kernel gradient")] == [6, 6, 1]
     found = compiled_operators(2, 3)
