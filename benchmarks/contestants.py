@@ -1,6 +1,6 @@
-"""Who races: the same piece of work in each library, as a callable that does it once and waits for its end.
+"""The same work in each library, as a callable that does it once and waits for its end.
 
-A library is imported where it races alone, so that no other's threads or memory are beside it.
+Each function imports its library itself, so that a process has the threads and memory of one library only.
 """
 
 import dataclasses
@@ -15,13 +15,13 @@ RATE = 1e-4  # of Adam
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """One race.
+    """One unit of work to compare.
 
     Attributes:
       network: "unet" or "attention_unet".
       features: of the first level.
-      pixels: a side.
-      batch: images.
+      pixels: height and width.
+      batch: number of images.
       kind: "train_step" (forward, Dice loss over the batch, gradient, Adam) or "inference".
     """
 
@@ -33,18 +33,18 @@ class Work:
 
     @property
     def name(self) -> str:
-        """As in the table."""
+        """The name in the table."""
         return f"{self.network}, {self.features} features, {self.pixels} px, batch {self.batch}"
 
     def data(self) -> tuple[np.ndarray, np.ndarray]:
-        """Images [B, S, S, 3] float32 and masks [B, S, S, 1] float32, the same in every process."""
+        """Returns images [B, S, S, 3] and masks [B, S, S, 1], float32, the same in every process."""
         rng = np.random.default_rng(0)
         images = rng.normal(size=(self.batch, self.pixels, self.pixels, 3)).astype(np.float32)
         return images, (rng.random((*images.shape[:3], 1)) > 0.95).astype(np.float32)
 
 
 def ours(work: Work, shared: Path) -> Callable[[], None]:
-    """Our network as a run compiles it; leaves its weights and logits in `shared` for `torch_eager` to check."""
+    """Our network as a run compiles it. Saves its weights and logits in `shared` for the check in `torch_eager`."""
     from brainseg_jax import ops
     from brainseg_jax.compilation import release_compiler_memory
 
@@ -53,12 +53,12 @@ def ours(work: Work, shared: Path) -> Callable[[], None]:
 
 
 def naive_flax(work: Work, _: Path) -> Callable[[], None]:
-    """The same network of XLA's own operators, compiled as `jax.jit` does by itself."""
+    """The same network from XLA's own operators, compiled with the defaults of `jax.jit`."""
     return _in_jax(work, formulation="lax", options=None, weights=None)
 
 
 def ours_without(part: str) -> Callable[[Work, Path], Callable[[], None]]:
-    """Our network as a run compiles it, but for one operator of `ops`, one compiler option or one saving of memory.
+    """Our network as a run compiles it, without one operator of `ops`, one compiler option or one memory saving.
 
     Args:
       part: a name of `PARTS`.
@@ -106,8 +106,8 @@ def _in_jax(work: Work, *, formulation: str, options: dict | None, weights: Path
         params, batch_stats, opt_state = state
 
         def loss(params: dict) -> tuple[jax.Array, dict]:
-            given = {"params": params, "batch_stats": batch_stats}
-            logits, updated = model.apply(given, images, train=True, mutable=["batch_stats"])
+            inputs = {"params": params, "batch_stats": batch_stats}
+            logits, updated = model.apply(inputs, images, train=True, mutable=["batch_stats"])
             return dice_loss(logits, masks, smooth=0.1, batch_wide=True).mean(), updated["batch_stats"]
 
         (value, batch_stats), gradient = jax.value_and_grad(loss, has_aux=True)(params)
@@ -126,14 +126,14 @@ def _in_jax(work: Work, *, formulation: str, options: dict | None, weights: Path
 
 
 def save(weights: Path, variables: dict, *, logits: np.ndarray) -> None:
-    """Writes the variables of a network of ours as arrays named by their path, and logits of its first image."""
+    """Saves the variables of one of our networks as arrays named by path, and the logits of its first image."""
     from flax.traverse_util import flatten_dict
 
     np.savez(weights, **flatten_dict(variables, sep="/"), logits=np.asarray(logits))
 
 
 def torch_eager(work: Work, shared: Path) -> Callable[[], None]:
-    """The same network in PyTorch, of the same weights; SystemExit where its logits are not those of `ours`."""
+    """The same network in PyTorch with the same weights. SystemExit: its logits differ from those of `ours`."""
     from benchmarks.torch_nets import UNet, carry_over
 
     net = UNet(work.features, 4, attention=work.network == "attention_unet")
@@ -142,12 +142,12 @@ def torch_eager(work: Work, shared: Path) -> Callable[[], None]:
     logits = np.load(shared / "weights.npz")["logits"]
     difference = np.abs(_torch_logits(net, images[:1]) - logits).max()
     if difference > 1e-4:
-        raise SystemExit(f"{work.name}: the logits differ by {difference}, so this is not the same work")
+        raise SystemExit(f"{work.name}: the logits differ by {difference}; fix the layers in torch_nets.py")
     return _in_torch(net, work)
 
 
 def torch_compile(work: Work, _: Path) -> Callable[[], None]:
-    """The same through `torch.compile`, which needs a C++ compiler on the machine."""
+    """The same network with `torch.compile`, which needs a C++ compiler."""
     import torch
 
     from benchmarks.torch_nets import UNet
@@ -156,7 +156,7 @@ def torch_compile(work: Work, _: Path) -> Callable[[], None]:
 
 
 def monai(work: Work, _: Path) -> Callable[[], None]:
-    """What one would take from MONAI in its place: `BasicUNet` or `AttentionUnet` of the same widths."""
+    """The network that MONAI offers for this task: `BasicUNet` or `AttentionUnet` with the same widths."""
     from monai.networks.nets import AttentionUnet, BasicUNet
 
     widths = [work.features * 2**level for level in range(5)]

@@ -1,7 +1,7 @@
-"""How cost grows with image size, batch, width, patients and devices: `python -m benchmarks.growth`.
+"""Measures how cost grows with image size, batch, width, patients and devices: `python -m benchmarks.growth`.
 
-Writes `growth.json` and `growth.png`; prints a row a point, with the exponent since the point before (1: linear). The
-devices are fake ones that share the machine's cores, so they show what dividing a batch costs, not what it gains.
+Writes `growth.json` and `growth.png`. Prints one row per point, with the exponent since the point before (1: linear).
+The devices are fake and share the machine's cores. So they show the cost of dividing a batch, not the gain.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import matplotlib.pyplot as plt
 from benchmarks.contestants import Work
 from benchmarks.worker import Worker
 
-STEPS = {  # axis: how far, and a train step there
+STEPS = {  # axis: its values, and the work at a value
     "pixels a side": ((64, 128, 256, 512), lambda n: Work("unet", 8, n, 2)),
     "images a batch": ((1, 2, 4, 8, 16, 32), lambda n: Work("unet", 16, 64, n)),
     "features": ((8, 16, 32, 64), lambda n: Work("unet", n, 128, 2)),
@@ -30,10 +30,10 @@ DEVICES = (1, 2, 4, 8)
 
 
 def main() -> None:
-    """Measures every axis, or in a process of its own one number of devices."""
+    """Measures all axes; with `--devices` measures one number of devices in this process."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--devices", type=int, help="of this process, for the axis of devices; prints seconds")
+    parser.add_argument("--devices", type=int, help="measure only this process, with this many devices; prints seconds")
     arguments = parser.parse_args()
     if arguments.devices:
         print(_step_on_devices(arguments.repetitions))
@@ -53,21 +53,21 @@ def main() -> None:
 
 
 def exponent(before: tuple[float, float] | None, x: float, y: float) -> float | None:
-    """B of y ~ x ** b between two points; None for the first."""
+    """Returns b of y ~ x ** b between two points; None for the first."""
     return None if before is None else math.log(y / before[1]) / math.log(x / before[0])
 
 
 def _rows(axis: str, points: list[tuple[int, dict[str, float]]]) -> list[dict]:
     rows, before = [], {}
-    for at, times in points:
-        row = {"at": at}
+    for value, times in points:
+        row = {"at": value}
         for library, ms in times.items():
-            row |= {f"{library}_ms": ms, f"{library}_exponent": exponent(before.get(library), at, ms)}
-            before[library] = (at, ms)
+            row |= {f"{library}_ms": ms, f"{library}_exponent": exponent(before.get(library), value, ms)}
+            before[library] = (value, ms)
         rows.append(row)
-        figures = [row.get(f"{library}_{what}") for library in ("ours", "torch") for what in ("ms", "exponent")]
-        words = ["" if f is None else f"{f:.0f}" if i % 2 == 0 else f"{f:.2f}" for i, f in enumerate(figures)]
-        print(f"| {axis} | {at} | {' | '.join(words)} |", flush=True)
+        figures = [row.get(f"{library}_{quantity}") for library in ("ours", "torch") for quantity in ("ms", "exponent")]
+        cells = ["" if f is None else f"{f:.0f}" if i % 2 == 0 else f"{f:.2f}" for i, f in enumerate(figures)]
+        print(f"| {axis} | {value} | {' | '.join(cells)} |", flush=True)
     return rows
 
 
@@ -82,7 +82,7 @@ def _train_step(work: Work, repetitions: int) -> dict[str, float]:
 
 
 def _patients() -> tuple[list[tuple[int, dict]], list[tuple[int, dict]]]:
-    """Milliseconds to prepare made-up patients, their making included, and to load them at 128 pixels."""
+    """Returns milliseconds to generate and prepare synthetic patients, and to load them at 128 pixels."""
     from brainseg_jax.data.lgg import prepare
     from brainseg_jax.data.load_cohort import load_cohort
 
@@ -101,12 +101,14 @@ def _patients() -> tuple[list[tuple[int, dict]], list[tuple[int, dict]]]:
 def _on_devices(devices: int, repetitions: int) -> dict[str, float]:
     flags = f"--xla_force_host_platform_device_count={devices}"
     command = [sys.executable, "-m", "benchmarks.growth", f"--devices={devices}", f"--repetitions={repetitions}"]
-    done = subprocess.run(command, env={**os.environ, "XLA_FLAGS": flags}, capture_output=True, text=True, check=True)
-    return {"ours": 1e3 * float(done.stdout.splitlines()[-1])}
+    completed = subprocess.run(
+        command, env={**os.environ, "XLA_FLAGS": flags}, capture_output=True, text=True, check=True
+    )
+    return {"ours": 1e3 * float(completed.stdout.splitlines()[-1])}
 
 
 def _step_on_devices(repetitions: int) -> float:
-    """Median seconds of a training step of 16 images at 128 pixels, 16 features, divided over the devices."""
+    """Returns median seconds of a training step (16 images, 128 pixels, 16 features) divided over the devices."""
     import jax
 
     from brainseg_jax.config import default_config
@@ -126,16 +128,16 @@ def _step_on_devices(repetitions: int) -> float:
 
 
 def draw(lines: dict[str, list[dict]], path: Path) -> None:
-    """One plot an axis, both scales logarithmic, a dashed line where growth would be linear."""
+    """Draws one log-log plot per axis, with a dashed line for linear growth."""
     figure, axes = plt.subplots(2, 3, figsize=(12, 7), layout="constrained")
     for plot, (axis, rows) in zip(axes.flat, lines.items(), strict=True):
-        at = [row["at"] for row in rows]
+        values = [row["at"] for row in rows]
         for library, marker in (("ours", "o"), ("torch", "s")):
             if f"{library}_ms" in rows[0]:
-                plot.loglog(at, [row[f"{library}_ms"] for row in rows], marker=marker, label=library)
-        plot.loglog(at, [rows[0]["ours_ms"] * n / at[0] for n in at], "--", color="gray", label="linear")
+                plot.loglog(values, [row[f"{library}_ms"] for row in rows], marker=marker, label=library)
+        plot.loglog(values, [rows[0]["ours_ms"] * n / values[0] for n in values], "--", color="gray", label="linear")
         plot.set(title=axis, ylabel="ms")
-        plot.set_xticks(at, [str(n) for n in at])
+        plot.set_xticks(values, [str(n) for n in values])
         plot.minorticks_off()
         plot.legend()
     figure.savefig(path, dpi=100)

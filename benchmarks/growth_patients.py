@@ -1,7 +1,7 @@
-"""How time and memory grow with the patients, up to BraTS's 1 251: `python -m benchmarks.growth_patients`.
+"""Measures how time and memory grow with the patients, up to BraTS's 1 251: `python -m benchmarks.growth_patients`.
 
-Every point is a process of its own, whose peak is the largest memory that the kernel saw it hold. A time with a start
-in it (of the command, the network, the compiler) falls to that of a patient as there are more of them.
+Each point is a separate process. Its peak is the kernel's maximum resident memory of that process. Some times include a
+start (of the command, the network, the compiler). Their time per patient falls as the number of patients grows.
 
     python -m benchmarks.growth_patients                    # growth_patients.json and .png; 15 minutes, 5 GB of disk
     python -m benchmarks.growth_patients --patients=4,16 --files=2,4 --slices=12 --side=64 --output=/tmp/growth
@@ -20,31 +20,31 @@ from pathlib import Path
 
 PATIENTS = (10, 40, 200, 1251)  # of synthetic records
 FILES = (4, 10, 40, 100)  # patients in NIfTI files
-MOST_PREDICTED = 40  # patients that are validated or predicted
-OWN = "benchmarks.growth_patients"
+MAX_PREDICTED = 40  # maximum for validation and prediction
+THIS_MODULE = "benchmarks.growth_patients"
 REPETITIONS = 5  # of a training step
-STEP = "training step"  # the one that is a time a step, and not of all patients
-RECORDS = ("write records", "first start", "later start", STEP)  # in this order
+STEP = "training step"  # a time per step; the others are for all patients
+RECORDS = ("write records", "first start", "later start", STEP)  # the order matters
 COMPILED = (STEP, "validate")
 OF_FILES = {"prepare": "prepare files", "predict": "predict files", "evaluate": "score files"}
 
 
 def main() -> None:
-    """Measures every point, or does in a process of its own the work of one."""
+    """Measures all points; with `--work` does the work of one point in this process."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--patients", type=_numbers, default=PATIENTS, help="of synthetic records, as in 10,40,200")
     parser.add_argument("--files", type=_numbers, default=FILES, help="patients in files, as in 4,10,40")
     parser.add_argument("--slices", type=int, default=155, help="of a patient")
     parser.add_argument("--side", type=int, default=128, help="pixels, a multiple of 16")
-    parser.add_argument("--folder", type=Path, help="for the records; default: that of temporary files")
+    parser.add_argument("--folder", type=Path, help="for the records; default: the temporary folder")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(""), help="without .json and .png")
-    parser.add_argument("--work", choices=WORK, help="of this process; prints seconds")
+    parser.add_argument("--work", choices=WORK, help="do only this work, in this process; prints seconds")
     arguments = parser.parse_args()
     if arguments.work:
         print(WORK[arguments.work](arguments.folder, arguments.patients[0], arguments.slices, arguments.side))
         return
     lines: dict[str, list[dict]] = {}
-    print("| work | patients | seconds | seconds a patient | peak, MB |\n| --- | --- | --- | --- | --- |")
+    print("| work | patients | seconds | seconds per patient | peak, MB |\n| --- | --- | --- | --- | --- |")
     for work, point in _points(arguments):
         lines.setdefault(work, []).append(point)
         print(f"| {work} | {' | '.join(f'{value:.4g}' for value in point.values())} |", flush=True)
@@ -57,25 +57,25 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def _points(arguments: argparse.Namespace) -> Iterator[tuple[str, dict]]:
-    """Yields the name of a work and a point of it; what a point leaves on disk is removed after it."""
+    """Yields the name of a work and one point of it; removes the point's files afterwards."""
     size = (f"--slices={arguments.slices}", f"--side={arguments.side}")
 
-    def own(work: str, folder: str | Path, patients: int) -> dict:
+    def run_here(work: str, folder: str | Path, patients: int) -> dict:
         flags = (f"--work={work}", f"--folder={folder}", f"--patients={patients}")
-        return measure(patients, OWN, *flags, *size)
+        return measure(patients, THIS_MODULE, *flags, *size)
 
     for patients in arguments.patients:
         with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-            for work in (*RECORDS, *(("validate",) if patients <= MOST_PREDICTED else ())):
+            for work in (*RECORDS, *(("validate",) if patients <= MAX_PREDICTED else ())):
                 if patients == arguments.patients[0] and work in COMPILED:
-                    own(work, folder, patients)  # so that no point holds the compiler's time and memory
-                yield work, own(work, folder, patients)
+                    run_here(work, folder, patients)  # warm up: points exclude the compiler's time and memory
+                yield work, run_here(work, folder, patients)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        own("write files", folder, arguments.files[-1])
+        run_here("write files", folder, arguments.files[-1])
         run = Path(folder) / "run"
         for patients in arguments.files:
             scans = Path(folder) / f"{patients}"
-            own("link files", scans, patients)
+            run_here("link files", scans, patients)
             commands = {
                 "prepare": (f"--source={scans}", f"--data_dir={scans}_data"),
                 "predict": (f"--run={run}", f"--input={scans}/imagesTr", f"--output={scans}_masks"),
@@ -86,10 +86,10 @@ def _points(arguments: argparse.Namespace) -> Iterator[tuple[str, dict]]:
             }
             for command, flags in commands.items():
                 module = f"brainseg_jax.{'data.' * (command == 'prepare')}{command}"
-                if command != "predict" or patients <= MOST_PREDICTED:
+                if command != "predict" or patients <= MAX_PREDICTED:
                     yield OF_FILES[command], measure(patients, module, *flags)
                 if command == "prepare" and not run.exists():
-                    own("train on files", folder, patients)
+                    run_here("train on files", folder, patients)
 
 
 def measure(patients: int, module: str, *flags: str) -> dict:
@@ -97,7 +97,7 @@ def measure(patients: int, module: str, *flags: str) -> dict:
 
     Args:
       patients: of the point.
-      module: of the command; the seconds of a work of this one are those that it prints.
+      module: of the command. If it is this module, the seconds are those that it prints.
       flags: of the command.
 
     Returns:
@@ -107,19 +107,19 @@ def measure(patients: int, module: str, *flags: str) -> dict:
       RuntimeError: the command failed.
     """
     started = time.perf_counter()
-    with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+") as logged:
-        process = subprocess.Popen([sys.executable, "-m", module, *flags], stdout=said, stderr=logged)
+    with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
+        process = subprocess.Popen([sys.executable, "-m", module, *flags], stdout=stdout, stderr=stderr)
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         seconds = time.perf_counter() - started
-        said.seek(0)
-        logged.seek(0)
+        stdout.seek(0)
+        stderr.seek(0)
         if process.returncode:
-            raise RuntimeError(f"python -m {module} {' '.join(flags)}: {logged.read()[-3000:]}")
-        if module == OWN:
-            seconds = float(said.read().split()[-1])
-    a_patient = seconds if f"--work={STEP}" in flags else seconds / patients
-    return {"at": patients, "seconds": seconds, "seconds_a_patient": a_patient, "peak_mb": usage.ru_maxrss / 1024}
+            raise RuntimeError(f"python -m {module} {' '.join(flags)}: {stderr.read()[-3000:]}")
+        if module == THIS_MODULE:
+            seconds = float(stdout.read().split()[-1])
+    per_patient = seconds if f"--work={STEP}" in flags else seconds / patients
+    return {"at": patients, "seconds": seconds, "seconds_a_patient": per_patient, "peak_mb": usage.ru_maxrss / 1024}
 
 
 def _timed(function: Callable[[], object]) -> float:
@@ -128,7 +128,7 @@ def _timed(function: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-# The work of a process: (folder, patients, slices, side) to seconds.
+# Each work maps (folder, patients, slices, side) to seconds.
 
 
 def _write_records(folder: Path, patients: int, slices: int, side: int) -> float:
@@ -138,7 +138,7 @@ def _write_records(folder: Path, patients: int, slices: int, side: int) -> float
 
 
 def _build(folder: Path, side: int):
-    """The experiment of the records in a folder, at the scale of `:cpu`."""
+    """Returns the experiment on the records in a folder, at the scale of `:cpu`."""
     from brainseg_jax.compilation import keep_compiled
     from brainseg_jax.config import default_config
     from brainseg_jax.data.prepared import list_prepared
@@ -157,7 +157,7 @@ def _start(folder: Path, patients: int, slices: int, side: int) -> float:
 
 
 def _step(folder: Path, patients: int, slices: int, side: int) -> float:
-    """Median seconds of a step, its slices read from disk."""
+    """Returns median seconds of a step with slices from disk."""
     import jax
 
     experiment = _build(folder, side)
@@ -183,20 +183,20 @@ def _validate(folder: Path, patients: int, slices: int, side: int) -> float:
 
 
 def _write_files(folder: Path, patients: int, slices: int, side: int) -> float:
-    """Scans, reference masks and other masks as NIfTI, the scans in the layout of nnU-Net."""
+    """Writes scans in the layout of nnU-Net, reference masks and other masks as NIfTI."""
     import nibabel as nib
     import numpy as np
 
     from benchmarks.synthetic_records import SyntheticPatients
     from brainseg_jax.scans.grid import Grid
 
-    drawn = SyntheticPatients(patients=patients, slices=slices, side=side, channels=1)
+    cohort = SyntheticPatients(patients=patients, slices=slices, side=side, channels=1)
     for name in _FOLDERS:
         (folder / "all" / name).mkdir(parents=True)
-    for case in drawn.cases:
-        volume = drawn.volume(case)
-        between, rows, columns = volume.spacing
-        grid = Grid(np.diag([columns, rows, between, 1.0]), (side, side, slices))
+    for case in cohort.cases:
+        volume = cohort.volume(case)
+        thickness, rows, columns = volume.spacing
+        grid = Grid(np.diag([columns, rows, thickness, 1.0]), (side, side, slices))
         arrays = (volume.voxels[..., 0].astype(np.int16) * 4, volume.labels, np.roll(volume.labels, 1, axis=1))
         for name, suffix, array in zip(_FOLDERS, ("_0000", "", ""), arrays, strict=True):
             image = nib.Nifti1Image(np.ascontiguousarray(grid.from_slices(array)), grid.affine)
@@ -205,7 +205,7 @@ def _write_files(folder: Path, patients: int, slices: int, side: int) -> float:
 
 
 def _link_files(folder: Path, patients: int, slices: int, side: int) -> float:
-    """The first patients of `_write_files` in a folder of their own."""
+    """Links the first patients of `_write_files` into a separate folder."""
     from brainseg_jax.data.phantom_cohort import REGIONS
 
     for name in _FOLDERS:
@@ -224,7 +224,7 @@ def _link_files(folder: Path, patients: int, slices: int, side: int) -> float:
 
 
 def _train_on_files(folder: Path, patients: int, slices: int, side: int) -> float:
-    """A run folder for `predict`: a network of two steps."""
+    """Writes a run folder for `predict`: a network after two steps."""
     from brainseg_jax.compilation import keep_compiled
     from brainseg_jax.config import default_config
     from brainseg_jax.training.loop import train
@@ -251,19 +251,19 @@ WORK = {
 
 
 def draw(lines: dict[str, list[dict]], path: Path) -> None:
-    """Two plots against the patients: seconds a patient, both scales logarithmic; and peak memory from 0 on."""
+    """Draws two plots against the patients: seconds per patient, log-log; and peak memory from 0."""
     import matplotlib.pyplot as plt
 
     figure, (times, memory) = plt.subplots(1, 2, figsize=(14, 5), layout="constrained")
     for work, points in lines.items():
-        at = [point["at"] for point in points]
-        dashed = {"linestyle": "--" if work == STEP else "-", "marker": "o", "markersize": 4}
-        label = f"{work} (s a step)" if work == STEP else work
-        times.plot(at, [point["seconds_a_patient"] for point in points], label=label, **dashed)
-        memory.plot(at, [point["peak_mb"] for point in points], label=work, **dashed)
+        patients = [point["at"] for point in points]
+        style = {"linestyle": "--" if work == STEP else "-", "marker": "o", "markersize": 4}
+        label = f"{work} (s per step)" if work == STEP else work
+        times.plot(patients, [point["seconds_a_patient"] for point in points], label=label, **style)
+        memory.plot(patients, [point["peak_mb"] for point in points], label=work, **style)
     ticks = sorted({point["at"] for points in lines.values() for point in points})
     for axes, title, unit in (
-        (times, "time a patient, the start included", "s"),
+        (times, "time per patient, including the start", "s"),
         (memory, "peak memory of the process", "MB"),
     ):
         axes.set(title=title, ylabel=unit, xlabel="patients", xscale="log")

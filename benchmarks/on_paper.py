@@ -1,8 +1,8 @@
-"""A training step at the paper's scale on one H100 and on eight, on paper: `python -m benchmarks.on_paper`.
+"""Estimates a training step at the paper's scale on one H100 and on eight: `python -m benchmarks.on_paper`.
 
-Nothing was run on a GPU. FLOPs and bytes are those that XLA counts in the step compiled here, for a CPU, whose fusions
-are not a GPU's: the bytes are a rough figure. The time is the larger of FLOPs and bytes over what the card is sold for,
-so no step is faster than this.
+Nothing runs on a GPU. XLA counts FLOPs and bytes in the step that it compiles here for a CPU. A GPU has other fusions,
+so the bytes are a rough figure. The time is the maximum of FLOPs and bytes over the card's data-sheet rates. It is a
+lower bound of the step's time.
 """
 
 import json
@@ -19,12 +19,12 @@ from brainseg_jax.training.optimizer import build_optimizer
 from brainseg_jax.training.state import create_state
 from brainseg_jax.training.step import Batch, make_update
 
-# NVIDIA H100 SXM data sheet, without sparsity; NVLink is 900 GB/s, both directions together.
+# NVIDIA H100 SXM data sheet, without sparsity; NVLink has 900 GB/s, the sum of both directions.
 FLOPS = {"float32 (TF32)": 494e12, "bfloat16": 989e12}
 BANDWIDTH, LINK = 3.35e12, 450e9  # bytes/s
-LATENCY = 15e-6  # seconds of a small all-reduce over NVLink: assumed
+LATENCY = 15e-6  # seconds of a small all-reduce over NVLink, an assumption
 BATCH, PIXELS, DEVICES = 32, 256, 8
-# Data sheets of cards by the name that jax gives them: FLOP/s without sparsity, bytes/s.
+# Data sheets of cards, by their name in JAX: FLOP/s without sparsity, bytes/s.
 CARDS = {
     "NVIDIA H100 80GB HBM3": ({"float32": 67e12, "TF32": 494e12, "bfloat16": 989e12}, BANDWIDTH),
     "NVIDIA H200": ({"float32": 67e12, "TF32": 494e12, "bfloat16": 989e12}, 4.8e12),
@@ -39,15 +39,15 @@ def main() -> None:
     rows = []
     for network in ("unet", "attention_unet"):
         for numbers, peak in FLOPS.items():
-            flops, moved, parameters, norms = count(network, numbers.split()[0])
-            compute, memory = flops / peak, moved / BANDWIDTH
+            flops, bytes_moved, parameters, norms = count(network, numbers.split()[0])
+            compute, memory = flops / peak, bytes_moved / BANDWIDTH
             exchange = all_reduce_seconds(4 * parameters, norms)
             one, eight = max(compute, memory), max(compute, memory) / DEVICES + exchange
-            row = {"network": network, "numbers": numbers, "tflop": flops / 1e12, "gb": moved / 1e9}
+            row = {"network": network, "numbers": numbers, "tflop": flops / 1e12, "gb": bytes_moved / 1e9}
             row |= {"bound": "FLOPs" if compute > memory else "bytes", "one_ms": 1e3 * one, "eight_ms": 1e3 * eight}
             rows.append({**row, "all_reduce_ms": 1e3 * exchange})
             print(
-                f"| {network} | {numbers} | {flops / 1e12:.1f} | {moved / 1e9:.0f} | {row['bound']} | "
+                f"| {network} | {numbers} | {flops / 1e12:.1f} | {bytes_moved / 1e9:.0f} | {row['bound']} | "
                 f"{1e3 * one:.0f} | {1e3 * eight:.1f} | {1e3 * exchange:.1f} |",
                 flush=True,
             )
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def bound_seconds(network: str, numbers: str, batch: int, card: str) -> float | None:
-    """The least time of a step on one card by the counts in `on_paper.json`; None for a card that is not in `CARDS`."""
+    """Returns the minimum time of a step on one card by the counts in `on_paper.json`; None: `card` not in `CARDS`."""
     if card not in CARDS:
         return None
     flops, bandwidth = CARDS[card]
@@ -66,12 +66,15 @@ def bound_seconds(network: str, numbers: str, batch: int, card: str) -> float | 
 
 
 def all_reduce_seconds(gradient_bytes: float, norms: int) -> float:
-    """A ring sends 2 (n - 1) / n of the gradient over each link; each norm exchanges twice, the loss once."""
+    """Returns the time of the all-reduces of a step.
+
+    A ring sends 2 (n - 1) / n of the gradient over each link. Each norm exchanges twice, the loss once.
+    """
     return 2 * (DEVICES - 1) / DEVICES * gradient_bytes / LINK + (2 * norms + 1) * LATENCY
 
 
 def count(network: str, dtype: str) -> tuple[float, float, int, int]:
-    """FLOPs and bytes of a step on one device by XLA's own count, parameters and batch norms."""
+    """Returns FLOPs and bytes of a step on one device by XLA's count, and the numbers of parameters and batch norms."""
     model = build_model(network, dtype=dtype, formulation="lax")
     optimizer = build_optimizer("adam", lambda step: 1e-4, b2=0.99, weight_decay=0.0, clip_norm=0.0)
     mesh = sharding.data_mesh()
@@ -79,9 +82,9 @@ def count(network: str, dtype: str) -> tuple[float, float, int, int]:
     update = make_update(model, optimizer, loss, mesh=mesh, ema_decay=0.0)
     state = create_state(model, optimizer, image_shape=(PIXELS, PIXELS, 3), seed=0, ema=False, mesh=mesh)
     images, masks = (jax.ShapeDtypeStruct((BATCH, PIXELS, PIXELS, channels), jnp.float32) for channels in (3, 1))
-    counted = update.lower(state, Batch(images, masks)).compile().cost_analysis()
+    costs = update.lower(state, Batch(images, masks)).compile().cost_analysis()
     norms = sum(path[-1].key == "mean" for path, _ in jax.tree.leaves_with_path(state.batch_stats))
-    return counted["flops"], counted["bytes accessed"], sum(p.size for p in jax.tree.leaves(state.params)), norms
+    return costs["flops"], costs["bytes accessed"], sum(p.size for p in jax.tree.leaves(state.params)), norms
 
 
 if __name__ == "__main__":

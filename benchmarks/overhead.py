@@ -1,11 +1,16 @@
-"""What a run spends beside its updates at the `:cpu` scale: augmentation, input, progress, log and checkpoints.
+"""Measures what a run spends besides its updates at the `:cpu` scale: augmentation, input, log and checkpoints.
 
     python -m benchmarks.overhead
 
-Blocks of thirty steps of `configs/unet_dice.py:cpu` on made-up scans, turn by turn: bare (no augmentation, one batch of
-slices), with augmentation, as the loop makes them (slices drawn, reports looked at, bar moved, writes looked after),
-the same with slices read from disk, and with a checkpoint in front, which is written in the background during the
-steps. An epoch has one checkpoint.
+The program times blocks of thirty steps of `configs/unet_dice.py:cpu` on synthetic scans, in turns:
+
+- bare: no augmentation, one batch of slices;
+- with augmentation;
+- as in the loop: it also draws slices, reads reports, moves the progress bar and checks pending writes;
+- the same with slices from disk;
+- the same with a checkpoint at the start, which is written in the background during the steps.
+
+An epoch has one checkpoint.
 """
 
 import argparse
@@ -24,8 +29,8 @@ from brainseg_jax.runs.journal import Journal
 from brainseg_jax.training.experiment import Experiment, build_experiment
 from brainseg_jax.training.loop_state import LoopState
 
-LOOK = 10  # steps between looks at the reports: `train.log_every`
-STEPS = 3 * LOOK  # of a block: two of them find their slices read ahead by the block before
+REPORT_EVERY = 10  # steps between reports: `train.log_every`
+STEPS = 3 * REPORT_EVERY  # per block; the block before has prefetched the slices of two of them
 FROM_DISK = "input from disk, log and bar"
 
 
@@ -44,28 +49,30 @@ def main() -> None:
             blocks = {
                 "bare": _Block(bare),
                 "augmentation": _Block(whole),
-                "input, log and bar": _Block(whole, _as_the_loop(whole, checkpoints, journal)),
-                FROM_DISK: _Block(on_disk, _as_the_loop(on_disk, checkpoints, journal)),
-                "checkpoint": _Block(whole, _as_the_loop(whole, checkpoints, journal), checkpoints),
+                "input, log and bar": _Block(whole, _loop_work(whole, checkpoints, journal)),
+                FROM_DISK: _Block(on_disk, _loop_work(on_disk, checkpoints, journal)),
+                "checkpoint": _Block(whole, _loop_work(whole, checkpoints, journal), checkpoints),
             }
             seconds: dict[str, list[float]] = {name: [] for name in blocks}
             for block in blocks.values():  # compiles
                 block.seconds()
             for repetition in range(repetitions):
-                turn = repetition % len(blocks)  # none is always the first, or the one after the checkpoint
+                turn = repetition % len(
+                    blocks
+                )  # the order rotates, so that no block is always first or after the checkpoint
                 for name in [*blocks][turn:] + [*blocks][:turn]:
                     seconds[name].append(blocks[name].seconds())
         checkpoints.close()
         on_disk.feed.close()
-    _tell({name: statistics.median(values) for name, values in seconds.items()}, whole.steps_per_epoch)
+    _report({name: statistics.median(values) for name, values in seconds.items()}, whole.steps_per_epoch)
 
 
 class _Block:
-    """Updates of a state of its own."""
+    """Updates of a separate state."""
 
     def __init__(self, experiment: Experiment, around: Callable | None = None, checkpoints: Checkpoints | None = None):
         self._experiment, self._around, self._checkpoints = experiment, around, checkpoints
-        self._state = jax.tree.map(jax.numpy.copy, experiment.initial_state)  # it is donated
+        self._state = jax.tree.map(jax.numpy.copy, experiment.initial_state)  # the step donates it
         self._slices = experiment.feed(0)
 
     def seconds(self) -> float:
@@ -79,14 +86,14 @@ class _Block:
                 slices = self._experiment.feed(step)
             self._state, report = self._experiment.train_step(self._state, slices)
             reports.append(report)
-            if self._around and len(reports) == LOOK:
+            if self._around and len(reports) == REPORT_EVERY:
                 self._around(reports, step)
                 reports = []
         jax.block_until_ready(self._state)
-        taken = time.perf_counter() - started
+        elapsed = time.perf_counter() - started
         if self._checkpoints:
             self._checkpoints.wait()
-        return taken
+        return elapsed
 
 
 def _experiment(folder: Path, residence: str, *, augmented: bool = True) -> Experiment:
@@ -97,18 +104,18 @@ def _experiment(folder: Path, residence: str, *, augmented: bool = True) -> Expe
     return build_experiment(config)
 
 
-def _as_the_loop(experiment: Experiment, checkpoints: Checkpoints, journal: Journal) -> Callable:
-    def look(reports: list, step: int) -> None:
+def _loop_work(experiment: Experiment, checkpoints: Checkpoints, journal: Journal) -> Callable:
+    def report_steps(reports: list, step: int) -> None:
         losses = [float(report.loss) for report in jax.device_get(reports)]
         checkpoints.check()
         journal.advance(
             step=step + 1, epoch=1, loss=losses[-1], images_per_second=experiment.sampler.batch_size / losses[-1]
         )
 
-    return look
+    return report_steps
 
 
-def _tell(medians: dict[str, float], steps_per_epoch: int) -> None:
+def _report(medians: dict[str, float], steps_per_epoch: int) -> None:
     epoch = medians["input, log and bar"] / STEPS * steps_per_epoch
     spent = {
         "augmentation": (medians["augmentation"] - medians["bare"]) / STEPS * steps_per_epoch,

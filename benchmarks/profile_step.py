@@ -1,7 +1,7 @@
-"""Where the time of our training step goes: `taskset -c 0 python -m benchmarks.profile_step`.
+"""Shows where the time of our training step goes: `taskset -c 0 python -m benchmarks.profile_step`.
 
-On one core, since with more XLA starts a convolution and goes on, and no event says when it ends. Prints the time of a
-step by kind of operator, and the fusions that take the longest with the bytes that they must at least move.
+It needs one core: with more, XLA starts a convolution and continues, and no event marks its end. It prints the time of
+a step by kind of operator. It also lists the slowest fusions, with the minimum number of bytes that they move.
 """
 
 import argparse
@@ -22,10 +22,10 @@ class Operator(NamedTuple):
     """One instruction of the compiled step.
 
     Attributes:
-      kind: as in the table.
+      kind: name in the table.
       shape: of its result, as XLA writes it.
       moved: bytes of operands and result.
-      source: where in the network it comes from, of JAX.
+      source: JAX's name for its place in the network.
     """
 
     kind: str
@@ -35,8 +35,8 @@ class Operator(NamedTuple):
 
 
 def operators(text: str) -> dict[str, Operator]:
-    """The instructions of the main computation of a compiled program, by name."""
-    found: dict[str, Operator] = {}
+    """Returns the instructions of the main computation of a compiled program, by name."""
+    instructions: dict[str, Operator] = {}
     sizes: dict[str, int] = {}
     for line in text[text.index("\nENTRY") :].splitlines():
         match = re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = (\([^=]*?\)|\S+) ([\w\-]+)\((.*?)\)", line)
@@ -47,14 +47,14 @@ def operators(text: str) -> dict[str, Operator]:
         read = sum(sizes.get(operand, 0) for operand in re.findall(r"%([\w.\-]+)", operands))
         source = re.search(r'op_name="jit\(step\)/([^"]*)"', line)
         source = source[1] if source else ""
-        found[name] = Operator(_kind(name, code, line, source), shape.split("{")[0], read + sizes[name], source)
-    return found
+        instructions[name] = Operator(_kind(name, code, line, source), shape.split("{")[0], read + sizes[name], source)
+    return instructions
 
 
 def _kind(name: str, code: str, line: str, source: str) -> str:
     if code == "convolution":
         if not re.search("window={size=[13]x3 ", line):
-            return "kernel gradient"  # its window is the image
+            return "kernel gradient"  # the window is the whole image
         return "input gradient" if "transpose(jvp" in source else "convolution"
     if code == "fusion" and name.startswith("transpose_copy"):
         return "transposition"
@@ -73,12 +73,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--network", choices=("unet", "attention_unet"), default="unet")
     parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--slowest", type=int, default=8, help="fusions that are listed")
+    parser.add_argument("--slowest", type=int, default=8, help="number of fusions to list")
     arguments = parser.parse_args()
     if len(os.sched_getaffinity(0)) > 1:
         parser.error("run it on one core: taskset -c 0 python -m benchmarks.profile_step")
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["XLA_FLAGS"] = f"--xla_dump_to={folder} --xla_dump_hlo_module_re=jit_step"  # read as jax is imported
+        os.environ["XLA_FLAGS"] = f"--xla_dump_to={folder} --xla_dump_hlo_module_re=jit_step"  # jax reads it at import
         run = ours(Work(arguments.network, 16, 128, 16), Path(folder))
         import jax
 
@@ -88,24 +88,24 @@ def main() -> None:
             for _ in range(arguments.steps):
                 run()
         (program,) = Path(folder).glob("*jit_step*cpu_after_optimizations.txt")
-        known = operators(program.read_text())
+        instructions = operators(program.read_text())
         (trace,) = Path(folder).rglob("*.xplane.pb")
         ms = Counter()
         for plane in jax.profiler.ProfileData.from_file(str(trace)).planes:
             for thread in plane.lines:
                 for event in thread.events:
-                    if event.name in known:
+                    if event.name in instructions:
                         ms[event.name] += event.duration_ns / 1e6 / arguments.steps
     kinds = Counter()
-    for name, took in ms.items():
-        kinds[known[name].kind] += took
-    print("| kind | ms a step | share |\n| --- | --- | --- |")
-    for kind, took in kinds.most_common():
-        print(f"| {kind} | {took:.0f} | {took / kinds.total():.0%} |")
-    print("\n| fusion | result | ms | GB/s | of |\n| --- | --- | --- | --- | --- |")
-    fusions = [name for name, _ in ms.most_common() if known[name].kind in ("elementwise", "transposition")]
+    for name, duration in ms.items():
+        kinds[instructions[name].kind] += duration
+    print("| kind | ms per step | share |\n| --- | --- | --- |")
+    for kind, duration in kinds.most_common():
+        print(f"| {kind} | {duration:.0f} | {duration / kinds.total():.0%} |")
+    print("\n| fusion | result | ms | GB/s | source |\n| --- | --- | --- | --- | --- |")
+    fusions = [name for name, _ in ms.most_common() if instructions[name].kind in ("elementwise", "transposition")]
     for name in fusions[: arguments.slowest]:
-        _, shape, moved, source = known[name]
+        _, shape, moved, source = instructions[name]
         print(f"| {name} | {shape} | {ms[name]:.1f} | {moved / ms[name] / 1e6:.1f} | {source} |")
 
 

@@ -1,8 +1,8 @@
-"""Our networks against PyTorch, MONAI and plain flax, each in a process of its own, turn by turn: `make bench`.
+"""Compares our networks with PyTorch, MONAI and plain flax, each in a separate process, in turns: `make bench`.
 
-Prints a table in markdown and writes `benchmarks/speed.json`. Ratios below 1 mean that ours is the faster. "torch" is
-the same network with the same weights, its logits checked; "monai" is what one would take from there in its place.
-`--against=parts` races ours against ours without one formulation or option at a time: below 1 that part pays.
+Prints a Markdown table and writes `benchmarks/speed.json`. Ratios below 1 mean that ours is faster. "torch" is the same
+network with the same weights, and its logits are checked. "monai" is the network that MONAI offers for this task.
+`--against=parts` compares ours with ours without one formulation or option: below 1 that part pays.
 """
 
 import argparse
@@ -17,25 +17,25 @@ from benchmarks.worker import Worker
 
 SIZES = ((16, 128, 16), (32, 256, 4))  # features, pixels, batch
 WITHOUT = tuple(name for name in CONTESTANTS if name.startswith("without "))
-EVERYONE = tuple(name for name in CONTESTANTS if name != "ours" and name not in WITHOUT)
+ALL_LIBRARIES = tuple(name for name in CONTESTANTS if name != "ours" and name not in WITHOUT)
 
 
 def races() -> list[tuple[Work, tuple[str, ...]]]:
-    """What is raced, and against whom."""
-    out = []
+    """Returns the work to compare, with the references for each."""
+    selected = []
     for network in ("unet", "attention_unet"):
         for features, pixels, batch in SIZES:
-            out += [
-                (Work(network, features, pixels, batch), EVERYONE),
-                (Work(network, features, pixels, 1, "inference"), EVERYONE),
-                (Work(network, features, pixels, 16, "inference"), EVERYONE),
+            selected += [
+                (Work(network, features, pixels, batch), ALL_LIBRARIES),
+                (Work(network, features, pixels, 1, "inference"), ALL_LIBRARIES),
+                (Work(network, features, pixels, 16, "inference"), ALL_LIBRARIES),
             ]
-        out.append((Work(network, 64, 256, 2), ("torch",)))
-    return out
+        selected.append((Work(network, 64, 256, 2), ("torch",)))
+    return selected
 
 
 def race(work: Work, references: tuple[str, ...], repetitions: int) -> list[dict]:
-    """A row for each reference: medians in ms, the ratio of the medians, the least and greatest ratio side by side."""
+    """Returns one row per reference: medians in ms, the ratio of medians, minimum and maximum of the turns' ratios."""
     with tempfile.TemporaryDirectory() as shared, ExitStack() as processes:
         workers = {}
         for library in ("ours", *references):
@@ -63,7 +63,7 @@ def race(work: Work, references: tuple[str, ...], repetitions: int) -> list[dict
 
 
 def line(row: dict) -> str:
-    """A row of the markdown table."""
+    """Formats a row of the Markdown table."""
     low, high = row["ratio_range"]
     return (
         f"| {row['name']} | {row['work']} | {row['reference']} | {row['ours_ms']:.0f} | {row['reference_ms']:.0f} | "
@@ -72,11 +72,11 @@ def line(row: dict) -> str:
 
 
 def main() -> None:
-    """Races what is asked for; everything by default."""
+    """Runs the selected comparisons; all by default."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repetitions", type=int, default=7)
-    parser.add_argument("--only", default="", help="words that the network, size and work of a race must contain")
-    parser.add_argument("--against", default=",".join(EVERYONE), help="references, with a comma between; or parts")
+    parser.add_argument("--only", default="", help="words that network, size and work must contain")
+    parser.add_argument("--against", default=",".join(ALL_LIBRARIES), help="references, separated by commas; or parts")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("speed.json"))
     arguments = parser.parse_args()
     print(
@@ -87,8 +87,10 @@ def main() -> None:
     for work, references in races():
         if not all(word in f"{work.name} {work.kind}" for word in arguments.only.split()):
             continue
-        wanted = arguments.against.split(",")
-        against = WITHOUT if wanted == ["parts"] else tuple(name for name in (*references, *WITHOUT) if name in wanted)
+        requested = arguments.against.split(",")
+        against = (
+            WITHOUT if requested == ["parts"] else tuple(name for name in (*references, *WITHOUT) if name in requested)
+        )
         for row in race(work, against, arguments.repetitions):
             print(line(row), flush=True)
             rows.append(row)

@@ -1,8 +1,8 @@
-"""What a run costs before and after its steps: `python -m benchmarks.startup`.
+"""Measures what a run costs before and after its steps: `python -m benchmarks.startup`.
 
-Import, start to the launch and to the end of the first update, without and with kept programs, and the scoring of a
-patient, each in processes of its own, at the scale of `configs/unet_dice.py:cpu` on made-up scans. Writes
-`startup.json`.
+It measures the import, the time to the launch and to the end of the first update (with and without compiled programs
+from earlier), and the scoring of a patient. Each has separate processes, at the scale of `configs/unet_dice.py:cpu`, on
+synthetic scans. Writes `startup.json`.
 """
 
 import argparse
@@ -20,17 +20,17 @@ WORK = ("import", "launch", "first step", "score a patient")
 
 
 def main() -> None:
-    """Measures everything; or, in a process of its own, one thing, and prints its seconds."""
+    """Measures everything; with `--work` measures one thing in this process and prints its seconds."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--work", choices=WORK, help="of this process")
-    parser.add_argument("--data", help="folder of the prepared scans, of this process")
+    parser.add_argument("--work", choices=WORK, help="measure only this, in this process")
+    parser.add_argument("--data", help="folder of the prepared scans, for --work")
     arguments = parser.parse_args()
     if arguments.work:
-        print(_do(arguments.work, arguments.data))
+        print(_measure(arguments.work, arguments.data))
         return
     with tempfile.TemporaryDirectory() as data:
-        _seconds("first step", data, cache=f"{data}/prepares")  # and prepares the scans
+        _seconds("first step", data, cache=f"{data}/prepares")  # also prepares the scans
         seconds = {
             "import": [_seconds("import", data, cache=data) for _ in range(arguments.repetitions)],
             "first step, nothing kept": [
@@ -46,7 +46,7 @@ def main() -> None:
                 _seconds("score a patient", data, cache=f"{data}/cold0") for _ in range(arguments.repetitions)
             ],
         }
-    print("| work | median, s | least | greatest |\n| --- | --- | --- | --- |")
+    print("| work | median, s | minimum | maximum |\n| --- | --- | --- | --- |")
     for name, values in seconds.items():
         print(f"| {name} | {statistics.median(values):.2f} | {min(values):.2f} | {max(values):.2f} |")
     Path(__file__).with_name("startup.json").write_text(json.dumps(seconds, indent=1) + "\n")
@@ -56,15 +56,15 @@ def _seconds(work: str, data: str, *, cache: str) -> float:
     command = [sys.executable, "-m", "benchmarks.startup", f"--work={work}", f"--data={data}"]
     environment = {**os.environ, "XDG_CACHE_HOME": cache}
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    return float(done.stdout.splitlines()[-1])
+    completed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return float(completed.stdout.splitlines()[-1])
 
 
-def _do(work: str, data: str) -> float:
+def _measure(work: str, data: str) -> float:
     started = time.perf_counter()
     import jax
 
-    importlib.import_module("brainseg_jax.main")  # whatever the command loads
+    importlib.import_module("brainseg_jax.main")  # everything that the command loads
     from brainseg_jax.compilation import keep_compiled
     from brainseg_jax.config import default_config
     from brainseg_jax.training.experiment import build_experiment
@@ -82,7 +82,7 @@ def _do(work: str, data: str) -> float:
         jax.block_until_ready(updated)
         return launched if work == "launch" else time.perf_counter() - started
     evaluation = experiment.evaluation
-    for case in evaluation.split.test[:2]:  # the first compiles
+    for case in evaluation.split.test[:2]:  # the first one compiles
         started = time.perf_counter()
         evaluation.assessor.quick(evaluation.with_variables(state.variables), (case,), evaluation.posts)
     return time.perf_counter() - started

@@ -1,4 +1,4 @@
-"""The same two networks in PyTorch, for speed beside speed: same layers, same weights, same logits."""
+"""The same two networks in PyTorch, for comparisons of speed: same layers, same weights, same logits."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from torch.nn import functional
 
 
 class Block(nn.Module):
-    """conv - ReLU - conv - batch norm - ReLU, as `ConvBlock` with norm "block"."""
+    """conv - ReLU - conv - batch norm - ReLU, like `ConvBlock` with norm "block"."""
 
     def __init__(self, channels: int, features: int):
         """Maps [B, channels, H, W] to [B, features, H, W]."""
@@ -24,10 +24,10 @@ class Block(nn.Module):
 
 
 class Gate(nn.Module):
-    """As `AttentionGate`, up-sampling "nearest"."""
+    """An attention gate like `AttentionGate`, with up-sampling "nearest"."""
 
     def __init__(self, features: int):
-        """A gate of a skip of `features` channels; the gating signal has twice as many."""
+        """Creates a gate for a skip of `features` channels; the gating signal has twice as many."""
         super().__init__()
         self.skip = nn.Conv2d(features, features, 1, stride=2)
         self.gating = nn.Conv2d(2 * features, features, 1)
@@ -35,13 +35,13 @@ class Gate(nn.Module):
         self.norm = nn.BatchNorm2d(features, eps=1e-3, momentum=0.01)
 
     def forward(self, skip: torch.Tensor, gating: torch.Tensor) -> torch.Tensor:
-        """[B, F, H, W] and [B, 2F, H / 2, W / 2] to [B, F, H, W]."""
+        """Maps [B, F, H, W] and [B, 2F, H / 2, W / 2] to [B, F, H, W]."""
         psi = self.attention_logit(functional.relu(self.skip(skip) + self.gating(gating)))
         return self.norm(functional.interpolate(torch.sigmoid(psi), scale_factor=2.0) * skip)
 
 
 class UNet(nn.Module):
-    """As `UNet`, or with `attention` as `AttentionUNet`, of norm "block"."""
+    """The same as our `UNet`, or with `attention` as `AttentionUNet`, with norm "block"."""
 
     def __init__(self, features: int, depth: int, *, attention: bool):
         """See `brainseg_jax.models`."""
@@ -55,7 +55,7 @@ class UNet(nn.Module):
         self.head = nn.Conv2d(features, 1, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[B, 3, H, W] to logits [B, 1, H, W]."""
+        """Maps [B, 3, H, W] to logits [B, 1, H, W]."""
         skips = []
         for block in self.encoder:
             skips.append(block(x))
@@ -68,16 +68,16 @@ class UNet(nn.Module):
 
 
 def carry_over(net: UNet, weights: Path) -> None:
-    """Copies the weights and statistics of a network of `brainseg_jax.models`, of `contestants.save`, into its twin."""
+    """Copies weights and statistics from the file of `contestants.save` into the same network in PyTorch."""
     with np.load(weights) as arrays:
         for name, array in arrays.items():
             if not name.startswith(("params/", "batch_stats/")):
                 continue
-            _, room, *inner, leaf = name.split("/")
-            room, _, level = room.partition("_")
-            module = getattr(net, room)[int(level)] if level else getattr(net, room)
-            for part in inner:
-                module = getattr(module, {"Conv_0": "first", "Conv_1": "second", "BatchNorm_0": "norm"}.get(part, part))
+            _, group, *path, leaf = name.split("/")
+            group, _, level = group.partition("_")
+            module = getattr(net, group)[int(level)] if level else getattr(net, group)
+            for step in path:
+                module = getattr(module, {"Conv_0": "first", "Conv_1": "second", "BatchNorm_0": "norm"}.get(step, step))
             if leaf == "kernel" and isinstance(module, nn.ConvTranspose2d):
                 array = np.flip(array, (0, 1)).transpose(2, 3, 0, 1)  # torch does not flip the kernel in space
             elif leaf == "kernel":

@@ -1,4 +1,4 @@
-"""A contestant in a process of its own: builds its work, then does it once for each line it is sent."""
+"""Runs a contestant in a separate process: it prepares the work, then does it once for each line on stdin."""
 
 import dataclasses
 import json
@@ -15,15 +15,15 @@ WARM_UP = 2  # repetitions: compilation, then the memory of the first real step
 
 
 class Worker:
-    """The other end, in the process that asks. Use as a context manager; `failure` says why it cannot race."""
+    """The controlling end of the process. Use it as a context manager; `failure` is the reason if it cannot run."""
 
     def __init__(self, library: str, work: Work, shared: Path):
-        """Starts the process and waits until it is warm.
+        """Starts the process and waits for the warm-up.
 
         Args:
           library: a key of `CONTESTANTS`.
-          work: to be done.
-          shared: a folder that "ours", built first, leaves its weights in.
+          work: the work to do.
+          shared: a folder for the weights of "ours", which must be started first.
         """
         command = [
             sys.executable,
@@ -48,14 +48,14 @@ class Worker:
         self._process.communicate()
 
     def ms(self) -> float:
-        """Milliseconds of one repetition."""
+        """Returns the milliseconds of one repetition."""
         self._process.stdin.write("go\n")
         self._process.stdin.flush()
         return json.loads(self._process.stdout.readline())["ms"]
 
 
 def main() -> None:
-    """The process itself: library, work as JSON, shared folder."""
+    """The process itself; its arguments are library, work as JSON, and the shared folder."""
     library, work, shared = sys.argv[1:]
     run = CONTESTANTS[library](Work(**json.loads(work)), Path(shared))
     for _ in range(WARM_UP):

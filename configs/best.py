@@ -1,13 +1,17 @@
-"""The recipe to beat: U-Net with Dice loss and cross-entropy under what has helped so far.
+"""The best recipe so far: U-Net with Dice loss and cross-entropy.
 
     python -m brainseg_jax.main --config=configs/best.py --workdir=runs/best    # paper scale: not yet run
     python -m brainseg_jax.main --config=configs/best.py:cpu --config.train.max_minutes=60 --workdir=runs/best
 
-On top of `unet_dice.py`: each patient is drawn equally often, and slices of larger tumors more often; cross-entropy is
-added to Dice; a norm follows each convolution; contrast and gamma vary half as much; the largest connected component of
-a prediction is kept alone. At `:cpu` it trains on random windows of larger images, against the clock, and keeps the
-last network, not that of the highest validation Dice. What else was tried is in experiments/best_cpu. Without a scale
-it is the recipe of `:cpu` on whole native images with 64 features; `docs/how-to/gpus.md` has the reasons.
+Changes on top of `unet_dice.py`:
+- Sampling draws each patient equally often, and slices with larger tumors more often.
+- The loss is Dice plus cross-entropy, and a norm follows each convolution.
+- Contrast and gamma vary half as much.
+- Post-processing keeps only the largest connected component of a prediction.
+
+At `:cpu` it trains on random windows of larger images, for a fixed time, and keeps the last network instead of the one
+with the highest validation Dice. experiments/best_cpu describes the experiments behind it. Without a scale it is the
+recipe of `:cpu` on whole native images with 64 features; `docs/how-to/gpus.md` gives the reasons.
 """
 
 from ml_collections import ConfigDict

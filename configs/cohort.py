@@ -1,10 +1,10 @@
-"""Any cohort: what depends on the data is planned from them, printed with its reason, and kept in `config.json`.
+"""Any cohort: plans the settings that depend on the data, prints their reasons, and stores them in `config.json`.
 
     python -m brainseg_jax.main --config=configs/cohort.py:cpu --config.data.source=FOLDER \
       --config.train.max_minutes=15 --workdir=runs/cohort
 
-The source is a folder as nnU-Net, the Medical Segmentation Decathlon, BraTS or BIDS lay it out, a folder of images and
-masks, or one with a `cohort.toml`. Each planned value can be set by hand, as in `--config.model.features=24`.
+The source is a folder in the layout of nnU-Net, the Medical Segmentation Decathlon, BraTS or BIDS, a folder of images
+and masks, or a folder with a `cohort.toml`. A flag such as `--config.model.features=24` overrides a planned value.
 """
 
 from ml_collections import ConfigDict
@@ -13,7 +13,7 @@ from brainseg_jax.config import AUTO, PLANNED, default_config
 
 
 def get_config(scale: str | None = None) -> ConfigDict:
-    """See `default_config` for the scales; at each the recipe is the same."""
+    """See `default_config` for the scales; the recipe is the same at each."""
     config = default_config(scale)
     for key in PLANNED:
         section, name = key.split(".")

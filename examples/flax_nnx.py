@@ -2,7 +2,7 @@
 
     python examples/flax_nnx.py brainseg_jax/pretrained/lgg
 
-A U-Net of norm "conv": (convolution, batch norm, ReLU) twice at each level.
+It is a U-Net with norm "conv": (convolution, batch norm, ReLU) twice at each level.
 """
 
 import sys
@@ -18,7 +18,7 @@ class Block(nnx.Module):
     """(Convolution, batch norm, ReLU) twice."""
 
     def __init__(self, inputs: int, features: int, *, rngs: nnx.Rngs) -> None:
-        """Makes the layers, by the names that the file has."""
+        """Creates the layers, with the names in the file."""
         self.Conv_0 = nnx.Conv(inputs, features, (3, 3), use_bias=False, rngs=rngs)
         self.Conv_1 = nnx.Conv(features, features, (3, 3), use_bias=False, rngs=rngs)
         self.BatchNorm_0 = nnx.BatchNorm(features, epsilon=1e-3, rngs=rngs)
@@ -34,7 +34,7 @@ class UNet(nnx.Module):
     """U-Net with padded convolutions."""
 
     def __init__(self, features: int = 16, depth: int = 4, channels: int = 3, *, rngs: nnx.Rngs) -> None:
-        """Makes the layers, by the names that the file has."""
+        """Creates the layers, with the names in the file."""
         self.depth, inputs = depth, channels
         for level in range(depth):
             setattr(self, f"encoder_{level}", Block(inputs, features * 2**level, rngs=rngs))
@@ -61,13 +61,13 @@ class UNet(nnx.Module):
 
 
 def load(folder: Path, **shape: int) -> UNet:
-    """The network with the arrays of a stored network, ready to predict; `shape` as of `UNet`."""
+    """Returns the network with the arrays of a stored network, in evaluation mode; `shape` are arguments of `UNet`."""
     network = UNet(**shape, rngs=nnx.Rngs(0))
     for name, array in load_file(Path(folder) / "network.safetensors").items():
-        _, *modules, variable = name.split("/")  # params or batch_stats, then the way to the variable
+        _, *modules, variable = name.split("/")  # params or batch_stats, then the path to the variable
         module = network
-        for part in modules:
-            module = getattr(module, part)
+        for child in modules:
+            module = getattr(module, child)
         getattr(module, variable)[...] = jnp.asarray(array, jnp.float32)
     network.eval()
     return network

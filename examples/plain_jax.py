@@ -1,8 +1,8 @@
-"""The network of this package in plain JAX: neither Flax nor brainseg_jax is needed, only jax, numpy and safetensors.
+"""The network of this package in plain JAX. It needs only jax, numpy and safetensors, neither Flax nor brainseg_jax.
 
     python examples/plain_jax.py brainseg_jax/pretrained/lgg
 
-A U-Net of norm "conv": (convolution, batch norm, ReLU) twice at each level.
+It is a U-Net with norm "conv": (convolution, batch norm, ReLU) twice at each level.
 """
 
 import sys
@@ -18,7 +18,7 @@ EPSILON = 1e-3  # of batch norm
 
 
 def load(folder: Path) -> dict[str, jax.Array]:
-    """All arrays by name, float32."""
+    """Returns all arrays by name, float32."""
     arrays = load_file(Path(folder) / "network.safetensors")
     return {name: jnp.asarray(array, jnp.float32) for name, array in arrays.items()}
 
@@ -32,7 +32,7 @@ def unet(arrays: dict[str, jax.Array], images: jax.Array, *, depth: int = 4) -> 
         x = lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
     x = block(arrays, "bottleneck", x)
     for level in reversed(range(depth)):
-        kernel, bias = (arrays[f"params/up_{level}/{part}"] for part in ("kernel", "bias"))
+        kernel, bias = (arrays[f"params/up_{level}/{variable}"] for variable in ("kernel", "bias"))
         x = lax.conv_transpose(x, kernel, (2, 2), "SAME") + bias[None, None, None]
         x = block(arrays, f"decoder_{level}", jnp.concatenate([x, skips[level]], axis=-1))
     return convolve(x, arrays["params/head/kernel"]) + arrays["params/head/bias"][None, None, None]
@@ -51,7 +51,7 @@ def block(arrays: dict[str, jax.Array], name: str, x: jax.Array) -> jax.Array:
 
 
 def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """A convolution that keeps height and width."""
+    """Convolves; the result has the same height and width."""
     return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=LAYOUT)
 
 

@@ -1,4 +1,4 @@
-"""What every test shares: eight fake devices, strict promotion, and data on disk that is made once a session."""
+"""What all tests share: eight fake devices, strict promotion, and data that one worker writes per session."""
 
 import os
 
@@ -46,21 +46,21 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 def xla_flags(devices: int) -> str:
-    """`XLA_FLAGS` of a process with so many fake devices, compiled as here."""
+    """`XLA_FLAGS` for a process with this number of fake devices and the compiler options of this process."""
     return os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices}")
 
 
 @pytest.fixture(scope="module")
 def optax_promotion():
-    """For tests that run optax or bfloat16 batch norm, which lean on implicit promotion; ours do without."""
+    """For tests of optax or bfloat16 batch norm, which need implicit promotion; our code does not."""
     with jax.numpy_dtype_promotion("standard"):
         yield
 
 
 def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
-    """The folder `name`, which the first worker that asks for it makes and fills by `make(folder)`; the others wait.
+    """Returns the folder `name`. The first worker creates it and calls `make(folder)`; the others wait.
 
-    Nobody may change what lies in it. Where `make` fails, the next one who asks tries again.
+    Tests must not change its content. If `make` fails, the next caller tries again.
     """
     root = factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
@@ -78,7 +78,7 @@ def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], obje
 
 @pytest.fixture(scope="session")
 def phantom_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A `kaggle_3m` folder with 8 made-up patients."""
+    """A `kaggle_3m` folder with 8 synthetic patients."""
     return once(tmp_path_factory, "phantom", lambda folder: write_phantom(folder, patients=8, seed=0)) / "kaggle_3m"
 
 
@@ -97,7 +97,7 @@ def cohort(dataset_folder: Path) -> Cohort:
 
 @pytest.fixture(scope="session")
 def trained_run(dataset_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ConfigDict]:
-    """A short run of these patients, whose folder nobody may change, and its config."""
+    """The folder of a short run on these patients, which tests must not change, and its config."""
     config = default_config("quick")
     config.update({"model": {"features": 2, "depth": 2}, "data": {"image_size": 32}, "eval": {"batch_size": 24}})
     config.update({"train": {"epochs": 3, "batch_size": 8, "steps_per_epoch": 4}, "optimizer": {"ema_decay": 0.9}})
@@ -110,7 +110,7 @@ def trained_run(dataset_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="session")
 def case(phantom_folder: Path, trained_run: tuple[Path, ConfigDict]) -> Path:
-    """The folder of a patient on whom that run finds something, but not everything."""
+    """The folder of a patient in whom that run finds a part of the tumor."""
     split = json.loads((trained_run[0] / "split.json").read_text())
     return phantom_folder / split["test"][0]
 
@@ -124,17 +124,17 @@ def call_predict(
     mirror: bool | None = None,
     overwrite: bool = False,
 ) -> Outcome:
-    """`predict` as its command calls it when no flag is given."""
+    """Calls `predict` as its command does without flags."""
     runs = run if isinstance(run, list) else [run]
     return predict(runs, scans, output, wanted=wanted or Wanted(), mirror=mirror, overwrite=overwrite)
 
 
 @pytest.fixture(scope="session")
 def lgg_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Real patients, from the folder that the environment variable BRAINSEG_LGG names.
+    """Real patients, from the folder in the environment variable BRAINSEG_LGG.
 
-    That is a `kaggle_3m` folder, or a folder with `data.csv` and one archive `<case>.tar.xz` a patient, of which the
-    first three are unpacked.
+    This is a `kaggle_3m` folder, or a folder with `data.csv` and one archive `<case>.tar.xz` per patient. The
+    fixture unpacks the first three archives.
     """
     if "BRAINSEG_LGG" not in os.environ:
         pytest.skip("BRAINSEG_LGG does not name a folder with real patients")
@@ -161,7 +161,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill(disk: Path) -> None:
-    """Takes all the room that is left on `small_disk`, by a file `ballast`."""
+    """Fills the remaining space of `small_disk` with a file `ballast`."""
     with (disk / "ballast").open("wb", buffering=0) as file, pytest.raises(OSError):
         while True:
             file.write(bytes(4096))

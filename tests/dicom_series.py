@@ -1,4 +1,4 @@
-"""Synthetic DICOM series for the tests: classic (a file a slice) and enhanced (one file of all)."""
+"""Synthetic DICOM series for the tests: classic (one file per slice) and enhanced (one file for all slices)."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ STUDY, FRAME = generate_uid(), generate_uid()
 
 
 def header(shape, storage=MRImageStorage, series=None):
-    """A data set with what every image of a series has; no pixels, no place."""
+    """A data set with the attributes that all images of a series share; no pixels, no position."""
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = storage, generate_uid()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -32,7 +32,7 @@ def header(shape, storage=MRImageStorage, series=None):
 
 
 def write_series(folder, frames, *, orientation=AXIAL, step=5.0, change=None, study=STUDY):
-    """A file a frame, [S, rows, columns], `step` mm apart; `change(dataset, number)` last. Names tell no order."""
+    """Writes a file per frame [S, rows, columns], `step` mm apart, names unordered; `change(dataset, number)` last."""
     folder.mkdir(parents=True)
     series, across = generate_uid(), np.cross(orientation[:3], orientation[3:])
     for number, frame in enumerate(frames, start=1):
@@ -49,7 +49,7 @@ def write_series(folder, frames, *, orientation=AXIAL, step=5.0, change=None, st
 
 
 def write_enhanced(path, frames, depths, *, change=None):
-    """One file of axial frames, [S, rows, columns], at `depths` mm; `change(dataset)` last."""
+    """Writes one file of axial frames, [S, rows, columns], at `depths` mm; calls `change(dataset)` last."""
     path.parent.mkdir(parents=True, exist_ok=True)
     one = header(frames[0].shape, EnhancedMRImageStorage)
     one.InstanceNumber, one.NumberOfFrames, shared = 1, len(frames), Dataset()
@@ -68,7 +68,7 @@ def write_enhanced(path, frames, depths, *, change=None):
 
 
 def tags(**values):
-    """A data set of these tags."""
+    """A data set with these tags."""
     made = Dataset()
     for name, value in values.items():
         setattr(made, name, value)
@@ -76,7 +76,7 @@ def tags(**values):
 
 
 def raw_tag(one, name, text):
-    """Sets a tag to any text, as other software writes it; checked by nobody."""
+    """Sets a tag to any text without checks, as other software may write it."""
     tag = pydicom.datadict.tag_for_keyword(name)
     vr = pydicom.datadict.dictionary_VR(tag)
     one[name] = pydicom.dataelem.RawDataElement(
@@ -95,13 +95,13 @@ def read_series(folder: Path) -> SeriesScan:
 
 
 def notes_of(scan: SeriesScan) -> list[str]:
-    """The notes, without those that any series of FLAIR alone has."""
+    """The notes, except those that any series with only FLAIR has."""
     usual = ("used as FLAIR; the", "FLAIR: values")
     return [note for note in scan.notes if not note.startswith(usual)]
 
 
 def read_segmentation(path, count):
-    """The mask [S, rows, columns] in order of the depth of the slices it refers to, and the file."""
+    """The mask [S, rows, columns], ordered by the depth of the referenced slices, and the file."""
     seg = hd.seg.segread(path)
     uids = [uid for _, _, uid in seg.get_source_image_uids()]
     mask = seg.get_pixels_by_source_instance(uids, combine_segments=True, ignore_spatial_locations=False)

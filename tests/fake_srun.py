@@ -1,4 +1,4 @@
-"""What SLURM's `srun` does for a script: starts its command in each task, with SLURM's variables, on this machine."""
+"""A fake `srun`: starts the command of each task with SLURM's variables on this machine."""
 
 import os
 import subprocess

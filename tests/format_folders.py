@@ -1,4 +1,4 @@
-"""Folders of cohorts for tests: files without content, since formats are told by names and tables alone."""
+"""Cohort folders for tests. The files are empty, since names and tables alone determine the format."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from brainseg_jax.errors import InputError
 
 
 def touch(root: Path, *names: str) -> Path:
-    """Makes empty files."""
+    """Creates empty files."""
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).touch()
@@ -38,7 +38,7 @@ def shown(root: Path, case: CaseFiles) -> tuple:
 
 
 def refusal(root: Path) -> str:
-    """The message with which a folder is refused."""
+    """The message of the error that refuses a folder."""
     with pytest.raises(InputError) as caught:
         list_cohort(root)
     assert str(root) in str(caught.value)
@@ -46,7 +46,7 @@ def refusal(root: Path) -> str:
 
 
 def faults(root: Path) -> list[str]:
-    """The faults with which a cohort is refused: a line each, below a first line with their number."""
+    """The faults of a refused cohort, one per line below a first line with their number."""
     first, *lines = refusal(root).splitlines()
     assert (
         first.startswith(f"{root} (") and f"): {len(lines)} fault" in first and all(line[:2] == "  " for line in lines)

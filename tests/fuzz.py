@@ -1,15 +1,15 @@
-"""Damaged files through what reads them: no exception but InputError, no lost neighbor, bounded memory and time.
+"""Reads damaged files. Checks: no exception except InputError, intact neighbors, bounded memory and time.
 
     python tests/fuzz.py --kind=dicom --count=5000 --seed=0
 
-Kinds: nifti, nifti_gz, dicom, tiff, png, zip, table, names; without --kind all, --count of each. Kind, seed and number
-decide a trial: `--only=17` runs trial 17 again, and raises what it found. Failures are counted by what was raised and
-where. The files of the first of each lie in --keep, with the traceback. `2>/dev/null` hides what libtiff prints.
+Kinds: nifti, nifti_gz, dicom, tiff, png, zip, table, names. Without --kind all run, with --count trials each. Kind,
+  seed and number determine a trial: `--only=17` repeats trial 17 and raises its failure. Failures are counted by
+  exception and code location. --keep contains the files of the first failure of each kind, with the traceback.
+  `2>/dev/null` hides the messages of libtiff.
 
-Each damaged file lies beside one that is whole. NIfTI, DICOM, TIFF and PNG go through `find_scans` and `read`, as in
-`predict`, and a mask is written where that succeeds. NIfTI, TIFF and PNG also go through `read_masks`, as in
-`evaluate`.
-TIFF, zip and table (`data.csv`) go through `read_source`, as in `prepare`. Of names, only the names of PNG are odd.
+Each damaged file has an intact one next to it. NIfTI, DICOM, TIFF and PNG go through `find_scans` and `read`, as in
+`predict`; if both succeed, a mask is written. NIfTI, TIFF and PNG also go through `read_masks`, as in `evaluate`. TIFF,
+zip and table (`data.csv`) go through `read_source`, as in `prepare`. The kind `names` only uses odd names of PNG files.
 """
 
 import argparse
@@ -50,20 +50,20 @@ SHAPE = (16, 16, 6)
 CASES = ("TCGA_DU_0001_19990101", "TCGA_HT_0002_20000202")
 
 
-_NUMBER_OR_TEXT = re.compile(r"[0-9]+|'[^']*'")  # failures that differ in these alone are one
+_NUMBER_OR_TEXT = re.compile(r"[0-9]+|'[^']*'")  # failures that differ only in these count as one
 
 
 class TooSlow(BaseException):
-    """A trial did not end in time; no `except Exception` catches it."""
+    """A trial exceeds its time limit; no `except Exception` catches it."""
 
 
 class Broken(AssertionError):
-    """A promise of the readers that does not hold, beside exceptions: a lost neighbor, memory."""
+    """A reader breaks a promise other than its exceptions: it loses a neighbor or takes too much memory."""
 
 
 @dataclass
 class Outcome:
-    """How many trials there were, how many of the damaged files could be read, and failures by their kind."""
+    """The numbers of trials and of damaged files that could be read, and the failures by kind."""
 
     trials: int = 0
     read: int = 0
@@ -72,7 +72,7 @@ class Outcome:
 
 
 def fuzz(kind: str, count: int, seed: int, keep: Path, only: int | None = None) -> Outcome:
-    """Runs trials 0 to `count` - 1 of one kind, or the one that `only` names."""
+    """Runs trials 0 to `count` - 1 of one kind, or only the trial `only`."""
     outcome = Outcome()
     number_of_kind = list(KINDS).index(kind)
     for number in range(count) if only is None else [only]:
@@ -98,7 +98,7 @@ def fuzz(kind: str, count: int, seed: int, keep: Path, only: int | None = None) 
 
 
 def _describe(error: BaseException) -> str:
-    """Type, place within the package, and the words without their numbers."""
+    """Type, location in the package, and message without its numbers."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "brainseg_jax/" in frame.filename]
     place = f"{frames[-1].filename.rpartition('brainseg_jax/')[2]} {frames[-1].name}" if frames else "-"
     return f"{type(error).__name__} in {place}: {_NUMBER_OR_TEXT.sub('#', str(error))[:80]}"
@@ -106,7 +106,7 @@ def _describe(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _bounded() -> Iterator[None]:
-    """Ends what takes too long, and raises where memory was taken, however short."""
+    """Stops a trial that takes too long; raises if it takes too much memory."""
 
     def stop(*_: object) -> None:
         raise TooSlow(f"not done after {MOST_SECONDS} s")
@@ -363,7 +363,7 @@ KINDS: dict[str, Callable[[Path, np.random.Generator], bool]] = {
 
 
 def main() -> None:
-    """Fuzzes what the command line asks for; the exit status is 1 where anything failed."""
+    """Runs the requested trials; the exit status is 1 after any failure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kind", choices=KINDS, help="default: all")
     parser.add_argument("--count", type=int, default=1000, help="trials of each kind")

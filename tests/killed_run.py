@@ -1,6 +1,6 @@
-"""A training that kills itself, by SIGKILL, at a chosen moment.
+"""A training that kills itself with SIGKILL at a chosen moment.
 
-python tests/killed_run.py MOMENT SECONDS [what `brainseg_jax.main` takes]
+python tests/killed_run.py MOMENT SECONDS [arguments of `brainseg_jax.main`]
 """
 
 import os
@@ -16,7 +16,7 @@ from brainseg_jax.runs.checkpoint import Checkpoints
 from brainseg_jax.runs.journal import Journal
 from brainseg_jax.training import loop
 
-# Name of the moment: whose function, at which of its calls in this process, at its start or at its end.
+# Moment: (function, number of its call in this process, at its start or end).
 MOMENTS = {
     "before the first step": (loop, "_train_epoch", 1, "start"),
     "in the second epoch": (loop, "_look", 4, "end"),  # looks: after steps 2, 4, 5, 7, ...
@@ -30,7 +30,7 @@ MOMENTS = {
 
 
 def kill_at(moment: str, seconds: float) -> None:
-    """Puts the kill in place, `seconds` after the moment."""
+    """Installs the kill, `seconds` after the moment."""
     owner, name, at, where = MOMENTS[moment]
     original, calls = getattr(owner, name), []
 

@@ -1,4 +1,4 @@
-"""Damages files for `fuzz.py`: bytes at random, and header fields given values that no honest program writes."""
+"""Damages files for `fuzz.py`: random bytes, and header fields with values that no valid file has."""
 
 import re
 import struct
@@ -101,7 +101,7 @@ def mutate_bytes(data: bytes, random: Random, header: int = 512) -> bytes:
 
 
 def _extreme(code: str, random: Random) -> int | float:
-    """A number that struct can pack as `code`."""
+    """An extreme number that struct can pack as `code`."""
     if code in "fd":
         return float(random.choice(_FLOATS)) if random.random() < 0.8 else float(random.normal(scale=100.0))
     bits = 8 * struct.calcsize(code)
@@ -113,7 +113,7 @@ def _extreme(code: str, random: Random) -> int | float:
 
 
 def mutate_nifti(data: bytes, random: Random) -> bytes:
-    """Fields of a NIfTI-1 header of either byte order, or bytes."""
+    """Damages fields of a NIfTI-1 header of either byte order, or bytes."""
     if random.random() < 0.35:
         return mutate_bytes(data, random, header=356)
     damaged = bytearray(data)
@@ -127,7 +127,7 @@ def mutate_nifti(data: bytes, random: Random) -> bytes:
 
 
 def mutate_gzip(data: bytes, random: Random) -> bytes:
-    """A compressed NIfTI file: what is inside, the stream itself, or a bomb behind it. `data` is not compressed."""
+    """Damages a compressed NIfTI file: its content, the stream, or a bomb after it. `data` is not compressed."""
     chance = random.random()
     if chance < 0.6:
         return _gzip(mutate_nifti(data, random))
@@ -142,9 +142,9 @@ def _gzip(data: bytes) -> bytes:
 
 
 def mutate_dicom(files: list[bytes], random: Random) -> list[bytes]:
-    """Slices of one series in explicit little endian: elements removed or given other bytes, of one file or of all.
+    """Damages slices of one series in explicit little endian: removes or overwrites elements, in one file or in all.
 
-    The preamble stays. Elements of the file meta group are changed as others are, so the transfer syntax too.
+    The preamble stays. Elements of the file meta group change like others, so the transfer syntax may change.
     """
     one = int(random.integers(len(files)))
     if random.random() < 0.25:
@@ -172,7 +172,7 @@ def mutate_dicom(files: list[bytes], random: Random) -> list[bytes]:
     return [_edited(data, edits) if everywhere or at == one else data for at, data in enumerate(files)]
 
 
-_LONG = (b"OB", b"OW", b"SQ", b"UN", b"UT", b"OF", b"OD", b"UC", b"UR")  # VRs whose length has four bytes
+_LONG = (b"OB", b"OW", b"SQ", b"UN", b"UT", b"OF", b"OD", b"UC", b"UR")  # VRs with a length of four bytes
 
 
 def _elements(data: bytes) -> dict[tuple[int, int], tuple[bytes, bytes]]:
@@ -200,7 +200,7 @@ def _edited(data: bytes, edits: dict) -> bytes:
 
 
 def mutate_tiff(data: bytes, random: Random) -> bytes:
-    """Entries of the directory of a little-endian TIFF, or bytes."""
+    """Damages directory entries of a little-endian TIFF, or bytes."""
     (start,) = struct.unpack_from("<I", data, 4)
     if random.random() < 0.4:
         return mutate_bytes(data, random, header=start + 200 if start < 1000 else 16)
@@ -227,7 +227,7 @@ def mutate_tiff(data: bytes, random: Random) -> bytes:
 
 
 def mutate_png(data: bytes, random: Random) -> bytes:
-    """Chunks of a PNG, with checksums that are right; or bytes."""
+    """Damages chunks of a PNG, with correct checksums; or bytes."""
     if random.random() < 0.3:
         return mutate_bytes(data, random, header=60)
     chunks, at = [], 8
@@ -277,7 +277,7 @@ _ZIP_FIELDS = [
 
 
 def mutate_zip(data: bytes, random: Random) -> bytes:
-    """Fields of the central directory or of a member's own header, names of members, or bytes."""
+    """Damages fields of the central directory or of a member's header, member names, or bytes."""
     if random.random() < 0.25:
         return mutate_bytes(data, random, header=len(data))
     starts = [match.start() for match in re.finditer(rb"PK\x01\x02", data)]
@@ -298,7 +298,7 @@ def mutate_zip(data: bytes, random: Random) -> bytes:
                 name = names[int(random.integers(len(names)))]
                 damaged[at + 46 : at + 46 + len(name)] = name
                 damaged[local + 30 : local + 30 + len(name)] = name
-            case 3:  # a member's own header
+            case 3:  # header of a member
                 struct.pack_into("<H", damaged, local + int(random.choice([4, 6, 8, 26, 28])), _extreme("H", random))
             case _:
                 offset, code = _ZIP_FIELDS[int(random.integers(len(_ZIP_FIELDS)))]

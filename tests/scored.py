@@ -1,4 +1,4 @@
-"""Runs and folders scored in memory, and folders of masks read at once: what the commands do case by case."""
+"""Scores runs and folders in memory and reads whole folders of masks; the commands do this case by case."""
 
 import io
 
@@ -11,7 +11,7 @@ from brainseg_jax.shards import ALL
 
 
 def collect(work):
-    """What a report needs of each run, and the pictures of all cases with an overlay of each run."""
+    """The data of a report for each run, and the pictures of all cases with an overlay per run."""
     with io.BytesIO() as file:
         write_records(file, work.scorings, ALL, read_records(file, ALL))
         file.seek(0)
@@ -29,7 +29,7 @@ def score_folders(predictions, truth, *, tolerance, targets=""):
 
 
 def read_masks(folder):
-    """The masks by name of the case; InputError lists all that cannot be read."""
+    """The masks by case name; InputError lists all unreadable ones."""
     masks, faults = {}, []
     for case, files in find_masks(folder).items():
         try:

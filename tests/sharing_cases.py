@@ -1,4 +1,4 @@
-"""Small networks of every kind as `load_trained` gives them, and scans, for the tests of what is shared."""
+"""Small networks of every kind, as `load_trained` returns them, and scans, for the tests of export and sharing."""
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,7 @@ def small_network(
     model = build_model(name, features=2, depth=2, norm=norm, gate_upsampling=upsampling, targets=targets)
     channels = (2 * context + 1) * len(description.channels)
     variables = random_variables(model, 0, jnp.zeros((1, side, side, channels)))
-    # All over (0, 1), not next to one half: random weights say little.
+    # Spread over (0, 1), not close to one half as with random weights.
     variables["params"]["head"] = jax.tree.map(lambda x: 4 * x, variables["params"]["head"])
     if targets > 1:  # so that each target, and none, is found in many pixels
         scan = next(scans(side, len(description.channels)))[1]
@@ -59,7 +59,7 @@ def small_network(
 
 
 def posts_for(network):
-    """Of the targets, each with another threshold."""
+    """Post-processing of the targets, each with another threshold."""
     return POSTS[: len(network.description.targets)]
 
 

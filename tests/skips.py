@@ -1,6 +1,6 @@
-"""A skipped test is listed at the end, and fails the session where BRAINSEG_NO_SKIPS is set, unless it is allowed.
+"""Lists skipped tests at the end of a session. With BRAINSEG_NO_SKIPS a skip that is not allowed fails the session.
 
-`conftest.py` takes the hooks from here.
+`conftest.py` imports the hooks from here.
 """
 
 import os
@@ -18,13 +18,13 @@ if "BRAINSEG_LGG" not in os.environ:
 
 
 def skipped(reporter: pytest.TerminalReporter) -> dict[str, str]:
-    """Reason of each test, or whole file, that was skipped; workers of xdist report a file once each."""
+    """The reason of each skipped test or file; xdist workers report a file once each."""
     reports = reporter.stats.get("skipped", [])
     return {r.nodeid: r.longrepr[2] if isinstance(r.longrepr, tuple) else str(r.longrepr) for r in reports}
 
 
 def forbidden(reporter: pytest.TerminalReporter) -> dict[str, str]:
-    """Those that fail the session."""
+    """The skips that fail the session."""
     if not os.environ.get("BRAINSEG_NO_SKIPS"):
         return {}
     allowed = lambda test: any(fnmatch(f"/{test}", pattern) for pattern in ALLOWED_SKIPS)
@@ -33,7 +33,7 @@ def forbidden(reporter: pytest.TerminalReporter) -> dict[str, str]:
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Sets the exit status; a worker of xdist leaves that to the session that started it."""
+    """Sets the exit status; an xdist worker leaves this to its main session."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     good = session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
     if reporter and good and not hasattr(session.config, "workerinput") and forbidden(reporter):
@@ -41,7 +41,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Names each skipped test with its reason."""
+    """Lists each skipped test with its reason."""
     bad = forbidden(terminalreporter)
     for test, reason in skipped(terminalreporter).items():
         words = "ERROR: skipped, which BRAINSEG_NO_SKIPS forbids" if test in bad else "skipped"

@@ -160,8 +160,8 @@ def test_a_split_by_slice_assigns_each_slice_and_keeps_everything_else(cohort):
 
 
 @pytest.fixture
-def stand_ins(monkeypatch, tmp_path):
-    """A grid whose jobs are small scripts, by cell, that leave what a run leaves."""
+def stub_jobs(monkeypatch, tmp_path):
+    """A study whose jobs are small scripts, by cell; they write the files of a run."""
     scripts = {}
 
     def command(self, job):
@@ -177,8 +177,8 @@ def stand_ins(monkeypatch, tmp_path):
     return lambda: StudyGrid(TINY, budget, tmp_path, None, list(jobs(TINY, budget))), scripts
 
 
-def test_a_cell_that_fails_stops_no_other_and_is_tried_again(stand_ins, caplog):
-    make, scripts = stand_ins
+def test_a_cell_that_fails_stops_no_other_and_is_tried_again(stub_jobs, caplog):
+    make, scripts = stub_jobs
     scripts["other"] = "print('error: no luck', flush=True); print('a last word'); sys.exit(1)"
     grid = make()
     run_all(grid, lambda: None)
@@ -199,8 +199,8 @@ def test_a_cell_that_fails_stops_no_other_and_is_tried_again(stand_ins, caplog):
     )
 
 
-def test_a_rescoring_without_a_checkpoint_fails_with_a_reason(stand_ins):
-    make, scripts = stand_ins
+def test_a_rescoring_without_a_checkpoint_fails_with_a_reason(stub_jobs):
+    make, scripts = stub_jobs
     scripts["base"] = "sys.exit(3)"
     grid = make()
     run_all(grid, lambda: None)
@@ -208,8 +208,8 @@ def test_a_rescoring_without_a_checkpoint_fails_with_a_reason(stand_ins):
     assert "base/fold1_seed0, whose checkpoint it scores, is not finished" in grid.reasons["new/fold1_seed0"]
 
 
-def test_a_run_in_use_is_left_to_its_owner_and_looked_at_again(stand_ins, tmp_path):
-    make, scripts = stand_ins
+def test_a_run_in_use_is_left_to_its_owner_and_looked_at_again(stub_jobs, tmp_path):
+    make, scripts = stub_jobs
     refuse = "print('error: runs/x is in use by process 1; wait'); sys.exit(2)"
     scripts["other"] = f"p = pathlib.Path({str(tmp_path / 'once')!r})\nif not p.exists():\n p.touch(); {refuse}"
     grid = make()
@@ -222,8 +222,8 @@ def test_a_run_in_use_is_left_to_its_owner_and_looked_at_again(stand_ins, tmp_pa
     assert grid.states["other/fold1_seed0"] == ELSEWHERE and report_failures(grid) == 0
 
 
-def test_results_of_another_budget_do_not_count(stand_ins):
-    make, _ = stand_ins
+def test_results_of_another_budget_do_not_count(stub_jobs):
+    make, _ = stub_jobs
     run_all(make(), lambda: None)
     grid = make()
     path = grid.run_of(grid.jobs[0]) / "config.json"
@@ -240,8 +240,8 @@ def test_results_of_another_budget_do_not_count(stand_ins):
     assert list(make().states.values()).count(PENDING) == 1
 
 
-def test_a_signal_goes_on_to_the_job_and_ends_the_study(stand_ins, tmp_path):
-    make, scripts = stand_ins
+def test_a_signal_goes_on_to_the_job_and_ends_the_study(stub_jobs, tmp_path):
+    make, scripts = stub_jobs
     here = tmp_path / "started"
     scripts["base"] = f"signal.signal(15, lambda *_: sys.exit(75)); pathlib.Path({str(here)!r}).touch(); time.sleep(60)"
     grid = make()

@@ -1,4 +1,4 @@
-"""From a folder of any format to scores and label maps: BraTS-like patients with three nested regions."""
+"""A cohort of any format up to scores and label maps: BraTS-like patients with three nested regions."""
 
 import csv
 import json
@@ -84,7 +84,7 @@ def test_it_is_scored_again_without_its_source(run):
 
 
 def test_the_same_cohort_as_bids_has_the_same_labels_and_goes_through_predict(run, tmp_path):
-    """BIDS names other sequences and patients; a network of BraTS reads them, and answers on the grid of the input."""
+    """BIDS has other names for sequences and patients; a BraTS network reads them and answers on the input's grid."""
     bids = write_phantom_cohort(tmp_path, layout="bids", patients=12, seed=0)
     brats = read_summary(prepare((run.parent / "source").read_text(), run.parent / "tfds", progress=False))
     summary = read_summary(prepare(str(bids), tmp_path / "tfds", progress=False))
@@ -101,7 +101,7 @@ def test_the_same_cohort_as_bids_has_the_same_labels_and_goes_through_predict(ru
 
 
 def test_other_targets_of_the_same_scans_are_another_experiment(run, tmp_path):
-    """The content and so its fingerprint are the same; what a network was trained for is not."""
+    """Content and fingerprint are the same; the targets of the network differ."""
     source = tmp_path / "cohort"
     shutil.copytree((run.parent / "source").read_text(), source)
     (source / "cohort.toml").write_text("[targets]\ntumor = [1, 2, 3]\n")

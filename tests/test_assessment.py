@@ -1,4 +1,4 @@
-"""Scores of a cohort by the one road, against the same work done by hand: numpy and scipy around the bare network."""
+"""Scores of a cohort against the same computation by hand: numpy and scipy around the bare network."""
 
 import dataclasses
 import gc
@@ -24,8 +24,8 @@ LOSS = partial(dice_loss, smooth=1.0)
 SUPPORT = PostProcess()
 
 
-def restless(targets=1, mirror=False, seed=0, description=LGG, channels=3):
-    """A network whose random weights predict something, about as often as not."""
+def random_network(targets=1, mirror=False, seed=0, description=LGG, channels=3):
+    """A network with random weights that predicts tumor in about half of the pixels."""
     model = build_model("attention_unet", features=2, depth=2, targets=targets)
     variables = model.init(jax.random.key(0), np.zeros((1, 64, 64, channels), np.float32), train=False)
     rng = np.random.default_rng(seed)
@@ -59,7 +59,7 @@ def on_native_grid(probability):
 @pytest.mark.parametrize("mirror", [False, True])
 def test_cases_are_scored_on_their_own_grid(cohort, mirror):
     """Batches of 24 slices of three patients of 16: slices of two are in one batch, and the last holds padding."""
-    network, cases = restless(mirror=mirror), [cohort.cases[i] for i in (5, 0, 2)]
+    network, cases = random_network(mirror=mirror), [cohort.cases[i] for i in (5, 0, 2)]
     assessor = Assessor(cohort, Runner(sharding.data_mesh(), 24), LOSS)
     assessed = assessor.assess(network, cases, (SUPPORT,), tolerance=2.0)
     each = {one.name: one for one in assessor.assess_each(network, cases, (SUPPORT,), tolerance=2.0)}
@@ -81,7 +81,7 @@ def test_cases_are_scored_on_their_own_grid(cohort, mirror):
     dice = {}
     for position, case in enumerate(sorted(cases)):
         part = slice(16 * position, 16 * position + 16)
-        assert (each[case].masks[..., 0] == predicted[part]).mean() > 0.9999  # but for rounding at the threshold
+        assert (each[case].masks[..., 0] == predicted[part]).mean() > 0.9999  # except for rounding at the threshold
         dice[case] = 2 * (predicted & truth)[part].sum() / (predicted[part].sum() + truth[part].sum())
     assert [row["patient"] for row in assessed.rows] == cases
     np.testing.assert_allclose([row["dice"] for row in assessed.rows], [dice[case] for case in cases], rtol=1e-3)
@@ -100,14 +100,14 @@ def test_cases_are_scored_on_their_own_grid(cohort, mirror):
 
 def test_attention_is_shown_where_the_network_has_gates(cohort):
     assessor = Assessor(cohort, Runner(sharding.data_mesh(), 24))
-    (one,) = assessor.assess_each(restless(), cohort.cases[:1], (SUPPORT,), tolerance=2.0)
+    (one,) = assessor.assess_each(random_network(), cohort.cases[:1], (SUPPORT,), tolerance=2.0)
     assert one.attention.shape == (16, 256, 256) and 0 <= one.attention.min() < one.attention.max() <= 1
 
 
 def test_the_slice_kept_of_each_case_is_that_of_the_largest_reference(cohort):
     assessor, cases = Assessor(cohort, Runner(sharding.data_mesh(), 24)), cohort.cases[1:3]
-    assessed = assessor.assess(restless(), cases, (SUPPORT,), tolerance=2.0)
-    for one in assessor.assess_each(restless(), cases, (SUPPORT,), tolerance=2.0):
+    assessed = assessor.assess(random_network(), cases, (SUPPORT,), tolerance=2.0)
+    for one in assessor.assess_each(random_network(), cases, (SUPPORT,), tolerance=2.0):
         labels = cohort.labels[cohort.indices([one.name])[0]]
         index, kept = int((labels > 0).sum(axis=(1, 2)).argmax()), assessed.largest[one.name]
         assert kept.index == index
@@ -119,7 +119,7 @@ def test_the_slice_kept_of_each_case_is_that_of_the_largest_reference(cohort):
 
 
 def test_volumes_are_let_go_case_by_case(cohort, monkeypatch):
-    """Of six cases, at most the one that is scored and the one before."""
+    """At most two of six cases are in memory: the scored one and the one before."""
     found, of_case = [], LargestSlice.of
 
     def count(*arrays):
@@ -127,25 +127,27 @@ def test_volumes_are_let_go_case_by_case(cohort, monkeypatch):
         return of_case(*arrays)
 
     monkeypatch.setattr(LargestSlice, "of", count)
-    Assessor(cohort, Runner(sharding.data_mesh(), 24)).assess(restless(), cohort.cases[:6], (SUPPORT,), tolerance=2.0)
-    assert len(found) == 6 and max(found) <= 1  # before this case's own is made
+    Assessor(cohort, Runner(sharding.data_mesh(), 24)).assess(
+        random_network(), cohort.cases[:6], (SUPPORT,), tolerance=2.0
+    )
+    assert len(found) == 6 and max(found) <= 1  # before those of this case exist
 
 
 def test_a_share_of_a_report_measures_as_the_whole(cohort, monkeypatch):
-    """Where one case has no spacing no share is in mm; of two cases of 16 slices every second one is shown."""
+    """If one case has no spacing, no shard uses mm; two cases of 16 slices show every second slice."""
     monkeypatch.setattr(case_pictures, "MAX_SLICES", 20)
     spacings = ((5.0, 1.0, 1.0), None, *cohort.spacings[2:])
     mixed = dataclasses.replace(cohort, spacings=spacings)
     assessor, cases = Assessor(mixed, Runner(sharding.data_mesh(), 24)), mixed.cases[:2]
-    whole = assessor.assess(restless(), cases, (SUPPORT,), tolerance=2.0)
+    whole = assessor.assess(random_network(), cases, (SUPPORT,), tolerance=2.0)
     for index, case in enumerate(cases):
-        (share,) = assessor.assess_each(restless(), [case], (SUPPORT,), tolerance=2.0, report=cases)
+        (share,) = assessor.assess_each(random_network(), [case], (SUPPORT,), tolerance=2.0, report=cases)
         assert share.rows == [whole.rows[index]] and share.rows[0]["unit"] == "voxel"
         assert share.pictures == whole.cases[index] and share.pictures.step == 2
 
 
 def test_a_patient_is_the_mean_of_cases_and_targets(cohort):
-    """Two cases of one patient count as one; ignored voxels are neither predicted nor true."""
+    """Two cases of one patient count as one; ignored voxels are in neither mask."""
     description = Description(LGG.channels, (Target("a", (1,)), Target("b", (2,))), stand_in="FLAIR", ignore=9)
     labels = [np.where(of_case > 0, 1, 0).astype(np.uint8) for of_case in cohort.labels]
     for of_case in labels:
@@ -158,7 +160,7 @@ def test_a_patient_is_the_mean_of_cases_and_targets(cohort):
         patients=("x", "y", "x", *cohort.patients[3:]),
         grades=None,
     )
-    network = restless(targets=2, description=description)
+    network = random_network(targets=2, description=description)
     assessor = Assessor(changed, Runner(sharding.data_mesh(), 16), LOSS)
     scores = assessor.quick(network, changed.cases[:3], (SUPPORT,) * 2)
     probability = on_native_grid(sigmoid(logits_by_hand(network, normalized_by_hand(cohort, np.arange(48)))))
@@ -177,8 +179,8 @@ def test_a_patient_is_the_mean_of_cases_and_targets(cohort):
 
 
 def test_volumes_of_all_sizes_pass_through_one_runner():
-    """A new size ends the batch; what a volume gets does not depend on its neighbors."""
-    network, runner = restless(), Runner(sharding.data_mesh(), 8)
+    """A new size ends the batch; the result of a volume does not depend on its neighbors."""
+    network, runner = random_network(), Runner(sharding.data_mesh(), 8)
     rng = np.random.default_rng(0)
     constants = Normalization(*(np.full(3, value, np.float32) for value in (0.0, 255.0, 90.0, 0.02)))
     sizes = [(3, 64), (6, 64), (2, 32), (20, 64), (1, 64)]

@@ -18,7 +18,7 @@ KEYS = [jax.random.key(seed) for seed in range(4)]
 
 @pytest.fixture(scope="module")
 def image() -> jax.Array:
-    """Random pixels, so that any wrong tap shows: [40, 48, 3]."""
+    """Random pixels [40, 48, 3], so that any wrong interpolation tap shows."""
     return jnp.asarray(np.random.default_rng(0).random((40, 48, 3), np.float32))
 
 
@@ -30,9 +30,9 @@ def mask() -> jax.Array:
 
 
 def recover_affine(key: jax.Array, **amounts: float) -> tuple[np.ndarray, np.ndarray]:
-    """The map that `warp` applies, read off images whose pixels hold their own row and column.
+    """Recovers the map that `warp` applies, from images whose pixels contain their own row and column.
 
-    Rows and columns are linear, so bilinear sampling returns exactly the input place of each output pixel.
+    Rows and columns are linear, so bilinear sampling returns exactly the input position of each output pixel.
     """
     row, column = np.mgrid[0:40, 0:48].astype(np.float32)
     ones = np.ones_like(row)
@@ -200,7 +200,7 @@ def test_noise_is_gaussian_in_its_tails_and_of_one_pixel_says_nothing_of_another
 
 
 def test_noise_takes_65536_levels():
-    """Draws of n see 65536 (1 - exp(-n / 65536)) levels, here 23 500, give or take 56. On black nothing is rounded."""
+    """N draws hit 65536 (1 - exp(-n / 65536)) levels, here 23 500 +- 56. Nothing is rounded on black."""
     pixels = jnp.zeros((99, 99, 3)).at[0].set(1.0)
     for key in KEYS:
         noise = np.asarray(perturb_intensity(key, pixels, **{**QUIET, "noise": 5.0}))[1:]
@@ -228,7 +228,7 @@ def test_jit_and_vmap_do_what_eager_does_and_a_key_says_it_all(image, mask):
     assert not np.array_equal(moved[0], moved[1])
 
 
-def test_flair_stands_in_for_one_other_sequence_or_both():
+def test_flair_replaces_one_other_sequence_or_both():
     image = jnp.broadcast_to(jnp.array([10.0, 20.0, 30.0]), (4, 5, 3))
     changed = jax.vmap(lambda key: replace_channels(key, image, description=LGG, probability=0.6))(
         jax.random.split(jax.random.key(0), 3000)
@@ -247,8 +247,8 @@ def test_flair_stand_in_can_be_off(image):
 def test_no_two_draws_of_a_batch_depend_on_each_other(monkeypatch):
     """Every number that the augmentation draws, correlated with every other one over 4096 examples of 512 steps.
 
-    Of independent draws a correlation has a standard deviation of 1 / 64; five of these are exceeded by none of the
-    some 2 000 pairs. Equal keys would give 0.5 and more.
+    For independent draws the correlation has a standard deviation of 1 / 64. All of about 2 000 pairs stay below five
+    of these. Equal keys would give 0.5 and more.
     """
     drawn = []
 

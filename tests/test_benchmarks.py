@@ -1,4 +1,4 @@
-"""What the benchmarks compute of their timings; the timings themselves are run by hand, see benchmarks/README.md."""
+"""The benchmarks' computations on timings. The timings themselves run by hand, see benchmarks/README.md."""
 
 from collections import Counter
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from benchmarks.growth import exponent
-from benchmarks.growth_patients import OWN, STEP, WORK, draw, measure
+from benchmarks.growth_patients import STEP, THIS_MODULE, WORK, draw, measure
 from benchmarks.on_paper import all_reduce_seconds
 from benchmarks.profile_step import operators
 from brainseg_jax import ops
@@ -42,9 +42,9 @@ def test_work_of_growth_on_records(tmp_path):
 def test_points_of_growth(tmp_path):
     flags = ("--work=link files", f"--folder={tmp_path / '2'}", "--patients=2")
     with pytest.raises(RuntimeError, match="No such file or directory"):  # of the files to link
-        measure(2, OWN, *flags)
+        measure(2, THIS_MODULE, *flags)
     WORK["write files"](tmp_path, 2, 8, 32)
-    point = measure(2, OWN, *flags[:1], f"--folder={tmp_path / '3'}", flags[2])
+    point = measure(2, THIS_MODULE, *flags[:1], f"--folder={tmp_path / '3'}", flags[2])
     assert (point["at"], point["seconds"]) == (2, 0.0) and 10 < point["peak_mb"] < 2000
     lines = {"prepare files": [point | {"seconds_a_patient": 0.5}], STEP: [point | {"seconds_a_patient": 0.1}]}
     draw(lines, tmp_path / "growth.png")
@@ -64,7 +64,7 @@ def compiled_operators(channels, features):
     return operators(jax.jit(step, compiler_options=ops.compiler_options()).lower(*shapes).compile().as_text())
 
 
-def test_convolutions_of_a_compiled_step_are_told_apart():
+def test_convolutions_of_a_compiled_step_are_distinguished():
     wide = Counter(operator.kind for operator in compiled_operators(32, 40).values())
     assert [wide[kind] for kind in ("convolution", "input gradient", "kernel gradient")] == [6, 6, 1]
     found = compiled_operators(2, 3)

@@ -1,4 +1,4 @@
-"""Calibration against counts made by hand."""
+"""Calibration against counts by hand."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def test_error_and_bins_by_hand():
     probability = [0.0, 0.0, 0.02, 0.06, 0.9, 0.9, 0.9, 0.9, 0.5, 0.5]
     truth = [0, 0, 0, 1, 1, 1, 0, 0, 1, 1]
     found = one_slice(probability, truth, [100] * 8 + [10] * 2)
-    assert found.voxels.tolist() == [4] + [0] * 12 + [4, 0]  # 0.9 lies in [13/15, 14/15)
+    assert found.voxels.tolist() == [4] + [0] * 12 + [4, 0]  # 0.9 is in [13/15, 14/15)
     assert found.tumor.tolist() == [1] + [0] * 12 + [2, 0]
     assert found.probability[[0, 13]] == pytest.approx([0.08, 3.6])
     # Of each bin |mean probability - share|: |0.02 - 0.25| and |0.9 - 0.5|, half of the voxels in each.

@@ -1,4 +1,4 @@
-"""Slices on the way to a network and back: sizes and places by hand."""
+"""Slices on their way to the network and back: sizes and positions by hand."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The latest two and the best are kept whatever the scores do, come back whole on other devices, or are named."""
+"""Checkpoints: the latest two and the best are kept, are restored on other devices, or are reported as damaged."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ from brainseg_jax.runs.checkpoint import DAMAGED, Checkpoints
 from brainseg_jax.training.loop_state import LoopState
 from brainseg_jax.training.state import TrainState
 
-# What Orbax leaves behind after a failed read is collected whenever, and complains then.
+# After a failed read the garbage collector may later warn about Orbax's coroutines.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
@@ -122,7 +122,7 @@ def truncate(path):
     "damage", [flip_a_bit, truncate, lambda path: path.unlink(), lambda path: path.write_bytes(b"")]
 )
 def test_damage_to_any_file_of_the_newest_step(tmp_path, damage, caplog):
-    """Each file in turn. What comes back is the newest step, bit for bit, or the one before, with the newest named."""
+    """Damages each file in turn. The restored step is the newest, bit for bit, or the one before with a message."""
     whole = tmp_path / "whole"
     save_all(whole / "checkpoints", [0.1, 0.2, 0.3]).close()
     names = [p.relative_to(whole) for p in sorted((whole / "checkpoints" / "30").rglob("*")) if p.is_file()]
@@ -160,7 +160,7 @@ def test_all_damaged_is_an_end_and_changes_nothing(tmp_path):
     checkpoints.close()
 
 
-def test_a_lost_best_is_said_and_the_best_that_is_left_is_it(tmp_path, caplog):
+def test_a_lost_best_is_reported_and_the_next_best_replaces_it(tmp_path, caplog):
     checkpoints = save_all(tmp_path / "checkpoints", [0.9, 0.2, 0.4, 0.3])
     shutil.rmtree(tmp_path / "checkpoints" / "10" / "state")
     state, loop = checkpoints.recover(like=state_on(1, 0, 0.0))
@@ -182,7 +182,7 @@ def test_arrays_of_another_network_are_refused_with_what_differs(tmp_path):
 
 
 def test_a_full_disk_surfaces_also_on_the_last_save(small_disk):
-    """Saves are asynchronous, and after the last there is none that would hit the error by chance."""
+    """Saves are asynchronous; after the last save no other one can meet the error."""
     checkpoints = save_all(small_disk / "checkpoints", [0.1])
     fill(small_disk)
     with pytest.raises(StorageError, match=rf"cannot be written in {small_disk}/checkpoints: .*Steps finished before"):
@@ -194,7 +194,7 @@ def test_a_full_disk_surfaces_also_on_the_last_save(small_disk):
 
 
 def test_arrays_that_are_readable_but_not_those_that_were_written(tmp_path, caplog):
-    """What Orbax reads without a complaint: here the arrays of another step."""
+    """Orbax reads them without an error: here the arrays of another step."""
     checkpoints = save_all(tmp_path / "checkpoints", [0.1, 0.2])
     shutil.rmtree(tmp_path / "checkpoints" / "20" / "state")
     shutil.copytree(tmp_path / "checkpoints" / "10" / "state", tmp_path / "checkpoints" / "20" / "state")

@@ -1,4 +1,4 @@
-"""A mistake on the command line ends in one line that names it, and exit status 2."""
+"""A mistake on the command line gives a one-line error message and exit status 2."""
 
 import logging
 import subprocess
@@ -88,7 +88,7 @@ def test_a_mistake_is_named(run, arguments, words):
         ("/home/me/brainseg_jax/.venv/lib/orbax/manager.py", logging.WARNING, True),
     ],
 )
-def test_the_console_shows_our_words_and_warnings(path, level, shown):
+def test_the_console_shows_our_messages_and_warnings(path, level, shown):
     assert cli._is_worth_showing(logging.LogRecord("absl", level, path, 1, "words", (), None)) is shown
 
 

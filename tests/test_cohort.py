@@ -89,7 +89,7 @@ def test_image_resize_agrees_with_jaxs_antialiased_linear_resize(native, size):
 
 @pytest.mark.parametrize("size", [96, 160])
 def test_mask_resize_is_by_area_also_where_the_sizes_do_not_divide(size):
-    """The area, by repeating each pixel until the sizes divide."""
+    """Computes the area by repeating each pixel until the sizes divide."""
     masks = np.random.default_rng(0).random((2, 256, 256)) < 0.5
     fine = np.lcm(256, size)
     repeated = masks.repeat(fine // 256, axis=1).repeat(fine // 256, axis=2)
@@ -108,7 +108,7 @@ def test_bad_name_or_folder_is_refused(dataset_folder, tmp_path):
 
 
 def test_masks_that_are_not_binary_are_refused(dataset_folder, monkeypatch):
-    """As scikit-image once left them in the published PyTorch code: 0 and 255."""
+    """0 and 255, as scikit-image wrote them in the published PyTorch code."""
     builder = tfds.builder_from_directory(dataset_folder)
     records = [{**record, "mask": record["mask"] * np.uint8(255)} for record in builder.as_data_source()["slices"]]
     monkeypatch.setattr(builder, "as_data_source", lambda: {"slices": records})

@@ -1,4 +1,4 @@
-"""Compiled programs are kept between processes, within bounds, and a run compiles nothing after its first epoch."""
+"""Compiled programs are cached between processes, within limits; a run compiles nothing after its first epoch."""
 
 import os
 import subprocess
@@ -82,7 +82,7 @@ libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
-# What a compiler leaves: 200 MB in pieces too small to be mapped, all freed but for the last, which holds the heap up.
+# Like a compiler: 200 MB in pieces too small to be mapped, all freed except the last, which keeps the heap large.
 pieces = [libc.malloc(100_000) for _ in range(2000)]
 for piece in pieces:
     ctypes.memset(piece, 1, 100_000)
@@ -96,7 +96,7 @@ for seconds in (0.5, 2.0):
 
 
 def test_what_the_compiler_has_freed_goes_back_to_the_system():
-    """After a long compilation alone: after a short one there is little to give back."""
+    """Only after a long compilation: after a short one there is little memory to release."""
     done = subprocess.run([sys.executable, "-c", RELEASE], capture_output=True, text=True, check=True)
     after_short, after_long = map(float, done.stdout.split())
     assert abs(after_short) < 20 and 150 < after_long < 220

@@ -1,4 +1,4 @@
-"""The configs: each file at each scale, overrides, and what is refused."""
+"""The configs: each file at each scale, overrides, and invalid values."""
 
 import importlib.util
 from pathlib import Path
@@ -104,7 +104,7 @@ def test_a_crop_that_is_no_window_of_the_network_is_refused(crop, words):
     check_config(config)
 
 
-def test_every_number_out_of_range_is_told():
+def test_every_number_out_of_range_is_reported():
     config = default_config("cpu")
     config.optimizer.learning_rate, config.augment.flip, config.loss.smooth = -1.0, float("nan"), -0.1
     config.seed, config.loss.name = -1, "hinge"

@@ -1,4 +1,4 @@
-"""Weights of others as a run: names, shapes, what such a run can be used for and what it refuses."""
+"""Converted weights as a run: names, shapes, what the run supports and what it refuses."""
 
 import json
 import sys
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("optax_promotion")
 
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory):
-    """A run of 2 features, made without torch."""
+    """A run of 2 features, converted without torch."""
     folder = tmp_path_factory.mktemp("converted") / "run"
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(published, "read_state_dict", lambda path: published_state_dict(2))
@@ -89,7 +89,7 @@ def test_other_refusals(tmp_path, monkeypatch):
         published.convert(tmp_path / "weights.pt", tmp_path / "run")
 
 
-def test_cases_that_the_first_run_was_trained_on_are_said_where_they_test(trained_run, caplog, tmp_path):
+def test_test_cases_that_the_first_run_was_trained_on_are_reported(trained_run, caplog, tmp_path):
     folder, config = trained_run
     config = config.copy_and_resolve_references()
     config.train.init_from = str(folder)

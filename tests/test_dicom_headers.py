@@ -1,4 +1,4 @@
-"""DICOM headers as other software writes them: read, or refused in words that name file, tag and value."""
+"""DICOM headers by other software: they are read, or the message names file, tag and value."""
 
 import numpy as np
 import pydicom
@@ -11,7 +11,7 @@ X = np.random.default_rng(0).integers(1, 1000, (6, 16, 16))
 
 
 def series(folder, **texts):
-    """Writes X with these tags set to any text, or taken out where None."""
+    """Writes X as a series with these tags set to any text; None removes a tag."""
 
     def change(one, number):
         for name, text in texts.items():
@@ -73,7 +73,7 @@ def test_other_values_are_named_with_file_and_tag(tmp_path, texts, words):
 
 
 @pytest.mark.parametrize("number", ["1", "IMG7", None])
-def test_slices_that_no_number_tells_apart_are_counted_by_place(tmp_path, number):
+def test_slices_without_distinct_numbers_are_counted_by_position(tmp_path, number):
     scan = read_series(series(tmp_path, InstanceNumber=number))
     assert scan.numbers == (1, 2, 3, 4, 5, 6)
     (note,) = notes_of(scan)
@@ -85,7 +85,7 @@ def test_slices_that_no_number_tells_apart_are_counted_by_place(tmp_path, number
     [(-2000, None, True), (63536, None, True), (65535, None, False), (-2000, -1990, True), (-1990, -2000, True)],
 )
 def test_padding_is_background(tmp_path, padding, limit, signed):
-    """The padded corner takes 0, what is left the values it has without padding."""
+    """The padded corner becomes 0; all other values stay the same as without padding."""
     x = X.copy()
     x[:, 8:, :8] = 0
     padded = x.copy()

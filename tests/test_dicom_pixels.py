@@ -1,4 +1,4 @@
-"""Pixels of DICOM files: all compressed syntaxes are decoded, and nothing is unpacked beyond what the header says."""
+"""Pixels of DICOM files: all compressed syntaxes are decoded, and unpacking stops at the size in the header."""
 
 import struct
 import sys
@@ -25,7 +25,7 @@ def lossless(values):
 
 
 def compressed(folder, syntax, encode, values=X, **tags):
-    """A series whose pixels are encoded by `encode`."""
+    """A series with pixels encoded by `encode`."""
 
     def change(one, number):
         one.file_meta.TransferSyntaxUID = syntax
@@ -79,7 +79,7 @@ def test_signed_values_of_a_stream_that_knows_no_sign(tmp_path):
     np.testing.assert_array_equal(read_series(folder).voxels, read_series(write_series(tmp_path / "p", X)).voxels)
 
 
-def test_without_the_decoder_the_syntax_and_the_command_are_said(tmp_path, monkeypatch):
+def test_without_the_decoder_the_message_has_syntax_and_command(tmp_path, monkeypatch):
     folder = compressed(tmp_path / "in", JPEG + "70", lossless)
     monkeypatch.setitem(sys.modules, "imagecodecs", None)
     with pytest.raises(
@@ -94,7 +94,7 @@ def test_an_unknown_syntax_is_named(tmp_path):
 
 
 def peak_of_refusal(folder, words):
-    """Refuses the series with these words; the peak of memory meanwhile, in bytes."""
+    """Checks that the series is refused with this message; returns the peak memory in bytes."""
     tracemalloc.start()
     try:
         with pytest.raises(InputError, match=words):
@@ -105,7 +105,7 @@ def peak_of_refusal(folder, words):
 
 
 def deflated(path, one, zeros=0):
-    """Writes a data set deflated; `zeros` more bytes of pixels than its header declares."""
+    """Writes a deflated data set with `zeros` more bytes of pixels than its header declares."""
     plain = BytesIO()
     one.save_as(plain, enforce_file_format=True)
     start = 132 + 12 + one.file_meta.FileMetaInformationGroupLength
@@ -159,7 +159,7 @@ def test_a_compressed_frame_of_another_size_is_not_decoded(tmp_path):
 
 
 def test_damaged_streams_are_refused_and_end_nothing(tmp_path):
-    """Bytes of the stream changed at random: GDCM ended the process at such."""
+    """Random bytes of the stream change: GDCM ended the process on such streams."""
     rng, streams = np.random.default_rng(0), [lossless(X[0]), imagecodecs.jpegls_encode(X[0])]
     for syntax, stream in zip((JPEG + "70", JPEG + "80"), streams, strict=True):
         for trial in range(20):

@@ -1,4 +1,4 @@
-"""Where the images of DICOM series lie: enhanced files, tilted gantries, localizers, mosaics, turned series."""
+"""Positions of DICOM images: enhanced files, tilted gantries, localizers, mosaics, rotated series."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ CORONAL = (1.0, 0.0, 0.0, 0.0, 0.0, -1.0)
 
 
 def test_an_enhanced_file_is_read_in_order_of_its_places(tmp_path):
-    """Frames lie from crown to foot but for one; 4 mm apart; rows are 0.5 mm apart, columns 2 mm."""
+    """Frames go from crown to foot, except one, 4 mm apart; rows are 0.5 mm apart, columns 2 mm."""
     depths = [16.0, 20.0, 12.0, 8.0, 4.0, 0.0]
     write_enhanced(tmp_path / "e" / "a.dcm", X, depths)
     scan, order = read_series(tmp_path / "e"), np.argsort(depths)
@@ -100,7 +100,7 @@ def test_images_that_are_shifted_against_each_other_are_no_volume(tmp_path):
 )
 def test_what_is_no_slice_of_the_volume_is_left_out_with_a_note(tmp_path, changes, note):
     def change(one, number):
-        if number == 7:  # at an end: its loss leaves no gap
+        if number == 7:  # at an end: no gap without it
             for name, value in changes.items():
                 setattr(one, name, value)
 
@@ -117,7 +117,7 @@ def test_a_localizer_of_three_directions_is_no_volume(tmp_path):
         read_series(write_series(tmp_path / "in", X, change=change))
 
 
-def test_only_mosaics_are_refused_in_words(tmp_path):
+def test_only_mosaics_are_refused_with_a_message(tmp_path):
     change = lambda one, number: setattr(one, "ImageType", ["ORIGINAL", "PRIMARY", "MOSAIC"])
     with pytest.raises(InputError, match=r"dcm: a mosaic of many slices in one image; convert .* \(dcm2niix\)"):
         read_series(write_series(tmp_path / "in", X, change=change))

@@ -1,6 +1,6 @@
-"""What the README and the pages of docs/ show works: commands parse, code runs, links lead somewhere.
+"""The examples in the README and in docs/ work: commands parse, code runs, links have targets.
 
-The pages themselves are built by `make docs`; see tests/docs.
+`make docs` builds the pages; see tests/docs.
 """
 
 import importlib.util
@@ -35,7 +35,7 @@ OTHERS = {"source", "cd", "git"}
 
 
 class Block(NamedTuple):
-    """A fenced block of a page: its language, its text, and the word of a comment `<!-- test: … -->` above it."""
+    """A fenced block of a page: its language, its text, and the comment `<!-- test: … -->` above it."""
 
     page: Path
     line: int
@@ -60,7 +60,7 @@ SHELL = [block for block in BLOCKS if block.language == "bash"]
 
 
 def commands_of(text):
-    """Each command of a shell block as words, environment variables in front left out."""
+    """Each command of a shell block as a list of words, without environment variables in front."""
     for line in text.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
         while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
@@ -70,7 +70,7 @@ def commands_of(text):
 
 
 def check_command(words):
-    """Raises AssertionError where the command could not be called as it stands."""
+    """Raises AssertionError if the command cannot be called as written."""
     program, *arguments = words
     if program == "python" and arguments[0] == "-m":
         if arguments[1] != "venv":
@@ -104,7 +104,7 @@ def check_install(arguments):
 
 
 def check_flags(module, arguments):
-    """The command has these options; where it takes a config, its keys and values are accepted."""
+    """Checks that the command has these options and accepts the config keys and values."""
     if module not in hooks.COMMANDS:  # a script: its source names its options
         source = (ROOT / (module.replace(".", "/") + ".py")).read_text()
         names = [word.removeprefix("--").partition("=")[0] for word in arguments if word.startswith("--")]
@@ -151,7 +151,7 @@ def test_commands_parse(block):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_what_stands_in_the_text_exists_too(page):
+def test_names_in_the_text_exist(page):
     text = page.read_text()
     known = flatten(hooks.load_config("configs/unet_dice.py").to_dict())
     assert set(re.findall(r"--config\.([\w.]*\w)", text)) <= set(known)
@@ -217,7 +217,7 @@ def test_a_page_runs_from_top_to_bottom(page, tmp_path):
 
 @pytest.mark.parametrize("page", LINKING, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
-    """In the repository; the site's own links are checked by `mkdocs build --strict`."""
+    """Links into the repository; `mkdocs build --strict` checks the links of the site."""
     text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
     generated = {ROOT / "docs" / path for path in ("reference/config.md", "reference/commands.md")}
     for target in re.findall(r"\]\(([^)\s]+)\)", text):

@@ -1,4 +1,4 @@
-"""The command `python -m brainseg_jax.evaluate`: of runs, of folders, and what it refuses."""
+"""The command `python -m brainseg_jax.evaluate`: runs, folders, and invalid input."""
 
 import csv
 import dataclasses
@@ -32,7 +32,7 @@ def write_slices(folder, case, volume, kind):
 
 
 def write_volume(folder, case, volume, spacing=(1.0, 1.0, 1.0)):
-    """Slices along the third axis, as NIfTI has it; `spacing` of columns, rows and slices."""
+    """Writes slices along the third axis, as in NIfTI; `spacing` of columns, rows and slices."""
     folder.mkdir(parents=True, exist_ok=True)
     image = nib.Nifti1Image(volume.astype(np.uint8).transpose(2, 1, 0), np.diag([*spacing, 1.0]))
     nib.save(image, folder / f"{case}.nii.gz")
@@ -66,7 +66,7 @@ def call(**values):
 
 
 def test_a_folder_against_a_folder(tmp_path):
-    """As a user calls it, on masks of others; one case is exact, one is half found."""
+    """Runs the command on foreign masks; one case is exact, in one half of the tumor is predicted."""
     cases = {
         "TCGA_DU_0001_19990101": box(slice(2, 6), slice(2, 10)),
         "TCGA_CS_0002_19990101": box(slice(8, 12), slice(0, 4)),
@@ -101,7 +101,7 @@ def test_figures_for_papers(tmp_path, ending):
         write_slices(tmp_path / kind, case, box(rows, slice(2, 10)), "mask")
     folders = {"predictions": str(tmp_path / "predicted"), "truth": str(tmp_path / "truth"), "figures": ending}
     call(**folders, output=str(tmp_path / "scores"))
-    names = {"dice-of-the-patients", "volume-of-the-tumor"}  # masks alone have no probabilities and no training
+    names = {"dice-of-the-patients", "volume-of-the-tumor"}  # masks have no probabilities and no training
     files = {path.name: path.read_bytes() for path in (tmp_path / "scores" / "figures").iterdir()}
     assert set(files) == {f"{name}.{ending}" for name in names}
     for content in files.values():
@@ -205,7 +205,7 @@ def test_runs_that_cannot_be_compared(trained_run, tmp_path, difference):
         split["test"][0], split["train"][0] = split["train"][0], split["test"][0]
         (other / "split.json").write_text(json.dumps(split))
         words = f"the same test patients.*{split['test'][0]}"
-    elif difference == "targets":  # the fingerprint names the content alone, whatever its labels are called
+    elif difference == "targets":  # the fingerprint covers only the content, not the label names
         config = json.loads((other / "config.json").read_text())
         lesion = dataclasses.replace(LGG, targets=(Target("lesion", (1,)),))
         config["dataset"]["description"] = lesion.to_json()
@@ -246,7 +246,7 @@ def test_names_tell_runs_apart(tmp_path):
         ({"predictions": "nowhere", "truth": "nowhere"}, "nowhere: no such folder"),
     ],
 )
-def test_what_cannot_be_used_is_said(tmp_path, monkeypatch, values, words):
+def test_unusable_input_is_reported(tmp_path, monkeypatch, values, words):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=words):
         call(**{"output": "out", **values})
@@ -254,7 +254,7 @@ def test_what_cannot_be_used_is_said(tmp_path, monkeypatch, values, words):
 
 
 def test_flags_that_a_merge_does_not_take(tmp_path):
-    """Also where the value that is given is the default."""
+    """Also if the given value is the default."""
     flags.FLAGS(["evaluate"], known_only=True)
     with flagsaver.flagsaver(), pytest.raises(InputError) as refused:
         flags.FLAGS(["evaluate", "--merge", f"--output={tmp_path}", "--run=r", "--part=test", "--shard=0/2"])

@@ -1,4 +1,4 @@
-"""An evaluation that is shared out gives the files of one process, to the byte, and shards that differ never meet."""
+"""A sharded evaluation gives the same files as one process, byte for byte; different shards are never merged."""
 
 import fcntl
 import gc
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("optax_promotion")
 
 
 def make_masks(folder, count=5):
-    """Cases of different size, of which one is found half; the first one has no spacing, so all are in voxels."""
+    """Cases of different sizes, one with half of its tumor predicted. The first has no spacing: all are in voxels."""
     for index in range(count):
         truth = box(slice(2, 6 + index), slice(2, 10))
         predicted = truth & (np.arange(20) < 10 - index)
@@ -50,7 +50,7 @@ def content(folder):
 
 
 def in_two_processes(**values):
-    """Both shards at once, as a user starts them."""
+    """Runs both shards at the same time, as a user starts them."""
     flags = [f"--{name}={value}" for name, value in values.items()]
     command = [sys.executable, "-m", "brainseg_jax.evaluate", *flags]
     shards = [subprocess.Popen([*command, f"--shard={i}/2"], stderr=subprocess.PIPE, text=True) for i in (1, 0)]
@@ -72,7 +72,7 @@ def test_folders_in_two_processes(tmp_path):
 
 
 def test_labels_and_slices_are_those_of_all_cases(tmp_path, monkeypatch):
-    """Each label is a target, and each is in one shard alone; 16 slices, at most 6: one in 3."""
+    """Each label is a target and is in only one shard; 16 slices, at most 6 shown: one in 3."""
     monkeypatch.setattr(case_pictures, "MAX_SLICES", 6)
     for index, name in enumerate("abcd"):
         labels = box(slice(2, 6), slice(2, 10)) * np.uint8(1 + index)
@@ -87,7 +87,7 @@ def test_labels_and_slices_are_those_of_all_cases(tmp_path, monkeypatch):
 
 
 def test_a_run_in_two_processes(trained_run, tmp_path):
-    """The validation patients, of whom there are two, so that each shard has one."""
+    """Scores the two validation patients, so that each shard has one."""
     values = {"run": str(trained_run[0]), "part": "val"}
     assert len(json.loads((trained_run[0] / "split.json").read_text())["val"]) == 2
     call(run=[values["run"]], part="val", output=str(tmp_path / "one"))
@@ -97,7 +97,7 @@ def test_a_run_in_two_processes(trained_run, tmp_path):
 
 
 def test_runs_side_by_side_in_more_shards_than_cases(trained_run, tmp_path, monkeypatch):
-    """The page shows one slice in so many of all cases, not of a shard."""
+    """The page chooses every n-th slice over all cases, not per shard."""
     monkeypatch.setattr(case_pictures, "MAX_SLICES", 10)
     shutil.copytree(trained_run[0], tmp_path / "other")
     values = {"run": [str(trained_run[0]), str(tmp_path / "other")]}
@@ -130,16 +130,16 @@ def change_a_mask(folder):
     write_volume(folder / "predicted", "TCGA_CS_0003_19990101", changed, spacing=(1.0, 1.0, 3.0))
 
 
-def test_a_done_shard_of_masks_that_changed_is_refused(shared, tmp_path):
-    values, _ = shared
+def test_a_done_shard_of_masks_that_changed_is_refused(two_shards, tmp_path):
+    values, _ = two_shards
     change_a_mask(tmp_path)
     for index in range(2):
         with pytest.raises(InputError, match=r"different input \(masks; TCGA_CS_0003_19990101 changed\); give another"):
             call(**values, shard=f"{index}/2")
 
 
-def test_a_done_shard_of_another_version_of_the_code_is_refused(shared, monkeypatch):
-    values, _ = shared
+def test_a_done_shard_of_another_version_of_the_code_is_refused(two_shards, monkeypatch):
+    values, _ = two_shards
     monkeypatch.setattr(evaluate, "code_version", lambda: "commit 1234567")
     with pytest.raises(InputError, match=r"different command or from different input \(code: .* and commit 1234567\)"):
         call(**values, shard="0/2")
@@ -177,9 +177,9 @@ def test_a_stopped_shard_goes_on(tmp_path, monkeypatch, capsys):
     assert len(scored) == 4 and "shard 0/2, 1 case:" in capsys.readouterr().out
 
 
-def test_a_shard_that_was_cut_off_anywhere_goes_on(shared):
-    """Nine lines: header, run, two a case, end. What a kill leaves of a line is scored again."""
-    values, shards = shared
+def test_a_shard_that_was_cut_off_anywhere_goes_on(two_shards):
+    """Nine lines: header, run, two per case, end. The case of an incomplete line is scored again."""
+    values, shards = two_shards
     path = shards / "evaluate-0-of-2.jsonl"
     whole = path.read_bytes()
     lines = whole.splitlines(keepends=True)
@@ -224,8 +224,8 @@ def test_data_of_all_runs_are_looked_for_before_one_is_scored(trained_run, tmp_p
         call(run=[str(trained_run[0]), str(other)], output=str(tmp_path / "out"))
 
 
-def test_two_processes_do_not_write_one_shard(shared):
-    values, shards = shared
+def test_two_processes_do_not_write_one_shard(two_shards):
+    values, shards = two_shards
     with (shards / "evaluate-0-of-2.jsonl").open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(InputError, match=r"evaluate-0-of-2.jsonl: another process works on shard 0/2; wait for it"):
@@ -233,8 +233,8 @@ def test_two_processes_do_not_write_one_shard(shared):
 
 
 @pytest.mark.parametrize("merge", [False, True])
-def test_an_interrupted_report_leaves_no_results(shared, monkeypatch, merge):
-    values, shards = shared
+def test_an_interrupted_report_leaves_no_results(two_shards, monkeypatch, merge):
+    values, shards = two_shards
     values = {"merge": True, "output": values["output"]} if merge else values
 
     def stop(*_, **__):
@@ -250,8 +250,8 @@ def test_an_interrupted_report_leaves_no_results(shared, monkeypatch, merge):
 
 
 @pytest.fixture
-def shared(tmp_path):
-    """Both shards of five cases, and the flags that made them."""
+def two_shards(tmp_path):
+    """Both shards of five cases, and their flags."""
     make_masks(tmp_path)
     values = flags_of(tmp_path, output=str(tmp_path / "out"))
     run_shards(2, **values)
@@ -269,14 +269,14 @@ def content_names(values):
     return [path.name for path in evaluate.user_path(values["output"], "--output").iterdir()]
 
 
-def test_a_missing_shard(shared):
-    values, shards = shared
+def test_a_missing_shard(two_shards):
+    values, shards = two_shards
     (shards / "evaluate-0-of-2.jsonl").unlink()
     assert f"  {shards}: shard 0/2 is missing; run evaluate with --shard=0/2" in refused(values).splitlines()
 
 
-def test_all_faults_are_listed(shared):
-    values, shards = shared
+def test_all_faults_are_listed(two_shards):
+    values, shards = two_shards
     whole = (shards / "evaluate-1-of-2.jsonl").read_bytes()
     (shards / "evaluate-1-of-2.jsonl").write_bytes(whole[: len(whole) // 2])
     (shards / "evaluate-0-of-2.jsonl").unlink()
@@ -292,21 +292,21 @@ def test_all_faults_are_listed(shared):
         call(**values, shard="1/2")
 
 
-def test_shards_of_another_command(shared):
-    values, _ = shared
+def test_shards_of_another_command(two_shards):
+    values, _ = two_shards
     call(**values | {"tolerance": 1.0}, shard="1/2", overwrite=True)
     assert "of a different command or input than evaluate-0-of-2.jsonl (--tolerance: 1.0 and 2.0)" in refused(values)
 
 
-def test_shards_of_another_number(shared):
-    values, shards = shared
+def test_shards_of_another_number(two_shards):
+    values, shards = two_shards
     shutil.copy(shards / "evaluate-0-of-2.jsonl", shards / "evaluate-0-of-3.jsonl")
     names = "evaluate-0-of-2.jsonl, evaluate-1-of-2.jsonl, evaluate-0-of-3.jsonl"
     assert f"shards of 2 and of 3 ({names}); remove those that are left over" in refused(values)
 
 
-def test_a_case_in_two_shards(shared):
-    values, shards = shared
+def test_a_case_in_two_shards(two_shards):
+    values, shards = two_shards
     shutil.copy(shards / "evaluate-0-of-2.jsonl", shards / "evaluate-1-of-2.jsonl")
     assert "1-of-2.jsonl: damaged (by its content it is shard 0/2)" in refused(values)
     text = (shards / "evaluate-0-of-2.jsonl").read_text().replace('"shard": "0/2"', '"shard": "1/2"')
@@ -314,22 +314,22 @@ def test_a_case_in_two_shards(shared):
     assert "1-of-2.jsonl: damaged (TCGA_CS_0001_19990101, TCGA_CS_0002_19990101, " in refused(values)
 
 
-def test_masks_that_changed_between_two_shards(shared, tmp_path):
-    values, _ = shared
+def test_masks_that_changed_between_two_shards(two_shards, tmp_path):
+    values, _ = two_shards
     change_a_mask(tmp_path)
     call(**values, shard="1/2", overwrite=True)
     assert "than evaluate-0-of-2.jsonl (masks; TCGA_CS_0003_19990101 changed)" in refused(values)
 
 
-def test_shards_of_another_version_of_the_code(shared, monkeypatch):
-    values, _ = shared
+def test_shards_of_another_version_of_the_code(two_shards, monkeypatch):
+    values, _ = two_shards
     monkeypatch.setattr(evaluate, "code_version", lambda: "commit 1234567")
     call(**values, shard="1/2", overwrite=True)
     assert "input than evaluate-0-of-2.jsonl (code: commit 1234567 and " in refused(values)
 
 
-def test_results_are_not_replaced_by_a_merge(shared):
-    values, shards = shared
+def test_results_are_not_replaced_by_a_merge(two_shards):
+    values, shards = two_shards
     call(merge=True, output=values["output"])
     assert not shards.exists()
     for again in (dict(merge=True, output=values["output"]), values | {"shard": "0/2"}):
@@ -351,7 +351,7 @@ def alive(kind, of=lambda one: True):
 
 
 def test_memory_holds_a_case_at_a_time(tmp_path, monkeypatch):
-    """Of 12 cases: masks while they are scored, pictures while the page is written."""
+    """Among 12 cases: masks during scoring, pictures while the page is written."""
     make_masks(tmp_path, count=12)
     found = {"masks": [], "pictures": []}
     score, data = folders.score_targets, report._data

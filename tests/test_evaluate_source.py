@@ -1,4 +1,4 @@
-"""`evaluate --source`: no scan of a patient that the network knows is scored, and what is not known is said."""
+"""`evaluate --source`: it scores no scan of a patient that the network has seen, and reports what it cannot know."""
 
 import json
 import logging
@@ -21,7 +21,7 @@ NEW = "TCGA_DU_9999_20200101"
 
 @pytest.fixture
 def run(trained_run, tmp_path) -> Path:
-    """A copy of the run, that prepares data in a folder of the test."""
+    """A copy of the run that prepares data in a folder of the test."""
     folder = tmp_path / "run"
     shutil.copytree(trained_run[0], folder)
     edit(folder, lambda config: config["data"].update(dir=str(tmp_path / "data")))
@@ -40,7 +40,7 @@ def split_of(folder: Path) -> dict:
 
 @pytest.fixture
 def source(phantom_folder, run, tmp_path) -> Path:
-    """Another scan of a patient that trained, one of a patient that validated, a test case, and a new patient."""
+    """Another scan of a training patient, one of a validation patient, a test case, and a new patient."""
     split, folder = split_of(run), tmp_path / "scans" / "kaggle_3m"
     names = {split["train"][0]: other_date(split["train"][0]), split["val"][0]: other_date(split["val"][0])}
     names |= {split["test"][0]: split["test"][0], split["train"][1]: NEW}
@@ -72,7 +72,7 @@ def test_other_scans_of_known_patients_are_left_out_and_named(run, source, caplo
 
 
 def test_a_run_that_was_trained_by_slice_knows_all_its_patients(run, source):
-    """Its cases are named with parts; each of them has slices in each part."""
+    """Its case names contain the part of the split; each case has slices in each part."""
     split = split_of(run)
     everybody = sorted(case for cases in split.values() for case in cases)
     (run / "split.json").write_text(
@@ -112,7 +112,7 @@ def test_a_damaged_split_is_named_without_a_source_too(run, tmp_path):
 
 
 def test_whom_converted_weights_were_trained_on_is_not_known(run, source, caplog):
-    """As `convert` leaves a run: no split and no fingerprint."""
+    """A run of `convert` has no split and no fingerprint."""
     edit(run, lambda config: config["dataset"].update(fingerprint=None))
     (run / "split.json").unlink()
     with caplog.at_level(logging.WARNING):

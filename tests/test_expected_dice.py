@@ -1,4 +1,4 @@
-"""A training on 28 made-up patients learns what Dice to expect, and each command says it."""
+"""A training on 28 synthetic patients learns the expected Dice, and each command reports it."""
 
 import csv
 import json
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("optax_promotion")
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """The run and the folder of its scans: 4 patients are trained on, 12 validate, 12 are tested."""
+    """The run and the folder of its scans: 4 training, 12 validation and 12 test patients."""
 
     def make(folder):
         write_phantom(folder, patients=28, seed=0)

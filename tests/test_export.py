@@ -1,4 +1,4 @@
-"""What is shared does what the network does here: normalization, resizing, threshold; the file, its card, refusals."""
+"""A shared network gives the same masks as here: normalization, resizing, threshold; the file, its card, refusals."""
 
 import dataclasses
 import sys
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("optax_promotion")
 
 @pytest.fixture(autouse=True)
 def loose_ranks():
-    """What is shared must work for a user, who has no strict ranks; so must `jax.export` of 8 fake devices' owner."""
+    """Allows rank promotion, as for a user; shared networks and `jax.export` must work without strict ranks."""
     with jax.numpy_rank_promotion("allow"):
         yield
 
@@ -69,7 +69,7 @@ def test_a_percentile_by_hand():
 
 @pytest.mark.parametrize("mirror", [False, True])
 def test_it_predicts_as_predict_does(trained_run, tmp_path, mirror):
-    """A made-up patient through `predict`'s own path (numpy, Pillow, batches) and through the one function."""
+    """Compares `predict` (numpy, Pillow, batches) with the exported function on a synthetic patient."""
     trained = load_trained(trained_run[0])
     network = dataclasses.replace(trained.network, mirror=mirror)
     (source, *_) = find_scans(write_phantom(tmp_path, patients=1, seed=5))
@@ -98,14 +98,14 @@ def test_a_file_for_jax_and_its_card(trained_run, tmp_path):
         assert words in card, words
     with pytest.raises(InputError, match="there already"):
         share(trained_run[0], made.path, file_format="stablehlo", size=64, overwrite=False)
-    # The code of the card works as it stands.
+    # The code of the card works unchanged.
     code = card.split("```python\n")[1].split("```")[0].replace("net.stablehlo", str(made.path))
     names = {"scan": next(scans(64))[1]}
     exec(code, names)
     assert names["mask"].shape == (5, 64, 64)
 
 
-def test_what_the_file_does_not_hold_is_said():
+def test_what_the_file_lacks_is_reported():
     from brainseg_jax.sharing.card import _outside
 
     def outside(description, posts, size, views=1):
@@ -148,7 +148,7 @@ def test_missing_packages_are_named(trained_run, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("count", [1, BLOCK - 1, BLOCK, 2 * BLOCK + 1])
 def test_each_slice_of_a_block_is_its_own(count):
-    """Without a normalization of the volume, and without neighbors, a slice alone gives the same."""
+    """Without volume normalization and neighbors, a single slice gives the same result."""
     network = small_network()
     segment = jax.jit(make_segmenter(network, posts_for(network), 64))
     scan = np.concatenate([next(scans())[1]] * 2)[:count].astype(np.float32)
@@ -188,7 +188,7 @@ def lowered(segment, *platforms):
 
 
 def test_each_platform_gets_its_formulation_and_exact_products():
-    """32 channels on either side, so that a CPU takes Winograd's six products a convolution."""
+    """32 input and output channels, so that a CPU uses Winograd's six products per convolution."""
     network = small_network()
     model = build_model("unet", features=32, depth=1, dtype="bfloat16")
     network = dataclasses.replace(
@@ -208,7 +208,7 @@ def test_each_platform_gets_its_formulation_and_exact_products():
 
 @pytest.mark.parametrize("side", [32, 64])
 def test_nested_targets_are_painted_in_order(side):
-    """Core 1 within whole 2, enhancing 3 within the core: worked out from the probabilities by numpy."""
+    """Core 1 within whole 2, enhancing 3 within the core: computed from the probabilities with numpy."""
     network = small_network(side=side, description=NESTED)
     scan = next(scans(channels=4))[1].astype(np.float32)
     p = np.asarray(make_segmenter(network, POSTS, 64)(scan)[0])
@@ -222,8 +222,8 @@ def test_nested_targets_are_painted_in_order(side):
     assert set(np.unique(expected)) == {0, 1, 2, 3} and (core & ~whole).any() and (enhancing & ~core).any()
 
 
-def test_of_exclusive_targets_the_most_probable_one_stands():
-    """Of those that reach their threshold: 0.55 below its threshold of 0.6 does not beat 0.45 above its own of 0.4."""
+def test_the_most_probable_of_exclusive_targets_wins():
+    """Only targets above their thresholds count: 0.45 (threshold 0.4) beats 0.55 (threshold 0.6)."""
     network = small_network(description=EXCLUSIVE)
     probability, labels = make_segmenter(network, POSTS, 64)(next(scans(channels=4))[1].astype(np.float32))
     probability = np.asarray(probability)
@@ -237,7 +237,7 @@ def test_of_exclusive_targets_the_most_probable_one_stands():
     assert set(np.unique(expected)) == {0, 1, 2, 4} and beaten > 0
 
 
-def made_run(folder, network, posts, results=None):
+def synthetic_run(folder, network, posts, results=None):
     """A run as `load_trained` gives it."""
     model = {"name": "unet", "features": 2, "depth": 2, "norm": "block", "dtype": "float32"}
     config = SimpleNamespace(model=SimpleNamespace(**model), data=SimpleNamespace(source="made"))
@@ -254,12 +254,12 @@ def made_run(folder, network, posts, results=None):
 
 
 def test_a_card_of_several_targets(tmp_path, monkeypatch):
-    """A network that was trained at 1.5 mm: its file takes slices of its own size alone."""
+    """A network trained at 1.5 mm: its file takes only slices of the network's size."""
     block = {"patients": 4, "dice_mean_ci95": (0.5, 0.9)}
     of_targets = {name: block | {"dice_mean": 0.1 * k, "dice_median": 0.2} for k, name in enumerate(NESTED.names)}
     results = {"test": {"mean": block | {"dice_mean": 0.7, "dice_median": 0.8}, "targets": of_targets}}
     network = small_network(description=NESTED, pixel_spacing=1.5, context=1)
-    monkeypatch.setattr(share_module, "load_trained", lambda folder: made_run(folder, network, POSTS, results))
+    monkeypatch.setattr(share_module, "load_trained", lambda folder: synthetic_run(folder, network, POSTS, results))
     with pytest.raises(InputError, match=r"--size=64: this network takes slices of 32 x 32 pixels of 1.5 mm"):
         share(tmp_path, tmp_path / "out", file_format="stablehlo", size=64, overwrite=False)
     made = share(tmp_path, tmp_path / "net.stablehlo", file_format="stablehlo", size=None, overwrite=False)

@@ -1,6 +1,6 @@
-"""Training processes with a fault put in from outside: each ends in words, loses no more than it must, and goes on.
+"""Training processes with faults from outside: each reports the fault, loses no more than it must, and resumes.
 
-What a run leaves after the fault and another start is compared with an undisturbed run, byte for byte.
+The tests compare the files of a run after a fault and a restart with an undisturbed run, byte for byte.
 """
 
 import hashlib
@@ -88,12 +88,12 @@ class Training:
 
 
 def files_of(workdir):
-    """SHA-256 of each file that a run leaves, but for TensorBoard's, which hold times, and the checkpoints."""
+    """SHA-256 of each file of a run, except the checkpoints and TensorBoard's files, which contain times."""
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in workdir.iterdir() if p.is_file()}
 
 
 def arrays_of(workdir):
-    """Every array of every checkpoint, read by Orbax alone."""
+    """Every array of every checkpoint, read by Orbax only."""
     folders = sorted(p for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
     with ocp.StandardCheckpointer() as reader:
         return {p.name: jax.tree.map(np.asarray, reader.restore(p / "state")) for p in folders}
@@ -147,7 +147,7 @@ def newest(workdir):
 
 
 def array_file(step_folder):
-    """The largest file that holds numbers; beside them lie Orbax's and zarr's own descriptions."""
+    """The largest file with numbers; Orbax and zarr write descriptions next to them."""
     return max((step_folder / "state").glob("**/d/*"), key=lambda p: p.stat().st_size)
 
 
@@ -177,7 +177,7 @@ def test_a_second_signal_ends_at_once(dataset_folder, tmp_path):
 
 @pytest.mark.slow
 def test_kill_storm(undisturbed, dataset_folder, tmp_path):
-    """SIGKILL again and again, at each kind of moment that a run has."""
+    """Repeats SIGKILL at every kind of moment of a run."""
     workdir = tmp_path / "run"
     steps = []
     for moment, seconds in KILLS:
@@ -191,7 +191,7 @@ def test_kill_storm(undisturbed, dataset_folder, tmp_path):
     steps.append(int(re.search(r"going on from step (\d+)", last.console)[1]))
     assert steps == sorted(steps) and all(step % STEPS == 0 for step in steps)  # only whole saves are gone on from
     assert steps[:2] == [0, 0] and steps[-2:] == [EPOCHS * STEPS] * 2, steps
-    # In its second epoch a process has the save of its first behind it, whose writing may still be under way.
+    # In the second epoch the save of the first has started, but may not be finished.
     assert all(after - before <= 2 * STEPS for before, after in pairwise(steps[:-2])), steps
     assert len(set(steps)) > 4, steps
     assert_same_run(workdir, undisturbed)
@@ -220,7 +220,7 @@ def test_killed_while_its_slices_lie_on_disk_it_is_the_run_in_memory(undisturbed
 
 
 def flip_bits(path):
-    """One in each of 64 places, as not every byte of the file belongs to an array."""
+    """Flips one bit in each of 64 positions, since not every byte of the file belongs to an array."""
     content = bytearray(path.read_bytes())
     for place in range(0, len(content), len(content) // 64):
         content[place] ^= 1
@@ -333,7 +333,7 @@ def test_another_split_is_refused(stopped, dataset_folder, tmp_path):
 
 @pytest.mark.slow
 def test_other_hardware(stopped, undisturbed, dataset_folder, tmp_path):
-    """One device before the stop, eight after; and back."""
+    """One device before the stop, eight after it, and the reverse."""
     workdir = copy_of(stopped, tmp_path)
     training = Training(dataset_folder, workdir, devices=8)
     training.wait_for("epoch 5/")
@@ -364,8 +364,8 @@ def test_two_processes_stop_together_and_one_goes_on(undisturbed, dataset_folder
 
 
 @pytest.fixture(scope="module")
-def short(dataset_folder, tmp_path_factory):
-    """In this process, where a signal can be sent at an exact place: config, and an undisturbed run of it."""
+def short_run(dataset_folder, tmp_path_factory):
+    """A config and its undisturbed run in this process, where a test can send a signal at an exact moment."""
     config = default_config("quick")
     config.update(SETTINGS)
     config.data.dir, config.train.epochs = str(dataset_folder.parents[2]), 3
@@ -381,8 +381,8 @@ def short(dataset_folder, tmp_path_factory):
         pytest.param("save", 2 * STEPS, marks=pytest.mark.slow),
     ],
 )
-def test_exact_resume_from_any_place(place, step, short, tmp_path, monkeypatch):
-    config, whole = short
+def test_exact_resume_from_any_place(place, step, short_run, tmp_path, monkeypatch):
+    config, whole = short_run
     owner, name, at = {
         "in an epoch": (story, "_look", 4),  # looks: after steps 2, 4, 5, 7, ...
         "last step of an epoch": (story, "_look", 6),

@@ -1,4 +1,4 @@
-"""Batches from memory, from divided arrays and from disk are the same; what lies on disk is whole or refused."""
+"""Batches from memory, from divided arrays and from disk are equal; slices on disk are complete or refused."""
 
 import dataclasses
 import shutil
@@ -33,7 +33,7 @@ def sampler(step: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def data_folder(dataset_folder, tmp_path_factory):
-    """A copy of the prepared data, beside which slices may be written."""
+    """A copy of the prepared data, where a test may write slices."""
     root = tmp_path_factory.mktemp("on_disk")
     shutil.copytree(dataset_folder.parents[1], root / dataset_folder.parts[-3])
     return root / dataset_folder.relative_to(dataset_folder.parents[2])
@@ -128,7 +128,7 @@ def test_the_next_steps_are_read_while_one_runs(on_disk):
     deadline = time.monotonic() + 20
     while len(asked) <= AHEAD and time.monotonic() < deadline:
         step_runs.wait(0.01)
-    assert not step_runs.wait(0.3)  # for more to come: memory is to hold no more batches
+    assert not step_runs.wait(0.3)  # wait for more: memory must hold no further batches
     assert sorted(asked) == list(range(4, 5 + AHEAD))
     feed.close()
 
@@ -189,7 +189,7 @@ def test_other_content_has_another_file(data_folder, on_disk, monkeypatch):
     assert store_of(load(image_size=64)) != store_of(on_disk)
 
 
-def test_the_file_lies_where_it_is_wanted(data_folder, tmp_path):
+def test_the_file_is_in_the_requested_folder(data_folder, tmp_path):
     load = partial(load_cohort, data_folder, image_size=32, normalization="rescale", slices=ON_DISK)
     assert store_of(load()).parent == data_folder.parents[2] / "slices"
     assert store_of(load(slices_dir=tmp_path)).parent == tmp_path / "slices"

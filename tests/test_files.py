@@ -35,7 +35,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
 
 @pytest.mark.parametrize("links", [True, False], ids=["hard links", "no hard links"])
 def test_files_that_cannot_get_their_names_leave_all_old_ones(tmp_path, monkeypatch, links):
-    """The third of three names cannot be taken; by then two of them are."""
+    """Renaming the third of three files fails, after the first two are renamed."""
     if not links:
         monkeypatch.setattr(os, "link", lambda *_, **__: (_ for _ in ()).throw(OSError("no links here")))
     first, new, last, gone = (tmp_path / name for name in ("first", "new", "last", "gone"))

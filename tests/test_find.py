@@ -1,4 +1,4 @@
-"""What is found in a folder: sequences by the words of names, cases, links, and why the rest is passed over."""
+"""The search of a folder: sequences by words in names, cases, links, and the reasons for files passed over."""
 
 import os
 import re
@@ -56,7 +56,7 @@ def found(folder, sequences=""):
         "once_12 PD_003 P1_0003 preop a_1 P1_post_op pre-surgical_7",
     }.items(),
 )
-def test_words_tell_the_sequence_wherever_they_stand(sequence, names):
+def test_words_anywhere_in_a_name_determine_the_sequence(sequence, names):
     told = {name: read_name(name).sequence for name in names.split()}
     assert told == dict.fromkeys(told, sequence)
 
@@ -100,7 +100,7 @@ def test_files_that_are_alike_but_for_the_sequence_are_a_case(tmp_path):
 
 
 def test_patients_are_not_put_together(tmp_path):
-    """Two in a folder, one with FLAIR alone and one with T1 alone; files that tell nothing are FLAIR, each a case."""
+    """One patient with only FLAIR, one with only T1; each file of unknown sequence is a case of FLAIR."""
     touch(tmp_path, "study_flair_001.nii", "study_t1_002.nii", "whole.nii", "scan_3.nii.gz")
     cases, _, (fault,), _ = found(tmp_path)
     assert cases == {
@@ -128,7 +128,7 @@ def test_alone_they_are_passed_over(tmp_path, name):
 
 
 def test_numbered_channels_are_refused_until_they_are_named(tmp_path):
-    """nnU-Net's `_0000` to `_0003`; a numbering that runs on is of cases."""
+    """nnU-Net's `_0000` to `_0003`; a longer numbering counts cases."""
     touch(tmp_path / "a", *(f"P{n}_000{channel}.nii.gz" for n in (1, 2) for channel in range(4)))
     cases, _, faults, _ = found(tmp_path / "a")
     assert not cases and len(faults) == 2 and "P1_0000.nii.gz, " in faults[0] and "as by nnU-Net" in faults[0]
@@ -171,7 +171,7 @@ def test_sequences_by_hand(tmp_path):
 
 
 def test_slices_of_other_programs(tmp_path):
-    """OsiriX, numbers alone, and a date, which is no number of a slice: as such it asked for 2e13 integers."""
+    """OsiriX, plain numbers, and a date. Taken as a slice number, the date asked for 2e13 integers."""
     touch(tmp_path, "IM-0001-0001.png", "IM-0001-0002.png", "scan_20240101120000.png", "P9/001.png", "P9/2.png")
     touch(tmp_path, "masks/001.png", "P9/T1/001.png", "a_1.tif", "a_1_mask.tif", "20240101120000.tif")
     cases, _, (fault,), passed_over = found(tmp_path)
@@ -247,7 +247,7 @@ def test_of_many_cases_the_table_shows_the_first(tmp_path):
         None: "B3|b12|b1000_P1|PD_003|scan1pd|PT1_scan|a1c|p2press|sub-01|vor_7|minus_3",
     }.items(),
 )
-def test_words_of_scanners_and_languages_tell_it_too(sequence, names):
+def test_words_of_scanners_and_languages_determine_the_sequence(sequence, names):
     told = {name: read_name(name).sequence for name in names.split("|")}
     assert told == dict.fromkeys(told, sequence)
 
@@ -284,7 +284,7 @@ def test_the_image_file_of_a_pair_is_read_by_its_header(tmp_path):
     assert found(tmp_path / "lone.img")[0] == {"lone": {ALL: "lone.img"}}  # its reader asks for the header
 
 
-def test_a_file_that_may_not_be_read_is_said_to_be_so(tmp_path, monkeypatch):
+def test_a_file_without_permission_is_reported(tmp_path, monkeypatch):
     touch(tmp_path, "P1.nii", "IM0001")
     usual = Path.open
 

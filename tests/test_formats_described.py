@@ -1,4 +1,4 @@
-"""`cohort.toml` and `patients.csv`, and folders that fit no format or two."""
+"""`cohort.toml` and `patients.csv`, and folders that match no format or two."""
 
 import re
 from pathlib import Path
@@ -77,7 +77,7 @@ def test_a_pattern_that_fits_nothing_or_the_same_file_as_another(root):
 
 
 def test_a_folder_given_from_within(tmp_path, monkeypatch):
-    """The names of folders count, also where the path does not spell them."""
+    """The names of folders count, even if a relative path does not contain them."""
     touch(tmp_path / "P1", "flair.nii.gz", "seg.nii.gz")
     touch(tmp_path / "P2", "image.png", "mask.png")
     for name in ("P1", "P2"):
@@ -164,7 +164,7 @@ def test_slices_in_patterns(tmp_path):
     )
 
 
-def test_patients_by_a_pattern_are_told(tmp_path):
+def test_patients_by_a_pattern_are_reported(tmp_path):
     pairs(tmp_path, "a_1", "b_1")
     (tmp_path / "cohort.toml").write_text('patient = "(.+)"')
     assert not any("each case counts" in note for note in list_cohort(tmp_path).notes)

@@ -1,4 +1,4 @@
-"""`list_images`: the scans that a trained network is to predict, without labels."""
+"""`list_images`: unlabelled scans for prediction by a trained network."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def test_nnunet_numbers(tmp_path):
 
 
 def test_folders_of_the_training_formats(tmp_path):
-    """Of a data set the test images are predicted if it has any."""
+    """If a data set has test images, these are predicted."""
     touch(tmp_path, "imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz")
     write_json(tmp_path, {})
     assert cases(tmp_path, MRI) == [("a", {"MRI": "imagesTr/a_0000.nii.gz"})]
@@ -81,7 +81,7 @@ def test_slices_and_pairs(tmp_path):
 
 
 def test_slices_of_nnunet(tmp_path):
-    """One image is one case there, also where the numbers of channels look like numbers of slices."""
+    """One image is one case, even if channel numbers look like slice numbers."""
     touch(tmp_path, "a_0000.png", "a_0001.png", "b_0000.png", "b_0001.png")
     assert cases(tmp_path, TWO)[0] == ("a", {"T1": ((1, "a_0000.png"),), "FLAIR": ((1, "a_0001.png"),)})
     assert cases(tmp_path, IMAGE)[0] == ("a", {"image": ((0, "a_0000.png"), (1, "a_0001.png"))})

@@ -1,4 +1,4 @@
-"""nnU-Net raw and the Decathlon: what `dataset.json` says against what lies in the folders."""
+"""nnU-Net raw and the Decathlon: `dataset.json` against the files in the folders."""
 
 import pytest
 from format_folders import faults, refusal, shown, touch, write_json
@@ -224,7 +224,7 @@ def test_msd_of_one_channel_and_two_of_one_name(task):
 
 
 def test_files_decide_between_msd_and_nnunet(root, task):
-    """A Decathlon json beside CASE_0000, and nnU-Net's beside stacked files."""
+    """A Decathlon json with CASE_0000 files, and nnU-Net's json with stacked files."""
     write_json(root, {**MSD, "training": []})
     assert list_cohort(root).kind == "nnU-Net raw with the older dataset.json"
     write_json(task, V2)

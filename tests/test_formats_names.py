@@ -1,4 +1,4 @@
-"""BraTS, pairs and BIDS: what the names of files tell."""
+"""BraTS, pairs and BIDS: the information in file names."""
 
 import nibabel as nib
 import numpy as np
@@ -63,7 +63,7 @@ def test_time_points_are_one_patient(tmp_path):
 
 
 def test_other_cases_with_files_of_sequences(tmp_path):
-    """Their labels are not those of BraTS, even where the names of the sequences are."""
+    """Their labels are not those of BraTS, even if the sequence names are."""
     names = ["P1/flair.nii.gz", "P1/T1.nii", "P1/mask.nii.gz", "P2/P2_FLAIR.nii.gz", "P2/P2-T1.nii.gz"]
     touch(tmp_path, *names, "P2/P2_FLAIR_seg.nii.gz")
     touch(

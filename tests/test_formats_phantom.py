@@ -1,4 +1,4 @@
-"""The synthetic cohorts: the same patients in each layout, as `list_cohort` finds them."""
+"""The synthetic cohorts: `list_cohort` finds the same patients in each layout."""
 
 import json
 
@@ -60,7 +60,7 @@ def test_listed_as_what_it_is(listings, layout):
 
 
 def test_volumes_are_the_painted_ones(listings, painted):
-    """Each file, turned to axial slices by its affine, holds what was painted, whatever the layout."""
+    """Each file contains the painted volume in every layout, after its affine gives axial slices."""
     assert listings["bids"].description.channels == ("T1w", "T1w-ce", "T2w", "FLAIR")
     channels = {"brats": ("t1n", "t1c", "t2w", "t2f"), "bids": ("T1w", "T1w-ce", "T2w", "FLAIR")}
     channels["nnunet"] = channels["brats"]

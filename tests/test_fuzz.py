@@ -1,11 +1,11 @@
-"""Damaged files of every kind through predict, evaluate and prepare; `python tests/fuzz.py` tries thousands."""
+"""Damaged files of every kind in predict, evaluate and prepare; `python tests/fuzz.py` runs thousands of trials."""
 
 import pytest
 from fuzz import KINDS, fuzz
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_damaged_files_are_told_in_words(kind, tmp_path):
+def test_damaged_files_give_messages(kind, tmp_path):
     outcome = fuzz(kind, count=40, seed=1, keep=tmp_path)
     assert outcome.trials == 40
     assert not outcome.failures, f"seed 1; the files and tracebacks: {outcome.kept}"

@@ -1,4 +1,4 @@
-"""`benchmarks/gpu.py` in its tiny mode on a CPU: every part, and what happens to one that fails or has no time."""
+"""`benchmarks/gpu.py` in its tiny mode on a CPU: every part, and a part that fails or has no time."""
 
 import json
 import sys
@@ -17,14 +17,14 @@ pytestmark = pytest.mark.usefixtures("optax_promotion")
 
 @pytest.fixture(autouse=True)
 def loose_ranks():
-    """As a command runs it."""
+    """Allows rank promotion, as in a command."""
     with jax.numpy_rank_promotion("allow"):
         yield
 
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory):
-    """One network and one training: the others differ by their name alone."""
+    """One network and one training; the others differ only in their names."""
     networks, configs = ("attention_unet",), ("unet_wce",)
     return gpu.Bench(gpu.TINY, tmp_path_factory.mktemp("gpu"), networks=networks, configs=configs)
 
@@ -56,7 +56,7 @@ def test_a_part_that_fails_or_has_no_time_stops_no_other(tmp_path, capsys, monke
     output = tmp_path / "gpu.json"
     parts = {"a": (1, fails), "b": (1, slow), "c": (1, fine)}
     bench = gpu.Bench(gpu.TINY, tmp_path)
-    gpu.run(parts, bench, seconds=9.0, output=output)  # 3 s each; a leaves its own to b
+    gpu.run(parts, bench, seconds=9.0, output=output)  # 3 s each; a leaves its time to b
     assert capsys.readouterr().out.splitlines() == [
         "a: first",
         "NOT OK a: failed: ValueError: no such kernel",
@@ -77,7 +77,7 @@ def test_all_parts_together_take_less_than_eight_minutes():
 
 
 def test_tf32_by_hand():
-    """10 bits of mantissa: 1 + 2^-11 lies half-way and is rounded to even, 1 + 3 * 2^-11 to 1 + 2^-9."""
+    """10 bits of mantissa: 1 + 2^-11 is half-way and rounds to even, 1 + 3 * 2^-11 to 1 + 2^-9."""
     x = jnp.array([1 + 2**-10, 1 + 2**-11, 1 + 3 * 2**-11], jnp.float32).reshape(1, 1, 3, 1)
     kernel = jnp.ones((1, 1, 1, 1), jnp.float32)
 
@@ -131,7 +131,7 @@ def test_steps_and_the_largest_batch(bench, capsys):
         assert row["images_per_second"] == pytest.approx(8e3 / row["ms"]) and row["of_roofline"] is None
     bench.torch["attention_unet", "float32"] = 100.0
     row = next(gpu.largest(bench))
-    assert row["batch"] == 16  # a CPU has no limit of its own: twice the batch
+    assert row["batch"] == 16  # a CPU has no limit: twice the batch
     assert row["of_torch"] == pytest.approx(row["images_per_second"] / 100)
 
 

@@ -1,4 +1,4 @@
-"""Single images as they come: sizes, palettes, alpha channels, and numbers in names that are dates."""
+"""Single images: sizes, palettes, alpha channels, and numbers in names that are dates."""
 
 from pathlib import Path
 
@@ -109,7 +109,7 @@ def test_slices_of_labels_are_no_scan(tmp_path, name, suffix):
     with pytest.raises(InputError, match=rf"a_1.{suffix} and the other slices: has only the values {words}"):
         SliceSource("a", tmp_path, found).read()
     other = GRAY if picture.mode != "RGB" else COLOR
-    Image.fromarray(other).save(found[1][1])  # an empty slice, or one of few values, beside a full one
+    Image.fromarray(other).save(found[1][1])  # an empty slice, or one of few values, next to a full one
     assert len(SliceSource("a", tmp_path, found).read().numbers) == 2
 
 
@@ -126,7 +126,7 @@ def test_a_handful_of_pixels_may_be_anything(tmp_path):
 
 
 def test_gaps_are_counted_and_ten_are_listed():
-    """By differences: so many numbers would take all memory and a day."""
+    """By differences, since a list of all numbers would take all memory and a day."""
     found = tuple((number, Path(f"a_{number}.png")) for number in (3, 5, 20240101120000))
     with pytest.raises(InputError) as raised:
         stack_slices("a", found, lambda _: GRAY)

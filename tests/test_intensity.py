@@ -1,4 +1,4 @@
-"""What becomes of the values of a volume: outliers, padding and holes move nothing of the rest."""
+"""Intensities of a volume: outliers, padding and holes do not change the other values."""
 
 import numpy as np
 import pytest
@@ -12,14 +12,14 @@ CORNER = (0, 0, 0)
 
 
 def head():
-    """Air of 0 around a box of whole numbers from 1 to 255, each of them often."""
+    """Air of 0 around a box of integers from 1 to 255, with many voxels each."""
     volume = np.zeros(SHAPE, np.int16)
     volume[3:13, 3:13] = np.resize(np.arange(1, 256), (10, 10, 6))
     return volume
 
 
 def scanner():
-    """The same on a scanner's scale, 0 to 2550, whose 99.9th percentile is that of `head`, times 10."""
+    """The same on a scanner's scale, 0 to 2550; its 99.9th percentile is that of `head`, times 10."""
     return head().astype(np.float32) * 10
 
 
@@ -50,7 +50,7 @@ def test_a_low_voxel_in_air_moves_nothing(value):
 
 
 def test_ringing_around_zero_leaves_zero_black():
-    """A tenth of the values, as resampling leaves them at the edge of a head."""
+    """A tenth of the values, as after resampling at the edge of a head."""
     rings = scanner()
     rings[2, :, :] = -40.0
     found, note = to_8_bits(rings)
@@ -79,7 +79,7 @@ AIR = np.s_[0, 0, :4]  # 4 of 1 536 voxels: 0.26 %, more than the percentiles le
 
 @pytest.mark.parametrize("value", [-1000, 1e6, 32767, 65535])
 def test_a_few_voxels_of_padding_are_background(value):
-    """What is left is `scanner`, and after a z-score what is black in it."""
+    """The rest is `scanner`; after a z-score the background is its black."""
     for volume in (scanner(), (scanner() - 1000) / 700):
         clean, _ = to_8_bits(volume)
         volume[AIR] = value
@@ -93,7 +93,7 @@ def test_outliers_that_differ_do_not_count():
     volume = scanner()
     volume[AIR] = 20000, 30000, 40000, 50000
     found, note = to_8_bits(volume)
-    rest = np.delete(volume.ravel(), np.arange(4))  # the four lie first
+    rest = np.delete(volume.ravel(), np.arange(4))  # the four come first
     clean = np.rint(volume * (255.0 / np.percentile(rest, 99.9))).clip(0, 255)
     np.testing.assert_array_equal(found, clean)
     assert note.endswith("; 6 voxels above, up to 50000, set to 255")  # with two of 2 550, as in any scan
@@ -105,7 +105,7 @@ def test_outliers_that_differ_do_not_count():
 
 
 def test_bright_vessels_stay_in_the_range():
-    """1 % of the voxels, from 2 to 3 times the brightest of the others, are told apart."""
+    """1 % of the voxels, from 2 to 3 times the brightest of the others, keep distinct values."""
     volume = scanner()
     volume[5:7, 5:13, 2] = np.linspace(2, 3, 16).reshape(2, 8) * 2550
     found, note = to_8_bits(volume)
@@ -115,7 +115,7 @@ def test_bright_vessels_stay_in_the_range():
 
 
 def test_padding_that_was_interpolated_leaves_zero_black():
-    """Gaussian weights: the rim of the circle holds all values between, and of the rest 4 of 10 are positive."""
+    """Gaussian weights: the rim of the circle has all values in between; 4 of 10 other values are positive."""
     volume = scanner()
     volume[circle()] = -8000
     volume = ndimage.gaussian_filter(volume, (0.5, 0.5, 0))
@@ -133,7 +133,7 @@ def test_a_scan_from_minus_1_to_1_uses_its_whole_range():
 
 
 def test_background_is_the_same_whatever_marks_it():
-    """A box without air: no value lies below 1 000, and with a background of 0 the 0.1th percentile is 0."""
+    """A box without air: no value is below 1 000, and with a background of 0 the 0.1th percentile is 0."""
     brain = head()[3:13, 3:13].astype(np.float32) * 10 + 1000
     clean = np.zeros(SHAPE, np.float32)
     clean[3:13, 3:13] = brain
@@ -158,7 +158,7 @@ def test_what_is_not_finite_outside_of_the_head_is_background():
     with pytest.raises(InputError, match="338 voxels are NaN or infinite, 2 of them inside the volume; replace"):
         to_8_bits(volume)
     with pytest.raises(InputError, match="4 voxels are NaN or infinite, 4 of them inside"):
-        one = scanner()[:, :, 2:3]  # a single slice, of which every voxel is at an end of the third axis
+        one = scanner()[:, :, 2:3]  # a single slice: every voxel is at an end of the third axis
         one[6:8, 6:8] = np.nan
         to_8_bits(one)
     with pytest.raises(InputError, match="1536 voxels are NaN or infinite"):
@@ -166,7 +166,7 @@ def test_what_is_not_finite_outside_of_the_head_is_background():
 
 
 def test_a_scan_around_zero_uses_its_whole_range():
-    """As a z-score leaves it: the mean is 0, and no voxel is background."""
+    """As after a z-score: the mean is 0, and no voxel is background."""
     volume = (scanner() - 1000) / 700
     found, note = to_8_bits(volume)
     assert found[head() == 0].max() == 0 and found.max() == 255 and note.startswith("values -1.42857 to 2.2")

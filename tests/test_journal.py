@@ -1,4 +1,4 @@
-"""What a run's journal says where its files cannot be written."""
+"""The metrics log of a run whose files cannot be written: its messages."""
 
 import pytest
 

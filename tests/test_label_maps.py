@@ -1,4 +1,4 @@
-"""Results of several targets: label maps on the scan's own grid, segments, maps with a file or an axis for each."""
+"""Results with several targets: label maps on the scan's grid, segments, maps with one file or axis per target."""
 
 import nibabel as nib
 import numpy as np
@@ -10,7 +10,7 @@ from brainseg_jax.scans.description import Description, Target
 from brainseg_jax.scans.find import find_scans
 from brainseg_jax.scans.scan import MASK, PROBABILITY, UNCERTAINTY, file_words
 
-LEVELS = (60, 120, 180)  # gray values that the nested targets lie above
+LEVELS = (60, 120, 180)  # thresholds of gray values of the nested targets
 VALUES = np.random.default_rng(0).integers(0, 256, (7, 6, 5)).astype(np.int16)
 C, S = np.cos(0.3), np.sin(0.3)
 AFFINES = {
@@ -98,7 +98,7 @@ def test_names_of_targets_are_made_fit_for_files(names, words):
 
 @pytest.mark.parametrize("empty", [False, True])
 def test_a_segmentation_has_a_segment_for_each_target(tmp_path, empty):
-    """Overlapping ones, and one in which no voxel is."""
+    """Overlapping targets, and an empty one."""
     hd = pytest.importorskip("highdicom")
     from dicom_series import in_order, read_series, write_series
 

@@ -1,4 +1,4 @@
-"""The arrows between the floors point down: a file imports from its own floor and from floors below, never upward."""
+"""The layers of the package: a file imports from its own layer and from layers below, never from layers above."""
 
 import ast
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# From the ground up; what is on the same floor stands in one row.
+# From the lowest layer up; a row is a layer.
 FLOORS = [
     {"errors", "files", "import_errors", "losses", "compilation", "shards"},
     {"ops", "metrics", "config", "config_files", "sharding"},
@@ -21,7 +21,7 @@ FLOORS = [
     {"main", "evaluate", "predict", "export", "convert", "commands"},
 ]
 LEVEL = {room: level for level, floor in enumerate(FLOORS) for room in floor}
-# Packages that a file may import besides the standard library, where it is to be light.
+# Packages that a light file may import besides the standard library.
 LIGHT = {"losses": {"jax"}, "metrics": {"jax", "numpy"}, "ops": {"jax", "flax"}, "errors": set()}
 FILES = sorted((ROOT / "brainseg_jax").rglob("*.py"))
 
@@ -48,7 +48,7 @@ def test_no_upward_edge(path):
     if own == "__init__":
         assert not list(imports(path))
         return
-    level = LEVEL["main"] if path.name == "prepare.py" else LEVEL[own]  # a command that lives beside its subject
+    level = LEVEL["main"] if path.name == "prepare.py" else LEVEL[own]  # a command next to its subject
     for name in imports(path):
         if name.startswith("brainseg_jax."):
             assert LEVEL[name.split(".")[1]] <= level, f"{path} imports {name} from a floor above"
@@ -84,7 +84,7 @@ def test_nothing_is_long():
 
 
 def test_each_program_of_a_run_is_compiled_with_the_options_of_its_backend():
-    """Else `deterministic` would leave it out. What checks a shared file is no program of a run."""
+    """Otherwise `deterministic` would not affect it. The check of a shared file is not a program of a run."""
     for path in FILES:
         if room(path) in ("ops", "sharing"):
             continue
@@ -99,7 +99,7 @@ def test_each_program_of_a_run_is_compiled_with_the_options_of_its_backend():
 
 
 def test_nothing_is_unpickled():
-    """A pickle runs what it was told to; checkpoints, splits and scans come from others."""
+    """A pickle runs arbitrary code; checkpoints, splits and scans come from others."""
     for path in FILES:
         assert not {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"} & set(imports(path)), path
         for node in ast.walk(ast.parse(path.read_text())):

@@ -1,4 +1,4 @@
-"""What a split by slice adds to a score, slice by slice of the same patients."""
+"""How a split by slice changes a score, on the same slices of the same patients."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""The prepared dataset: what is in it, under which name it lies, and what an interruption leaves."""
+"""The prepared dataset: its content, its name, and the files after an interruption."""
 
 import os
 import shutil
@@ -43,7 +43,7 @@ def prepare(source: Path | str, data_dir: Path) -> Path:
 
 
 def leftovers(data_dir: Path) -> list[Path]:
-    """Whatever could pass for a set, or for a part of one."""
+    """All files that could be mistaken for a set or a part of one."""
     return [path for path in data_dir.glob("lgg_mri/*/*") if path.exists()]
 
 
@@ -145,7 +145,7 @@ def test_the_whole_published_set_is_the_one_meant(tree, tmp_path, monkeypatch):
     assert prepare("kaggle", tmp_path) == whole  # what cannot be read is left out, not in the way
 
 
-def test_made_up_patients_are_not_cited_as_scans(tmp_path):
+def test_synthetic_patients_are_not_cited_as_scans(tmp_path):
     info = tfds.builder_from_directory(prepare("phantom:1:0", tmp_path)).info
     assert "Synthetic" in info.description and "TCGA-LGG" not in info.description
     assert "buda" not in info.citation.lower() and "CC BY" not in str(info.redistribution_info)
@@ -229,7 +229,7 @@ def test_an_interrupted_run_leaves_nothing(failure, raised, words, tree, tmp_pat
     assert not leftovers(tmp_path)
 
 
-def test_a_disk_that_takes_no_more_is_told(tree, tmp_path):
+def test_a_full_disk_is_reported(tree, tmp_path):
     program = (
         "import resource, sys\n"
         "from brainseg_jax.data import lgg\n"
@@ -290,7 +290,7 @@ def hang(*_: object, **__: object) -> None:
     raise OSError("no such name")
 
 
-def test_a_network_that_hangs_is_given_up_soon_and_in_words(tmp_path, monkeypatch):
+def test_a_hanging_connection_ends_soon_with_a_message(tmp_path, monkeypatch):
     monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path))
     monkeypatch.setattr("socket.getaddrinfo", hang)
     monkeypatch.setattr(download, "PATIENCE", 0.3)

@@ -1,4 +1,4 @@
-"""The loop's small decisions: what is best, when the learning rate falls, when to stop."""
+"""The decisions of the training loop: best score, learning rate on a plateau, early stop."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ MESH = sharding.data_mesh()
 
 
 def after(scores, patience=2, start=1e-4):
-    """Learning rates and best epochs after each epoch's score, with the factor and floor of the Keras project."""
+    """Learning rates and best epochs after each score, with the factor and floor of the Keras project."""
     one = sharding.put(np.ones((), np.float32), sharding.replicated(MESH))
     state = TrainState(one, {}, {}, (), None, learning_rate_scale=one)
     loop, rates, best = LoopState(), [], []

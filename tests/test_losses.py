@@ -1,4 +1,4 @@
-"""Losses against numpy in float64, by hand, and at the edges where soft losses break."""
+"""Losses against numpy in float64, against values by hand, and in the edge cases of soft losses."""
 
 import subprocess
 import sys
@@ -260,7 +260,7 @@ def test_class_weights():
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_targets_are_problems_of_their_own(name):
-    """The loss of two targets is the mean of the losses of each alone; and a weighted one of weights 3 and 1."""
+    """The loss of two targets is the mean of both single losses; also weighted with 3 and 1."""
     loss = LOSSES[name]
     logits, labels = example(shape=(3, 4, 5, 2))
     first, second = (loss(logits[..., k : k + 1], labels[..., k : k + 1]) for k in (0, 1))
@@ -272,7 +272,7 @@ def test_targets_are_problems_of_their_own(name):
 
 
 def test_class_weights_of_each_target():
-    """A weight for each target is that of the target alone."""
+    """Each target gets the weight that it has as a single target."""
     logits, labels = example(shape=(3, 4, 5, 2))
     weights = {"tumor_weight": (0.9, 0.6), "background_weight": (0.1, 0.4)}
     alone = [

@@ -1,4 +1,4 @@
-"""Masks of two folders are compared where they lie: turned where that is enough, else refused."""
+"""Masks of two folders are compared at their positions: reoriented if that is enough, else refused."""
 
 import nibabel as nib
 import numpy as np
@@ -34,7 +34,7 @@ def score(folder):
 
 
 def rotated(degrees):
-    """Turned about the crown, around the center of the volume."""
+    """Rotates about the foot-head axis, around the center of the volume."""
     c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
     turn = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
     center = nib.affines.apply_affine(AFFINE, (np.array(SHAPE) - 1) / 2)
@@ -43,7 +43,7 @@ def rotated(degrees):
 
 @pytest.mark.parametrize("codes", ["RAS", "LPS", "SAR", "PIL"])
 def test_what_is_stored_another_way_is_turned(tmp_path, codes):
-    """The reorientation of nibabel moves voxels and affine, and so changes nothing of where they lie."""
+    """Nibabel reorients voxels and affine together, so positions in space do not change."""
     write(tmp_path / "truth" / "a.nii.gz", truth())
     image = nib.Nifti1Image(half(), AFFINE)
     turn = nib.orientations.ornt_transform(nib.io_orientation(AFFINE), nib.orientations.axcodes2ornt(codes))
@@ -55,7 +55,7 @@ def test_what_is_stored_another_way_is_turned(tmp_path, codes):
 
 
 def test_an_oblique_volume_between_two_directions_is_turned_by_its_affine(tmp_path):
-    """Near 45 degrees another axis is the one to the left by a rounding; the affine says which voxel is which."""
+    """Near 45 degrees rounding decides which axis points left; the affine identifies the voxels."""
     write(tmp_path / "truth" / "a.nii.gz", truth(), rotated(44.99))
     flipped = rotated(45.01) @ np.array([[0, -1.0, 0, 11], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
     write(tmp_path / "predicted" / "a.nii.gz", half()[::-1].transpose(1, 0, 2), flipped)
@@ -79,7 +79,7 @@ ELSEWHERE = {
 
 
 @pytest.mark.parametrize("kind", ELSEWHERE)
-def test_what_lies_elsewhere_is_refused(tmp_path, kind):
+def test_masks_at_other_positions_are_refused(tmp_path, kind):
     affine, words = ELSEWHERE[kind]
     write(tmp_path / "truth" / "a.nii.gz", truth())
     write(tmp_path / "predicted" / "a.nii.gz", truth(), affine)
@@ -91,7 +91,7 @@ def test_what_lies_elsewhere_is_refused(tmp_path, kind):
         assert "12 x 10 x 6 voxels of 1 x 1 x 5 mm, axes LPS, first voxel at (40, 30, -20) mm" in message
 
 
-def test_what_is_odd_in_a_header_is_told_once_for_all(tmp_path, caplog):
+def test_an_odd_header_is_reported_once_for_all(tmp_path, caplog):
     for folder in ("predicted", "truth"):
         for case in ("a", "b"):
             write(tmp_path / folder / f"{case}.nii", truth(), np.diag([0.001, 0.001, 0.005, 1]))
@@ -101,7 +101,7 @@ def test_what_is_odd_in_a_header_is_told_once_for_all(tmp_path, caplog):
 
 
 def test_masks_by_a_slope_or_rounded_are_masks(tmp_path):
-    """0 and 0.9999 by scl_slope, 0.99999997 by a resampling; but 0.9 is no mask, and is told as it is."""
+    """0 and 0.9999 by scl_slope, 0.99999997 by a resampling; but 0.9 is no mask, and the message has that value."""
     image = nib.Nifti1Image(truth(), AFFINE)
     image.header.set_slope_inter(0.9999, 0)
     (tmp_path / "good").mkdir()

@@ -1,4 +1,4 @@
-"""Folders of masks, in every layout that is promised, and what is refused."""
+"""Folders of masks in every supported layout, and invalid ones."""
 
 import nibabel as nib
 import numpy as np
@@ -16,7 +16,7 @@ def write(path, mask):
 
 
 def numbered(number, size=(6, 5)):
-    """A mask with a single voxel set, in the column of its number."""
+    """A mask with one voxel set, in the column of its number."""
     mask = np.zeros(size, np.uint8)
     mask[0, number % size[1]] = 255
     return mask

@@ -1,4 +1,4 @@
-"""Scores by patient, by hand and against numpy over whole volumes."""
+"""Scores by patient, against values by hand and numpy over whole volumes."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The least size of a component keeps its share of the image on every grid; what a plateau leaves of the rate."""
+"""The minimum size of a component is the same share of the image on every grid; the learning rate after a plateau."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ from brainseg_jax.training.state import TrainState
         ((256, 256), None, 50),
         ((512, 512), None, 200),  # four pixels for one
         ((128, 128), None, 13),  # 12.5: a component of 12 is smaller than the minimum, one of 13 is not
-        ((512, 384), None, 200),  # the network sees a square of 512, with black beside the slice
+        ((512, 384), None, 200),  # the network sees a square of 512, with black next to the slice
         ((256, 128), (5.0, 1.0, 2.0), 25),  # a square in mm is 256 x 128 of these pixels
     ],
 )

@@ -1,4 +1,4 @@
-"""The networks against a second one written with numpy and scipy, and their parameter counts against hand-made sums."""
+"""The networks against a second implementation in numpy and scipy; parameter counts against sums by hand."""
 
 import re
 from functools import partial
@@ -17,7 +17,7 @@ from brainseg_jax.models.attention_unet import AttentionGate
 
 
 def random_variables(module, seed, *inputs):
-    """Variables of the module, all random: the initial biases of 0 and statistics of 0 and 1 would hide mistakes."""
+    """Random variables of the module: initial biases of 0 and statistics of 0 and 1 would hide mistakes."""
     shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), *inputs, train=False))
     rng = np.random.default_rng(seed)
 
@@ -32,7 +32,7 @@ def random_variables(module, seed, *inputs):
 
 
 class Reference:
-    """The same mathematics over one image [H, W, C], with scipy's correlation and zoom, in float64."""
+    """The same mathematics for one image [H, W, C], with scipy's correlation and zoom, in float64."""
 
     def __init__(self, variables, norm):
         self.params, self.norm = variables["params"], norm
@@ -172,7 +172,7 @@ def test_formulations_share_parameters_and_logits(name, upsampling):
 
 
 def gradients(model, variables, images):
-    """Of a weighted sum of the logits by each parameter, and the statistics after it."""
+    """Gradients of a weighted sum of the logits by each parameter, and the new statistics."""
     weights = np.random.default_rng(2).normal(size=(*images.shape[:3], 1))
 
     def weighted(params):
@@ -186,7 +186,7 @@ def gradients(model, variables, images):
 @pytest.mark.parametrize("norm", ["block", "conv", "none"])
 @pytest.mark.parametrize(("name", "upsampling"), [("unet", "nearest"), ("attention_unet", "bilinear")])
 def test_formulations_share_gradients_and_statistics(name, upsampling, norm):
-    """Doing parts of the forward pass again and having parameters' gradients first changes when, and not what."""
+    """Recomputation and the gradient order change when values are computed, not the values."""
     images = np.random.default_rng(0).normal(size=(2, 16, 24, 3)).astype(np.float32)
     plain, fast = (
         build_model(name, features=3, depth=2, norm=norm, gate_upsampling=upsampling, formulation=f)
@@ -245,7 +245,7 @@ def test_bfloat16_keeps_float32_parameters_and_logits(optax_promotion):
 
 
 def products(jaxpr):
-    """The precision of each convolution and matrix product, of those in inner programs too."""
+    """The precision of each convolution and matrix product, also in inner programs."""
     for equation in jaxpr.eqns:
         if equation.primitive.name in ("conv_general_dilated", "dot_general"):
             yield equation.params["precision"]
@@ -266,10 +266,10 @@ def test_every_product_forward_and_backward_has_the_precision_of_the_model(preci
     def loss(params):
         return model.apply({**variables, "params": params}, images, train=True, mutable=["batch_stats"])[0].mean()
 
-    with jax.default_matmul_precision("highest" if precision == "default" else "default"):  # what stands outside
+    with jax.default_matmul_precision("highest" if precision == "default" else "default"):  # the setting of the caller
         found = list(products(jax.make_jaxpr(jax.grad(loss))(variables["params"]).jaxpr))
     wanted = {"default": jax.lax.Precision.DEFAULT, "highest": jax.lax.Precision.HIGHEST}[precision]
-    # Resizing by a matrix is exact at any setting, by jax's own choice.
+    # jax resizes by a matrix exactly at any setting.
     assert len(found) > 40 and {p for pair in found for p in pair} <= {wanted, jax.lax.Precision.HIGHEST}
     assert found.count((wanted, wanted)) > 40
 

@@ -1,4 +1,4 @@
-"""NIfTI files as they come: odd and false headers, units, sheared and turned axes, pairs, vectors."""
+"""NIfTI files: unusual and wrong headers, units, sheared and rotated axes, pairs, vectors."""
 
 import gzip
 import struct
@@ -90,7 +90,7 @@ def test_whatever_nibabel_raises_is_a_fault_of_its_file(tmp_path, monkeypatch, n
 
 
 def test_no_more_is_unpacked_than_the_header_declares(tmp_path):
-    """4 MB of zeros in few bytes; a few slices are declared, so a few are unpacked and then refused."""
+    """4 MB of zeros in few bytes: only the few declared slices are unpacked, then the file is refused."""
     data = save(tmp_path / "whole.nii").read_bytes()
     path = tmp_path / "bomb.nii.gz"
     path.write_bytes(gzip.compress(data + bytes(2**22), 1))
@@ -135,7 +135,7 @@ def test_units_are_honored_and_kept(tmp_path, unit, factor):
     assert source.outputs(MASK, LGG)[0].name == "a_pred.nii"
 
 
-def test_a_size_that_no_head_has_is_told(tmp_path):
+def test_a_size_that_no_head_has_is_reported(tmp_path):
     _, scan = read(save(tmp_path / "large.nii", unit="meter"))
     assert "its header (meter) makes it 3e+04 mm long, impossible for a head: volumes" in scan.notes[0]
     _, scan = read(save(tmp_path / "small.nii", affine=np.diag([0.001, 0.001, 0.005, 1]), unit="unknown"))
@@ -143,7 +143,7 @@ def test_a_size_that_no_head_has_is_told(tmp_path):
 
 
 def test_the_volume_of_a_sheared_voxel_is_its_determinant(tmp_path):
-    """Slices 5 mm apart, each moved by 5 mm; the distance between centers is 7.07 mm."""
+    """Slices 5 mm apart, each shifted by 5 mm; the distance between centers is 7.07 mm."""
     affine = AFFINE.copy()
     affine[1, 2] = 5.0
     _, scan = read(save(tmp_path / "sheared.nii", affine=affine))
@@ -207,7 +207,7 @@ def test_half_of_a_pair_is_a_fault(tmp_path):
 
 @pytest.mark.parametrize("axes", [(1,), (1, 1), (1, 3), (3, 1), (3,)])
 def test_more_axes_of_length_one_are_dropped(tmp_path, axes):
-    """As of ITK, (x, y, z, 1, c)."""
+    """The shape (x, y, z, 1, c), as ITK writes it."""
     values = np.zeros((*VALUES.shape, *axes), np.int16) + VALUES.reshape(*VALUES.shape, *(1 for _ in axes))
     _, scan = read(save(tmp_path / "a.nii", values))
     np.testing.assert_array_equal(scan.voxels[..., 1], scan.voxels[..., 0])

@@ -9,7 +9,7 @@ from brainseg_jax.errors import InputError
 
 @pytest.fixture
 def volume():
-    """A skewed volume, another distribution in each channel, of a voxel count that puts percentiles between voxels."""
+    """A skewed volume with another distribution per channel; its voxel count puts percentiles between voxels."""
     rng = np.random.default_rng(0)
     return np.stack([rng.gamma(shape, 20, (7, 31, 29)) for shape in (1, 2, 4)], axis=-1).clip(0, 255).astype(np.uint8)
 
@@ -49,7 +49,7 @@ def test_volume_median_matches_numpy(volume):
 
 
 def test_volume_median_puts_the_brain_on_one_level_whatever_the_fat():
-    """Air 0, brain 80, tumor 120 and another amount of fat at 250 in each: by hand, -1, 0 and 0.5."""
+    """Air 0, brain 80, tumor 120, and a different amount of fat (250) in each scan: -1, 0 and 0.5 by hand."""
     for fat in (5, 20, 35):
         voxels = np.array([0] * 50 + [80] * (90 - fat) + [120] * 10 + [250] * fat, np.uint8)
         volume = np.broadcast_to(voxels[None, :, None, None], (1, 150, 1, 3))

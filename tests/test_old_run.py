@@ -69,7 +69,7 @@ def test_its_post_processing_is_chosen_again(old_run):
 
 
 def test_predict_gives_the_masks_that_were_scored(old_run, tmp_path):
-    """Files of a test patient and the prepared set pass through one piece of code: the masks are equal to the voxel."""
+    """A test patient's files and the prepared set share their code: the masks are equal in every voxel."""
     trained = load_trained(old_run / "run")
     evaluation = build_evaluation(trained.config, old_run / "run")
     case = evaluation.split.test[0]

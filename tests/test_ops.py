@@ -1,4 +1,4 @@
-"""The faster formulations against plain lax and flax: values and gradients, odd sizes, dtypes, transformations."""
+"""The faster formulations against plain lax and flax: values, gradients, odd sizes, dtypes, transformations."""
 
 import re
 from functools import partial
@@ -17,7 +17,7 @@ def normal(seed, *shape, dtype=jnp.float32):
 
 
 def test_convolutions_and_their_gradients_keep_clear_of_the_library_of_one_thread():
-    """A convolution given to that library stands in a computation of its own; XLA's own stand in the main one."""
+    """A convolution of that library is in a separate computation; XLA's convolutions are in the main one."""
     net = nn.Conv(32, (3, 3))
     x = jnp.ones((16, 64, 64, 32))
     params = net.init(jax.random.key(0), x)
@@ -57,7 +57,7 @@ def resized(x, method):
     return jax.image.resize(x, (x.shape[0], 2 * x.shape[1], 2 * x.shape[2], x.shape[3]), method)
 
 
-# Name: (in one of our formulations, what it is to equal, the side of its kernel if it has one).
+# Name: (our formulation, the reference, the side of its kernel if it has one).
 OPERATORS = {
     "conv3x3": (ops.conv3x3, flax_conv, 3),
     "conv_transpose2x2": (ops.conv_transpose2x2, flax_conv_transpose, 2),
@@ -71,7 +71,7 @@ MORE = [(1, 14, 6, 16), (8, 2, 4, 5), (1, 4, 2, 1), (2, 12, 6, 7), (1, 16, 10, 1
 
 
 def untied(batch, height, width, channels):
-    """Windows of four different values: rounded ones are often tied, where the gradients do differ."""
+    """Windows of four different values. Rounded values are often tied, and then gradients may differ."""
     windows = np.tile(np.float32([-3, -1, 2, 5]), (batch * height * width * channels // 4, 1))
     windows = np.random.default_rng(0).permuted(windows, axis=1)
     windows = windows.reshape(batch, height // 2, width // 2, channels, 2, 2)
@@ -79,7 +79,7 @@ def untied(batch, height, width, channels):
 
 
 def compared(name, shape, dtype, formulation):
-    """Largest differences of value and gradients from flax's and jax's own, relative to the largest of theirs."""
+    """Largest differences of value and gradients from flax and jax, relative to their maximum."""
     ours, theirs, side = OPERATORS[name]
     args = [normal(0, *shape, dtype=dtype)]
     if "pool" in name and dtype == jnp.bfloat16:
@@ -97,7 +97,7 @@ def compared(name, shape, dtype, formulation):
         return y, *gradients
 
     got = jax.jit(partial(value_and_gradients, lambda *a: ours(*a, formulation)))(*args)
-    # What a rounded result is to be near to is the exact one.
+    # A rounded result must be close to the exact one.
     wanted = jax.jit(partial(value_and_gradients, theirs))(*(a.astype(jnp.float32) for a in args))
     return [relative(a, b) for a, b in zip(got, wanted, strict=True)]
 
@@ -110,7 +110,7 @@ def relative(got, wanted):
 
 @pytest.fixture
 def fast_convolutions(monkeypatch):
-    """By half the products for few channels too."""
+    """Uses the convolutions of few products also for few channels."""
     monkeypatch.setattr(ops, "_MIN_CHANNELS", 1)
 
 
@@ -122,7 +122,7 @@ def test_values_and_gradients_are_those_of_flax_and_jax(name, shapes, optax_prom
     for dtype, tolerance in ((jnp.float32, 1e-5), (jnp.bfloat16, 3e-2)):
         for shape in shapes:
             if "max_pool" in name and (shape[1] % 2 or shape[2] % 2):
-                continue  # a pool halves even sizes alone
+                continue  # a pool halves only even sizes
             for formulation in ("cpu", "lax"):
                 differences = compared(name, shape, dtype, formulation)
                 figures = ", ".join(f"{d:.1e}" for d in differences)
@@ -134,7 +134,7 @@ def test_values_and_gradients_are_those_of_flax_and_jax(name, shapes, optax_prom
 @pytest.mark.parametrize("formulation", ["cpu", "lax"])
 @pytest.mark.parametrize("name", OPERATORS)
 def test_under_transformations(name, formulation):
-    """vmap, scan and a batch over eight devices give what one call gives."""
+    """vmap, scan and a batch over eight devices give the result of one call."""
     ours, _, side = OPERATORS[name]
     x = normal(0, 3, 8, 4, 6, 5)
     kernel = [normal(1, side, side, 5, 2)] if side else []
@@ -203,7 +203,7 @@ def test_the_switch_for_deterministic_kernels_is_of_gpus_alone(monkeypatch, back
 
 
 def test_this_xla_knows_the_switch():
-    """All backends read their options into one list, so a CPU refuses a name that a GPU would."""
+    """All backends share one list of options, so a CPU refuses the names that a GPU refuses."""
     assert jax.jit(lambda: 1, compiler_options={"xla_gpu_deterministic_ops": True})() == 1
     with pytest.raises(jax.errors.JaxRuntimeError):
         jax.jit(lambda: 1, compiler_options={"xla_gpu_deterministic_operators": True})()
@@ -214,7 +214,7 @@ def test_what_holds_no_network_is_compiled_by_a_cpu_as_it_does_by_itself():
 
 
 def test_an_option_that_xla_does_not_know_is_left_out(monkeypatch):
-    """Options come and go with XLA's versions: a program must compile without them."""
+    """Options change with XLA's versions: a program must compile without them."""
     known = ops.compiler_options()
     wrong = {"xla_cpu_of_another_version": True, "xla_cpu_scheduler_type": "OF_ANOTHER_VERSION"}
     monkeypatch.setattr(ops, "_CPU_OPTIONS", {**known, **wrong})

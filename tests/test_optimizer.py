@@ -1,4 +1,4 @@
-"""Schedules and optimizers against values made by hand and from the formulas of their papers."""
+"""Schedules and optimizers against values by hand and the formulas of their papers."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,4 @@
-"""The package as others get it: its metadata, and a wheel and source distribution in an environment of their own."""
+"""The package for its users: its metadata, and a wheel and source distribution in separate environments."""
 
 import ast
 import os
@@ -99,7 +99,7 @@ def test_wheel_and_source_distribution_hold_everything(built):
 
 @pytest.fixture(scope="module")
 def installed(built, tmp_path_factory):
-    """The folder of the commands of an environment that holds the wheel, and sees the libraries of this one."""
+    """The command folder of an environment with the wheel and the libraries of this environment."""
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, with_pip=False)
     (site,) = folder.glob("lib/python*/site-packages")
@@ -107,7 +107,7 @@ def installed(built, tmp_path_factory):
     done = call(*pip, "install", "--quiet", "--no-deps", "--no-index", built[0], cwd=folder)
     assert done.returncode == 0, done.stderr
     libraries = [path for path in sys.path if path.endswith("site-packages")]
-    # Paths alone: the .pth file of an editable installation in them is not read.
+    # Paths only: Python does not read the .pth file of an editable installation in them.
     (site / "libraries.pth").write_text("\n".join(libraries) + "\n")
     return folder / "bin"
 
@@ -153,7 +153,7 @@ def test_predict_uses_the_network_in_the_wheel(installed, phantom_folder, tmp_pa
 
 @pytest.mark.slow
 def test_without_the_extra_losses_work_and_commands_say_what_to_install(built, tmp_path):
-    """The wheel alone beside jax and numpy: all else is hidden."""
+    """Only the wheel, jax and numpy are visible."""
     with zipfile.ZipFile(built[0]) as file:
         file.extractall(tmp_path / "site")
     allowed = {"brainseg_jax", "jax", "jaxlib", "numpy", "scipy", "ml_dtypes", "opt_einsum"}  # jax and what it requires

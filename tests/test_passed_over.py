@@ -1,4 +1,4 @@
-"""Folders of masks and of cases: what is passed over is told, with the reason."""
+"""Folders of masks and of cases: files passed over are reported with the reason."""
 
 import nibabel as nib
 import numpy as np
@@ -21,7 +21,7 @@ def write_mask(path, voxels=12):
 
 
 def forbid(monkeypatch, folder):
-    """The superuser may read any folder, so that it may not is acted."""
+    """Simulates a folder without permission, since the superuser may read any folder."""
     scan = walk.os.scandir
 
     def scandir(place):
@@ -32,8 +32,8 @@ def forbid(monkeypatch, folder):
     monkeypatch.setattr(walk.os, "scandir", scandir)
 
 
-def test_what_is_no_mask_is_told_of_both_folders(tmp_path, monkeypatch, caplog):
-    """Of two cases one counts, and its Dice is 2 * 6 / (12 + 6)."""
+def test_files_that_are_no_masks_are_reported_for_both_folders(tmp_path, monkeypatch, caplog):
+    """One of two cases counts; its Dice is 2 * 6 / (12 + 6)."""
     predicted, true = tmp_path / "predicted", tmp_path / "true"
     write_mask(predicted / "a.nii.gz", 6)
     write_mask(true / "a.nii.gz")
@@ -54,7 +54,7 @@ def test_what_is_no_mask_is_told_of_both_folders(tmp_path, monkeypatch, caplog):
     ]
 
 
-def test_what_predict_writes_beside_its_masks_is_not_told(tmp_path, caplog):
+def test_other_files_of_predict_are_not_reported(tmp_path, caplog):
     write_mask(tmp_path / "a_pred.nii.gz")
     for name in ("a_probability.nii.gz", "a_uncertainty.nii", "a_overlay.png", "predictions.csv", "areas.csv"):
         (tmp_path / name).write_text("no mask")
@@ -86,7 +86,7 @@ def test_a_broken_link_or_file_named_like_a_case_is_a_fault(tmp_path):
     ]
 
 
-def test_other_files_beside_the_cases_are_told(tmp_path, caplog):
+def test_other_files_next_to_the_cases_are_reported(tmp_path, caplog):
     write_case(tmp_path / "kaggle_3m")
     for name in ("x.jpg", "README.md", ".DS_Store"):
         (tmp_path / "kaggle_3m" / name).write_text("no case")

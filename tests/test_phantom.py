@@ -62,7 +62,7 @@ def best_threshold_dice(values: np.ndarray, mask: np.ndarray) -> float:
 
 
 def test_flair_shows_tumors_best_but_no_threshold_finds_them(cases):
-    """Even the threshold that is best for the patient, chosen with the answer in hand, is far from the mask."""
+    """Even the best threshold of a patient, chosen with the reference, is far from the mask."""
     flair = [best_threshold_dice(volume[..., 1], mask) for volume, mask in cases]
     assert np.mean(flair) < 0.65
     for volume, mask in cases:

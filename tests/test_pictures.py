@@ -1,4 +1,4 @@
-"""Pictures: the parts that they promise are really drawn."""
+"""Pictures: all promised elements are drawn."""
 
 import numpy as np
 import pytest
@@ -75,7 +75,7 @@ def two_targets(*, empty):
 @pytest.mark.parametrize("draw", ["panel", "grid", "overlay"])
 @pytest.mark.parametrize("empty", [False, True])
 def test_targets_have_colors_and_a_legend(tmp_path, draw, empty):
-    """Each color is in the picture where its target is, and in the legend where it is not."""
+    """A target's color is in the picture if the target is there, and in the legend in any case."""
     masks, scan = two_targets(empty=empty), np.full((64, 64), 90, np.uint8)
     path = tmp_path / "picture.png"
     one = PictureSlice("patient, slice 3", scan, masks, masks, None)
@@ -99,7 +99,7 @@ def test_an_overlay_of_one_target_has_its_outline_and_no_legend(tmp_path):
 
 
 def tall(count, *ranges):
-    """Masks of so many slices of 8 x 8 pixels, filled in slices `first` to `last`."""
+    """Masks of 8 x 8 pixels with this number of slices, filled in slices `first` to `last`."""
     masks = np.zeros((count, 8, 8, 2), bool)
     for first, last in ranges:
         masks[first : last + 1, 2:5, 2:5, 1] = True
@@ -141,7 +141,7 @@ def test_a_picture_lists_the_slices_that_it_does_not_show(tmp_path, monkeypatch,
         assert image.width == (160 if count == 300 else 5 * 8) and (image.height > 4 * 8) is (count == 300)
 
 
-def test_what_is_known_of_a_mask_stands_below_it(tmp_path):
+def test_the_caption_of_a_mask_is_below_it(tmp_path):
     mask, scan = two_targets(empty=True)[None, ..., :1], np.full((1, 64, 64), 90, np.uint8)
     lines = ["expected Dice 0.87", "a line of its own that is longer than the picture is wide"]
     draw_overlay(tmp_path / "overlay.png", scan=scan, masks=mask, numbers=(3,), lines=lines)
@@ -151,7 +151,7 @@ def test_what_is_known_of_a_mask_stands_below_it(tmp_path):
 
 
 def test_a_large_picture_is_reduced_and_keeps_its_outlines(tmp_path):
-    """10 slices of 1024 x 1024 are 10 million pixels, so each becomes 512 x 512, and a line of one pixel stays one."""
+    """10 slices of 1024 x 1024 are 10 million pixels: each becomes 512 x 512; a one-pixel line stays one."""
     masks, scan = np.zeros((10, 1024, 1024, 1), bool), np.full((10, 1024, 1024), 90, np.uint8)
     masks[4, 200:400, 300:600] = True
     draw_overlay(tmp_path / "overlay.png", scan=scan, masks=masks, numbers=tuple(range(10)))

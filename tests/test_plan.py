@@ -1,4 +1,4 @@
-"""What is planned from the data: each rule by hand."""
+"""Settings planned from the data: each rule by hand."""
 
 import pytest
 
@@ -22,7 +22,7 @@ def to_plan(scale, **kept):
 
 
 def test_small_crops_of_one_millimeter():
-    """59 pixels need 64; 64 / 2^3 = 8 at the bottom; 16 x 128² pixels a step are 64 x 64², and 32 are the most."""
+    """59 pixels need 64; 64 / 2^3 = 8 at the bottom; 16 x 128² pixels per step are 64 x 64²; the maximum is 32."""
     config, planned = plan_for(to_plan("cpu"), HIPPOCAMPUS, CROPS, 0.8)
     assert config.data.view == "all"
     assert (config.data.pixel_spacing, config.data.image_size, config.model.depth) == (1.0, 64, 3)
@@ -32,7 +32,7 @@ def test_small_crops_of_one_millimeter():
 
 
 def test_thick_slices_are_not_cut_across():
-    """Slices 5 mm apart along the rows: coronal ones, of 0.9 x 0.9 mm; 230 mm in 128 pixels are 1.797 mm."""
+    """Coronal slices, 5 mm apart along the rows, of 0.9 x 0.9 mm; 230 mm in 128 pixels are 1.797 mm."""
     extents = [Extent((256, 20, 200), (0.9, 5.0, 0.9))] * 3
     config, planned = plan_for(to_plan("cpu"), HIPPOCAMPUS, extents, 0.3)
     reasons = {one.key: one.reason for one in planned}

@@ -1,4 +1,4 @@
-"""What is kept of a prediction, against volumes drawn by hand."""
+"""Post-processing of predictions, against volumes by hand."""
 
 import numpy as np
 
@@ -48,7 +48,7 @@ def test_the_best_of_the_candidates_is_chosen_and_the_plainest_of_a_tie():
     truth[1, 4:14, 4:14] = True  # 100 voxels
     sure = np.where(truth, 0.95, 0.05)
     assert choose([(sure, truth)]) == (PostProcess(), 1.0)
-    faint = np.where(truth, 0.35, 0.05)  # found from 0.3 down alone
+    faint = np.where(truth, 0.35, 0.05)  # predicted only at thresholds up to 0.3
     assert choose([(faint, truth)]) == (PostProcess(threshold=0.3), 1.0)
     faint[0, 18, :10] = 0.99  # and a false part of 10 voxels, whatever the threshold
     assert choose([(faint, truth), (sure, truth)]) == (PostProcess(threshold=0.3, min_voxels=50), 1.0)
@@ -62,7 +62,7 @@ def test_one_part_and_none_stay_as_they_are():
 
 
 def test_nested_targets_are_what_their_label_map_holds():
-    """A voxel of the core counts within the whole only; one of the whole alone stays edema."""
+    """A core voxel counts only inside the whole tumor; a voxel of only the whole tumor stays edema."""
     nested = Description(("T1",), (Target("whole", (2, 1)), Target("core", (1,))))
     probability = np.zeros((1, 1, 4, 2), np.float32)
     probability[0, 0, :, 0] = [0.9, 0.2, 0.7, 0.1]
@@ -72,7 +72,7 @@ def test_nested_targets_are_what_their_label_map_holds():
     np.testing.assert_array_equal(nested.label_map(masks)[0, 0], [1, 0, 2, 0])
 
 
-def test_of_targets_that_exclude_each_other_the_most_probable_stands():
+def test_the_most_probable_of_exclusive_targets_wins():
     either = Description(("T1",), (Target("a", (1,)), Target("b", (2,))))
     probability = np.array([[[[0.6, 0.7], [0.45, 0.9], [0.9, 0.55], [0.3, 0.45]]]], np.float32)
     posts = (PostProcess(0.4), PostProcess(0.5))

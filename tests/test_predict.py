@@ -1,4 +1,4 @@
-"""Masks for scans of one's own: the same from every kind of file, and as the run scores them."""
+"""Masks for users' scans: the same from every kind of file, and the same as the run scores."""
 
 import csv
 import json
@@ -25,14 +25,14 @@ SPACING = (1.0, 1.0, 5.0)  # columns, rows, slices, in mm
 
 
 def read_case(folder):
-    """Kaggle's slices of a case, [S, H, W, 3]."""
+    """The Kaggle slices of a case, [S, H, W, 3]."""
     paths = [path for path in folder.glob("*.tif") if not path.stem.endswith("_mask")]
     paths.sort(key=lambda path: int(path.stem.split("_")[-1]))
     return np.stack([np.asarray(Image.open(path)) for path in paths])
 
 
 def as_volume(slices, codes, spacing):
-    """Axial slices [S, H, W, ...] as they are stored with axes `codes`, and the affine of these."""
+    """Axial slices [S, H, W, ...] stored along axes `codes`, and the affine."""
     # [S, row to the back, column to the left] to (left, back, crown), then to the axes asked for.
     lps = nib.orientations.axcodes2ornt("LPS")
     affine = np.diag([-spacing[0], -spacing[1], spacing[2], 1.0])
@@ -47,7 +47,7 @@ def dice(a, b):
 
 @pytest.fixture(scope="module")
 def from_slices(case, trained_run, tmp_path_factory):
-    """What is written for that patient's slices, all kinds of it."""
+    """The masks of that patient's slices, in all formats."""
     everything = Wanted(probabilities=True, uncertainty=True, overlays=True)
     predict = lambda folder: call_predict(trained_run[0], case, folder / "out", wanted=everything, mirror=True)
     return once(tmp_path_factory, "from_slices", predict) / "out"
@@ -135,8 +135,8 @@ def test_three_files_of_a_case_are_one_scan(case, trained_run, from_slices, tmp_
     assert (np.asarray(probability.dataobj)[2:5, 3] <= 1).all()
 
 
-def test_flair_alone_stands_in_for_the_others_whatever_its_range(case, trained_run, tmp_path):
-    """As a gray image, as 8-bit NIfTI, and on another scale, of which the note tells."""
+def test_flair_alone_replaces_the_others_whatever_its_range(case, trained_run, tmp_path):
+    """As a gray image, as 8-bit NIfTI, and on another scale, which the note reports."""
     flair = read_case(case)[..., 1]
     flair[0, 0, :2] = 0, 255  # so that the full range is taken
     flair.reshape(-1)[: flair.size // 900] = 255
@@ -160,7 +160,7 @@ def test_flair_alone_stands_in_for_the_others_whatever_its_range(case, trained_r
 
 
 def test_maps_on_request(case, trained_run, from_slices, tmp_path):
-    """Mean and spread of a slice and its mirror image, worked out with the network itself."""
+    """Mean and spread of a slice and its mirror image, computed with the network itself."""
     trained = load_trained(trained_run[0])
     probability, spread = (
         np.stack([np.asarray(Image.open(from_slices / f"{case.name}_{n}_{kind}.tif")) for n in range(1, 17)])
@@ -192,7 +192,7 @@ def test_maps_on_request(case, trained_run, from_slices, tmp_path):
 
 
 def test_runs_predict_together_each_with_its_own_normalization_and_size(case, trained_run, tmp_path):
-    """The mean of two runs, of which one is given another normalization and size."""
+    """The mean of two runs; one has another normalization and size."""
     other = tmp_path / "other"
     shutil.copytree(trained_run[0], other)
     config = json.loads((other / "config.json").read_text())
@@ -213,11 +213,11 @@ def test_runs_predict_together_each_with_its_own_normalization_and_size(case, tr
     np.testing.assert_allclose(maps["both"]["uncertainty"], np.abs(one - two) / 2, atol=1e-5)
 
 
-class MadeUp(Scan):
-    """A scan of any size that goes nowhere."""
+class SyntheticScan(Scan):
+    """A scan of any size; its mask is not written."""
 
     def write(self, kind, values, paths, description, words=()):
-        """Nothing."""
+        """Writes nothing."""
 
 
 def test_one_compiled_shape_serves_all_sizes(trained_run):
@@ -227,7 +227,7 @@ def test_one_compiled_shape_serves_all_sizes(trained_run):
     compiled = ensemble._runner._step._cache_size()  # with those of other tests, as jax keeps one cache for a function
     for shape, spacing in (((1, 40, 50), None), ((23, 100, 80), (5.0, 1.0, 2.0)), ((16, 256, 256), None)):
         voxels = np.random.default_rng(0).integers(0, 255, (*shape, 3), np.uint8)
-        scan = MadeUp(voxels, spacing, tuple(range(shape[0])), ())
+        scan = SyntheticScan(voxels, spacing, tuple(range(shape[0])), ())
         seen = []
         maps = combine(ensemble.predict(ensemble.prepare(scan), seen.append))
         assert maps.probability.shape == (*shape, 1) and sum(seen) == shape[0] and not maps.uncertainty.any()
@@ -256,7 +256,7 @@ def test_a_single_slice_is_warned_about(case, trained_run, tmp_path, capsys):
 
 
 def test_the_command(case, trained_run, tmp_path):
-    """As a user calls it: a good case and a bad one, exit status 5."""
+    """Runs the command on a valid case and a damaged one: exit status 5."""
     shutil.copytree(case, tmp_path / "in" / case.name)
     (tmp_path / "in" / "text.nii").write_text("no volume")
     command = [sys.executable, "-m", "brainseg_jax.predict", f"--run={trained_run[0]}", f"--input={tmp_path / 'in'}"]

@@ -1,4 +1,4 @@
-"""Scans, runs and folders that `predict` cannot use: each is named, and nothing is lost or half-written."""
+"""Scans, runs and folders that `predict` cannot use: each is reported, and nothing is lost or half-written."""
 
 import csv
 import shutil
@@ -76,7 +76,7 @@ FAULTY = {
 
 
 def test_a_scan_that_cannot_be_read_stops_no_other(case, trained_run, tmp_path):
-    """All that can be wrong with a scan at once, and one whole scan among them; each fault is told with its file."""
+    """Every kind of damaged scan and one intact scan; each fault is reported with its file."""
     for name, (make, _) in FAULTY.items():
         (tmp_path / "in" / name).mkdir(parents=True)
         make(tmp_path / "in" / name)
@@ -115,7 +115,7 @@ def test_nothing_is_written_over_unless_it_is_asked(case, trained_run, tmp_path)
     assert list(read_masks(tmp_path / "out")) == [case.name]
 
 
-def test_what_cannot_be_used_is_said_before_anything_is_predicted(case, trained_run, tmp_path):
+def test_unusable_input_is_reported_before_anything_is_predicted(case, trained_run, tmp_path):
     run, empty = trained_run[0], tmp_path / "empty"
     empty.mkdir()
     (empty / "notes.txt").touch()

@@ -1,4 +1,4 @@
-"""Shards of a prediction leave the files and tables of one process; shards that do not belong together are refused."""
+"""Shards of a prediction give the files and tables of one process; unrelated shards are refused."""
 
 import filecmp
 import json
@@ -39,7 +39,7 @@ def parts_of(output):
 
 @pytest.fixture(scope="module")
 def scans(phantom_folder, tmp_path_factory):
-    """Three patients as slices, a volume, and a file that is none, between them by name."""
+    """Three patients as slices, a volume, and an invalid file between them by name."""
 
     def make(folder):
         for source in sorted(path for path in phantom_folder.iterdir() if path.is_dir())[:3]:
@@ -53,7 +53,7 @@ def scans(phantom_folder, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(scans, trained_run, tmp_path_factory):
-    """All of them, by one process."""
+    """All scans, in one process."""
 
     def make(folder):
         with pytest.raises(PartlyDone, match="1 of 5 scans"):
@@ -64,7 +64,7 @@ def whole(scans, trained_run, tmp_path_factory):
 
 @pytest.fixture
 def shards(scans, trained_run, tmp_path_factory, tmp_path):
-    """Both shards of two, by this process; a copy that a test may change."""
+    """Both of two shards, in this process; a copy that a test may change."""
 
     def make(folder):
         predict_shard(trained_run[0], scans, folder / "out", Shard(0, 2))
@@ -99,7 +99,7 @@ def test_a_done_shard_is_not_done_again(scans, trained_run, shards, capsys):
 
 
 def stop_after(monkeypatch, count):
-    """Ctrl-C while the scan after `count` others is written; returns the names of all that are written."""
+    """Presses Ctrl-C while scan `count` + 1 is written; returns the names of all written files."""
     write, written = stream.write_results, []
 
     def write_or_stop(source, *args):
@@ -165,7 +165,7 @@ def test_scans_that_changed_are_refused(scans, trained_run, shards, tmp_path):
 
 
 def test_a_scan_that_could_not_be_predicted_is_tried_again(scans, trained_run, shards, tmp_path):
-    """While it is damaged its fault is said again; once it is repaired, the same command predicts it alone."""
+    """A damaged scan is reported again; once repaired, the same command predicts only this scan."""
     damaged = tmp_path / "in"
     shutil.copytree(scans, damaged)
     output = tmp_path / "tried"
@@ -180,7 +180,7 @@ def test_a_scan_that_could_not_be_predicted_is_tried_again(scans, trained_run, s
 
 
 def edit_header(output, change):
-    """Makes shard 1/2 of shard 0/2."""
+    """Turns shard 0/2 into shard 1/2."""
     header, *lines = (output / "shards" / "predict-0-of-2.jsonl").read_text().splitlines(keepends=True)
     content = json.loads(header)
     change(content)
@@ -197,7 +197,7 @@ def test_other_sequences_are_another_command(tmp_path):
 
 
 def test_interrupted_tables_leave_none(shards, monkeypatch):
-    """Ctrl-C between the two tables; the same merge works then."""
+    """Ctrl-C between the two tables; repeating the merge works."""
 
     def stop(path, rows):
         if "slice" in rows[0]:
@@ -216,7 +216,7 @@ def test_interrupted_tables_leave_none(shards, monkeypatch):
 
 
 def test_a_shard_looks_at_its_own_files_only(scans, trained_run, whole, tmp_path):
-    """The tables of another prediction are there, and the masks of a case of the other shard."""
+    """The folder has the tables of another prediction and the masks of a case of the other shard."""
     output = shutil.copytree(whole, tmp_path / "out")
     for name in files_of(output):
         if "PA_0001" not in name and not name.endswith(".csv"):
@@ -293,7 +293,7 @@ def test_a_damaged_shard_is_named(shards, content):
     assert refusal(shards).splitlines()[1].startswith("  predict-0-of-2.jsonl: damaged (")
 
 
-def test_a_merge_replaces_tables_only_when_told(shards):
+def test_a_merge_replaces_tables_only_on_request(shards):
     (shards / "predictions.csv").write_text("before")
     assert "predictions.csv already exists; give another --output, or --overwrite" in refusal(shards)
     with pytest.raises(PartlyDone):
@@ -304,7 +304,7 @@ def test_a_merge_replaces_tables_only_when_told(shards):
 
 
 def test_flags_that_a_merge_does_not_take(tmp_path):
-    # A process of its own: no two commands are imported into one, as both have a flag `--run`.
+    # A separate process: two commands with a flag `--run` cannot be imported into one.
     given = ["--merge", f"--output={tmp_path}", "--run=r", "--overlays", "--shard=0/2"]
     command = [sys.executable, "-m", "brainseg_jax.predict", *given]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -312,7 +312,7 @@ def test_flags_that_a_merge_does_not_take(tmp_path):
 
 
 def test_shards_with_other_flags_of_unusual_scans_do_not_meet(scans, trained_run, tmp_path):
-    """The run has no `training_scans.json` at the first shard, and one at the second."""
+    """The run gets its `training_scans.json` between the first and the second shard."""
     run = tmp_path / "run"
     shutil.copytree(trained_run[0], run)
     predict_shard(run, scans, tmp_path / "flags", Shard(0, 2), wanted=Wanted())

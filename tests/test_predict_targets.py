@@ -1,4 +1,4 @@
-"""`predict` with networks of several targets: on the formats of cohorts, on any grid, and what it refuses."""
+"""`predict` with networks of several targets: cohort formats, any grid, and invalid input."""
 
 import csv
 import dataclasses
@@ -26,14 +26,14 @@ SPACING = (1.0, 2.0, 3.0)
 
 
 def head(channels=4, shape=(20, 16, 6), seed=0):
-    """A volume of blocks, [I, J, K, C] in int16 whole numbers 0 to 255."""
+    """A volume of blocks, [I, J, K, C] int16, integers 0 to 255."""
     rng = np.random.default_rng(seed)
     blocks = rng.gamma(2.0, 25.0, (5, 4, 3, channels)).repeat(4, 0).repeat(4, 1).repeat(2, 2)
     return (blocks + rng.normal(0, 9, (*shape, channels))).clip(0, 255).round().astype(np.int16)
 
 
 def image_of(values, codes="RAS"):
-    """Values [I, J, K] along the axes of RAS, stored along those of `codes`."""
+    """Values [I, J, K] along RAS axes, stored along the axes `codes`."""
     affine = np.diag([*SPACING, 1.0])
     affine[:3, 3] = (-9.0, -14.0, 30.0)
     turn = nib.orientations.ornt_transform(
@@ -44,7 +44,7 @@ def image_of(values, codes="RAS"):
 
 @pytest.fixture
 def runs(monkeypatch):
-    """Lets `predict` take networks for the run folders `a`, `b`, ..., one for each that is given."""
+    """Makes `predict` use the given networks as run folders `a`, `b`, ..."""
 
     def give(*networks):
         folders = {Path("abc"[k]): network for k, network in enumerate(networks)}
@@ -72,19 +72,19 @@ def rows_of(path):
         return list(csv.DictReader(table))
 
 
-# A case of four files, whose channels are told by name or by number.
+# A case of four files; names or numbers give the channels.
 
 
 @pytest.mark.parametrize("codes", ["LPS", "PIR", "SAL", "ASR", "oblique"])
 def test_label_maps_lie_on_the_grid_of_the_input(tmp_path, runs, codes):
-    """One head, stored along other axes or turned in space: each voxel has the label that it has in RAS."""
+    """One head, stored along other axes or rotated in space: each voxel has its label of RAS."""
     folders = runs(small_network(description=EXCLUSIVE, normalization="volume_zscore", pixel_spacing=1.5))
     values, labels = head(), {}
     for name in ("RAS", codes):
         folder = tmp_path / name / "in"
         folder.mkdir(parents=True, exist_ok=True)
         for k, sequence in enumerate(SEQUENCES):
-            # The second channel lies along axes of its own.
+            # The second channel has other axes.
             image = image_of(values[..., k], "RAS" if name == "oblique" else "PSR" if k == 1 else name)
             if name == "oblique":
                 c, s = np.cos(0.2), np.sin(0.2)
@@ -129,7 +129,7 @@ def test_the_tables_have_a_row_for_each_target(tmp_path, runs, capsys):
 
 
 def test_a_missing_channel_is_replaced_or_refused(tmp_path, runs, capsys):
-    """T1n stands in for a missing one; without a stand-in the case is refused with words."""
+    """T1n replaces a missing channel; without a replacement channel the case is refused with a message."""
     (tmp_path / "in").mkdir()
     for sequence in ("t1n", "t2w", "t2f"):
         nib.save(image_of(head()[..., SEQUENCES.index(sequence)]), tmp_path / "in" / f"P1-{sequence}.nii.gz")
@@ -143,7 +143,7 @@ def test_a_missing_channel_is_replaced_or_refused(tmp_path, runs, capsys):
 
 
 def test_one_file_of_all_channels(tmp_path, runs, capsys):
-    """Along a fourth axis, in two cases of which one is cut short."""
+    """Channels along a fourth axis, in two cases; one is truncated."""
     (tmp_path / "in").mkdir()
     affine = np.diag([*SPACING, 1.0])
     nib.save(nib.Nifti1Image(head(), affine), tmp_path / "in" / "P1.nii.gz")
@@ -159,7 +159,7 @@ def test_one_file_of_all_channels(tmp_path, runs, capsys):
 
 
 def test_single_images(tmp_path, runs):
-    """Colors as channels: labels are gray values, and each target has a probability of its own."""
+    """Colors as channels: labels are gray values, and each target has a separate probability."""
     (tmp_path / "in").mkdir()
     color = Description(("red", "green", "blue"), EXCLUSIVE.targets[:2])
     pixels = head(channels=3).transpose(2, 0, 1, 3).astype(np.uint8)[0]
@@ -222,7 +222,7 @@ def test_several_targets_on_the_lgg_channels(tmp_path, runs):
 
 
 def test_results_by_hand_and_files_that_are_there(tmp_path):
-    """Masks of 3 and 5 voxels of 6 mm3; the files of all targets are looked for before anything is written."""
+    """Masks of 3 and 5 voxels of 6 mm3; the check for existing files of all targets comes before any write."""
     nib.save(image_of(head()[..., 0]), tmp_path / "P1.nii.gz")
     (source,) = find_scans(tmp_path / "P1.nii.gz")
     scan = source.read()

@@ -1,4 +1,4 @@
-"""The command `python -m brainseg_jax.data.prepare`, as a user runs it, and the table it ends with."""
+"""The command `python -m brainseg_jax.data.prepare`, as a user runs it, and the table that it prints."""
 
 import dataclasses
 import io
@@ -50,7 +50,7 @@ def test_good_data_ends_with_the_table(phantom_folder, tmp_path):
     folder = result.stdout.rsplit("Folder: ", 1)[1].strip()
     assert Path(folder, "dataset_info.json").is_file()
     assert "published" not in result.stdout.split("Not the")[0]
-    assert "Downloading" not in result.stdout + result.stderr  # what TFDS prints of its own accord
+    assert "Downloading" not in result.stdout + result.stderr  # TFDS prints this by itself
     assert str(len(masks)) in result.stderr, "the progress bar counts the slices"
 
 
@@ -91,7 +91,7 @@ def test_the_published_counts_stand_beside_real_data_only():
         (MADE_UP, "Not the published set"),
     ],
 )
-def test_the_verdict_in_words(summary, words):
+def test_the_verdict(summary, words):
     assert words in verdict(summary)
 
 
@@ -163,7 +163,7 @@ def test_the_tables_of_a_cohort():
 
 
 def write_nnunet(root: Path, cases: int = 3) -> Path:
-    """Cases of two channels and two labels; every second one lies in another orientation."""
+    """Writes cases of two channels and two labels; every second one has another orientation."""
     described = {
         "channel_names": {"0": "T1", "1": "FLAIR"},
         "labels": {"background": 0, "whole": [1, 2], "core": 1},
@@ -187,7 +187,7 @@ def write_nnunet(root: Path, cases: int = 3) -> Path:
 
 
 def write_msd(root: Path, nnunet: Path, cases: int = 3) -> Path:
-    """The same cases as a task of the Decathlon, whose json names channels and labels in its own way."""
+    """Writes the same cases as a Decathlon task, which names channels and labels differently in its JSON."""
     training = []
     for case in range(cases):
         files = [nib.load(nnunet / f"imagesTr/c{case}_{channel:04d}.nii.gz") for channel in range(2)]

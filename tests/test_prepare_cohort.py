@@ -1,4 +1,4 @@
-"""A cohort from its files to a prepared set and back: content, fingerprint, faults, and what is not read again."""
+"""A cohort from files to a prepared set and back: content, fingerprint, faults, unchanged files."""
 
 import dataclasses
 import os
@@ -44,7 +44,7 @@ def load(path: Path) -> np.ndarray:
 
 
 def labels_of(shape: tuple[int, ...]) -> np.ndarray:
-    """3 voxels of label 1 and 5 of label 2 in slice 2, 7 to be ignored in slice 4."""
+    """3 voxels of label 1 and 5 of label 2 in slice 2, 7 of the ignore label in slice 4."""
     labels = np.zeros(shape, np.uint8)
     labels[:3, 0, 2], labels[:5, 1, 2], labels[:7, 2, 4] = 1, 2, 9
     return labels
@@ -55,7 +55,7 @@ def images_of(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def write_cohort(root: Path, *, stacked: bool = False) -> Listing:
-    """Four cases of three patients, a file a channel, or one of both channels under other names."""
+    """Writes four cases of three patients, one file per channel or one for both channels under other names."""
     cases = []
     for name, (shape, patient, group) in CASES.items():
         images = images_of(name, shape)
@@ -76,14 +76,14 @@ def listing(tmp_path) -> Listing:
 
 
 @pytest.fixture
-def given(listing, monkeypatch) -> Listing:
-    """The same, as `list_cohort` would find it."""
+def listed(listing, monkeypatch) -> Listing:
+    """The same cohort, as `list_cohort` returns it."""
     monkeypatch.setattr(prepare_source, "list_cohort", lambda path: dataclasses.replace(listing, root=path))
     return listing
 
 
-def prepare(given: Listing, data_dir: Path) -> Path:
-    return prepare_source.prepare(str(given.root), data_dir, progress=False)
+def prepare(listed: Listing, data_dir: Path) -> Path:
+    return prepare_source.prepare(str(listed.root), data_dir, progress=False)
 
 
 def refused(listing: Listing) -> str:
@@ -98,13 +98,13 @@ def with_case(listing: Listing, index: int, **changes) -> Listing:
     return dataclasses.replace(listing, cases=tuple(cases))
 
 
-def test_records_and_cases_are_the_files(given, tmp_path):
-    folder = prepare(given, tmp_path / "data")
+def test_records_and_cases_are_the_files(listed, tmp_path):
+    folder = prepare(listed, tmp_path / "data")
     cases = list(read_cases(folder))
     assert [(case.name, case.patient, case.group, case.grade) for case in cases] == [
         (name, patient, group, None) for name, (_, patient, group) in CASES.items()
     ]
-    for case, files in zip(cases, given.cases, strict=True):
+    for case, files in zip(cases, listed.cases, strict=True):
         expected, _ = read_case(files, TWO)
         np.testing.assert_array_equal(case.volume.voxels, expected.voxels)
         np.testing.assert_array_equal(case.volume.labels, expected.labels)
@@ -118,10 +118,10 @@ def test_records_and_cases_are_the_files(given, tmp_path):
     assert record["spacing"].tolist() == [5.0, 4.0, 4.0]
 
 
-def test_the_summary_counts(given, tmp_path):
-    folder = prepare(given, tmp_path / "data")
+def test_the_summary_counts(listed, tmp_path):
+    folder = prepare(listed, tmp_path / "data")
     summary = prepared.read_summary(folder)
-    assert summary.source == str(given.root)
+    assert summary.source == str(listed.root)
     assert (summary.patients, summary.cases, summary.slices, summary.target_slices) == (3, 4, 24, 4)
     assert summary.groups == {"north": 2, "south": 1}
     voxels = 10 * 12 * 6 + 11 * 12 * 5 + 10 * 12 * 7 + 10 * 14 * 6
@@ -137,7 +137,7 @@ def test_the_summary_counts(given, tmp_path):
     assert summary.contents.ranges["T1"] == (0, 255)
     assert summary.contents.notes == ("a note of the listing",)
     assert not dataclasses.replace(summary, groups={"DU": 3}).is_published
-    assert summary == prepare_source.check(str(given.root), progress=False)
+    assert summary == prepare_source.check(str(listed.root), progress=False)
 
 
 def test_names_of_channels_and_targets_are_not_content_but_part_of_the_name(listing, tmp_path):
@@ -214,13 +214,13 @@ def test_slices_of_few_values_are_no_copies(listing):
     assert check_cohort(listing, "x").summary.cases == 4
 
 
-def test_all_faults_of_all_cases_are_listed_and_nothing_is_written(given, tmp_path):
-    given.cases[0].images["T1"].write_bytes(b"text")
+def test_all_faults_of_all_cases_are_listed_and_nothing_is_written(listed, tmp_path):
+    listed.cases[0].images["T1"].write_bytes(b"text")
     shape = CASES["b_0"][0]
-    save(given.cases[2].labels, labels_of(shape) * np.uint8(3))
-    save(given.cases[3].images["FLAIR"], np.zeros((10, 14, 6), np.float32))
+    save(listed.cases[2].labels, labels_of(shape) * np.uint8(3))
+    save(listed.cases[3].images["FLAIR"], np.zeros((10, 14, 6), np.float32))
     with pytest.raises(InputError) as caught:
-        prepare(given, tmp_path / "data")
+        prepare(listed, tmp_path / "data")
     lines = str(caught.value).splitlines()
     assert "3 faults in the data, so nothing was written" in lines[0]
     assert "a_0_T1.nii: not a NIfTI file" in lines[1]
@@ -254,7 +254,7 @@ def test_a_target_that_no_case_has_is_noted(listing):
     assert notes[-1] == "no case has a voxel of z (7, 8)"
 
 
-def test_notes_of_cases_are_told_once(listing):
+def test_notes_of_cases_are_reported_once(listing):
     for case in listing.cases[:3]:
         save(case.labels, load(case.labels) + 0.0005)
     save(listing.cases[2].labels, np.zeros(CASES["b_0"][0], np.uint8))
@@ -268,7 +268,7 @@ def test_notes_of_cases_are_told_once(listing):
 
 
 def undeclared(listing: Listing, *values: int) -> Listing:
-    """The labels of each case in turn hold 0 and one of these values."""
+    """The labels of each case in turn contain 0 and one of these values."""
     for index, (case, (shape, _, _)) in enumerate(zip(listing.cases, CASES.values(), strict=True)):
         save(case.labels, (labels_of(shape) > 0) * np.uint8(values[index % len(values)]))
     described = dataclasses.replace(TWO, targets=(Target("?", (1,)),), painted=(), ignore=None)
@@ -331,50 +331,50 @@ def test_pairs_of_images_have_no_spacing(tmp_path):
 
 @pytest.fixture
 def old_files(monkeypatch):
-    """The files of these tests are younger than what `source_index` trusts."""
+    """Makes files old enough for `source_index`, which does not trust recent ones."""
     monkeypatch.setattr(source_index, "_MIN_AGE", -60.0)
 
 
-def test_an_unchanged_source_is_not_read_again(given, tmp_path, monkeypatch, old_files):
-    folder = prepare(given, tmp_path / "data")
+def test_an_unchanged_source_is_not_read_again(listed, tmp_path, monkeypatch, old_files):
+    folder = prepare(listed, tmp_path / "data")
     monkeypatch.setattr(prepare_source, "check_cohort", lambda *_, **__: pytest.fail("read again"))
-    assert prepare(given, tmp_path / "data") == folder
+    assert prepare(listed, tmp_path / "data") == folder
     shutil.rmtree(folder)
     with pytest.raises(pytest.fail.Exception, match="read again"):
-        prepare(given, tmp_path / "data")
+        prepare(listed, tmp_path / "data")
 
 
-def test_young_files_are_read_again(given, tmp_path, monkeypatch):
-    prepare(given, tmp_path / "data")
+def test_young_files_are_read_again(listed, tmp_path, monkeypatch):
+    prepare(listed, tmp_path / "data")
     assert not (tmp_path / "data" / ".sources").exists()
 
 
-def test_a_change_behind_the_same_size_and_time_is_seen(given, tmp_path, old_files):
-    folder = prepare(given, tmp_path / "data")
-    path = given.cases[2].labels
+def test_a_change_behind_the_same_size_and_time_is_seen(listed, tmp_path, old_files):
+    folder = prepare(listed, tmp_path / "data")
+    path = listed.cases[2].labels
     before = path.stat()
     save(path, labels_of(CASES["b_0"][0])[:, ::-1])
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert path.stat().st_size == before.st_size
-    assert prepare(given, tmp_path / "data") != folder
+    assert prepare(listed, tmp_path / "data") != folder
 
 
-def test_other_code_reads_again(given, tmp_path, monkeypatch, old_files):
-    prepare(given, tmp_path / "data")
-    signature = source_index.signature_of(given.root)
-    assert source_index.find(tmp_path / "data", given.root, signature)
+def test_other_code_reads_again(listed, tmp_path, monkeypatch, old_files):
+    prepare(listed, tmp_path / "data")
+    signature = source_index.signature_of(listed.root)
+    assert source_index.find(tmp_path / "data", listed.root, signature)
     monkeypatch.setattr(source_index, "_code", lambda: "other")
-    assert source_index.signature_of(given.root) != signature
+    assert source_index.signature_of(listed.root) != signature
     (index,) = (tmp_path / "data" / ".sources").iterdir()
     for text in ("{", "[]", "{}"):
         index.write_text(text)
-        assert source_index.find(tmp_path / "data", given.root, signature) is None
+        assert source_index.find(tmp_path / "data", listed.root, signature) is None
 
 
-def test_one_content_is_written_once(given, tmp_path, monkeypatch):
-    folder = prepare(given, tmp_path / "data")
+def test_one_content_is_written_once(listed, tmp_path, monkeypatch):
+    folder = prepare(listed, tmp_path / "data")
     monkeypatch.setattr(mri_cohort, "write", lambda *_, **__: pytest.fail("written again"))
-    assert prepare(given, tmp_path / "data") == folder
+    assert prepare(listed, tmp_path / "data") == folder
 
 
 def test_files_that_change_while_they_are_prepared_are_noticed(listing, tmp_path):
@@ -438,10 +438,10 @@ def test_an_unchanged_lgg_source_is_not_read_again(tmp_path, monkeypatch, old_fi
         prepare_source.prepare(str(tree), tmp_path / "data", progress=False)
 
 
-def test_sets_of_both_datasets_are_listed(given, tmp_path):
+def test_sets_of_both_datasets_are_listed(listed, tmp_path):
     tree = write_tree(tmp_path / "kaggle_3m", cases={"TCGA_DU_0001_19990101": 1})
     data = tmp_path / "data"
-    folders = [prepare_source.prepare(str(tree), data, progress=False), prepare(given, data)]
+    folders = [prepare_source.prepare(str(tree), data, progress=False), prepare(listed, data)]
     found = prepared.list_prepared(data)
     assert list(found) == folders
     assert [summary.cases for summary in found.values()] == [1, 4]
@@ -449,8 +449,8 @@ def test_sets_of_both_datasets_are_listed(given, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["pixels", "metadata", "features", "fewer slices"])
-def test_a_damaged_set_is_named_in_words(given, tmp_path, damage):
-    folder = prepare(given, tmp_path / "data")
+def test_a_damaged_set_is_reported(listed, tmp_path, damage):
+    folder = prepare(listed, tmp_path / "data")
     (records,) = folder.glob("*.array_record*")
     if damage == "pixels":
         data = bytearray(records.read_bytes())

@@ -1,4 +1,4 @@
-"""One labelled case: volumes in any orientation, images, missing channels, and what is refused with which words."""
+"""One labelled case: volumes in any orientation, images, missing channels, and messages for invalid cases."""
 
 import gzip
 from pathlib import Path
@@ -20,7 +20,7 @@ SHAPE = (4, 5, 6)
 
 
 def volume(seed: int = 0) -> np.ndarray:
-    """Distinct values 0 to 119, [I, J, K] uint8: 8 bits that are taken as they are."""
+    """Distinct values 0 to 119, [I, J, K] uint8: 8-bit values that stay unchanged."""
     return np.random.default_rng(seed).permutation(120).reshape(SHAPE).astype(np.uint8)
 
 
@@ -32,7 +32,7 @@ def labels() -> np.ndarray:
 
 
 def save(path: Path, values: np.ndarray, affine: np.ndarray = RAS, codes: str | None = None) -> Path:
-    """Writes NIfTI, turned to other axes first where `codes` say so: the same voxels at the same places."""
+    """Writes NIfTI, first reoriented to axes `codes`: the same voxels at the same positions."""
     image = nib.Nifti1Image(values, affine)
     if codes:
         turn = nib.orientations.ornt_transform(nib.io_orientation(affine), nib.orientations.axcodes2ornt(codes))
@@ -58,7 +58,7 @@ def refused(files: CaseFiles, description: Description) -> str:
     return str(caught.value)
 
 
-def test_a_volume_lies_as_axial_slices_from_foot_to_crown(tmp_path):
+def test_a_volume_becomes_axial_slices_from_foot_to_crown(tmp_path):
     found, notes = read_case(two_channels(tmp_path), TWO)
     # Index i runs to the right, j to the front, k to the crown; a slice has the front up and the left on the right.
     expected = volume(0)[::-1, ::-1, :].transpose(2, 1, 0)
@@ -148,7 +148,7 @@ def test_a_missing_channel_is_replaced_by_the_stand_in(tmp_path):
     assert "no file of FLAIR: FLAIR, which replaces missing channels, is missing itself" in refused(without, described)
 
 
-def test_a_constant_channel_counts_as_missing_where_another_stands_in(tmp_path):
+def test_a_constant_channel_counts_as_missing_if_another_replaces_it(tmp_path):
     files = two_channels(tmp_path)
     save(files.images["T1"], np.zeros(SHAPE, np.float32))
     reading = open_case(files, Description(("T1", "FLAIR"), TWO.targets, stand_in="FLAIR"))

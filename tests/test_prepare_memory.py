@@ -1,4 +1,4 @@
-"""`prepare` holds a few cases, however many there are: in a shard of many, earlier ones are let go."""
+"""`prepare` has only a few cases in memory at a time, also within a shard of many."""
 
 import weakref
 from pathlib import Path
@@ -17,7 +17,7 @@ SHAPE = (12, 10, 5)
 
 
 class Alive:
-    """How many of the arrays that were followed are still in memory, and the most there were."""
+    """The number of tracked arrays in memory, and its maximum."""
 
     def __init__(self):
         self._arrays, self.most = [], 0

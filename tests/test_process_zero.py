@@ -1,4 +1,4 @@
-"""What fails on the first process fails on all; the run folder on a full disk; a stop in the first epoch; words."""
+"""A failure on the first process fails all; the run folder on a full disk; a stop in the first epoch; messages."""
 
 import socket
 import subprocess
@@ -146,7 +146,7 @@ def test_a_run_folder_on_a_full_disk(small_disk):
 
 
 def saved(folder, *steps):
-    """Checkpoints of (step, loop's memory, score)."""
+    """Checkpoints of (step, loop state, score)."""
     one = sharding.put(np.ones((), np.float32), sharding.replicated(sharding.data_mesh()))
     checkpoints, state = Checkpoints(folder), TrainState(one, {}, {}, (), None, one)
     for step, loop, score in steps:
@@ -194,7 +194,7 @@ def test_against_the_clock_the_clock_is_shown(tmp_path):
 
 
 @pytest.mark.parametrize("scale", [None, "cpu", "quick"])
-def test_settings_without_effect_are_told(scale):
+def test_settings_without_effect_are_reported(scale):
     config = default_config(scale)
     assert idle_keys(config) == []
     config.loss.name, config.loss.smooth, config.data.area_power = "focal", 1.0, 0.5
@@ -232,7 +232,7 @@ def test_commands_compute_in_32_bits_and_promote(caplog, name, found, wanted):
             jax.config.update(key, value)
 
 
-def test_a_precision_of_the_environment_has_no_effect_and_that_is_said(caplog):
+def test_a_precision_of_the_environment_has_no_effect_and_is_reported(caplog):
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         use_plain_numbers()
         assert not caplog.messages

@@ -1,4 +1,4 @@
-"""The number beside each mask: agreement, expected Dice with its interval, and the risk-coverage curve."""
+"""The confidence of each mask: agreement, expected Dice with its interval, and the risk-coverage curve."""
 
 import itertools
 import json
@@ -33,7 +33,7 @@ from brainseg_jax.runs.trained import read_expected_dice
 
 
 def cases(count, seed=0, spread=0.3):
-    """Pairs whose errors grow as the agreement falls."""
+    """Pairs with larger errors at lower agreement."""
     rng = np.random.default_rng(seed)
     value = rng.beta(5.0, 1.5, count)
     dice = np.clip(0.95 * value + spread * (1.0 - value) * rng.standard_normal(count), 0.0, 1.0)
@@ -118,7 +118,7 @@ def test_nine_of_ten_lie_in_the_interval_and_it_is_wider_where_errors_are_larger
     assert low > 2.0 * high
 
 
-def test_the_expected_dice_never_falls_and_lies_in_its_interval_within_0_and_1():
+def test_the_expected_dice_never_falls_and_is_in_its_interval_within_0_and_1():
     curve = Curve(cases(30, spread=1.0))
     found = [curve(value) for value in np.linspace(0.0, 1.0, 101)]
     assert all(a.dice <= b.dice + 1e-12 for a, b in itertools.pairwise(found))

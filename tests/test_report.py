@@ -1,4 +1,4 @@
-"""The report's text: whole, self-contained, the same each time; what a page does with it is in browser/."""
+"""The text of the report: complete, self-contained, the same in each call. browser/ tests the page in a browser."""
 
 import base64
 import io
@@ -8,8 +8,8 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from made_report import BRATS, HOSTILE, PATIENTS, make_report, square
 from PIL import Image, ImageDraw
+from synthetic_report import BRATS, HOSTILE, PATIENTS, make_report, square
 
 from brainseg_jax.evaluation import wording
 from brainseg_jax.evaluation.case_pictures import outline, probability_pictures, scan_pictures
@@ -19,7 +19,7 @@ VOID = {"meta", "link", "input", "br", "img"}
 
 
 class Page(HTMLParser):
-    """Everything of a page that a test asks for; a tag that is not closed is an error."""
+    """All elements of a page that a test needs; a tag that is not closed is an error."""
 
     def __init__(self, text):
         super().__init__()
@@ -78,7 +78,7 @@ def test_it_says_what_it_is_and_what_its_figures_are(single):
     assert "Research code, not a medical device" in words and "made up" in words
     mean = np.mean([row["dice"] for row in runs[0].rows])
     assert f"3-D Dice {mean:.3f}" in words
-    assert "defined for 3 of 4 patients" in words  # HD95, which nothing predicted leaves undefined
+    assert "defined for 3 of 4 patients" in words  # HD95, undefined without a prediction
     assert "Do not read them as mm" in words
     for label, meaning in wording.score_words("voxel", 2.0).values():
         assert label in words and meaning in words
@@ -148,7 +148,7 @@ def test_nothing_of_it_is_shown_for_one_target(single):
 
 @pytest.mark.parametrize("corner", [0, 4, 37])
 def test_an_outline_encloses_its_mask(corner):
-    """Drawn at four times the size and filled, its area is that of the mask, but for the corners cut off."""
+    """Drawn at four times the size and filled, its area is that of the mask without the cut corners."""
     mask = square(corner, side=11)
     mask[2, 20:30, 30:45] = True  # a second part,
     mask[2, 24:26, 34:38] = False  # with a hole
@@ -215,7 +215,7 @@ def test_a_number_beside_each_mask_is_shown_against_the_dice(tmp_path, names, ra
         assert page.text.count(title) == len(description.names)
     row = next(row for run in runs if run.name in rated for row in run.rows)
     assert f"{row['patient']}: {row['dice']:.3f}, expected 0.900 (0.800 to 1.000)" in page.text
-    # In order of agreement; the last patient, whose mask is empty, is the least sure.
+    # In order of agreement; the last patient has an empty mask and the lowest confidence.
     if description is LGG:
         dice = [row["dice"] for row in runs[0].rows]
         found = np.mean([np.mean(1.0 - np.array(dice[: k + 1])) for k in range(4)])

@@ -1,4 +1,4 @@
-"""What a report says of the checkpoint and of what was chosen on whom, for every combination; older results."""
+"""The report's statements on the checkpoint and on choices and their patients, in every combination; older results."""
 
 import dataclasses
 import itertools
@@ -6,7 +6,7 @@ import json
 import types
 
 import pytest
-from made_report import make_report
+from synthetic_report import make_report
 
 from brainseg_jax.config import default_config
 from brainseg_jax.data.splits import Split

@@ -1,4 +1,4 @@
-"""Where slices are kept: by hand from bytes, and from files as the kernel writes them."""
+"""Where slices are stored: byte counts by hand, and files as the kernel writes them."""
 
 import dataclasses
 import subprocess

@@ -1,4 +1,4 @@
-"""Whole runs on the phantom: what they leave behind, how they go on, and what they refuse."""
+"""Whole runs on synthetic patients: their files, how they resume, and invalid input."""
 
 import csv
 import json
@@ -60,7 +60,7 @@ def rows_of(workdir):
 
 @pytest.fixture(scope="module")
 def finished(phantom_folder, tmp_path_factory):
-    """A run of the command, as a user starts it, from a folder of its own; the data are prepared on the way."""
+    """A run of the command, as a user starts it, in a separate folder; it also prepares the data."""
     flat = [f"--config.{s}.{k}={v}" for s, keys in TINY.items() for k, v in keys.items()]
 
     def run(cwd):
@@ -106,7 +106,7 @@ def test_what_a_run_leaves_behind(finished):
             assert picture.width > 800
     assert not list(workdir.glob(".part-*"))
     assert "epoch 2/2" in stdout and "Traceback" not in stderr
-    assert len((stdout + stderr).splitlines()) < 15  # words for a person, not the libraries' own
+    assert len((stdout + stderr).splitlines()) < 15  # messages for a person, not those of libraries
 
 
 def test_started_again_it_finds_itself_finished(finished, phantom_folder, tmp_path):
@@ -136,7 +136,7 @@ def test_a_run_cut_in_two_is_the_same_run(dataset_folder, tmp_path, caplog):
     train(tiny_config(dataset_folder, **options | {"train__epochs": 2}), tmp_path / "cut")
     assert (tmp_path / "cut" / "results.json").exists()
     with (tmp_path / "cut" / "metrics.jsonl").open("a") as file:
-        file.write('{"epoch": 3, "train_loss": 0.1}\n{"epoch": 4, "tra')  # rows of epochs that no checkpoint holds
+        file.write('{"epoch": 3, "train_loss": 0.1}\n{"epoch": 4, "tra')  # rows of epochs without a checkpoint
     cut = train(tiny_config(dataset_folder, **options), tmp_path / "cut")
     assert rows_of(tmp_path / "cut") == rows_of(tmp_path / "whole")
     assert cut == whole
@@ -187,7 +187,7 @@ def test_a_limit_of_time(dataset_folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_last_epoch_can_be_kept_in_place_of_the_best(dataset_folder, tmp_path):
+def test_the_last_epoch_can_be_kept_instead_of_the_best(dataset_folder, tmp_path):
     # Nothing is learnt, so all epochs tie, and the best of a tie is the first.
     options = {"train__epochs": 3, "optimizer__learning_rate": 1e-12, "model__norm": "none"}
     kept = {}

@@ -1,4 +1,4 @@
-"""A run whose beginnings are gone: the run it started from, the source of its data, its split's file, its devices."""
+"""A run without its inputs: the run that it started from, its data source, its split file, its devices."""
 
 import csv
 import json
@@ -29,7 +29,7 @@ from brainseg_jax.training.loop import train
 
 @pytest.fixture
 def run(dataset_folder, tmp_path):
-    """The folder of a run, as far as its data go: prepared in one place, from a source that is gone."""
+    """The folder of a run with only its data settings: prepared in one folder, from a source that is gone."""
     content = {"data": {"source": str(tmp_path / "gone"), "dir": str(dataset_folder.parents[2])}}
     content["dataset"] = {"fingerprint": tfds.builder_from_directory(dataset_folder).info.metadata["fingerprint"]}
     (tmp_path / "run").mkdir()

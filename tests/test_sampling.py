@@ -1,4 +1,4 @@
-"""The stream of training slices: each slice or patient once a pass, from any step, with the share of tumor wanted."""
+"""The stream of training slices: each slice or patient once per pass, from any step, with the wanted share of tumor."""
 
 import numpy as np
 import pytest
@@ -120,7 +120,7 @@ def test_the_expected_mean_is_that_of_many_batches(kind):
 def test_the_expected_mean_by_hand():
     values = np.arange(23.0)
     assert sampler().expected_mean(values) == 11.0
-    # Tumor in 0, 4, ..., 20, whose mean is 10; the 17 others sum to 253 - 60. Two of five are of tumor.
+    # Tumor in 0, 4, ..., 20 (mean 10); the 17 others sum to 253 - 60. Two of five draws have tumor.
     assert sampler(tumor_share=0.4).expected_mean(values) == pytest.approx(0.4 * 10 + 0.6 * 193 / 17)
     # Slices 0 to 11, 12 to 19 and 20 to 22 of three patients: 5.5, 15.5 and 21, each patient equally often.
     assert by_patient().expected_mean(values) == pytest.approx((5.5 + 15.5 + 21.0) / 3)

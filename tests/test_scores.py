@@ -46,7 +46,7 @@ def test_an_undefined_score_is_counted_and_not_averaged():
 
 
 def test_the_interval_is_that_of_a_large_sample():
-    """Of many patients the mean is normal: 1.96 standard errors to each side."""
+    """With many patients the mean is normal: 1.96 standard errors to each side."""
     dice = np.random.default_rng(3).beta(5, 2, size=400)
     low, high = summarize(rows_of(dice.tolist()))["dice_mean_ci95"]
     error = 1.96 * dice.std(ddof=1) / 20
@@ -154,7 +154,7 @@ def test_differences_by_target():
 
 
 def test_voxels_that_do_not_count():
-    """Of 8 true voxels 2 are ignored, of 6 predicted ones 3; 3 remain of both in common."""
+    """2 of 8 reference voxels and 3 of 6 predicted voxels are ignored; 3 common voxels remain."""
     truth, predicted = np.zeros((2, 1, 4, 4), bool)
     counted = np.ones((1, 4, 4), bool)
     truth[0, :2] = True

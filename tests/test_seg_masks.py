@@ -1,4 +1,4 @@
-"""DICOM segmentations as masks to be scored: ours and others', against volumes and against each other."""
+"""DICOM segmentations as masks for scoring, ours and others', against volumes and against each other."""
 
 import nibabel as nib
 import numpy as np
@@ -20,7 +20,7 @@ AFFINE = np.array([[-0.5, 0, 0, 40], [0, -2, 0, 30], [0, 0, 5, -20], [0, 0, 0, 1
 
 
 def series(orientation=AXIAL, shift=0.0, tilt=0.0, spacing=True):
-    """Slices 5 mm apart and 4 mm thick; rows 2 mm, columns 0.5 mm; `tilt` moves each 1 mm further along its columns."""
+    """Slices 5 mm apart and 4 mm thick; rows 2 mm, columns 0.5 mm; `tilt` shifts each by 1 mm along its columns."""
     study, one_series, frame = generate_uid(), generate_uid(), generate_uid()
     along = np.cross(orientation[:3], orientation[3:]) * 5.0 + tilt * np.array(orientation[3:])
     found = []
@@ -48,7 +48,7 @@ def series(orientation=AXIAL, shift=0.0, tilt=0.0, spacing=True):
 
 
 def write_seg(path, slices, mask, *, segments=1, kind="BINARY", **options):
-    """By highdicom, which leaves out the frames that hold nothing; mask [S, rows, columns]."""
+    """Writes with highdicom, which omits empty frames; mask [S, rows, columns]."""
     path.parent.mkdir(exist_ok=True)
     described = [
         hd.seg.SegmentDescription(
@@ -106,7 +106,7 @@ EXPECTED = 2 * 26 / 76
 
 @pytest.mark.parametrize("kind", ["BINARY", "FRACTIONAL"])
 def test_against_a_volume_by_its_affine(tmp_path, kind):
-    """The same voxels as a NIfTI volume of all slices, whose affine is worked out by hand."""
+    """The same voxels as a NIfTI volume of all slices, with an affine by hand."""
     write_seg(tmp_path / "predicted" / "a_pred.dcm", series(), half(), kind=kind)
     write_volume(tmp_path / "truth" / "a_mask.nii.gz", truth())
     row, case = score(tmp_path)
@@ -116,7 +116,7 @@ def test_against_a_volume_by_its_affine(tmp_path, kind):
 
 @pytest.mark.parametrize("changed", [{}, {"spacing": False}, {"tilt": 1.0}, {"orientation": SAGITTAL}])
 def test_against_each_other(tmp_path, changed):
-    """Each holds other slices, and one of them a single one."""
+    """Each has other slices; one has a single slice."""
     slices, other, apart = series(**changed), truth(), truth()
     other[:6] = 0
     apart[3] = 0
@@ -132,7 +132,7 @@ def test_against_each_other(tmp_path, changed):
     assert scored.rows[2]["volume_true"] == pytest.approx(26 * 5 / 1000)
 
 
-def test_a_distance_that_the_file_does_not_give_is_told(tmp_path, caplog):
+def test_a_distance_that_the_file_lacks_is_reported(tmp_path, caplog):
     """Frames 2 and 6 of slices 5 mm apart."""
     apart = truth()
     apart[3] = 0
@@ -163,7 +163,7 @@ def test_elsewhere(tmp_path):
 
 
 def test_segments_are_labels(tmp_path):
-    """Two segments, with and without frames of their own, against a label map of the same values in NIfTI."""
+    """Two segments, with and without separate frames, against a label map of the same values in NIfTI."""
     first, second = truth(), np.zeros_like(truth())
     first[3] = 0
     second[3, 3:9, 2:6] = 1

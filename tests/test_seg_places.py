@@ -1,4 +1,4 @@
-"""Where the slices of the segmentations that `predict` writes lie, as `evaluate` reads them."""
+"""Positions of the slices in the segmentations that `predict` writes, as `evaluate` reads them."""
 
 import nibabel as nib
 import numpy as np
@@ -17,7 +17,7 @@ X = np.random.default_rng(0).integers(1, 1000, (6, 16, 12))
 
 
 def predicted(folder, change, slices):
-    """A scan, and the mask of 12 voxels in each of these slices written for it and for the truth."""
+    """A scan, and a mask of 12 voxels in each of these slices, written for the scan and for the reference."""
     scan = read_series(write_series(folder / "in", X, change=change))
     mask = np.zeros(X.shape, bool)
     mask[slices, 2:5, 2:6] = True
@@ -43,7 +43,7 @@ def test_every_second_slice_of_a_tilted_gantry(tmp_path):
 
 @pytest.mark.parametrize("slices", [slice(0, None, 2), slice(2, 4), slice(1, 2)])
 def test_a_step_that_jitters_as_a_series_may(tmp_path, slices):
-    """Every second image lies 0.2 mm too high: the series spans 25.2 mm in 5 steps."""
+    """Every second image is 0.2 mm too high: the series spans 25.2 mm in 5 steps."""
 
     def change(one, number):
         one.ImagePositionPatient = [-100.0, -100.0, 5.0 * number + 0.2 * (number % 2 == 0)]
@@ -74,7 +74,7 @@ def test_which_slice_a_frame_is(depths, expected):
 
 
 def test_a_segmentation_takes_the_place_of_an_earlier_fallback(tmp_path):
-    """A series without SOPInstanceUID has a NIfTI mask; once its header is mended, one SEG alone."""
+    """A series without SOPInstanceUID gets a NIfTI mask; once its header is repaired, only a SEG."""
     out = tmp_path / "out"
     out.mkdir()
     mask = np.ones(X.shape, bool)

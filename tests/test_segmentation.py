@@ -1,4 +1,4 @@
-"""DICOM segmentations: written whatever the series' header holds, and the mask is never lost."""
+"""DICOM segmentations: they are written whatever the series' header contains, and the mask is never lost."""
 
 import highdicom as hd
 import nibabel as nib
@@ -15,7 +15,7 @@ FULL = np.random.default_rng(1).random((6, 16, 12)) > 0.5  # no image without a 
 
 
 def write_mask(folder, path):
-    """Writes FULL as the mask of the series; the note of the writing, and the scan."""
+    """Writes FULL as the mask of the series; returns the writer's note and the scan."""
     scan = read_series(folder)
     return scan.write(MASK, FULL[..., None], [path], LGG), scan
 
@@ -140,7 +140,7 @@ def test_times(given, clean):
     assert segmentation._time(given) == clean
 
 
-def test_what_is_expected_of_a_mask_stands_in_its_descriptions(tmp_path):
+def test_descriptions_have_the_expected_dice_of_a_mask(tmp_path):
     words = "expected Dice 0.87 (90 % interval 0.62 to 0.94)"
     scan = read_series(write_series(tmp_path / "in", X))
     assert scan.write(MASK, FULL[..., None], [tmp_path / "P1_pred.dcm"], LGG, [words]) is None

@@ -1,4 +1,4 @@
-"""The study that leaves sequences out."""
+"""The experiment that leaves out sequences."""
 
 import csv
 import dataclasses
@@ -59,7 +59,7 @@ def test_all_sequences_score_as_the_run_does(trained_run, tmp_path):
 
 
 def described(run, folder, **changes):
-    """A copy of a run whose data are described otherwise."""
+    """A copy of a run with another description of its data."""
     shutil.copytree(run, folder)
     config = json.loads((folder / "config.json").read_text())
     config["dataset"]["description"] = dataclasses.replace(LGG, **changes).to_json()
@@ -74,7 +74,7 @@ def test_a_cohort_whose_channels_cannot_be_replaced_is_refused(trained_run, tmp_
 
 
 def test_voxels_of_the_label_to_ignore_are_not_scored():
-    """Two of four voxels count: one hit and one miss, so 2 * 1 / (2 + 1); with all it would be 2 * 1 / (4 + 1)."""
+    """Two of four voxels count: a hit and a false positive, 2 * 1 / (2 + 1); all four would give 2 * 1 / (4 + 1)."""
     masks = np.ones((1, 1, 4, 1), bool)
     reference = np.array([1, 0, 0, 0], bool).reshape(1, 1, 4, 1)
     counted = np.array([1, 1, 0, 0], bool).reshape(1, 1, 4)
@@ -84,7 +84,7 @@ def test_voxels_of_the_label_to_ignore_are_not_scored():
 
 @pytest.mark.usefixtures("optax_promotion")
 def test_a_run_of_data_with_a_label_to_ignore(trained_run, tmp_path, monkeypatch):
-    """Everything is ignored, so nothing is missed and nothing is too much: Dice 1."""
+    """Everything is ignored, so there is no error: Dice 1."""
     run = described(trained_run[0], tmp_path / "run", ignore=2)
     name = json.loads((run / "split.json").read_text())["test"][0]
     voxels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)

@@ -1,4 +1,4 @@
-"""DICOM series in, DICOM segmentations out: the same mask as from slices, and what is refused."""
+"""DICOM series in, DICOM segmentations out: the same mask as from slices, and invalid series."""
 
 import csv
 import sys
@@ -46,14 +46,14 @@ def test_three_series_have_the_mask_of_the_slices(case, trained_run, from_slices
     assert row["volume_unit"] == "mL" and float(row["volume"]) == pytest.approx(mask.sum() * 5.0 / 1000.0)
     assert int(row["largest_slice"]) == mask.sum(axis=(1, 2)).argmax() + 1  # as the instances are numbered
     probability = nib.load(tmp_path / "out" / "P1_probability.nii.gz")
-    # The first voxel lies at (-100, -100, -100) in DICOM's words: 100 mm to the right, and to the front.
+    # The first voxel is at (-100, -100, -100) in DICOM coordinates: 100 mm to the right and to the front.
     np.testing.assert_allclose(probability.affine[:3, 3], (100, 100, -100))
     np.testing.assert_allclose(np.diag(probability.affine), (-1, -1, 5, 1))
 
 
 @pytest.mark.parametrize("how", ["from crown to foot", "rescaled", "sagittal"])
 def test_a_series_that_is_stored_another_way_is_the_same_scan(tmp_path, how):
-    """The same voxels come from each, and the mask that is written belongs to the same voxels again."""
+    """All give the same voxels, and the written mask belongs to the same voxels."""
     flair = np.random.default_rng(0).integers(0, 256, (6, 16, 12))
     change, orientation, step, series, plain_again = None, AXIAL, 5.0, flair, lambda mask: mask
     if how == "from crown to foot":  # rows to the front, so the series runs down
@@ -134,7 +134,7 @@ def test_faults_of_series(case, trained_run, tmp_path):
     assert (tmp_path / "out" / "whole_pred.dcm").exists()
 
 
-def test_without_the_packages_the_command_to_install_them_is_said(tmp_path, monkeypatch):
+def test_without_the_packages_the_message_has_the_install_command(tmp_path, monkeypatch):
     write_series(tmp_path / "in", np.zeros((2, 8, 8)))
     monkeypatch.setitem(sys.modules, "highdicom", None)
     with pytest.raises(InputError, match=r"python -m pip install 'brainseg_jax\[dicom\]'"):

@@ -70,14 +70,14 @@ def test_two_processes(on_one_device, dataset_folder, tmp_path, residence):
 
 
 def collectives(function: Callable, *arguments: object) -> list[tuple[str, str]]:
-    """Shapes and kind of each exchange between devices in the compiled program."""
+    """Shapes and kinds of all exchanges between devices in the compiled program."""
     text = function.lower(*arguments).compile().as_text()
     return re.findall(r"= (.*) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)[a-z-]*\(", text)
 
 
 @pytest.mark.parametrize(("norm", "norms"), [("block", 7), ("none", 0)])
 def test_devices_talk_once_a_norm_and_pass_and_once_for_the_gradients(cohort, norm, norms, optax_promotion):
-    """7 norms: of 5 blocks and 2 gates. The batch-wide Dice loss takes one exchange, of three sums."""
+    """7 norms, of 5 blocks and 2 gates. The batch-wide Dice loss takes one exchange with three sums."""
     mesh = mesh_of(8)
     model = build_model("attention_unet", features=4, depth=2, norm=norm, formulation="lax")  # as on GPUs
     optimizer = build_optimizer("adamw", lambda step: 1e-3, b2=0.99, weight_decay=1e-4, clip_norm=1.0)

@@ -1,4 +1,4 @@
-"""Shards are disjoint, cover all items, and are named as a user gives them."""
+"""Shards are disjoint, cover all items, and have the names that a user gives."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The rules of the test run itself: a skip that nobody allowed fails it, and so does a deprecated call of ours."""
+"""The rules of the test session: a skip that is not allowed fails it, and so does a deprecated call in our code."""
 
 import os
 import subprocess
@@ -43,5 +43,5 @@ def test_a_deprecated_call_of_ours_is_an_error(module, category):
     with pytest.raises(category, match="old"):
         warnings.warn_explicit("old", category, "file.py", 1, module=module)
     with warnings.catch_warnings(record=True) as seen:
-        warnings.warn_explicit("old", category, "file.py", 1, module="flax.core")  # its own affair
+        warnings.warn_explicit("old", category, "file.py", 1, module="flax.core")  # a warning inside the library itself
     assert len(seen) == 1

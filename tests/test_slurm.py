@@ -1,4 +1,4 @@
-"""The scripts in slurm/, run by bash in the environment that SLURM gives them, with two processes."""
+"""The scripts in slurm/, run by bash in the environment of SLURM, with two processes."""
 
 import json
 import os
@@ -52,7 +52,7 @@ def save_masks(folder, shift):
 
 @pytest.fixture(params=["evaluate", "predict"])
 def command(request, tmp_path):
-    """A command that has shards, without its output, and the files that it leaves."""
+    """A command with shards, without its output flag, and the files that it writes."""
     if request.param == "evaluate":
         save_masks(tmp_path / "predicted", 1)
         save_masks(tmp_path / "truth", 0)

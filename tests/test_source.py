@@ -1,4 +1,4 @@
-"""Finding, reading and refusing sources: every kind of bad data, each named with its file."""
+"""Finding and reading sources, and refusing invalid ones: every kind of bad data, with its file in the message."""
 
 import csv
 import hashlib
@@ -26,7 +26,7 @@ def read(path):
 
 
 def draw(case: str, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """An image and a mask of 0 and 255 that no other case and number share."""
+    """An image and a mask of 0 and 255, unique for each case and number."""
     rng = np.random.default_rng([*case.encode(), number])
     mask = np.zeros((256, 256), np.uint8)
     mask[:number, :10] = 255  # 10 tumor pixels a slice number
@@ -141,7 +141,7 @@ def test_files_of_operating_systems_are_ignored(tree):
 
 
 def color_tiff_16_bit() -> bytes:
-    """A 256 x 256 color TIFF of 16 bits, which Pillow would read as 8 bits without a word."""
+    """A 256 x 256 color TIFF of 16 bits, which Pillow would silently read as 8 bits."""
     entries = [(256, 256), (257, 256), (258, 8), (259, 1), (262, 2), (273, 0), (277, 3), (278, 256), (279, 393216)]
     bits_at = 8 + 2 + 12 * len(entries) + 4
     values = dict(entries) | {258: bits_at, 273: bits_at + 6}
@@ -196,7 +196,7 @@ def test_a_bad_file_is_named_with_what_it_is(tree, name, data, words):
 
 
 def test_16_bit_color_would_pass_unnoticed_through_pillow():
-    """The reason for looking at the tag: if this fails, the check in `_decode` may go."""
+    """The reason for the check of the tag in `_decode`: if this test fails, remove the check."""
     assert Image.open(io.BytesIO(color_tiff_16_bit())).mode == "RGB"
 
 
@@ -248,7 +248,7 @@ def test_a_bad_tree_is_refused_with_the_place(tree, spoil, words):
     assert words in str(caught.value)
 
 
-def test_all_faults_are_told_at_once(tmp_path):
+def test_all_faults_are_reported_at_once(tmp_path):
     tree = tmp_path / "kaggle_3m"
     write_case(tree, FIRST, 60)
     for file in (tree / FIRST).glob("*[0-9].tif"):
@@ -291,7 +291,7 @@ def test_paths_that_are_no_source(tree, tmp_path):
         assert words in str(caught.value)
 
 
-def test_a_folder_that_may_not_be_read_is_told(tree, monkeypatch):
+def test_a_folder_without_permission_is_reported(tree, monkeypatch):
     def refuse(self):
         raise PermissionError(13, "Permission denied", str(self))
 
@@ -303,7 +303,7 @@ def test_a_folder_that_may_not_be_read_is_told(tree, monkeypatch):
 def test_a_damaged_member_of_a_zip_is_named(tree, tmp_path):
     path = zip_tree(tree, tmp_path / "damaged.zip", ("kaggle_3m",))
     data = bytearray(path.read_bytes())
-    at = data.find(draw(FIRST, 2)[0].tobytes()[:64])  # stored, not packed: the pixels stand in the file as they are
+    at = data.find(draw(FIRST, 2)[0].tobytes()[:64])  # stored, not compressed: the file contains the pixels unchanged
     data[at + 1000] ^= 0xFF
     path.write_bytes(data)
     with pytest.raises(InputError, match=rf"{FIRST}/{IMAGE}: damaged or truncated \(Bad CRC-32"):
@@ -311,7 +311,7 @@ def test_a_damaged_member_of_a_zip_is_named(tree, tmp_path):
 
 
 def test_a_zip_that_reaches_out_writes_nothing(tree, tmp_path):
-    """Absolute names, names with .. and links: a zip is read where it lies, and never unpacked."""
+    """Absolute names, names with .. and links: a zip is read in place, never unpacked to disk."""
     path = zip_tree(tree, tmp_path / "evil.zip", ("kaggle_3m",))
     outside = tmp_path / "outside.tif"
     link = zipfile.ZipInfo(f"kaggle_3m/{FIRST}/{FIRST}_4.tif")

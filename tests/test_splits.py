@@ -34,8 +34,8 @@ def test_the_order_of_the_patients_does_not_matter_but_the_seed_does():
 def test_the_split_is_the_one_that_sha256_says():
     """Hashed with coreutils: `for p in 0 1 2 3 4; do printf "7:TCGA_AA_000$p" | sha256sum; done`.
 
-    By these hashes the persons stand in the order 3 4 0 2 1. The middle one is tested, and of the 3 4 2 1 that stay the
-    one at place 4 // 2 validates.
+    These hashes give the order 3 4 0 2 1. The middle person is in the test set. Of the remaining 3 4 2 1 the person at
+    index 4 // 2 validates.
     """
     patients = [f"TCGA_AA_000{number}" for number in range(5)]
     cases = [f"{patient}_20000101" for patient in patients]
@@ -56,7 +56,7 @@ def test_folds_test_every_patient_once():
 
 @pytest.mark.parametrize("seed", range(5))
 def test_cases_of_one_patient_stay_together(seed):
-    """Also where the names of the cases do not show whose they are."""
+    """Also if the case names do not contain the patient."""
     cases, patients = [f"case {number}" for number in range(12)], [f"patient {number % 6}" for number in range(12)]
     by_fraction = split_by_fractions(cases, patients, ["AA"] * 12, val=0.2, test=0.3, seed=seed)
     by_fold = split_by_folds(cases, patients, ["AA"] * 12, folds=4, fold=0, seed=seed)
@@ -138,7 +138,7 @@ def test_a_missing_split_file_is_named(tmp_path):
 
 
 def test_a_split_of_nnunet_is_read_as_folds_are_dealt(tmp_path):
-    """The validation part of the fold is tested, that of the next one chooses the model."""
+    """The fold's validation cases become the test set; those of the next fold validate."""
     cases = list("abcdef")
     folds = [{"train": [c for c in cases if c not in val], "val": list(val)} for val in ("ab", "cd", "ef")]
     path = tmp_path / "splits_final.json"

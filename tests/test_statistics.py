@@ -1,4 +1,4 @@
-"""Intervals and paired tests against sums worked out by hand, R's documented example and normal theory."""
+"""Intervals and paired tests against sums by hand, R's documented example and normal theory."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def test_ranks_by_hand():
 
 
 def test_six_that_all_rise():
-    """All 2 ** 6 signs are equally likely, and two of them are as one-sided as this."""
+    """All 2 ** 6 signs are equally likely, and two of them are this one-sided."""
     found = compare_pairs(np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6]))
     assert (found.p, found.effect) == (pytest.approx(2 / 64), 1.0)
     assert compare_pairs(np.array([-0.1, -0.2, -0.3, -0.4, -0.5, -0.6])).effect == -1.0
@@ -40,7 +40,7 @@ def test_holm_by_hand():
 
 
 def test_the_interval_of_a_median_is_that_of_order_statistics():
-    """Of 400 values the median lies between the 181st and the 220th, binomially, 95 times in 100."""
+    """By the binomial distribution the median of 400 values is between the 181st and the 220th with 95 %."""
     values = np.sort(np.random.default_rng(1).normal(size=400))
     assert median_interval(values) == pytest.approx([values[180], values[219]], abs=0.05)
 

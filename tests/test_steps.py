@@ -1,4 +1,4 @@
-"""The training step against the same work done by hand: numpy around the bare network."""
+"""The training step against the same computation by hand: numpy around the bare network."""
 
 import dataclasses
 from functools import partial
@@ -29,7 +29,7 @@ RATE = 0.25
 
 
 def draw(cohort, indices, context=0):
-    """What a step is given of these slices."""
+    """The input of a step for these slices."""
     return DeviceFeed(cohort, lambda step: np.asarray(indices, np.int32), sharding.data_mesh(), context=context)(0)
 
 
@@ -123,7 +123,7 @@ def test_augmentation_differs_by_step_and_by_example(parts):
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_an_update_that_is_not_finite_is_reported_and_can_be_left_out(parts, where):
-    """A loss of its own: NaN, or finite with an infinite gradient, on slices that hold no tumor."""
+    """With a special loss: NaN, or finite with an infinite gradient, on slices without tumor."""
     model, mesh, make_state, _, drawn = parts
 
     def poisoned(logits, labels):
@@ -188,7 +188,7 @@ def test_a_batch_holds_every_target_and_what_counts(cohort, ignore):
 
 
 def test_an_ignored_pixel_changes_no_update(parts, cohort):
-    """Logits and so gradients of ignored pixels do not count: other labels there give the same update."""
+    """Logits and gradients of ignored pixels do not count: other labels there give the same update."""
     _, mesh, _, _, _ = parts
     model = build_model("unet", features=2, depth=2, targets=2)
     optimizer = build_optimizer("adam", lambda step: RATE, b2=0.99, weight_decay=0.0, clip_norm=0.0)
@@ -216,7 +216,7 @@ def test_an_ignored_pixel_changes_no_update(parts, cohort):
 
 
 def test_deep_supervision_by_hand():
-    """Half of each label apart from the prediction in the middle: squares of sums that are easy to add up."""
+    """Predictions differ by half from each label, so the sums of squares are easy by hand."""
     masks = jnp.zeros((2, 4, 4, 1)).at[0, :2, :2].set(1.0).at[1, 0, 0].set(1.0)
     square = lambda logits, labels: jnp.mean((logits - labels) ** 2, axis=(1, 2, 3))
     fine, half = jnp.zeros((2, 4, 4, 1)), jnp.zeros((2, 2, 2, 1))
@@ -227,7 +227,7 @@ def test_deep_supervision_by_hand():
 
 
 def test_ignored_pixels_are_no_background_of_a_coarse_level():
-    """A block of two target and two ignored pixels is all target, and weighs half as much as one that counts whole."""
+    """A block of two target and two ignored pixels is all target, with half the weight of a full block."""
 
     def weighted(logits: jax.Array, labels: jax.Array, *, mask: jax.Array) -> jax.Array:
         return jnp.sum(mask * (labels - logits) ** 2, axis=(1, 2, 3))

@@ -1,4 +1,4 @@
-"""What a stored network refuses: folders it must not overwrite, and files that are damaged or of something else."""
+"""What a stored network refuses: folders that it must not overwrite, and damaged or unrelated files."""
 
 import hashlib
 import json
@@ -29,7 +29,7 @@ def loose_ranks():
 
 @pytest.fixture(scope="module")
 def whole(trained_run, tmp_path_factory) -> Path:
-    """A stored network that nobody may change."""
+    """A stored network; tests must not change it."""
     folder = tmp_path_factory.mktemp("stored") / "whole"
     with jax.numpy_rank_promotion("allow"):
         store(trained_run[0], folder, dtype="float32", overwrite=False)
@@ -46,7 +46,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def sign(folder: Path) -> None:
-    """Checksums of the two files as they are now."""
+    """Checksums of the two files in their current state."""
     names = ("network.safetensors", "config.json")
     sums = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
     (folder / "SHA256SUMS").write_text("".join(f"{digest}  {name}\n" for name, digest in sums.items()))
@@ -100,7 +100,7 @@ def test_a_link_to_the_run_itself_or_to_nothing_is_refused(trained_run, whole, t
 
 
 def test_a_link_to_a_stored_network_is_followed_and_linked_files_are_not(trained_run, stored, tmp_path):
-    """As a hub keeps them: the files are links to blobs, which belong to other versions too."""
+    """As in a hub cache: the files are links to blobs, which other versions share."""
     blob = tmp_path / "blob"
     (stored / "network.safetensors").rename(blob)
     (stored / "network.safetensors").symlink_to(blob)
@@ -116,7 +116,7 @@ def test_a_link_to_a_stored_network_is_followed_and_linked_files_are_not(trained
 
 @pytest.mark.parametrize("fails", ["write", "rename", "remove"])
 def test_a_write_that_fails_leaves_the_old_network_whole(trained_run, stored, monkeypatch, fails):
-    """It has an `expected_dice.json`, which the new one does not have."""
+    """The old network has an `expected_dice.json`, the new one has none."""
     (stored / "expected_dice.json").write_text("of the old network")
     before, done = content(stored), []
     name = {"write": "write_bytes", "rename": "replace", "remove": "unlink"}[fails]
@@ -147,7 +147,7 @@ def test_values_that_are_not_finite_are_not_stored(dtype, value):
 
 @pytest.mark.parametrize("results", [None, "{}", '{"postprocess": {"threshold": "high"}}', '{"postprocess": 3}', "["])
 def test_a_run_that_has_not_ended(trained_run, tmp_path, results):
-    """Without results the card says so; `expected_dice.json` is that of fewer epochs and stays behind."""
+    """Without results the card reports it; `expected_dice.json` of fewer epochs is not stored."""
     run, output = tmp_path / "run", tmp_path / "out"
     shutil.copytree(trained_run[0], run)
     (run / "expected_dice.json").write_text("of fewer epochs")
@@ -308,7 +308,7 @@ def test_a_missing_file_is_named(stored, name, how):
         load_trained(stored)
 
 
-def test_a_folder_with_neither_network_nor_checksums_is_told_from_a_run(stored):
+def test_a_folder_with_neither_network_nor_checksums_is_distinguished_from_a_run(stored):
     for name in ("network.safetensors", "SHA256SUMS"):
         (stored / name).unlink()
     with pytest.raises(InputError, match=r"no checkpoint in it yet, nor a network\.safetensors"):
@@ -361,7 +361,7 @@ def test_checksums_that_leave_a_file_out(stored):
         load_trained(stored)
 
 
-def test_what_lies_beside_is_compared_where_it_is_listed(stored):
+def test_other_files_are_compared_if_they_are_listed(stored):
     card = hashlib.sha256((stored / "README.md").read_bytes()).hexdigest()
     with (stored / "SHA256SUMS").open("a") as file:
         file.write(f"{card}  README.md\n")

@@ -1,4 +1,4 @@
-"""A stored network: written by export, read without Orbax, refused where it is damaged; the one in the package."""
+"""A stored network: written by export, read without Orbax, refused if damaged; the one in the package."""
 
 import csv
 import hashlib
@@ -95,7 +95,7 @@ def test_results_are_not_overwritten_unasked(trained_run, stored):
 
 
 def rewrite(folder: Path, **metadata: str) -> None:
-    """The same arrays under other metadata, with the right checksum."""
+    """Writes the same arrays with other metadata and the right checksum."""
     path = folder / "network.safetensors"
     save_file(load_file(path), path, metadata=metadata)
     contents = {name: (folder / name).read_bytes() for name in ("network.safetensors", "config.json")}
@@ -135,7 +135,7 @@ def test_arrays_of_another_network_are_refused(stored):
 
 
 def test_predict_needs_neither_orbax_nor_tensorflow_datasets(tmp_path):
-    """The command as it is without --run: from a scan to its mask by the network in the package."""
+    """The command without --run: from a scan to its mask with the network in the package."""
     scan = next(write_phantom(tmp_path / "in", patients=1, seed=0).glob("TCGA*"))
     for mask in scan.glob("*_mask.tif"):
         mask.unlink()
@@ -188,7 +188,7 @@ def test_examples_compute_what_the_package_does(name):
 
 
 def test_evaluate_on_other_scans_leaves_out_those_it_was_trained_on(trained_run, tmp_path, monkeypatch):
-    """Eight patients of which the run knows six, beside two that are new to it."""
+    """The run was trained on six of eight patients, so the command scores the other two."""
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
     known = json.loads((trained_run[0] / "split.json").read_text())
     command = ["brainseg_jax.evaluate", f"--run={trained_run[0]}", "--source=phantom:8:0"]

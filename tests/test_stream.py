@@ -1,4 +1,4 @@
-"""What one scan raises is that scan's fault: the others are predicted, and the tables list them in any case."""
+"""An exception of one scan is the fault of that scan: the others are predicted, and the tables list all of them."""
 
 import csv
 import dataclasses
@@ -54,7 +54,7 @@ class FakeSource(Source):
 
 
 class FakeEnsemble:
-    """Finds tumor in every pixel, and raises what a source asks for."""
+    """Predicts tumor in every pixel, and raises the exception of a source."""
 
     def __init__(self, sources):
         self.seconds, self.sources, self.description, self.posts = 0.0, iter(sources), LGG, (PostProcess(),)

@@ -1,4 +1,4 @@
-"""DICOM studies as archives and PACS give them: one head is one case, whatever its folders are called."""
+"""DICOM studies from archives and PACS: one head is one case, whatever its folders are called."""
 
 import csv
 import tracemalloc
@@ -31,7 +31,7 @@ FLUID = {"RepetitionTime": 9000, "EchoTime": 120, "InversionTime": 2500}
 
 
 def write(folder, *, slices=4, step=5.0, flat="", **tags):
-    """A series of 16 x 16 pixels a slice; a tag of None is left out. Files are named by `flat` and a number."""
+    """Writes a series of 16 x 16 pixels per slice, without the tags of value None. Files are `flat` and a number."""
     folder.mkdir(parents=True, exist_ok=True)
     values = np.random.default_rng(zlib.crc32(f"{folder}{flat}".encode())).integers(0, 255, (slices, 16, 16), np.uint16)
     series = generate_uid()
@@ -56,7 +56,7 @@ def write(folder, *, slices=4, step=5.0, flat="", **tags):
 
 
 def found(folder, sequences=""):
-    """Files of each case by sequence as names below the folder, notes, faults, and what is passed over."""
+    """Files of each case by sequence, as names below the folder; notes, faults, and files passed over."""
     result = find_scans(folder, read_patterns(sequences))
     cases = {
         source.name: {key: {path.parent.name for path in paths} for key, paths in source.files.items()}
@@ -79,7 +79,7 @@ REAL = {
 @pytest.mark.usefixtures("optax_promotion")
 @pytest.mark.parametrize("told", ["by folders", "by descriptions", "by times"])
 def test_a_real_study_is_one_case_with_one_mask(trained_run, tmp_path, capsys, told):
-    """As TCIA gives Brain-Tumor-Progression: four series and a mask of one head."""
+    """TCIA's Brain-Tumor-Progression: four series and a mask of one head."""
     for number, (name, tags) in enumerate(REAL.items(), start=1):
         if told == "by folders":
             tags = {}
@@ -153,7 +153,7 @@ def test_without_identifiers_the_folders_tell_what_belongs_together(tmp_path):
 
 
 def test_what_is_known_not_to_be_flair_is_never_taken_as_flair(tmp_path):
-    """Each alone in a study: T1 is refused with words, other sequences are passed over."""
+    """Each is the only series of a study: T1 is refused with a message, other sequences are passed over."""
     write(tmp_path / "t1", StudyInstanceUID=generate_uid(), **T1)
     write(tmp_path / "gad", StudyInstanceUID=generate_uid(), SeriesDescription="SAG MPRAGE GAD")
     write(tmp_path / "misnamed", StudyInstanceUID=generate_uid(), SeriesDescription="AX FLAIR", **T1)
@@ -197,7 +197,7 @@ def test_times_tell_the_sequence(tmp_path, tags, expected):
 
 
 def test_of_two_series_for_one_channel_none_is_picked_in_silence(tmp_path):
-    """A second FLAIR refuses the case; where one alone is axial, or on the grid of T1, it is used, and that is said."""
+    """A second FLAIR refuses the case. If only one is axial, or on T1's grid, it is used, with a note."""
     sagittal = {"ImageOrientationPatient": [0.0, 1.0, 0.0, 0.0, 0.0, -1.0]}
     for case in ("twice", "axial", "grid"):
         study = {"StudyInstanceUID": generate_uid()}
@@ -269,7 +269,7 @@ NOTHING = dict.fromkeys(("StudyInstanceUID", "SeriesInstanceUID", "FrameOfRefere
 
 
 def test_two_patients_without_identifiers_are_never_one_case(tmp_path):
-    """By their PatientID, or, without one, by what their folders are called beside the sequence."""
+    """By their PatientID, or without one by the folder names apart from the sequence."""
     for root, ids in {"ids": ("A", "B"), "no_ids": (None, None)}.items():
         for place, tags, patient in (("PatA_FLAIR", FLUID, ids[0]), ("PatB_T1", T1, ids[1])):
             write(tmp_path / root / place, slices=1, **NOTHING | tags | {"PatientID": patient})
@@ -318,7 +318,7 @@ def test_descriptions_tell_pre_from_post(tmp_path, words):
 
 
 def test_a_slice_cut_before_its_pixels_goes_to_the_reader_of_its_series(tmp_path):
-    """In a folder of two series: its header still tells which it is of, and not its size."""
+    """In a folder of two series: its header still has the series, but not its size."""
     write(tmp_path, flat="a", SeriesDescription="FLAIR")
     write(tmp_path, flat="b", SeriesDescription="T1")
     path = tmp_path / "a001.dcm"
@@ -331,7 +331,7 @@ def test_a_slice_cut_before_its_pixels_goes_to_the_reader_of_its_series(tmp_path
 
 
 @pytest.mark.parametrize("dates", [("20200101", "20210302"), ("20200101", "20200101")])
-def test_two_studies_of_a_patient_in_one_folder_are_told_apart(tmp_path, dates):
+def test_two_studies_of_a_patient_in_one_folder_are_distinguished(tmp_path, dates):
     uids = ("1.2.3.11111111", "1.2.3.22222222")
     for letter, uid, date in zip("ab", uids, dates, strict=True):
         write(tmp_path / "in", slices=1, flat=letter, SeriesDescription="FLAIR", StudyInstanceUID=uid, StudyDate=date)

@@ -1,4 +1,4 @@
-"""A study keeps no results of other data or another split, and names what it found."""
+"""A study keeps no results of other data or another split, and reports the differences."""
 
 import json
 from types import SimpleNamespace

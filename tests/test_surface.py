@@ -1,4 +1,4 @@
-"""Scores of one volume against values worked out by hand; against other libraries in interop/test_monai.py."""
+"""Scores of one volume against values by hand; interop/test_monai.py compares with other libraries."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def test_percentile_and_mean_of_both_directions():
     truth = voxels((1, 3, slice(0, 9)))  # a row of 9, all of it surface
     predicted = truth | voxels((1, 3, 18))  # and one voxel 10 columns on
     found = scores(predicted, truth)
-    # From the prediction 9 times 0 and once 10: the 95th percentile lies 0.55 of the way from the 9th to the 10th.
+    # From the prediction: nine times 0, once 10. The 95th percentile is 0.55 of the way from the 9th to the 10th.
     assert found["hd95"] == pytest.approx(5.5)
     assert found["assd"] == pytest.approx(10 / (10 + 9))
     assert found["surface_dice"] == pytest.approx(18 / 19)
@@ -41,10 +41,10 @@ def test_percentile_and_mean_of_both_directions():
 
 
 def test_the_surface_is_what_has_a_face_outside():
-    solid = voxels((slice(0, 3), slice(0, 5), slice(0, 5)))  # lies at the edge of the volume, which is outside
+    solid = voxels((slice(0, 3), slice(0, 5), slice(0, 5)))  # at the edge of the volume; beyond it is outside
     hollow = solid & ~voxels((1, 2, 2))  # its hole makes the 6 voxels around it surface too
     found = scores(hollow, solid, tolerance=0.0)
-    # Of 75 voxels the 9 of the middle slice's core are inside; of the hole's 6 neighbors 2 lie in the outer slices.
+    # 9 of 75 voxels, the core of the middle slice, are inside; 2 of the hole's 6 neighbors are in the outer slices.
     surface_of_solid, surface_of_hollow = 66, 66 + 4
     assert found["surface_dice"] == pytest.approx((66 + surface_of_solid) / (surface_of_solid + surface_of_hollow))
     assert found["assd"] == pytest.approx(4 * 1.0 / (surface_of_solid + surface_of_hollow))

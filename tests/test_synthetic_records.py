@@ -1,4 +1,4 @@
-"""The synthetic cohort of the benchmarks is a prepared set like any other."""
+"""The synthetic cohort of the benchmarks is a valid prepared set."""
 
 import numpy as np
 import pytest

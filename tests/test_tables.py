@@ -1,4 +1,4 @@
-"""Tables of a study: statistics against scipy, scores put together and averaged by hand."""
+"""Tables of a study: statistics against scipy, merged and averaged scores by hand."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ STUDY = Study(
 
 
 def test_a_volume_is_put_together_from_its_folds():
-    """Overlaps 30 and 0 of 40 + 60 true and 40 + 20 predicted voxels."""
+    """Overlaps 30 and 0, with 40 + 60 reference and 40 + 20 predicted voxels."""
     row = {"institution": "DU", "grade": 2, "unit": "voxel"}
     first = row | {
         "patient": third_name("T_D_1_9", "test"),

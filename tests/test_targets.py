@@ -1,4 +1,4 @@
-"""Folders of label maps: what the labels mean, who says so, and what is refused."""
+"""Folders of label maps: the meaning of the labels, its source, and invalid folders."""
 
 import json
 
@@ -28,7 +28,7 @@ def labels():
 
 
 def half():
-    """Every label on the first four rows and columns alone: 16 of 1, 16 of 2, none of 3."""
+    """All labels only on the first four rows and columns: 16 of 1, 16 of 2, 0 of 3."""
     volume = labels()
     volume[:, 4:] = 0
     volume[4:] = 0
@@ -82,7 +82,7 @@ def test_a_large_report_holds_fewer_slices(folders, monkeypatch):
 
 
 def test_regions_by_hand(folders):
-    """whole: 48 true, 32 predicted, all of them true; core: labels 2 and 3, 24 and 16."""
+    """whole: 48 reference and 32 predicted voxels, all overlap; core: labels 2 and 3, 24 and 16."""
     scored, _ = score(folders, targets="whole=1,2,3; core=3,2")
     assert dice_of(scored) == {"whole": pytest.approx(2 * 32 / 80), "core": pytest.approx(2 * 16 / 40)}
     assert scored.facts["Targets named by"] == "--targets"
@@ -94,7 +94,7 @@ def test_regions_by_hand(folders):
 
 @pytest.mark.parametrize("beside", [True, False])
 def test_regions_and_ignored_voxels_of_a_dataset_json(folders, beside):
-    """Label 3 is ignored: where it lies nothing counts, though label 2 is predicted there."""
+    """Label 3 is ignored: its voxels do not count, although label 2 is predicted there."""
     predicted = half()
     predicted[4:, :2, 2] = 2
     write(folders / "predicted" / "a.nii.gz", predicted)
@@ -155,7 +155,7 @@ def test_a_reference_that_its_dataset_json_does_not_know(folders):
 
 
 def test_masks_of_one_value_against_label_maps(tmp_path):
-    """0/255 against 0/1 is one target, as ever; 0/1 against 0/1/2/3 is its label 1; 0/255 against labels is refused."""
+    """0/255 against 0/1 is one target; 0/1 against 0/1/2/3 is its label 1; 0/255 against labels is refused."""
     ones = (labels() == 1).astype(np.uint8)
     write(tmp_path / "truth" / "a.nii.gz", ones)
     write(tmp_path / "predicted" / "a.nii.gz", 255 * ones)

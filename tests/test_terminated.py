@@ -1,4 +1,4 @@
-"""SIGTERM ends `predict` as Ctrl-C does: what is done stands in the tables."""
+"""SIGTERM ends `predict` like Ctrl-C: the tables list the finished scans."""
 
 import csv
 import os

@@ -1,4 +1,4 @@
-"""A network taken from its run folder: the same scores as the run wrote, nothing changed, faults in words."""
+"""A network from its run folder: the scores of the run, no changes in the folder, clear messages."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from brainseg_jax.runs.trained import load_trained
 
 pytestmark = [
     pytest.mark.usefixtures("optax_promotion"),
-    # Orbax leaves coroutines behind after a failed read.
+    # A failed read leaves coroutines of Orbax.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
@@ -49,7 +49,7 @@ def test_it_is_the_best_step_also_where_that_is_not_the_latest(trained_run, tmp_
 
 
 @pytest.mark.parametrize("damage", ["no config", "no checkpoint", "another version", "a changed array"])
-def test_what_cannot_be_used_is_said(trained_run, tmp_path, damage):
+def test_unusable_input_is_reported(trained_run, tmp_path, damage):
     folder = tmp_path / "copy"
     shutil.copytree(trained_run[0], folder)
     kind, words = InputError, "no run in it"

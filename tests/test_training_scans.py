@@ -1,4 +1,4 @@
-"""A scan unlike those of the training is flagged, and one like them is not, whatever its size, scale or tumor."""
+"""A scan unlike the training scans is flagged; a scan like them is not, whatever its size, scale or tumor."""
 
 import csv
 import dataclasses
@@ -68,7 +68,7 @@ def flags(training, channel):
 
 
 def box():
-    """2 slices of 64 x 64: a square of 40 x 40 pixels, an outer ring of 4 pixels of 150 around 50, air around both."""
+    """2 slices of 64 x 64: a square of 40 x 40 pixels (50 inside an outer ring of 4 pixels of 150), air around both."""
     channel = np.zeros((2, 64, 64), np.uint8)
     channel[:, 10:50, 20:60] = 150
     channel[:, 14:46, 24:56] = 50
@@ -162,7 +162,7 @@ def test_a_scan_unlike_those_of_training_is_flagged(training, change, words):
 
 
 def find_mask(flair):
-    """Brain: what lies deeper than the skull of `head`."""
+    """The brain: everything deeper than the skull of `head`."""
     z, y, x = np.meshgrid(np.linspace(-1, 1, 14), *[np.linspace(-1.2, 1.2, WIDTH)] * 2, indexing="ij")
     return (x / (0.75 * (1 + 0.15 * y))) ** 2 + y**2 + (0.45 * (z + 1)) ** 2 < 0.82**2
 
@@ -225,7 +225,7 @@ def test_few_scans_say_nothing():
 
 
 def test_many_scans_of_few_patients_say_nothing(tmp_path):
-    """Each scan is compared with those of the others, of whom there are 18."""
+    """Each scan is compared with those of the 18 other patients."""
     many = [patient(seed) for seed in range(FEWEST + 2)]
     assert TrainingScans.of(many, [f"P{seed % 19}" for seed in range(len(many))], LGG) is None
     cohort = FakeCohort(24)
@@ -235,7 +235,7 @@ def test_many_scans_of_few_patients_say_nothing(tmp_path):
     assert not (tmp_path / FILE).exists()
 
 
-def test_its_digest_tells_it_from_others(training, tmp_path):
+def test_its_digest_differs_from_others(training, tmp_path):
     training.write(tmp_path / FILE)
     assert TrainingScans.read(tmp_path / FILE).digest == training.digest
     (rule, *others) = training.rules

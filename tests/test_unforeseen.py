@@ -1,4 +1,4 @@
-"""Whatever a command raises ends in one line, and the traceback lies in a file that the line names."""
+"""Any exception of a command ends in one line, which names a file with the traceback."""
 
 import errno
 import os
@@ -122,7 +122,7 @@ def test_tables_keep_names_of_any_bytes(tmp_path, monkeypatch):
 
 
 def test_files_whose_owner_has_no_name_can_be_used(tmp_path, monkeypatch):
-    """As in a container that runs as any user id: TFDS and Orbax ask etils for the size of a file."""
+    """As in a container with an arbitrary user id: TFDS and Orbax ask etils for file sizes."""
     (tmp_path / "shard").write_bytes(bytes(7))
     backend = sys.modules["etils.epath.backend"]._OsPathBackend
 

@@ -1,4 +1,4 @@
-"""A network that sees a volume in three views: what it is given, what counts, and how the views are averaged."""
+"""A network that sees a volume in three views: its inputs, its scored voxels, and the average of the views."""
 
 from functools import partial
 from pathlib import Path

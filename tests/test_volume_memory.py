@@ -1,4 +1,4 @@
-"""What is done to one volume takes a bounded multiple of its memory, and gives what the plain formula gives."""
+"""Operations on one volume take a bounded multiple of its memory and give the values of the plain formula."""
 
 import tracemalloc
 
@@ -22,7 +22,7 @@ CANVAS = Canvas(SHAPE[1:], SHAPE[1:], 24)
 
 
 def peak(call):
-    """Bytes a voxel that are allocated at most while it runs, its result included; and the result."""
+    """The maximum number of bytes per voxel that a call allocates, including its result; and the result."""
     call()  # what is loaded or cached once does not count
     tracemalloc.start()
     try:
@@ -34,13 +34,13 @@ def peak(call):
 
 @pytest.mark.parametrize("kind", ["<i2", ">i2", "<f4", ">f8"])
 def test_values_to_8_bits(kind):
-    """A copy of the values, and masks of a byte: the background and comparisons."""
+    """Memory for a copy of the values and for 1-byte masks: background and comparisons."""
     volume = RNG.normal(900, 300, SHAPE).clip(0).astype(kind)
     used, (found, _) = peak(lambda: to_8_bits(volume))
     assert used < volume.dtype.itemsize + 4.2
     low, high = np.percentile(volume.astype(np.float64), (BLACKEST, WHITEST))
     inner = volume[(volume >= low - 1e9) & (volume <= high + 1e9)]
-    assert inner.size == VOXELS  # nothing lies so far out that it does not count
+    assert inner.size == VOXELS  # no outliers
     expected = np.rint((volume.astype(np.float64) - low) * (255 / (high - low))).clip(0, 255)
     np.testing.assert_array_equal(found, expected)
 
@@ -77,7 +77,7 @@ def test_probabilities_of_members(members, uncertainty, most):
 
 
 def test_masks_of_probabilities():
-    """Two masks of a byte, and of the box that holds the prediction 4 bytes for the numbers of its components."""
+    """Two 1-byte masks, and 4 bytes per voxel of the prediction's bounding box for component numbers."""
     probability = np.zeros((*SHAPE, 1), np.float32)
     probability[10:30, 20:50, 30:60] = probability[40:42, 20:23, 30:33] = 1
     used, masks = peak(lambda: make_masks(probability, [PostProcess(largest_component=True)], LGG, CANVAS))

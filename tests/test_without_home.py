@@ -1,4 +1,4 @@
-"""Without a home folder: what lies below it by default is left out, and messages name what a user can give."""
+"""Without a home folder: defaults below it are skipped, and messages name what a user can give."""
 
 from pathlib import Path
 from types import SimpleNamespace

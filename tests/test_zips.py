@@ -1,4 +1,4 @@
-"""Zips that are odd in any way: one line, with the member; nothing is unpacked without a bound."""
+"""Unusual zip files: the message is one line with the member; unpacking is always bounded."""
 
 import bz2
 import struct
@@ -26,7 +26,7 @@ def read(path):
 
 @pytest.fixture
 def archive(tmp_path):
-    """A set of one slice, whose image is member 0 and whose mask is member 1; `write(method)` makes it."""
+    """A set of one slice: member 0 is the image, member 1 the mask; `write(method)` writes it."""
     rows, columns = np.mgrid[:256, :256].astype(np.uint8)
 
     def write(method=zipfile.ZIP_DEFLATED):
@@ -44,7 +44,7 @@ def archive(tmp_path):
 
 
 def change(path, offset, local_offset, code, value):
-    """Sets a field of the first member, in the central directory and (where there is one) in its own header."""
+    """Sets a field of the first member, in the central directory and, if present, in its own header."""
     data = bytearray(path.read_bytes())
     struct.pack_into(code, data, data.index(b"PK\1\2") + offset, value)
     if local_offset:
@@ -105,12 +105,12 @@ def test_zips_that_hold_no_case(archive, tmp_path):
 
 
 def test_a_bomb_that_zipfile_would_unpack_at_once_is_not_opened(tmp_path):
-    """For bzip2, zipfile unpacks 4 kB of a member at once, whatever they become: here 230 MB."""
+    """For bzip2, zipfile unpacks 4 kB of a member at once, whatever their size: here 230 MB."""
     data = bz2.compress(bytes(2**20)) * 220
     with zipfile.ZipFile(tmp_path / "set.zip", "w", zipfile.ZIP_STORED) as made:
         made.writestr("bomb", data)
     change(tmp_path / "set.zip", 10, 8, "<H", zipfile.ZIP_BZIP2)
-    change(tmp_path / "set.zip", 24, 22, "<I", 100)  # what it says of its size once unpacked
+    change(tmp_path / "set.zip", 24, 22, "<I", 100)  # its declared unpacked size
     tracemalloc.start()
     try:
         with pytest.raises(InputError, match="compressed by method 12"):
@@ -137,7 +137,7 @@ def test_a_number_of_thousands_of_digits_in_a_zip(tmp_path):
     assert len(faults) == 2 and "unexpected in a case folder" in faults[0]
 
 
-def test_a_large_image_is_told_its_size(tmp_path):
+def test_a_large_image_is_reported_with_its_size(tmp_path):
     Image.new("RGB", (2048, 2048)).save(tmp_path / "P1_1.tif")
     with pytest.raises(InputError, match=r"^12\.0 MB, larger than the limit of 8 MB for such a file; save"):
         read_bounded(tmp_path / "P1_1.tif")

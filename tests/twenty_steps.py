@@ -1,4 +1,4 @@
-"""Losses of twenty training steps, in this process or as one of several: shared by the tests of `sharding`.
+"""Losses of twenty training steps, in this process or as one of several; the tests of `sharding` share it.
 
 python tests/twenty_steps.py DATASET_FOLDER whole|divided|host|disk HOST:PORT PROCESSES PROCESS
 """
@@ -25,7 +25,7 @@ from brainseg_jax.training.step import make_train_step
 
 
 def twenty_losses(cohort: Cohort, mesh: jax.sharding.Mesh, *, kind: int = WHOLE) -> list[float]:
-    """Batch norm, a batch-wide loss and augmentation: whatever would differ if a device saw its own part alone."""
+    """Uses batch norm, a batch-wide loss and augmentation: they would differ if a device saw only its own data."""
     model = build_model("attention_unet", features=4, depth=3)
     schedule = build_schedule("cosine", learning_rate=1e-3, total_steps=20, warmup_steps=5)
     optimizer = build_optimizer("adamw", schedule, b2=0.99, weight_decay=1e-4, clip_norm=1.0)

@@ -6,8 +6,8 @@ import shutil
 
 import numpy as np
 import pytest
-from made_report import BRATS, HOSTILE, PATIENTS, make_report
 from PIL import Image
+from synthetic_report import BRATS, HOSTILE, PATIENTS, make_report
 
 from brainseg_jax.evaluation.case_pictures import target_style
 

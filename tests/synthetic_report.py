@@ -1,4 +1,4 @@
-"""A small report of made-up patients, for the tests of its text and of its page in a browser."""
+"""A small report of synthetic patients, for the tests of its text and of its page in a browser."""
 
 import numpy as np
 
@@ -25,7 +25,7 @@ SHIFTS = {"TCGA_AA_0001_19990101": 2, "TCGA_BB_0002_19990101": 9, HOSTILE: 5, "T
 
 
 def square(corner, side=12):
-    """A mask [SLICES, SIZE, SIZE] of a square, which grows smaller towards the last slice."""
+    """A mask [SLICES, SIZE, SIZE] of a square that shrinks towards the last slice."""
     mask = np.zeros((SLICES, SIZE, SIZE), bool)
     for k in range(1, SLICES):
         mask[k, corner : corner + side - k, 8 : 8 + side - k] = True
@@ -39,15 +39,15 @@ BRATS = Description(
 
 
 def squares(corner, targets):
-    """Masks [SLICES, SIZE, SIZE, K]: the square, and in each later target a smaller one within."""
+    """Masks [SLICES, SIZE, SIZE, K]: the square, and in each later target a smaller one inside."""
     return np.stack([square(corner + 2 * k, 12 - 3 * k) for k in range(targets)], axis=-1)
 
 
 def make_report(path, names=("first",), *, tolerance=2.0, description=LGG, cases_of_first=1, rated=()):
-    """Writes a report of runs `names`; a patient's prediction is its truth moved down by `SHIFTS`, more in later runs.
+    """Writes a report of the runs `names`. A prediction is the reference moved down by `SHIFTS`, more in later runs.
 
-    The last patient's is moved out of the image, so nothing is predicted and distances are undefined. The first patient
-    has `cases_of_first` cases. Runs in `rated` have a number beside each mask, but for that last patient.
+    The last patient's prediction moves out of the image, so it is empty and distances are undefined. The first patient
+    has `cases_of_first` cases. Runs in `rated` have a number next to each mask, except for that last patient.
     """
     runs, cases = [], []
     random = np.random.default_rng(0)
