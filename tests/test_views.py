@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import once
-from test_assessment import LOSS, SUPPORT, restless, sigmoid
+from test_assessment import LOSS, SUPPORT, random_network, sigmoid
 
 from brainseg_jax import sharding
 from brainseg_jax.data.canvas import Canvas
@@ -57,7 +57,7 @@ def test_the_slices_of_a_case_are_those_of_each_view(in_three_views):
 
 def test_views_are_averaged_on_the_grid_of_the_volume(in_three_views, folder):
     cohort, single = in_three_views
-    network = restless(targets=3, description=cohort.description, channels=4)
+    network = random_network(targets=3, description=cohort.description, channels=4)
     network = network.__class__(**{**vars(network), "image_size": 96, "pixel_spacing": 3.0, "view": "all"})
     case = next(iter(read_cases(folder)))
     expected, losses, slices = 0.0, 0.0, 0
