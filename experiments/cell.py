@@ -82,7 +82,7 @@ def rescore(config: ConfigDict, run: Path, workdir: Path) -> dict:
 
 
 def train_by_slice(config: ConfigDict, workdir: Path, *, fold: int) -> dict:
-    """Trains and scores as `train` does, on a cohort whose cases are divided into thirds (`by_slice.py`)."""
+    """Trains and scores as `train` does, on a cohort with cases divided into thirds (`by_slice.py`)."""
 
     def load(*arguments: object, **keywords: object) -> Cohort:
         return split_cases(load_cohort(*arguments, **keywords), fold=fold)

@@ -65,7 +65,7 @@ class StudyGrid:
         return self.output / "logs" / f"{job.name.replace('/', '_')}.log"
 
     def base_of(self, job: Job) -> Job:
-        """Returns the training whose checkpoint the job scores; for a training, the job itself."""
+        """Returns the training of the checkpoint that the job scores; for a training, the job itself."""
         return job._replace(cell=self.study.baseline) if job.cell.rescores else job
 
     def is_done(self, job: Job) -> bool:
@@ -148,7 +148,7 @@ def _run(grid: StudyGrid, job: Job, stop: list[str], show: Callable[[], None]) -
     base = grid.base_of(job)
     if base != job and not grid.is_done(base):
         grid.states[job.name] = ELSEWHERE if grid.states.get(base.name) == ELSEWHERE else FAILED
-        grid.reasons[job.name] = f"{base.name}, whose checkpoint it scores, is not finished"
+        grid.reasons[job.name] = f"{base.name} is not finished; this cell scores its checkpoint"
         return
     grid.states[job.name] = RUNNING
     log, run = grid.log_of(job), grid.run_of(job)

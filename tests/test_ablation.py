@@ -205,7 +205,7 @@ def test_a_rescoring_without_a_checkpoint_fails_with_a_reason(stub_jobs):
     grid = make()
     run_all(grid, lambda: None)
     assert [grid.states[job.name] for job in grid.jobs] == [FAILED, DONE, FAILED] * 2
-    assert "base/fold1_seed0, whose checkpoint it scores, is not finished" in grid.reasons["new/fold1_seed0"]
+    assert "base/fold1_seed0 is not finished; this cell scores its checkpoint" in grid.reasons["new/fold1_seed0"]
 
 
 def test_a_run_in_use_is_left_to_its_owner_and_looked_at_again(stub_jobs, tmp_path):
