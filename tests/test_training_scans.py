@@ -16,7 +16,7 @@ from brainseg_jax.data.splits import Split
 from brainseg_jax.errors import InputError
 from brainseg_jax.inference import training_scans as module
 from brainseg_jax.inference.head import CUBE, RINGS, SIDE, find_head, measure
-from brainseg_jax.inference.training_scans import FEWEST, FILE, TrainingScans
+from brainseg_jax.inference.training_scans import FILE, MIN_PATIENTS, TrainingScans
 from brainseg_jax.runs.training_scans import write_training_scans
 from brainseg_jax.scans.description import LGG, Description, Target
 from brainseg_jax.scans.volume import Volume
@@ -220,13 +220,13 @@ def test_a_rule_that_parts_nothing_is_not_used(training):
 
 
 def test_few_scans_say_nothing():
-    few = [patient(seed) for seed in range(FEWEST - 1)]
+    few = [patient(seed) for seed in range(MIN_PATIENTS - 1)]
     assert TrainingScans.of(few, [f"P{seed}" for seed in range(len(few))], LGG) is None
 
 
 def test_many_scans_of_few_patients_say_nothing(tmp_path):
     """Each scan is compared with those of the others, of whom there are 18."""
-    many = [patient(seed) for seed in range(FEWEST + 2)]
+    many = [patient(seed) for seed in range(MIN_PATIENTS + 2)]
     assert TrainingScans.of(many, [f"P{seed % 19}" for seed in range(len(many))], LGG) is None
     cohort = FakeCohort(24)
     cohort.patients = tuple(f"P{seed % 19}" for seed in range(24))
