@@ -183,7 +183,7 @@ def test_a_run_is_scored_as_it_scored_itself(trained_run, tmp_path):
     rows = list(csv.DictReader((tmp_path / "out" / "per_patient.csv").open()))
     own = list(csv.DictReader((workdir / "per_patient.csv").open()))
     assert [row.pop("run") for row in rows] == ["run"] * len(own) + ["other"] * len(own) and rows == own + own
-    assert "the run made no choice on them" in (workdir / "report.html").read_text()
+    assert "no choice depends on them" in (workdir / "report.html").read_text()
 
 
 def test_validation_patients_of_a_run(trained_run):
@@ -237,7 +237,7 @@ def test_names_tell_runs_apart(tmp_path):
         ({"run": ["a"], "predictions": "b", "truth": "c"}, "give --run=FOLDER, or"),
         ({"predictions": "b"}, "give --run=FOLDER, or"),
         ({"run": list("abcdefg")}, "7 runs; give at most 6"),
-        ({"run": ["nowhere"]}, "nowhere: no run in it"),
+        ({"run": ["nowhere"]}, "nowhere: not a run folder"),
         ({"run": ["a"], "tolerance": -1.0}, r"--tolerance=-1\.0: give a length from 0"),
         ({"run": ["a"], "output": ""}, "--output is empty"),
         ({"run": ["a"], "shard": "2/2"}, "--shard=2/2: give i/n with i from 0"),

@@ -136,7 +136,9 @@ def test_a_run_folder_on_a_full_disk(small_disk):
     log.write_text('{"epoch": 1}\n')
     fill(small_disk)
     with (
-        pytest.raises(InputError, match=rf"--workdir={small_disk}/run cannot be written to .*No space.*make room"),
+        pytest.raises(
+            InputError, match=rf"--workdir={small_disk}/run cannot be written to .*No space.*free disk space"
+        ),
         lock_run_folder(small_disk / "run"),
     ):
         pass
@@ -169,7 +171,7 @@ def test_a_lost_best_of_which_no_other_score_is_left(tmp_path, caplog):
     checkpoints, like = saved(tmp_path, (7, loop, None))
     _, found = checkpoints.recover(like)
     assert (found.best_dice, found.best_epoch) == (-1.0, 3)
-    assert "the best epoch, 2 (validation Dice 0.8000), is lost and none of another" in caplog.text
+    assert "the best epoch, 2 (validation Dice 0.8000), is lost, and no other epoch with a score remains" in caplog.text
     caplog.clear()
     _, found = checkpoints.recover(like, keep="last")  # there the best one is not kept, so it cannot be lost
     assert found == loop and not caplog.text
