@@ -70,7 +70,7 @@ def explain(error: BaseException, instead: str = "another folder") -> str:
     """
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     if is_full(error):
-        return f"{reason}; free disk space, or give {instead}"
+        return f"{reason}; make room, or give {instead}"
     if getattr(error, "errno", None) == errno.ENAMETOOLONG:
         return f"{reason}: a name has at most 255 bytes; give a shorter one"
     return f"{reason}; give {instead}"

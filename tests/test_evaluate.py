@@ -226,7 +226,7 @@ def test_runs_that_cannot_be_compared(trained_run, tmp_path, difference):
 def test_names_tell_runs_apart(tmp_path):
     assert names_of([tmp_path / "a" / "run"]) == ["run"]
     assert names_of([tmp_path / "a" / "run", tmp_path / "b" / "run"]) == ["a/run", "b/run"]
-    with pytest.raises(InputError, match="a folder twice"):
+    with pytest.raises(InputError, match="the same folder twice"):
         names_of([tmp_path / "a", tmp_path / "a"])
 
 

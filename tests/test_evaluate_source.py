@@ -120,8 +120,8 @@ def test_whom_converted_weights_were_trained_on_is_not_known(run, source, caplog
     assert len(scoring.cases) == 4
     words = f"{run} has converted weights, and their training patients are unknown"
     assert f"{words}: cases of its patients are not left out" in caplog.text
-    assert scoring.run.facts["Split"] == f"4 cases of {source}, 0 left out. Not known: {words}"
-    assert scoring.run.facts["Scored"] == "cases that the network may have been trained on"
+    assert scoring.run.facts["Split"] == f"4 cases of {source}, 0 left out. Unknown: {words}"
+    assert scoring.run.facts["Scored"] == "cases that may be in the training data of the network"
 
 
 def test_the_patients_of_the_run_that_a_run_started_from_are_left_out_too(run, source, tmp_path, caplog):

@@ -266,8 +266,8 @@ def test_a_card_of_several_targets(tmp_path, monkeypatch):
     for words in (
         "Segments whole tumor, tumor core, enhancing tumor on images of t1n, t1c, t2w, t2f, slice by slice.",
         "`[slices, 32, 32, 4]`, axial, pixels of 1.5 mm, channels t1n, t1c, t2w, t2f, values 0 to 255",
-        "`[slices, 32, 32, 3]`, along the last axis whole tumor, tumor core, enhancing tumor.",
-        "0 background, 2 whole tumor, 1 tumor core, 3 enhancing tumor. A target counts only inside the targets that contain it",
+        "`[slices, 32, 32, 3]`; the last axis is whole tumor, tumor core, enhancing tumor.",
+        "0 background, 2 whole tumor, 1 tumor core, 3 enhancing tumor. A target counts only inside the targets",
         "the thresholds 0.4 (whole tumor), 0.5 (tumor core), 0.6 (enhancing tumor), the label map.",
         "| 3-D Dice | 0.700 | 0.800 | 0.000 | 0.200 | 0.100 | 0.200 | 0.200 | 0.200 |",
         "4 test patients",

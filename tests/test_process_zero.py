@@ -136,9 +136,7 @@ def test_a_run_folder_on_a_full_disk(small_disk):
     log.write_text('{"epoch": 1}\n')
     fill(small_disk)
     with (
-        pytest.raises(
-            InputError, match=rf"--workdir={small_disk}/run cannot be written to .*No space.*free disk space"
-        ),
+        pytest.raises(InputError, match=rf"--workdir={small_disk}/run cannot be written to .*No space.*make room"),
         lock_run_folder(small_disk / "run"),
     ):
         pass

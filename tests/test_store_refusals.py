@@ -82,9 +82,7 @@ def test_what_is_no_stored_network_is_never_overwritten(trained_run, whole, tmp_
         output = tmp_path / "link"
         output.symlink_to(target)
     before = content(target)
-    with pytest.raises(
-        InputError, match=rf"--output={output} is not a stored network: it contains .*give a new folder"
-    ):
+    with pytest.raises(InputError, match=rf"--output={output} is not a stored network: it contains .*give a new"):
         store(trained_run[0], output, dtype="float16", overwrite=True)
     assert content(target) == before
 
@@ -133,7 +131,7 @@ def test_a_write_that_fails_leaves_the_old_network_whole(trained_run, stored, mo
         return original(self, *args, **kwargs)
 
     monkeypatch.setattr(Path, name, count)
-    with pytest.raises(InputError, match=r"stored cannot be written to \(No space left on device; free disk space"):
+    with pytest.raises(InputError, match=r"stored cannot be written to \(No space left on device; make room"):
         store(trained_run[0], stored, dtype="float16", overwrite=True)
     monkeypatch.undo()
     assert content(stored) == before

@@ -138,7 +138,7 @@ def test_a_full_disk_ends_all_and_what_is_done_is_known(tmp_path, number):
     given = sources((), (), ("write", OSError(number, "full")), (), (), ())
     outcome, error = predict(given, tmp_path)
     assert isinstance(error, InputError)
-    assert str(error) == f"--output={tmp_path}/out cannot be written to (full; free disk space, or give another folder)"
+    assert str(error) == f"--output={tmp_path}/out cannot be written to (full; make room, or give another folder)"
     assert [row["case"] for row in outcome.scans][:2] == ["P1", "P2"]
     assert len(outcome.scans) < 5 and not outcome.faults
     done = [f"{row['case']}_pred.txt" for row in outcome.scans]

@@ -194,12 +194,12 @@ def test_paths_that_the_system_refuses(tmp_path):
     [
         (
             OSError(errno.ENOSPC, "No space left on device"),
-            "No space left on device; free disk space, or give another folder",
+            "No space left on device; make room, or give another folder",
         ),
-        (OSError(errno.EDQUOT, "Disk quota exceeded"), "Disk quota exceeded; free disk space, or give another folder"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "Disk quota exceeded; make room, or give another folder"),
         (
             RuntimeError("write: No space left on device; x"),
-            "write: No space left on device; x; free disk space, or give",
+            "write: No space left on device; x; make room, or give",
         ),
         (OSError(errno.EACCES, "Permission denied"), "Permission denied; give another folder"),
         (OSError(errno.EROFS, "Read-only file system"), "Read-only file system; give another folder"),
@@ -208,7 +208,7 @@ def test_paths_that_the_system_refuses(tmp_path):
 )
 def test_room_is_asked_for_only_where_the_disk_is_full(error, words):
     assert explain(error).startswith(words)
-    assert ("free disk space" in explain(error)) == ("free disk space" in words)
+    assert ("make room" in explain(error)) == ("make room" in words)
 
 
 def test_a_name_as_long_as_the_system_allows_is_written(tmp_path):

@@ -143,7 +143,7 @@ class Journal:
                 file.write(json.dumps(row) + "\n")
         except OSError as error:
             raise StorageError(
-                f"{self.path} cannot be written ({error}); free disk space or make it writable, then the same command "
+                f"{self.path} cannot be written ({error}); make room or make it writable, then the same command "
                 "resumes from the latest checkpoint"
             ) from error
         for key, value in {**row, "images_per_second": images_per_second}.items():
@@ -187,7 +187,7 @@ def cut_rows(path: Path, last_epoch: int) -> None:
         write_whole(path, lambda part: part.write_text(remaining))
     except OSError as error:
         raise StorageError(
-            f"{path} cannot be written ({error}); free disk space or make it writable, and start again"
+            f"{path} cannot be written ({error}); make room or make it writable, and start again"
         ) from error
 
 

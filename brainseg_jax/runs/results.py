@@ -140,7 +140,7 @@ def _write_or_storage_error(workdir: Path, write: Callable[[], None]) -> None:
         write()
     except OSError as error:
         raise StorageError(
-            f"the results cannot be written in {workdir} ({error}); free disk space or make the folder "
+            f"the results cannot be written in {workdir} ({error}); make room or make the folder "
             "writable, then the same command writes them"
         ) from error
 

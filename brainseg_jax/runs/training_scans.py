@@ -56,7 +56,7 @@ def write_training_scans(
             training_scans.write(workdir / FILE)
         except OSError as error:
             raise StorageError(
-                f"{workdir / FILE} cannot be written ({error}); free disk space or make it writable, then the same "
+                f"{workdir / FILE} cannot be written ({error}); make room or make it writable, then the same "
                 "command writes it"
             ) from error
 
