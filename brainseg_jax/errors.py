@@ -5,7 +5,7 @@ class InputError(ValueError):
     """A file, flag or value from the user cannot be used.
 
     The message names the file or key, the value and the remedy. Commands print it without a traceback and exit with
-    status 2. Code raises it before it writes results, or restores the old files.
+    status 2. When it is raised, no file is half-written.
     """
 
 
