@@ -27,7 +27,7 @@ from brainseg_jax.evaluation.volumes import TOLERANCE
 from brainseg_jax.inference.postprocess import posts_to_json
 from brainseg_jax.runs.evaluation import Evaluation
 from brainseg_jax.runs.facts import facts
-from brainseg_jax.runs.journal import read_rows
+from brainseg_jax.runs.metrics_log import read_rows
 from brainseg_jax.runs.processes import on_first_process
 from brainseg_jax.runs.trained import EXPECTED_DICE
 from brainseg_jax.training.state import TrainState

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
 
 
-class Journal:
+class MetricsLog:
     """Writes a row per epoch to `metrics.jsonl`, TensorBoard and (optional) MLflow; prints lines and a progress bar.
 
     Use as a context manager.
@@ -89,7 +89,7 @@ class Journal:
             rows = read_rows(self.path)
             self._mlflow = MlflowLog(mlflow, workdir, config=config or {}, rows=rows)
 
-    def __enter__(self) -> "Journal":
+    def __enter__(self) -> "MetricsLog":
         self._bar.start()
         return self
 
