@@ -25,7 +25,7 @@ import jax
 
 from brainseg_jax.config import default_config
 from brainseg_jax.runs.checkpoint import Checkpoints
-from brainseg_jax.runs.journal import Journal
+from brainseg_jax.runs.metrics_log import MetricsLog
 from brainseg_jax.training.experiment import Experiment, build_experiment
 from brainseg_jax.training.loop_state import LoopState
 
@@ -43,15 +43,15 @@ def main() -> None:
         bare = _experiment(Path(folder), "memory", augmented=False)
         whole, on_disk = (_experiment(Path(folder), residence) for residence in ("memory", "disk"))
         checkpoints = Checkpoints(Path(folder) / "checkpoints")
-        with Journal(
+        with MetricsLog(
             Path(folder), epochs=1, steps_per_epoch=whole.steps_per_epoch, resumed_epoch=0, enabled=True
-        ) as journal:
+        ) as metrics_log:
             blocks = {
                 "bare": _Block(bare),
                 "augmentation": _Block(whole),
-                "input, log and bar": _Block(whole, _loop_work(whole, checkpoints, journal)),
-                FROM_DISK: _Block(on_disk, _loop_work(on_disk, checkpoints, journal)),
-                "checkpoint": _Block(whole, _loop_work(whole, checkpoints, journal), checkpoints),
+                "input, log and bar": _Block(whole, _loop_work(whole, checkpoints, metrics_log)),
+                FROM_DISK: _Block(on_disk, _loop_work(on_disk, checkpoints, metrics_log)),
+                "checkpoint": _Block(whole, _loop_work(whole, checkpoints, metrics_log), checkpoints),
             }
             seconds: dict[str, list[float]] = {name: [] for name in blocks}
             for block in blocks.values():  # compiles
@@ -104,11 +104,11 @@ def _experiment(folder: Path, residence: str, *, augmented: bool = True) -> Expe
     return build_experiment(config)
 
 
-def _loop_work(experiment: Experiment, checkpoints: Checkpoints, journal: Journal) -> Callable:
+def _loop_work(experiment: Experiment, checkpoints: Checkpoints, metrics_log: MetricsLog) -> Callable:
     def report_steps(reports: list, step: int) -> None:
         losses = [float(report.loss) for report in jax.device_get(reports)]
         checkpoints.check()
-        journal.advance(
+        metrics_log.advance(
             step=step + 1, epoch=1, loss=losses[-1], images_per_second=experiment.sampler.batch_size / losses[-1]
         )
 

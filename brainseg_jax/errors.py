@@ -1,25 +1,25 @@
-"""The exceptions that a command prints without a traceback, each with an exit status of its own (see `cli.run`)."""
+"""Exceptions that a command prints without a traceback. Each has its own exit status (see `cli.run`)."""
 
 
 class InputError(ValueError):
-    """A file, flag or value from the user that cannot be used.
+    """A file, flag or value from the user cannot be used.
 
-    The message names the file or key, the value found and what to do. The commands print it without a traceback and
-    exit with status 2; nothing is half-written when it is raised.
+    The message names the file or key, the value and the remedy. Commands print it without a traceback and exit with
+    status 2. When it is raised, no file is half-written.
     """
 
 
 class TrainingDiverged(RuntimeError):
-    """A loss or gradient is not a finite number. The message names the step, its patients, the last good checkpoint."""
+    """A loss or gradient is not finite. The message names the step, its patients and the last good checkpoint."""
 
 
 class StorageError(RuntimeError):
-    """The run folder cannot be written to, or what lies there is damaged. The message names what is still whole."""
+    """The run folder cannot be written to, or its content is damaged. The message names what is intact."""
 
 
 class TrainingStopped(RuntimeError):
-    """SIGTERM or SIGINT came, and the run was saved. The message says how to go on."""
+    """SIGTERM or SIGINT arrived, and the run was saved. The message explains how to resume."""
 
 
 class PartlyDone(RuntimeError):
-    """Some of what was asked for is done and written; the message names what could not be done, and why."""
+    """Some results are complete and written. The message lists the missing ones and why."""

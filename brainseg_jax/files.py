@@ -1,4 +1,4 @@
-"""Paths that a user gives; files that are whole or not there, whoever else writes them; files that hold tracebacks."""
+"""Paths from users, files that are written completely or not at all, and log files for tracebacks."""
 
 import contextlib
 import errno
@@ -18,16 +18,16 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def user_path(text: str, flag: str) -> Path:
-    """The path that a flag or a config key gives, with `~` replaced by the home folder. It need not exist.
+    """The path in a flag or config key, with `~` replaced by the home folder. It need not exist.
 
     Raises:
-      InputError: the home folder is not known, or the operating system refuses to look the path up.
+      InputError: the home folder is unknown, or the operating system cannot look up the path.
     """
     try:
         path = Path(text).expanduser()
     except RuntimeError as error:
         raise InputError(
-            f"{flag}={text}: the home folder that ~ stands for is not known ({error}); give the path without ~"
+            f"{flag}={text}: the home folder for ~ is unknown ({error}); give the path without ~"
         ) from error
     try:
         path.stat()
@@ -39,15 +39,15 @@ def user_path(text: str, flag: str) -> Path:
 
 
 def network_path(text: str, flag: str) -> Path:
-    """As `user_path`, of a folder with a trained network; the word `pretrained` names the one in this package.
+    """As `user_path`, for the folder of a trained network. `pretrained` means the network in this package.
 
-    A folder of that name is given as `./pretrained`.
+    For a folder with that name write `./pretrained`.
     """
     return PRETRAINED if text == "pretrained" else user_path(text, flag)
 
 
 def check_folder(folder: Path, flag: str) -> None:
-    """Raises InputError where nothing can be written to `folder`; makes nothing. Cheap, so it comes first."""
+    """Raises InputError if `folder` cannot be written to. Creates nothing. Cheap, so call it first."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{flag}={folder} is a file; give a folder")
     nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
@@ -56,7 +56,7 @@ def check_folder(folder: Path, flag: str) -> None:
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether an error of writing means that the disk, or what the user may use of it, is full."""
+    """Whether a write error means that the disk or the quota of the user is full."""
     # array_record reports a full disk as a RuntimeError.
     return getattr(error, "errno", None) in _FULL or "No space left on device" in str(error)
 
@@ -65,7 +65,7 @@ def explain(error: BaseException, instead: str = "another folder") -> str:
     """Why a file cannot be read or written, and the remedy.
 
     Args:
-      error: an OSError, or what a library raises in its place.
+      error: an OSError, or the error that a library raises in its place.
       instead: what else the user can give.
     """
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
@@ -77,57 +77,57 @@ def explain(error: BaseException, instead: str = "another folder") -> str:
 
 
 def format_bytes(count: float) -> str:
-    """A number of bytes in words: MiB below one GiB."""
+    """Formats a number of bytes, in MiB below one GiB."""
     return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Calls `write` with a path beside `path`, of the same suffix and nobody else's, and renames: all or nothing.
+    """Writes a file completely or not at all: `write` gets a unique path beside `path`; a rename to `path` follows.
 
-    Of several processes that write one file the last stands; none meets the half-written file of another.
+    If several processes write one file, the last one wins. No process sees an incomplete file.
 
     Args:
-      path: what to write; a file that is there is replaced.
-      write: takes the path that it writes to.
+      path: the file; an existing one is replaced.
+      write: writes to the path that it gets, which has the suffix of `path`.
     """
     write_together({path: write})
 
 
 def write_together(writers: Mapping[Path, Callable[[Path], object]], remove: Iterable[Path] = ()) -> None:
-    """As `write_whole` for several files: none gets its name before all are written.
+    """As `write_whole` for several files: it renames them only after all are written.
 
-    Where one of them cannot get its name, or cannot be removed, all old files are put back.
+    If a rename or a removal fails, it restores all old files.
 
     Args:
-      writers: what writes each file, see `write_whole`.
-      remove: files that are taken away with the same step.
+      writers: a function for each file, see `write_whole`.
+      remove: files to remove in the same step.
     """
-    # The end of the name alone: a long name has to fit too.
+    # Only the end of the name, so that long names stay within the limit.
     partial = {path: path.with_name(f".part-{uuid.uuid4().hex[:12]}-{path.name[-16:]}") for path in writers}
     try:
         for path, write in writers.items():
             write(partial[path])
         _swap(partial, list(remove))
     finally:
-        for written in partial.values():
-            written.unlink(missing_ok=True)
+        for temporary in partial.values():
+            temporary.unlink(missing_ok=True)
 
 
 def _swap(partial: Mapping[Path, Path], remove: Sequence[Path]) -> None:
-    """Renames the written files to their names and removes others: all or nothing."""
-    if len(partial) + len(remove) == 1:  # a rename is all or nothing by itself
+    """Renames the written files and removes others: all or nothing."""
+    if len(partial) + len(remove) == 1:  # a single rename is atomic
         for path, written in partial.items():
             written.replace(path)
         for path in remove:
             path.unlink(missing_ok=True)
         return
-    old: dict[Path, Path] = {}
+    backups: dict[Path, Path] = {}
     changed: list[Path] = []
     try:
         for path in (*partial, *remove):
             if os.path.lexists(path):
-                old[path] = path.with_name(f".old-{uuid.uuid4().hex[:12]}-{path.name[-16:]}")
-                _back_up(path, old[path])
+                backups[path] = path.with_name(f".old-{uuid.uuid4().hex[:12]}-{path.name[-16:]}")
+                _back_up(path, backups[path])
         for path, written in partial.items():
             written.replace(path)
             changed.append(path)
@@ -136,18 +136,18 @@ def _swap(partial: Mapping[Path, Path], remove: Sequence[Path]) -> None:
             changed.append(path)
     except BaseException:
         for path in changed:
-            if path in old:
-                old[path].replace(path)
+            if path in backups:
+                backups[path].replace(path)
             else:
                 path.unlink(missing_ok=True)
         raise
     finally:
-        for kept in old.values():
-            kept.unlink(missing_ok=True)
+        for backup in backups.values():
+            backup.unlink(missing_ok=True)
 
 
 def _back_up(path: Path, backup: Path) -> None:
-    """A second name for a file, or a copy where the file system has no hard links; a link stays a link."""
+    """Hard-links a file, or copies it if the file system has no hard links. Keeps symbolic links."""
     try:
         os.link(path, backup, follow_symlinks=False)
     except (OSError, NotImplementedError):
@@ -155,25 +155,25 @@ def _back_up(path: Path, backup: Path) -> None:
 
 
 def describe_unforeseen(error: BaseException) -> str:
-    """One line for an exception that the code does not foresee: type, words, and the file that holds its traceback.
+    """One line for an unforeseen exception: its type, its message and the log file with its traceback.
 
-    All tracebacks of a process go to one new file `brainseg_jax_*.log` in the folder for temporary files, else in the
-    current folder, else to stderr.
+    All tracebacks of a process go to one new file `brainseg_jax_*.log` in the temporary folder. Fallbacks are the
+    current folder, then stderr.
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    words = f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+    summary = f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
     text = "".join(traceback.format_exception(error))
-    if path := _keep(text):
-        return f"{words} (unforeseen; its traceback is in {path})"
+    if path := _write_to_log(text):
+        return f"{summary} (unforeseen; its traceback is in {path})"
     print(text, file=sys.stderr)
-    return f"{words} (unforeseen; its traceback is above, since no file for it can be written)"
+    return f"{summary} (unforeseen; its traceback is above, since no log file can be written)"
 
 
-_log: list[str] = []  # the file of this process, once there is one
+_log: list[str] = []  # path of the log file of this process, once it exists
 
 
-def _keep(text: str) -> str | None:
-    """Adds to the log of this process and returns its path, or None where no file can be written."""
+def _write_to_log(text: str) -> str | None:
+    """Appends to the log of this process. Returns its path, or None if no file can be written."""
     with contextlib.suppress(OSError):
         if _log:
             with open(_log[0], "a", encoding="utf-8", errors="backslashreplace") as file:
@@ -187,7 +187,7 @@ def _keep(text: str) -> str | None:
         try:
             with os.fdopen(number, "w", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(text)
-        except OSError:  # a full disk has room for the name alone
+        except OSError:  # a full disk can have space for the name only
             Path(path).unlink(missing_ok=True)
             continue
         _log[:] = [path]
@@ -196,6 +196,6 @@ def _keep(text: str) -> str | None:
 
 
 def _log_folders() -> Iterator[str]:
-    with contextlib.suppress(OSError):  # where none of the usual folders can be written to
+    with contextlib.suppress(OSError):  # no usual temporary folder is writable
         yield tempfile.gettempdir()
     yield "."

@@ -1,8 +1,8 @@
-"""Shards of the work, `--shard=i/n`: each of n processes takes every n-th item, and a merge joins what they leave.
+"""Shards of a command, `--shard=i/n`: each of n processes handles every n-th item, and a merge joins the results.
 
-A shard leaves `OUTPUT/shards/COMMAND-i-of-n.jsonl`: JSON, a value a line. The first line is the header: the shard and
-its command, which identifies what it works on. The others are the command's; each is written as soon as its item is
-done, so a shard that was stopped, even by a kill, goes on after the last whole one.
+A shard writes `OUTPUT/shards/COMMAND-i-of-n.jsonl`, with one JSON value per line. The first line is the header: the
+shard, and its command, which identifies the work. The command defines the other lines. Each is written when its item is
+done, so an interrupted or killed shard resumes after the last complete line.
 """
 
 import contextlib
@@ -18,12 +18,12 @@ from absl import flags
 from brainseg_jax.errors import InputError
 from brainseg_jax.files import explain
 
-FOLDER = "shards"  # below the output
+FOLDER = "shards"  # subfolder of the output
 T = TypeVar("T")
 
 
 class Shard(NamedTuple):
-    """The shard `index`, from 0, of `count`."""
+    """Shard `index`, from 0, of `count` shards."""
 
     index: int
     count: int
@@ -33,16 +33,16 @@ class Shard(NamedTuple):
 
     @property
     def name(self) -> str:
-        """For files."""
+        """For file names."""
         return f"{self.index}-of-{self.count}"
 
     @property
     def is_whole(self) -> bool:
-        """Whether it is all of the work."""
+        """Whether it covers all items."""
         return self.count == 1
 
     def of(self, items: Sequence[T]) -> list[T]:
-        """Every `count`-th item, from the item `index` on. The shards are disjoint and cover all items."""
+        """Every `count`-th item, starting at `index`. The shards are disjoint and cover all items."""
         return list(items[self.index :: self.count])
 
 
@@ -50,10 +50,10 @@ ALL = Shard(0, 1)
 
 
 def parse_shard(text: str, flag: str = "--shard") -> Shard:
-    """The shard that a flag names as `i/n`, with i from 0 to n - 1.
+    """Parses a flag of the form `i/n`, with i from 0 to n - 1.
 
     Raises:
-      InputError: it is anything else.
+      InputError: the text has another form.
     """
     match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
     if not match or not int(match[1]) < int(match[2]):
@@ -62,21 +62,21 @@ def parse_shard(text: str, flag: str = "--shard") -> Shard:
 
 
 def check_beside_merge(given: Sequence[flags.FlagHolder]) -> None:
-    """Raises InputError where one of the flags stands on the command line beside --merge."""
+    """Raises InputError if one of these flags is given together with --merge."""
     if names := [f"--{flag.name}" for flag in given if flag.present]:
         raise InputError(f"--merge: leave out {', '.join(names)}; the shards already record these settings")
 
 
 class NotDone(ValueError):
-    """A shard was stopped, or is still at work."""
+    """A shard was interrupted or is still running."""
 
 
 class ShardFile:
-    """The file that one shard leaves.
+    """The file of one shard.
 
     Attributes:
-      path: of the file.
-      shard: which one.
+      path: path of the file.
+      shard: the shard.
     """
 
     def __init__(self, output: Path, name: str, shard: Shard, command: dict) -> None:
@@ -84,48 +84,48 @@ class ShardFile:
 
         Args:
           output: folder of the results.
-          name: of the command, without `brainseg_jax.`.
-          shard: which one.
-          command: what all shards of the same work have in common, content for JSON.
+          name: name of the command, without `brainseg_jax.`.
+          shard: the shard.
+          command: what all shards of this work have in common, as JSON values.
         """
         self.path, self.shard = output / FOLDER / f"{name}-{shard.name}.jsonl", shard
         self._command = json.loads(json.dumps(command))
         self._output, self._name = output, name
 
     def exists(self) -> bool:
-        """Whether this shard has begun.
+        """Whether this shard has started.
 
         Raises:
-          InputError: its file is damaged or of a different command, or there are shards of a different number.
+          InputError: its file is damaged or from a different command, or there are shards of a different number.
         """
         for other, path in _find(self._output, self._name).items():
             if other.count != self.shard.count:
                 raise InputError(
-                    f"{path}: of a different number of shards than --shard={self.shard}; merge those first, or remove "
-                    f"{path.parent}"
+                    f"{path}: from a different number of shards than --shard={self.shard}; merge those first, or "
+                    f"remove {path.parent}"
                 )
         if not self.path.exists():
             return False
         with _opened(self.path) as file:
             try:
                 command = _read_header(file, self.shard)
-            except NotDone:  # killed before the first line was whole
+            except NotDone:  # killed while writing the first line
                 return False
             except ValueError as error:
-                raise InputError(f"{self.path}: damaged ({error}); give --overwrite to begin it again") from error
-        if words := describe_differences(command, self._command):
+                raise InputError(f"{self.path}: damaged ({error}); give --overwrite to start it again") from error
+        if differences := describe_differences(command, self._command):
             raise InputError(
-                f"{self.path}: already exists, written by a different command or from different input ({words}); give "
-                "another --output, or --overwrite to begin this shard again"
+                f"{self.path}: already exists, written by a different command or from different input ({differences}); "
+                "give another --output, or --overwrite to start this shard again"
             )
         return True
 
     @contextlib.contextmanager
     def opened(self, *, new: bool) -> Iterator[BinaryIO]:
-        """The file, open for reading and writing after its header; `new` empties it, or makes it.
+        """Opens the file for reading and writing, positioned after its header. `new` creates or empties it.
 
         Raises:
-          InputError: it cannot be written, or another process writes it.
+          InputError: it cannot be written, or another process is writing it.
         """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -136,7 +136,9 @@ class ShardFile:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise InputError(f"{self.path}: another process works on shard {self.shard}; wait for it") from None
+                raise InputError(
+                    f"{self.path}: another process is working on shard {self.shard}; wait for it"
+                ) from None
             except OSError:  # the file system has no locks
                 pass
             if new:
@@ -148,76 +150,78 @@ class ShardFile:
 
 
 def write_line(file: BinaryIO, value: dict, default: Callable | None = None) -> None:
-    """Adds a line to the file of a shard. Raises InputError where it cannot be written."""
+    """Appends a line to the file of a shard. Raises InputError if it cannot be written."""
     try:
         file.write(json.dumps(value, default=default).encode() + b"\n")
         file.flush()
     except OSError as error:
-        raise InputError(f"what is done cannot be recorded ({explain(error)})") from error
+        raise InputError(f"cannot record finished work ({explain(error)})") from error
 
 
 @contextlib.contextmanager
 def opened_shards(
     output: Path, name: str, read: Callable[[BinaryIO, Shard, dict], T]
 ) -> Iterator[tuple[dict, dict[Path, T]]]:
-    """All shards of a command, in the order of their indices. The files stay open.
+    """Opens all shards of a command, in the order of their indices, and keeps the files open.
 
     Args:
       output: folder of the results.
       name: see `ShardFile`.
-      read: what reads a file that is open after its header. It takes the file, its shard and the command, and raises
-        `NotDone`, or another ValueError where the file is damaged.
+      read: reads a file that is positioned after its header. It gets the file, its shard and the command. It raises
+        `NotDone`, or another ValueError if the file is damaged.
 
     Yields:
-      the command, and what `read` returns for each file.
+      The command, and the result of `read` for each file.
 
     Raises:
-      InputError: there is no shard, one is missing, not done or damaged, or they are not of one command; the message
+      InputError: there is no shard, or shards are missing, unfinished, damaged or from different commands. The message
         lists all faults.
     """
-    found = _find(output, name)
-    if not found:
-        raise InputError(f"--merge: no shard of {name} in {output / FOLDER}; run {name} with --shard=0/N and on first")
-    faults, commands, content = [], {}, {}
+    paths = _find(output, name)
+    if not paths:
+        raise InputError(
+            f"--merge: no shard of {name} in {output / FOLDER}; run {name} with --shard=0/N, 1/N, ... first"
+        )
+    faults, commands, contents = [], {}, {}
     with contextlib.ExitStack() as stack:
-        for shard, path in found.items():
+        for shard, path in paths.items():
             try:
                 file = stack.enter_context(_opened(path))
                 commands[path] = _read_header(file, shard)
-                content[path] = read(file, shard, commands[path])
+                contents[path] = read(file, shard, commands[path])
             except NotDone:
-                faults.append(f"{path}: shard {shard} is not done; wait for it or, if it was stopped, run it again")
+                faults.append(f"{path}: shard {shard} is not done; wait for it, or run it again if it was stopped")
             except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
                 faults.append(f"{path}: damaged ({error or type(error).__name__}); run shard {shard} with --overwrite")
             except InputError as error:
                 faults.append(str(error))
-        if faults := _strangers(found, commands) or _missing(output, name, found) + faults:
+        if faults := _incompatible(paths, commands) or _missing(output, name, paths) + faults:
             raise InputError("--merge: the shards cannot be joined:\n" + "\n".join(f"  {fault}" for fault in faults))
-        yield next(iter(commands.values())), content
+        yield next(iter(commands.values())), contents
 
 
-def _strangers(found: dict[Shard, Path], commands: dict[Path, dict]) -> list[str]:
-    """Shards that do not belong to the others. Which are missing cannot be said while there are some."""
-    counts = sorted({shard.count for shard in found})
+def _incompatible(paths: dict[Shard, Path], commands: dict[Path, dict]) -> list[str]:
+    """Faults of shards that do not belong together. Which ones are missing is unknown until these are removed."""
+    counts = sorted({shard.count for shard in paths})
     if len(counts) > 1:
-        listed = ", ".join(path.name for path in found.values())
-        return [f"shards of {' and of '.join(map(str, counts))} ({listed}); remove those that are left over"]
+        listed = ", ".join(path.name for path in paths.values())
+        return [f"different numbers of shards: {' and '.join(map(str, counts))} ({listed}); remove the old ones"]
     faults = []
     (first, command), *others = commands.items() or [(None, None)]
     for path, other in others:
-        if words := describe_differences(other, command):
-            faults.append(f"{path}: of a different command or input than {first.name} ({words})")
-    return [*faults, "remove those that do not belong to the others, or run all with --overwrite"] if faults else []
+        if differences := describe_differences(other, command):
+            faults.append(f"{path}: from a different command or input than {first.name} ({differences})")
+    return [*faults, "remove the files that do not belong, or run all shards with --overwrite"] if faults else []
 
 
-def _missing(output: Path, name: str, found: dict[Shard, Path]) -> list[str]:
-    count = next(iter(found)).count
-    missing = [shard for shard in (Shard(index, count) for index in range(count)) if shard not in found]
+def _missing(output: Path, name: str, paths: dict[Shard, Path]) -> list[str]:
+    count = next(iter(paths)).count
+    missing = [shard for shard in (Shard(index, count) for index in range(count)) if shard not in paths]
     return [f"{output / FOLDER}: shard {shard} is missing; run {name} with --shard={shard}" for shard in missing]
 
 
 def remove_shards(output: Path, name: str) -> None:
-    """Removes the files of all shards, and their folder where nothing else is in it."""
+    """Removes the files of all shards, and their folder if it is empty."""
     for path in _find(output, name).values():
         path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
@@ -225,20 +229,20 @@ def remove_shards(output: Path, name: str) -> None:
 
 
 def describe_differences(command: dict, other: dict) -> str:
-    """What differs between two commands, in words; "" where they are equal."""
-    words = []
+    """Describes the differences between two commands; "" if they are equal."""
+    differences = []
     for key in [key for key in {**command, **other} if command.get(key) != other.get(key)]:
-        one, two = command.get(key), other.get(key)
-        if isinstance(one, dict) and isinstance(two, dict):
-            names = sorted(name for name in {**one, **two} if one.get(name) != two.get(name))
-            sizes = f": {len(one)} and {len(two)}" if len(one) != len(two) else ""
-            words.append(f"{key}{sizes}; {', '.join(names[:3])}{', ...' if names[3:] else ''} changed")
+        first, second = command.get(key), other.get(key)
+        if isinstance(first, dict) and isinstance(second, dict):
+            names = sorted(name for name in {**first, **second} if first.get(name) != second.get(name))
+            sizes = f": {len(first)} and {len(second)}" if len(first) != len(second) else ""
+            differences.append(f"{key}{sizes}; {', '.join(names[:3])}{', ...' if names[3:] else ''} changed")
         else:
-            words.append(f"{key}: {_words(one)} and {_words(two)}")
-    return "; ".join(words)
+            differences.append(f"{key}: {_text(first)} and {_text(second)}")
+    return "; ".join(differences)
 
 
-def _words(value: object) -> str:
+def _text(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
@@ -246,8 +250,8 @@ def _find(output: Path, name: str) -> dict[Shard, Path]:
     """The files of all shards of a command."""
     pattern = re.compile(re.escape(name) + r"-([0-9]{1,6})-of-([0-9]{1,6})\.jsonl")
     matches = ((path, pattern.fullmatch(path.name)) for path in (output / FOLDER).glob("*"))
-    found = {Shard(int(match[1]), int(match[2])): path for path, match in matches if match}
-    return dict(sorted(found.items(), key=lambda item: (item[0].count, item[0].index)))
+    paths = {Shard(int(match[1]), int(match[2])): path for path, match in matches if match}
+    return dict(sorted(paths.items(), key=lambda item: (item[0].count, item[0].index)))
 
 
 @contextlib.contextmanager
@@ -261,17 +265,17 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
 
 
 def _read_header(file: BinaryIO, shard: Shard) -> dict:
-    """The command. Raises ValueError where the header is that of another shard, or none."""
+    """The command in the header. Raises ValueError if the header is invalid or of another shard."""
     line = file.readline()
     if not line.endswith(b"\n"):
-        raise NotDone("the header is not whole")
+        raise NotDone("the header is incomplete")
     try:
         header = json.loads(line)
-        written, command = header["shard"], header["command"]
+        named_shard, command = header["shard"], header["command"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"no header of a shard: {error!r}") from error
-    if written != str(shard):
-        raise ValueError(f"by its content it is shard {written}")
+        raise ValueError(f"invalid header: {error!r}") from error
+    if named_shard != str(shard):
+        raise ValueError(f"its header names shard {named_shard}")
     if not isinstance(command, dict):
         raise ValueError("its header has no command")
     return command

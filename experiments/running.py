@@ -18,7 +18,7 @@ from absl import logging
 from brainseg_jax.config import default_config
 from brainseg_jax.errors import TrainingStopped
 from brainseg_jax.evaluation.scores import write_json
-from brainseg_jax.runs.journal import read_rows
+from brainseg_jax.runs.metrics_log import read_rows
 from brainseg_jax.runs.run_folder import MAY_CHANGE, flatten
 from brainseg_jax.runs.trained import read_json
 from brainseg_jax.shards import Shard

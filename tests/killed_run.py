@@ -13,7 +13,7 @@ from absl import flags
 from brainseg_jax import cli, main
 from brainseg_jax.evaluation.assessment import Assessor
 from brainseg_jax.runs.checkpoint import Checkpoints
-from brainseg_jax.runs.journal import Journal
+from brainseg_jax.runs.metrics_log import MetricsLog
 from brainseg_jax.training import loop
 
 # Moment: (function, number of its call in this process, at its start or end).
@@ -22,7 +22,7 @@ MOMENTS = {
     "in the second epoch": (loop, "_look", 4, "end"),  # looks: after steps 2, 4, 5, 7, ...
     "before the second validation": (loop, "_validate", 2, "start"),
     "after the second validation": (loop, "_validate", 2, "end"),
-    "with a row and no checkpoint": (Journal, "end_epoch", 2, "end"),
+    "with a row and no checkpoint": (MetricsLog, "end_epoch", 2, "end"),
     "in the second save": (Checkpoints, "save", 2, "end"),  # it writes after it has returned
     "before the results": (Checkpoints, "wait", 1, "end"),
     "in the results": (Assessor, "assess", 1, "end"),

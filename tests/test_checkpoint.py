@@ -173,7 +173,7 @@ def test_a_lost_best_is_reported_and_the_next_best_replaces_it(tmp_path, caplog)
 def test_arrays_of_another_network_are_refused_with_what_differs(tmp_path):
     checkpoints = save_all(tmp_path / "checkpoints", [0.1])
     words = (
-        r"(?s)checkpoints/10 is of another network.*'kernel'\]: float32 \[33, 2\] in the checkpoint, float32 \[33, 5\]"
+        r"(?s)checkpoints/10 has another network.*'kernel'\]: float32 \[33, 2\] in the checkpoint, float32 \[33, 5\]"
     )
     with pytest.raises(InputError, match=words):
         checkpoints.recover(like=state_on(1, 0, 0.0, features=5))

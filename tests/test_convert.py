@@ -70,11 +70,11 @@ def test_another_network_is_refused(tmp_path, monkeypatch, change):
     words = {
         "missing": r"missing: encoder2\.enc2norm1\.running_var",
         "unknown": r"unknown: encoder5\.enc5conv1\.weight",
-        "shape": r"encoder_1.*\(5, 5, 2, 4\) in the file, \(3, 3, 2, 4\) wanted",
-        "rank": r"encoder_1.*\(1, 1, 1, 4\) in the file, \(3, 3, 2, 4\) wanted",
+        "shape": r"encoder_1.*\(5, 5, 2, 4\) in the file, \(3, 3, 2, 4\) expected",
+        "rank": r"encoder_1.*\(1, 1, 1, 4\) in the file, \(3, 3, 2, 4\) expected",
     }
     monkeypatch.setattr(published, "read_state_dict", lambda path: arrays)
-    with pytest.raises(InputError, match=rf"(?s)weights\.pt is of another network.*{words[change]}"):
+    with pytest.raises(InputError, match=rf"(?s)weights\.pt has another network.*{words[change]}"):
         published.convert(Path("weights.pt"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -121,5 +121,5 @@ def test_a_training_starts_from_a_run(trained_run, converted):
     ):
         build_experiment(config).first_state()
     config.train.init_from = str(folder / "nothing")
-    with pytest.raises(InputError, match="no run in it"):
+    with pytest.raises(InputError, match="not a run folder"):
         build_experiment(config).first_state()

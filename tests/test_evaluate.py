@@ -183,7 +183,7 @@ def test_a_run_is_scored_as_it_scored_itself(trained_run, tmp_path):
     rows = list(csv.DictReader((tmp_path / "out" / "per_patient.csv").open()))
     own = list(csv.DictReader((workdir / "per_patient.csv").open()))
     assert [row.pop("run") for row in rows] == ["run"] * len(own) + ["other"] * len(own) and rows == own + own
-    assert "the run made no choice on them" in (workdir / "report.html").read_text()
+    assert "no choice depends on them" in (workdir / "report.html").read_text()
 
 
 def test_validation_patients_of_a_run(trained_run):
@@ -226,7 +226,7 @@ def test_runs_that_cannot_be_compared(trained_run, tmp_path, difference):
 def test_names_tell_runs_apart(tmp_path):
     assert names_of([tmp_path / "a" / "run"]) == ["run"]
     assert names_of([tmp_path / "a" / "run", tmp_path / "b" / "run"]) == ["a/run", "b/run"]
-    with pytest.raises(InputError, match="a folder twice"):
+    with pytest.raises(InputError, match="the same folder twice"):
         names_of([tmp_path / "a", tmp_path / "a"])
 
 
@@ -237,7 +237,7 @@ def test_names_tell_runs_apart(tmp_path):
         ({"run": ["a"], "predictions": "b", "truth": "c"}, "give --run=FOLDER, or"),
         ({"predictions": "b"}, "give --run=FOLDER, or"),
         ({"run": list("abcdefg")}, "7 runs; give at most 6"),
-        ({"run": ["nowhere"]}, "nowhere: no run in it"),
+        ({"run": ["nowhere"]}, "nowhere: not a run folder"),
         ({"run": ["a"], "tolerance": -1.0}, r"--tolerance=-1\.0: give a length from 0"),
         ({"run": ["a"], "output": ""}, "--output is empty"),
         ({"run": ["a"], "shard": "2/2"}, "--shard=2/2: give i/n with i from 0"),

@@ -171,7 +171,7 @@ def test_a_stopped_shard_goes_on(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(folders, "score_targets", stop)
     with pytest.raises(KeyboardInterrupt, match="the same command goes on with shard 0/2"):
         call(**values)
-    with pytest.raises(InputError, match=r"shard 0/2 is not done; wait for it or, if it was stopped, run it again"):
+    with pytest.raises(InputError, match=r"shard 0/2 is not done; wait for it, or run it again if it was stopped"):
         call(merge=True, output=values["output"])
     call(**values)
     assert len(scored) == 4 and "shard 0/2, 1 case:" in capsys.readouterr().out
@@ -228,7 +228,7 @@ def test_two_processes_do_not_write_one_shard(two_shards):
     values, shards = two_shards
     with (shards / "evaluate-0-of-2.jsonl").open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(InputError, match=r"evaluate-0-of-2.jsonl: another process works on shard 0/2; wait for it"):
+        with pytest.raises(InputError, match=r"evaluate-0-of-2.jsonl: another process is working on shard 0/2; wait"):
             call(**values, shard="0/2")
 
 
@@ -285,10 +285,10 @@ def test_all_faults_are_listed(two_shards):
     (shards / "evaluate-1-of-2.jsonl").write_bytes(whole[: whole.index(b"\n") + 1] + b"[]\n")
     message = refused(values)
     assert "shard 0/2 is missing" in message and "1-of-2.jsonl: damaged (" in message
-    with pytest.raises(InputError, match=r"1-of-2.jsonl: damaged \(.*\); give --overwrite to begin it again"):
+    with pytest.raises(InputError, match=r"1-of-2.jsonl: damaged \(.*\); give --overwrite to start it again"):
         call(**values, shard="1/2")
     (shards / "evaluate-1-of-2.jsonl").write_bytes(b"[]\n" + whole)
-    with pytest.raises(InputError, match=r"1-of-2.jsonl: damaged \(no header of a shard: .*\); give --overwrite"):
+    with pytest.raises(InputError, match=r"1-of-2.jsonl: damaged \(invalid header: .*\); give --overwrite"):
         call(**values, shard="1/2")
 
 
@@ -302,13 +302,13 @@ def test_shards_of_another_number(two_shards):
     values, shards = two_shards
     shutil.copy(shards / "evaluate-0-of-2.jsonl", shards / "evaluate-0-of-3.jsonl")
     names = "evaluate-0-of-2.jsonl, evaluate-1-of-2.jsonl, evaluate-0-of-3.jsonl"
-    assert f"shards of 2 and of 3 ({names}); remove those that are left over" in refused(values)
+    assert f"different numbers of shards: 2 and 3 ({names}); remove the old ones" in refused(values)
 
 
 def test_a_case_in_two_shards(two_shards):
     values, shards = two_shards
     shutil.copy(shards / "evaluate-0-of-2.jsonl", shards / "evaluate-1-of-2.jsonl")
-    assert "1-of-2.jsonl: damaged (by its content it is shard 0/2)" in refused(values)
+    assert "1-of-2.jsonl: damaged (its header names shard 0/2)" in refused(values)
     text = (shards / "evaluate-0-of-2.jsonl").read_text().replace('"shard": "0/2"', '"shard": "1/2"')
     (shards / "evaluate-1-of-2.jsonl").write_text(text)
     assert "1-of-2.jsonl: damaged (TCGA_CS_0001_19990101, TCGA_CS_0002_19990101, " in refused(values)

@@ -67,7 +67,7 @@ def test_other_scans_of_known_patients_are_left_out_and_named(run, source, caplo
     assert scoring.cases == tuple(sorted([NEW, split["test"][0]]))
     left_out = ", ".join(sorted(other_date(split[part][0]) for part in ("train", "val")))
     assert caplog.text.rstrip().endswith(f"or chosen by those: {left_out}")
-    words = f"2 cases of {source}, whose patients the network was not trained on; 2 left out"
+    words = f"2 cases of {source}, no training patients among them; 2 left out"
     assert scoring.run.facts["Split"] == words
 
 
@@ -91,23 +91,23 @@ def test_a_run_that_was_trained_by_slice_knows_all_its_patients(run, source):
         ("{", r"split\.json cannot be read"),
         ("[]", r"split\.json cannot be read \(not an object\)"),
         ("{}", r"split\.json: part 'train' is missing"),
-        ('{"train": "a", "val": [], "test": []}', r"split\.json: part 'train' is no list of names"),
-        ('{"train": ["a"], "val": [1], "test": []}', r"split\.json: part 'val' is no list of names"),
-        (None, r"split\.json is missing, so which patients the network was trained on is not known"),
+        ('{"train": "a", "val": [], "test": []}', r"split\.json: 'train' is not a list of names"),
+        ('{"train": ["a"], "val": [1], "test": []}', r"split\.json: 'val' is not a list of names"),
+        (None, r"split\.json is missing, so the training patients are unknown"),
     ],
 )
 def test_a_damaged_split_is_named(run, source, content, words):
     (run / "split.json").unlink()
     if content is not None:
         (run / "split.json").write_text(content)
-    with pytest.raises(InputError, match=rf"{run}/{words}.*; put back a whole copy of the"):
+    with pytest.raises(InputError, match=rf"{run}/{words}.*; restore a complete copy of the"):
         begin([run], source)
 
 
 def test_a_damaged_split_is_named_without_a_source_too(run, tmp_path):
     shutil.copytree(run, tmp_path / "other")
     (run / "split.json").write_text('{"train": [], "val": [], "test": 3}')
-    with pytest.raises(InputError, match=r"run/split\.json: part 'test' is missing or no list of names; put back"):
+    with pytest.raises(InputError, match=r"run/split\.json: 'test' is missing or not a list of names; restore"):
         begin_runs([run, tmp_path / "other"], part="test", tolerance=1.0)
 
 
@@ -118,10 +118,10 @@ def test_whom_converted_weights_were_trained_on_is_not_known(run, source, caplog
     with caplog.at_level(logging.WARNING):
         _, scoring = begin([run], source)
     assert len(scoring.cases) == 4
-    words = f"{run} holds converted weights, and whom they were trained on is not known"
+    words = f"{run} has converted weights, and their training patients are unknown"
     assert f"{words}: cases of its patients are not left out" in caplog.text
-    assert scoring.run.facts["Split"] == f"4 cases of {source}, 0 left out. Not known: {words}"
-    assert scoring.run.facts["Scored"] == "cases that the network may have been trained on"
+    assert scoring.run.facts["Split"] == f"4 cases of {source}, 0 left out. Unknown: {words}"
+    assert scoring.run.facts["Scored"] == "cases that may be in the training data of the network"
 
 
 def test_the_patients_of_the_run_that_a_run_started_from_are_left_out_too(run, source, tmp_path, caplog):
@@ -137,7 +137,7 @@ def test_the_patients_of_the_run_that_a_run_started_from_are_left_out_too(run, s
     with caplog.at_level(logging.WARNING):
         _, scoring = begin([run], source)
     assert scoring.cases == tuple(sorted([NEW, split["test"][0]]))
-    assert "started from gone/run, and whom that was trained on is not known: cases of its patients" in caplog.text
+    assert "started from gone/run, and its training patients are unknown; cases of its patients" in caplog.text
 
 
 def test_several_runs_leave_out_the_patients_of_all(run, source, tmp_path):

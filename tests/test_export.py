@@ -96,7 +96,7 @@ def test_a_file_for_jax_and_its_card(trained_run, tmp_path):
     card = made.card.read_text()
     for words in ("not a medical\ndevice", "volume_median", "3-D Dice |", "test, 2 cases:", "net.stablehlo"):
         assert words in card, words
-    with pytest.raises(InputError, match="there already"):
+    with pytest.raises(InputError, match="exists; give another --output"):
         share(trained_run[0], made.path, file_format="stablehlo", size=64, overwrite=False)
     # The code of the card works unchanged.
     code = card.split("```python\n")[1].split("```")[0].replace("net.stablehlo", str(made.path))
@@ -118,8 +118,7 @@ def test_what_the_file_lacks_is_reported():
     assert "with those of coronal and sagittal ones" in outside(LGG, (PostProcess(),), 256, views=3)
     of_one = outside(NESTED, (PostProcess(), *posts, PostProcess()), 256)
     assert (
-        "keep the largest connected 3-D component of tumor core alone, take out connected 3-D components of tu"
-        in of_one
+        "keep only the largest connected 3-D component of tumor core, remove connected 3-D components of tu" in of_one
     )
 
 
@@ -128,7 +127,7 @@ def test_what_the_file_lacks_is_reported():
     [
         ({"output": "net.onnx"}, r"net\.onnx does not end with \.stablehlo"),
         ({"size": 8}, r"--size=8: give 16 to 4096"),
-        ({"run": "nothing"}, "no run in it"),
+        ({"run": "nothing"}, "not a run folder"),
     ],
 )
 def test_refusals(trained_run, tmp_path, options, words):
@@ -267,12 +266,12 @@ def test_a_card_of_several_targets(tmp_path, monkeypatch):
     for words in (
         "Segments whole tumor, tumor core, enhancing tumor on images of t1n, t1c, t2w, t2f, slice by slice.",
         "`[slices, 32, 32, 4]`, axial, pixels of 1.5 mm, channels t1n, t1c, t2w, t2f, values 0 to 255",
-        "`[slices, 32, 32, 3]`, along the last axis whole tumor, tumor core, enhancing tumor.",
-        "0 background, 2 whole tumor, 1 tumor core, 3 enhancing tumor. A target counts within those that contain it",
+        "`[slices, 32, 32, 3]`; the last axis is whole tumor, tumor core, enhancing tumor.",
+        "0 background, 2 whole tumor, 1 tumor core, 3 enhancing tumor. A target counts only inside the targets",
         "the thresholds 0.4 (whole tumor), 0.5 (tumor core), 0.6 (enhancing tumor), the label map.",
         "| 3-D Dice | 0.700 | 0.800 | 0.000 | 0.200 | 0.100 | 0.200 | 0.200 | 0.200 |",
         "4 test patients",
-        "all slices of one patient, one after the other as they lie in the head, `[slices",
+        "all slices of one patient, in anatomical order, `[slices",
         "normalization (`rescale`), stacking with neighboring slices (1 on either side), the network",
     ):
         assert words in card, words

@@ -258,7 +258,7 @@ def test_nothing_whole_is_an_error_and_no_fresh_start(stopped, dataset_folder, t
     before = files_of(workdir)
     training = Training(dataset_folder, workdir)
     assert training.end() == 4
-    assert "error: no checkpoint of this run is whole, and nothing was changed" in training.console
+    assert "error: all checkpoints of this run are damaged; nothing was changed" in training.console
     assert files_of(workdir) == before and not (workdir / "damaged_checkpoints").exists()
 
 
@@ -326,7 +326,7 @@ def test_another_split_is_refused(stopped, dataset_folder, tmp_path):
     (tmp_path / "other.json").write_text(json.dumps(split))
     training = Training(dataset_folder, workdir, f"--config.split.file={tmp_path / 'other.json'}")
     assert training.end() == 2
-    assert "split.json is not the split that this config makes" in training.console
+    assert "split.json is not the split of this config" in training.console
     assert f"  {split['train'][0]}: test before, train now" in training.console
     assert f"  {split['test'][0]}: train before, test now" in training.console
 

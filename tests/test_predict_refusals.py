@@ -127,8 +127,8 @@ def test_unusable_input_is_reported_before_anything_is_predicted(case, trained_r
         "nowhere: no such file or folder": (run, tmp_path / "nowhere", tmp_path / "out"),
         "empty: no scan in it; give slices": (run, empty, tmp_path / "out"),
         "more than one scan is named ./a": (run, twins, tmp_path / "out"),
-        "no run: no run in it": (tmp_path / "no run", case, tmp_path / "out"),
-        "a folder twice; give each once": ([run, run], case, tmp_path / "out"),
+        "no run: not a run folder": (tmp_path / "no run", case, tmp_path / "out"),
+        "the same folder twice; give each one once": ([run, run], case, tmp_path / "out"),
         "--output=.* is a file; give a folder": (run, case, tmp_path / "file"),
     }.items():
         with pytest.raises(InputError, match=words):

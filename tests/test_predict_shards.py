@@ -122,7 +122,7 @@ def test_a_stopped_shard_goes_on(scans, trained_run, whole, tmp_path, monkeypatc
     monkeypatch.undo()
     with pytest.raises(PartlyDone):
         predict_shard(trained_run[0], scans, output, Shard(1, 2))
-    with pytest.raises(InputError, match=r"shard 0/2 is not done; wait for it or, if it was stopped, run it again$"):
+    with pytest.raises(InputError, match=r"shard 0/2 is not done; wait for it, or run it again if it was stopped$"):
         merge_shards(output, overwrite=False)
     (output / "A_volume_pred.nii.gz").unlink()  # what is gone is predicted again
     written = stop_after(monkeypatch, -1)
@@ -271,13 +271,16 @@ def test_all_that_keeps_shards_apart_is_listed(shards):
     path.rename(shards / "kept")
     assert refusal(shards).splitlines()[1:] == [
         "  shards: shard 0/2 is missing; run predict with --shard=0/2",
-        "  predict-1-of-2.jsonl: shard 1/2 is not done; wait for it or, if it was stopped, run it again",
+        "  predict-1-of-2.jsonl: shard 1/2 is not done; wait for it, or run it again if it was stopped",
     ]
     (shards / "kept").rename(path)
     edit(shards, 1, lambda lines: lines.append(json.loads(content.splitlines()[1])))
     assert "  predict-1-of-2.jsonl: damaged (cases of another shard: A_volume); run shard 1/2 with" in refusal(shards)
     (shards / "shards" / "predict-1-of-3.jsonl").write_text(content)
-    assert "shards of 2 and of 3 (predict-0-of-2.jsonl, predict-1-of-2.jsonl, predict-1-of-3" in refusal(shards)
+    assert (
+        "different numbers of shards: 2 and 3 (predict-0-of-2.jsonl, predict-1-of-2.jsonl, predict-1-of-3"
+        in refusal(shards)
+    )
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from brainseg_jax.compilation import use_plain_numbers
 from brainseg_jax.config import default_config, idle_keys
 from brainseg_jax.errors import InputError, StorageError, TrainingStopped
 from brainseg_jax.runs.checkpoint import Checkpoints
-from brainseg_jax.runs.journal import Journal, Progressed, cut_rows, epoch_line
+from brainseg_jax.runs.metrics_log import MetricsLog, Progressed, cut_rows, epoch_line
 from brainseg_jax.runs.processes import on_all_processes, on_first_process
 from brainseg_jax.runs.run_folder import lock_run_folder
 from brainseg_jax.training.loop_state import LoopState
@@ -169,7 +169,7 @@ def test_a_lost_best_of_which_no_other_score_is_left(tmp_path, caplog):
     checkpoints, like = saved(tmp_path, (7, loop, None))
     _, found = checkpoints.recover(like)
     assert (found.best_dice, found.best_epoch) == (-1.0, 3)
-    assert "the best epoch, 2 (validation Dice 0.8000), is lost and none of another" in caplog.text
+    assert "the best epoch, 2 (validation Dice 0.8000), is lost, and no other epoch with a score remains" in caplog.text
     caplog.clear()
     _, found = checkpoints.recover(like, keep="last")  # there the best one is not kept, so it cannot be lost
     assert found == loop and not caplog.text
@@ -182,7 +182,7 @@ def test_against_the_clock_the_clock_is_shown(tmp_path):
     row = {"epoch": 8, "train_loss": 0.5, "val_loss": 0.5, "val_dice_mean": 0.5, "val_dice_median": 0.5}
     line = epoch_line(row, Progressed(10_000, 25.0)(8, 700.0), 9.0, is_best=False)
     assert line.startswith("epoch 8, 11.7 of 25 min  loss 0.5000")
-    journal = Journal(
+    journal = MetricsLog(
         *(tmp_path,),
         **{"epochs": 10_000, "steps_per_epoch": 100, "resumed_epoch": 7, "enabled": True},
         **{"minutes": 25.0, "spent_seconds": 600.0},

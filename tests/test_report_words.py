@@ -17,7 +17,7 @@ from brainseg_jax.runs.trained import read_results
 from brainseg_jax.scans.description import LGG
 
 CHECKPOINT, POST = "the checkpoint", "the post-processing"
-TEST = "test patients: the run made no choice on them"
+TEST = "test patients: no choice depends on them"
 
 
 def facts_of(*, part, keep, chose, schedule="cosine", patience=0, folder):

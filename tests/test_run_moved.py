@@ -51,7 +51,7 @@ def test_data_are_found_by_their_fingerprint_where_the_source_is_gone(
     for source_first in (True, False):  # to go on, and to score
         assert find_data(data_config("nowhere"), run, source_first=source_first) == dataset_folder
     words = "source 'nowhere': no such file or folder; "
-    assert caplog.messages == [f"{words}the run's own data, which lie prepared in {dataset_folder}, are used"]
+    assert caplog.messages == [f"{words}using the prepared data of the run in {dataset_folder}"]
     with pytest.raises(InputError, match=f"^{words[:-2]}"):
         find_data(data_config("nowhere"), None, source_first=True)
     lost = {"dataset": {"fingerprint": "0123456789abcdef"}, "data": {"source": "nowhere", "dir": str(tmp_path)}}
@@ -59,10 +59,8 @@ def test_data_are_found_by_their_fingerprint_where_the_source_is_gone(
     (tmp_path / "lost" / "config.json").write_text(json.dumps(lost))
     with pytest.raises(InputError) as raised:
         find_data(data_config("nowhere"), tmp_path / "lost", source_first=False)
-    assert str(raised.value).startswith(
-        f"{words}nor do the data of the run, fingerprint 0123456789ab, lie prepared in "
-    )
-    assert f"{tmp_path}, {tmp_path / 'empty'}; " in str(raised.value) and "TFDS_DATA_DIR" in str(raised.value)
+    assert str(raised.value).startswith(f"{words}the data of the run, fingerprint 0123456789ab, are not in ")
+    assert f"{tmp_path}, {tmp_path / 'empty'} either; " in str(raised.value) and "TFDS_DATA_DIR" in str(raised.value)
 
 
 def test_a_source_of_other_data_is_not_passed_over_to_go_on_but_is_to_score(run, dataset_folder, tmp_path):
@@ -135,7 +133,7 @@ def test_it_is_scored_and_goes_on_and_a_signal_ends_its_scoring(trained_run, tmp
         with pytest.raises(TrainingStopped, match="SIGTERM while patients were scored; the training is finished and"):
             train(config, folder)
     assert "SIGTERM: the training is finished; ending before the next slices are scored" in caplog.text
-    assert not (folder / "results.json").exists() and "split.file=gone/split.json is gone" in caplog.text
+    assert not (folder / "results.json").exists() and "split.file=gone/split.json is missing" in caplog.text
     again = train(config, folder)
     assert again == expected
 

@@ -82,7 +82,7 @@ def test_what_is_no_stored_network_is_never_overwritten(trained_run, whole, tmp_
         output = tmp_path / "link"
         output.symlink_to(target)
     before = content(target)
-    with pytest.raises(InputError, match=rf"--output={output} is no stored network: it holds .*give a new folder"):
+    with pytest.raises(InputError, match=rf"--output={output} is not a stored network: it contains .*give a new"):
         store(trained_run[0], output, dtype="float16", overwrite=True)
     assert content(target) == before
 
@@ -92,7 +92,7 @@ def test_a_link_to_the_run_itself_or_to_nothing_is_refused(trained_run, whole, t
     with pytest.raises(InputError, match="is the run itself"):
         store(whole, tmp_path / "link", dtype="float16", overwrite=True)
     (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
-    with pytest.raises(InputError, match=r"dangling is a link to .*nothing, which is not there; remove the link"):
+    with pytest.raises(InputError, match=r"dangling is a link to .*nothing, which does not exist; remove the link"):
         store(trained_run[0], tmp_path / "dangling", dtype="float16", overwrite=False)
     (tmp_path / "file").write_text("mine")
     with pytest.raises(InputError, match="file is a file; a stored network is a folder"):
@@ -154,7 +154,7 @@ def test_a_run_that_has_not_ended(trained_run, tmp_path, results):
     (run / "results.json").unlink()
     if results is not None:
         (run / "results.json").write_text(results)
-        with pytest.raises(InputError, match=r"results\.json.*put back a whole copy of the"):
+        with pytest.raises(InputError, match=r"results\.json.*restore a complete copy of the"):
             store(run, output, dtype="float16", overwrite=False)
         assert not output.exists()
         return
@@ -169,9 +169,9 @@ def test_a_stored_network_without_results_has_ended_for_all_that_is_known(stored
     (stored / "results.json").unlink()
     store(stored, tmp_path / "again", dtype="float16", overwrite=False)
     card = (tmp_path / "again" / "README.md").read_text()
-    assert "None: the stored network that this one was made of has no results.json." in card
+    assert "None: the original stored network has no results.json." in card
     assert "not ended" not in card + caplog.text
-    assert "stored has no results.json, so which post-processing was chosen is not known" in caplog.text
+    assert "stored has no results.json, so the chosen post-processing is unknown" in caplog.text
 
 
 def test_results_without_scores_are_named(stored, tmp_path):
@@ -188,14 +188,14 @@ def test_results_without_scores_are_named(stored, tmp_path):
 @pytest.mark.parametrize(
     ("metadata", "words"),
     [
-        (None, "its metadata have no 'brainseg_jax', so it is of another program"),
+        (None, "its metadata have no 'brainseg_jax', so another program wrote it"),
         ("no json", "brainseg_jax='no json' are not an object with format and step"),
         ("[]", "are not an object with format and step"),
         ("null", "are not an object with format and step"),
         ("[" * 100_000, "are not an object with format and step"),
         ('{"format": "1"}', "are not an object with format and step"),
-        ('{"format": 1, "step": 1}', "format 1, and this version of brainseg_jax reads format '1'"),
-        ('{"format": "1", "step": -1}', "step -1 in its metadata; a whole number from 0"),
+        ('{"format": 1, "step": 1}', "format 1; this version of brainseg_jax reads format '1'"),
+        ('{"format": "1", "step": -1}', "step -1 in its metadata is not a non-negative integer"),
         ('{"format": "1", "step": 1.5}', "step 1.5 in its metadata"),
         ('{"format": "1", "step": Infinity}', "step inf in its metadata"),
         ('{"format": "1", "step": true}', "step True in its metadata"),
@@ -206,13 +206,13 @@ def test_metadata_of_something_else(stored, metadata, words):
     with pytest.raises(InputError) as raised:
         load_trained(stored)
     assert words in str(raised.value) and str(raised.value).startswith(f"{stored}/network.safetensors cannot be used: ")
-    assert str(raised.value).endswith("put back a whole copy of the folder, or export the network again")
+    assert str(raised.value).endswith("restore a complete copy of the folder, or export the network again")
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda arrays: arrays.pop(KERNEL), r"\['kernel'\]: none in the file, \(1, 1, 2, 1\) wanted"),
+        (lambda arrays: arrays.pop(KERNEL), r"\['kernel'\]: none in the file, \(1, 1, 2, 1\) expected"),
         (
             lambda arrays: arrays.update({"params/more": np.ones(3, np.float32)}),
             r"\['more'\]: \(3,\) in the file, none",
@@ -220,7 +220,7 @@ def test_metadata_of_something_else(stored, metadata, words):
         (lambda arrays: arrays.update({"other": np.ones(3, np.float32)}), r"\['other'\]: \(3,\) in the file, none"),
         (
             lambda arrays: arrays.update({KERNEL: arrays[KERNEL].T}),
-            r"\(1, 2, 1, 1\) in the file, \(1, 1, 2, 1\) wanted",
+            r"\(1, 2, 1, 1\) in the file, \(1, 1, 2, 1\) expected",
         ),
         (
             lambda arrays: arrays.update({KERNEL: arrays[KERNEL].astype(np.float64)}),
@@ -248,7 +248,7 @@ def test_arrays_of_something_else(stored, change, words):
     rewrite(stored, changed)
     with pytest.raises(InputError, match=rf"(?s){stored}/network.safetensors .*{words}") as raised:
         load_trained(stored)
-    assert "put back a whole copy of the folder" in str(raised.value)
+    assert "restore a complete copy of the folder" in str(raised.value)
 
 
 @pytest.mark.parametrize("cut", [0, 4, 100, -1])
@@ -256,7 +256,7 @@ def test_a_file_that_was_cut_and_signed_again(stored, cut):
     path = stored / "network.safetensors"
     path.write_bytes(path.read_bytes()[:cut])
     sign(stored)
-    with pytest.raises(InputError, match=r"network\.safetensors cannot be used: .*put back a whole copy"):
+    with pytest.raises(InputError, match=r"network\.safetensors cannot be used: .*restore a complete copy"):
         load_trained(stored)
 
 
@@ -265,7 +265,7 @@ def test_a_file_that_was_cut_and_signed_again(stored, cut):
 def test_damaged_json_is_named(stored, name, text):
     (stored / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     sign(stored)
-    with pytest.raises(InputError, match=rf"{stored}/{name} .*put back a whole copy"):
+    with pytest.raises(InputError, match=rf"{stored}/{name} .*restore a complete copy"):
         load_trained(stored)
 
 
@@ -273,7 +273,7 @@ def test_damaged_json_is_named(stored, name, text):
     ("changes", "words"),
     [
         ({"dataset": None}, "of another version of this code"),
-        ({"dataset": {"fingerprint": 5}}, r"dataset\.fingerprint=5 is no text"),
+        ({"dataset": {"fingerprint": 5}}, r"dataset\.fingerprint=5 is not a string"),
         ({"model": {"name": "resnet"}}, r"model\.name='resnet': give one of"),
         ({"model": "unet"}, "of another version of this code"),
         ({"eval": {"threshold": 7.0}}, r"eval\.threshold=7\.0: give 0"),
@@ -304,14 +304,14 @@ def test_a_missing_file_is_named(stored, name, how):
     (stored / name).unlink()
     if how == "folder":
         (stored / name).mkdir()
-    with pytest.raises(InputError, match=rf"{stored}/{name} .*put back a whole copy of the folder"):
+    with pytest.raises(InputError, match=rf"{stored}/{name} .*restore a complete copy of the folder"):
         load_trained(stored)
 
 
 def test_a_folder_with_neither_network_nor_checksums_is_distinguished_from_a_run(stored):
     for name in ("network.safetensors", "SHA256SUMS"):
         (stored / name).unlink()
-    with pytest.raises(InputError, match=r"no checkpoint in it yet, nor a network\.safetensors"):
+    with pytest.raises(InputError, match=r"has no checkpoint yet, and no network\.safetensors"):
         load_trained(stored)
 
 
@@ -351,7 +351,7 @@ def test_checksums_as_other_programs_write_them(stored, change):
 def test_checksums_of_something_else(stored, line, words):
     with (stored / "SHA256SUMS").open("a") as file:
         file.write(f"{line}\n")
-    with pytest.raises(InputError, match=rf"{words}.*put back a whole copy of the folder, or export"):
+    with pytest.raises(InputError, match=rf"{words}.*restore a complete copy of the folder, or export"):
         load_trained(stored)
 
 

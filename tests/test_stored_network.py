@@ -65,7 +65,7 @@ def test_float16_rounds_the_kernels_alone():
 
 
 def test_what_float16_cannot_hold_is_refused():
-    with pytest.raises(InputError, match=r"params/head/kernel has values beyond 65504"):
+    with pytest.raises(InputError, match=r"params/head/kernel has values above 65504"):
         pack({"params": {"head": {"kernel": np.full((1, 1), 1e5, np.float32)}}}, 0, "float16")
 
 
@@ -118,7 +118,7 @@ def test_a_folder_without_checksums_or_of_another_format_is_refused(stored, tmp_
     with pytest.raises(InputError, match="format '2', and this version of brainseg_jax reads format '1'"):
         load_trained(other)
     rewrite(other)
-    with pytest.raises(InputError, match="its metadata have no 'brainseg_jax', so it is of another program"):
+    with pytest.raises(InputError, match="its metadata have no 'brainseg_jax', so another program wrote it"):
         load_trained(other)
     (stored / "SHA256SUMS").unlink()
     with pytest.raises(InputError, match="SHA256SUMS cannot be read"):
@@ -130,7 +130,7 @@ def test_arrays_of_another_network_are_refused(stored):
     config["model"]["features"] = 4
     (stored / "config.json").write_text(json.dumps(config))
     rewrite(stored, brainseg_jax='{"format": "1", "step": 1}')
-    with pytest.raises(InputError, match=r"is of another network than its config\.json"):
+    with pytest.raises(InputError, match=r"has another network than its config\.json"):
         load_trained(stored)
 
 
@@ -193,7 +193,7 @@ def test_evaluate_on_other_scans_leaves_out_those_it_was_trained_on(trained_run,
     known = json.loads((trained_run[0] / "split.json").read_text())
     command = ["brainseg_jax.evaluate", f"--run={trained_run[0]}", "--source=phantom:8:0"]
     done = run_module(*command, f"--output={tmp_path / 'scores'}")
-    assert "6 cases are left out, since the network was trained on them" in done.stderr
+    assert "left out 6 cases, since the network used them" in done.stderr
     rows = list(csv.DictReader((tmp_path / "scores" / "per_patient.csv").open()))
     assert {row["patient"] for row in rows} == set(known["test"])
     with (trained_run[0] / "per_patient.csv").open() as file:

@@ -52,12 +52,12 @@ def test_it_is_the_best_step_also_where_that_is_not_the_latest(trained_run, tmp_
 def test_unusable_input_is_reported(trained_run, tmp_path, damage):
     folder = tmp_path / "copy"
     shutil.copytree(trained_run[0], folder)
-    kind, words = InputError, "no run in it"
+    kind, words = InputError, "not a run folder"
     if damage == "no config":
         (folder / "config.json").unlink()
     elif damage == "no checkpoint":
         shutil.rmtree(folder / "checkpoints")
-        words = "no checkpoint in it yet"
+        words = "has no checkpoint yet"
     elif damage == "another version":
         content = json.loads((folder / "config.json").read_text())
         content["model"]["heads"] = 3

@@ -16,7 +16,7 @@ from brainseg_jax.data.splits import Split
 from brainseg_jax.errors import InputError
 from brainseg_jax.inference import training_scans as module
 from brainseg_jax.inference.head import CUBE, RINGS, SIDE, find_head, measure
-from brainseg_jax.inference.training_scans import FEWEST, FILE, TrainingScans
+from brainseg_jax.inference.training_scans import FILE, MIN_PATIENTS, TrainingScans
 from brainseg_jax.runs.training_scans import write_training_scans
 from brainseg_jax.scans.description import LGG, Description, Target
 from brainseg_jax.scans.volume import Volume
@@ -144,11 +144,14 @@ def test_a_tumor_is_no_reason(training, radius):
     [
         (lambda flair: np.full_like(flair, 7), r"FLAIR is 7 everywhere"),
         (lambda flair: np.where(np.arange(len(flair)) == 5, flair.T, 0).T, r"1 slice with a head in FLAIR; 14 to 14"),
-        (lambda flair: flair[:, ::-1], r"FLAIR lies otherwise \(upside down\)"),
-        (lambda flair: flair[:, ::-1, ::-1], r"FLAIR lies otherwise \(upside down\)"),
-        (lambda flair: np.rot90(flair, axes=(1, 2)), r"FLAIR lies otherwise \(rotated by 90 degrees\)"),
-        (lambda flair: flair[::-1], r"FLAIR lies otherwise \(its slices run from crown to foot\)"),
-        (lambda flair: flair.transpose(1, 0, 2)[:, ::-1], r"FLAIR lies otherwise \(its slices are not axial\)"),
+        (lambda flair: flair[:, ::-1], r"FLAIR has another orientation \(upside down\)"),
+        (lambda flair: flair[:, ::-1, ::-1], r"FLAIR has another orientation \(upside down\)"),
+        (lambda flair: np.rot90(flair, axes=(1, 2)), r"FLAIR has another orientation \(rotated by 90 degrees\)"),
+        (lambda flair: flair[::-1], r"FLAIR has another orientation \(its slices run from crown to foot\)"),
+        (
+            lambda flair: flair.transpose(1, 0, 2)[:, ::-1],
+            r"FLAIR has another orientation \(its slices are not axial\)",
+        ),
         (
             lambda flair: head(32, t1=True),
             r"intensities of FLAIR are like those of a (pre|post)-contrast scan: score -",
@@ -178,13 +181,13 @@ def test_other_contrasts_are_flagged(training, contrast):
     assert flags(training, changed[contrast].astype(np.uint8))
 
 
-@pytest.mark.parametrize("turn", module._TURNS)
+@pytest.mark.parametrize("turn", module._ORIENTATIONS)
 def test_each_way_to_turn_a_head_is_found(turn):
     axes, flips = turn
     mean = np.random.default_rng(0).normal(size=(CUBE,) * 3)
     # `turn` brings this cube to the mean: flipped first, as it is flipped last on the way there, and transposed back.
     cube = np.flip(mean, [axis for axis in range(3) if flips[axis]]).transpose(np.argsort(axes))
-    own, turned, found = module._turned(cube, mean)
+    own, turned, found = module._compare_orientations(cube, mean)
     if turn in module._UPRIGHT:
         assert own == pytest.approx(1)
         assert turned < 0.2
@@ -197,7 +200,7 @@ def test_each_way_to_turn_a_head_is_found(turn):
 def test_the_line_between_two_kinds():
     rng = np.random.default_rng(0)
     alike, others = rng.normal(size=(5000, 2)) * [1, 3], rng.normal(size=(5000, 2)) * [1, 3] + [2, 2]
-    weights, bias = module._line(alike, others)
+    weights, bias = module._discriminant(alike, others)
     assert alike.mean(axis=0) @ weights + bias == pytest.approx(1)
     assert others.mean(axis=0) @ weights + bias == pytest.approx(-1)
     # Independent features: weights are as the differences of the means over the variances, 2 / 1 to 2 / 9.
@@ -220,13 +223,13 @@ def test_a_rule_that_parts_nothing_is_not_used(training):
 
 
 def test_few_scans_say_nothing():
-    few = [patient(seed) for seed in range(FEWEST - 1)]
+    few = [patient(seed) for seed in range(MIN_PATIENTS - 1)]
     assert TrainingScans.of(few, [f"P{seed}" for seed in range(len(few))], LGG) is None
 
 
 def test_many_scans_of_few_patients_say_nothing(tmp_path):
     """Each scan is compared with those of the 18 other patients."""
-    many = [patient(seed) for seed in range(FEWEST + 2)]
+    many = [patient(seed) for seed in range(MIN_PATIENTS + 2)]
     assert TrainingScans.of(many, [f"P{seed % 19}" for seed in range(len(many))], LGG) is None
     cohort = FakeCohort(24)
     cohort.patients = tuple(f"P{seed % 19}" for seed in range(24))
@@ -247,7 +250,7 @@ def test_a_cohort_of_one_channel():
     description = Description(("T1w",), (Target("tumor", (1,)),))
     found = TrainingScans.of((volume(head(seed)) for seed in range(20)), [str(seed) for seed in range(20)], description)
     assert not found.flags(volume(head(40)), 0)
-    assert "T1w lies otherwise" in found.flags(volume(head(40)[:, ::-1]), 0)[0]
+    assert "T1w has another orientation" in found.flags(volume(head(40)[:, ::-1]), 0)[0]
 
 
 def test_written_and_read_back(training, tmp_path):
@@ -288,7 +291,7 @@ def test_a_damaged_file_is_named(training, tmp_path, damage):
     path = tmp_path / FILE
     training.write(path)
     path.write_text(json.dumps(damage(json.loads(path.read_text()))))
-    with pytest.raises(InputError, match=f"{path} cannot be read .*put back a whole copy"):
+    with pytest.raises(InputError, match=f"{path} cannot be read .*restore a complete copy"):
         TrainingScans.read(path)
 
 
@@ -343,13 +346,15 @@ def test_predict_prints_and_lists_flags(trained_run, training, scans, tmp_path, 
     training.write(run / FILE)
     call_predict(run, scans, tmp_path / "masks")
     printed = "".join(capfd.readouterr())
-    assert "note: B: unlike the training scans: FLAIR lies otherwise (upside down)" in printed.replace("\n", " ")
+    assert "note: B: unlike the training scans: FLAIR has another orientation (upside down)" in printed.replace(
+        "\n", " "
+    )
     assert "note: A" not in printed
     assert "1 of 2 scans unlike the training scans" in printed
     rows = list(csv.DictReader((tmp_path / "masks" / "predictions.csv").open()))
     assert [row["case"] for row in rows] == ["A", "B"]
     assert rows[0]["flags"] == ""
-    assert rows[1]["flags"].startswith("FLAIR lies otherwise (upside down)")
+    assert rows[1]["flags"].startswith("FLAIR has another orientation (upside down)")
     assert list((tmp_path / "masks").rglob("B_1_pred.tif"))  # segmented nevertheless
 
 

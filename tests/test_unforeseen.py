@@ -90,7 +90,7 @@ def test_without_a_folder_for_the_log_the_traceback_goes_to_stderr(monkeypatch, 
         raise ValueError("bad")
     except ValueError as error:
         words = describe_unforeseen(error)
-    assert words == "ValueError: bad (unforeseen; its traceback is above, since no file for it can be written)"
+    assert words == "ValueError: bad (unforeseen; its traceback is above, since no log file can be written)"
     assert capsys.readouterr().err.startswith("Traceback")
 
 
@@ -156,7 +156,7 @@ def test_without_a_home_folder(homeless, monkeypatch, tmp_path, caplog):
         jax.config.update("jax_compilation_cache_dir", cache)
     assert "compiled programs are not kept: Could not determine home directory." in caplog.text
     assert user_path(str(tmp_path), "--run") == tmp_path
-    with pytest.raises(InputError, match=r"^--run=~/x: the home folder that ~ stands for is not known"):
+    with pytest.raises(InputError, match=r"^--run=~/x: the home folder for ~ is unknown"):
         user_path("~/x", "--run")
     with pytest.raises(
         InputError,
@@ -179,7 +179,7 @@ def test_without_a_folder_for_temporary_files(monkeypatch, tmp_path):
 
 
 def test_paths_that_the_system_refuses(tmp_path):
-    with pytest.raises(InputError, match=r"^--run=~nosuchuser/x: the home folder that ~ stands for is not known"):
+    with pytest.raises(InputError, match=r"^--run=~nosuchuser/x: the home folder for ~ is unknown"):
         user_path("~nosuchuser/x", "--run")
     with pytest.raises(InputError, match=r"^--output=z+: File name too long: a name has at most 255 bytes; give a"):
         user_path("z" * 300, "--output")
@@ -197,7 +197,10 @@ def test_paths_that_the_system_refuses(tmp_path):
             "No space left on device; make room, or give another folder",
         ),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), "Disk quota exceeded; make room, or give another folder"),
-        (RuntimeError("write: No space left on device; x"), "write: No space left on device; x; make room, or give"),
+        (
+            RuntimeError("write: No space left on device; x"),
+            "write: No space left on device; x; make room, or give",
+        ),
         (OSError(errno.EACCES, "Permission denied"), "Permission denied; give another folder"),
         (OSError(errno.EROFS, "Read-only file system"), "Read-only file system; give another folder"),
         (OSError(errno.ENAMETOOLONG, "File name too long"), "File name too long: a name has at most 255 bytes; give a"),

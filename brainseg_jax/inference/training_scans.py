@@ -1,4 +1,4 @@
-"""Whether a scan is like those that a network was trained on, told before it is segmented."""
+"""Checks whether a scan is like the training scans of a network, before segmentation."""
 
 import dataclasses
 import hashlib
@@ -18,32 +18,36 @@ from brainseg_jax.scans.description import Description
 from brainseg_jax.scans.volume import Volume
 
 FILE = "training_scans.json"
-FEWEST = 20  # patients of the training; of fewer nothing can be said
+MIN_PATIENTS = 20  # training patients; fewer give no reliable limits
 _VERSION = 1
-_IGNORED = 0.03  # of the training scans may be outliers of each measure
-_FARTHER = 1.5  # times the distance of the farthest training scan
-_CAUGHT = 0.75  # of the unlike scans a rule has to catch, or it is not used
-_APART, _HIGHEST = 0.2, 0.3  # of a rule: how far below the training scans' scores it flags, and no higher than this
-_INEXACT = 0.05  # standard deviation of a percentile of a ring by the place of its pixels, of the head's median
+_OUTLIERS = 0.03  # fraction of the training scans that may be outliers of each measure
+_DISTANCE_FACTOR = 1.5  # limit of the distance, relative to the farthest training scan
+_MIN_CAUGHT = 0.75  # minimum fraction of the unlike scans that a rule must flag; other rules are dropped
+# Threshold of a rule: its margin below the scores of the training scans, and its maximum.
+_MARGIN, _MAX_THRESHOLD = 0.2, 0.3
+# Standard deviation of a ring's percentile due to pixel positions, relative to the head's median.
+_MEASUREMENT_STD = 0.05
 _SHRINKAGE = 0.2  # of covariances toward their diagonal
-_TURNS = [
+_ORIENTATIONS = [
     (axes, flips) for axes in itertools.permutations(range(3)) for flips in itertools.product((False, True), repeat=3)
 ]
-_UPRIGHT = [((0, 1, 2), (False, False, mirrored)) for mirrored in (False, True)]  # left and right look alike
+# Left-right mirroring counts as upright.
+_UPRIGHT = [((0, 1, 2), (False, False, mirrored)) for mirrored in (False, True)]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Rule:
-    """A line between training scans and scans of one wrong kind (linear discriminant analysis).
+    """A linear discriminant between training scans and scans of one unlike kind.
 
     Attributes:
-      kind: what the wrong scans are, in words.
-      weights: [FEATURES], the score is the sum of features times weights, plus `bias`: on average 1 of training scans,
-        -1 of the wrong kind.
+      kind: the unlike kind, in words.
+      weights: [FEATURES]. The score is the sum of features times weights, plus `bias`. Its mean is 1 over the training
+        scans and -1 over the unlike kind.
       bias: see `weights`.
-      below: scores below this are flagged: 0, halfway to the wrong kind, or more where the training scans leave room.
-      scores: lowest and highest of the training scans, each judged by a rule made without its patient.
-      caught: share of the wrong scans that is flagged, judged likewise.
+      below: scores below this are flagged. It is 0, halfway to the unlike kind, or higher if the training scans permit
+        it.
+      scores: minimum and maximum over the training scans, each scored by a rule fitted without its patient.
+      caught: fraction of the unlike scans that is flagged, computed in the same way.
     """
 
     kind: str
@@ -54,15 +58,15 @@ class Rule:
     caught: float
 
     def score(self, features: np.ndarray) -> np.ndarray:
-        """Of features [..., FEATURES]."""
+        """Scores of features [..., FEATURES]."""
         return features @ self.weights + self.bias
 
 
-_Owned = tuple[str, np.ndarray]  # a patient, and features of one of its scans
+_FeaturesOfPatient = tuple[str, np.ndarray]  # a patient, and the features of one scan
 
 
 class Limit(NamedTuple):
-    """What a measure must not pass, and its lowest and highest value among the training scans."""
+    """Limit of a measure, and its minimum and maximum over the training scans."""
 
     limit: float
     lowest: float
@@ -71,20 +75,20 @@ class Limit(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainingScans:
-    """What the scans of a training look like, in the channel that pictures show (`Description.shown`).
+    """Statistics of the training scans, in the channel that pictures show (`Description.shown`).
 
     Attributes:
-      scans: how many there were.
-      channel: the name of the channel.
-      mean: their mean reduced head, [CUBE, CUBE, CUBE].
-      correlation: with `mean`; lower is unlike.
-      upright: by how much that correlation is higher than of any way to turn the head; lower is turned. None where
-        the training scans do not tell.
-      slices: how many show the head; fewer are unlike.
-      center: of the profile of the head from its surface inward, [RINGS].
+      scans: number of training scans.
+      channel: name of the channel.
+      mean: mean of their reduced heads, [CUBE, CUBE, CUBE].
+      correlation: of a head with `mean`. Lower values are unlike.
+      upright: this correlation minus the highest one of a turned head. Lower means turned. None if the training scans
+        do not separate these.
+      slices: number of slices that show the head. Fewer are unlike.
+      center: mean profile of the head from its surface inward, [RINGS].
       precision: inverse covariance of that profile, [RINGS, RINGS].
-      distance: of a profile from `center` (Mahalanobis, divided by the square root of RINGS); larger is unlike.
-      rules: against wrong kinds of scans.
+      distance: of a profile from `center` (Mahalanobis, divided by the square root of RINGS). Larger values are unlike.
+      rules: rules against unlike kinds of scans.
     """
 
     scans: int
@@ -100,43 +104,45 @@ class TrainingScans:
 
     @classmethod
     def of(cls, volumes: Iterable[Volume], patients: Sequence[str], description: Description) -> "TrainingScans | None":
-        """Measures training scans, and wrong versions of them.
+        """Measures training scans and unlike scans derived from them.
 
-        Wrong are their other channels in the place of the one that is shown, and what `unlike.KINDS` makes of them.
+        Unlike scans are the other channels in place of the shown one, and the simulations in `unlike.KINDS`.
 
         Args:
-          volumes: of the training; one at a time is in memory.
-          patients: whose volume each is.
-          description: of the network.
+          volumes: training volumes; only one at a time is in memory.
+          patients: patient of each volume.
+          description: description of the network.
 
         Returns:
-          None of fewer than `FEWEST` patients in whose scans a head is found: each is compared with the others.
+          None if fewer than `MIN_PATIENTS` patients have scans with a head, since each is compared with the others.
         """
         alike: list[tuple[str, Measures]] = []
-        tilted: list[_Owned] = []
-        wrong: dict[str, list[_Owned]] = {}
+        tilted: list[_FeaturesOfPatient] = []
+        unlike_scans: dict[str, list[_FeaturesOfPatient]] = {}
         for volume, patient in zip(volumes, patients, strict=True):
             shown = volume.voxels[..., description.shown]
             if (head := find_head(shown)) is None:
                 continue
             alike.append((patient, measure_head(head)))
-            tilted += _owned(patient, tilts(head))
-            for kind, make in KINDS.items():
-                wrong.setdefault(kind, []).extend(_owned(patient, make(head)))
+            tilted += _features_of(patient, tilts(head))
+            for kind, simulate in KINDS.items():
+                unlike_scans.setdefault(kind, []).extend(_features_of(patient, simulate(head)))
             for index, name in enumerate(description.channels):
                 other = volume.voxels[..., index]
                 if not np.array_equal(other, shown) and (head_of_other := find_head(other)):
                     changed = [head_of_other.voxels, *tilts(head_of_other)]
-                    wrong.setdefault(f"a {name} scan", []).extend(_owned(patient, changed))
-        if len({patient for patient, _ in alike}) < FEWEST:
+                    unlike_scans.setdefault(f"a {name} scan", []).extend(_features_of(patient, changed))
+        if len({patient for patient, _ in alike}) < MIN_PATIENTS:
             return None
-        owners = np.array([patient for patient, _ in alike])
-        measures = [one for _, one in alike]
-        mean, correlation, upright = _of_position(measures, owners)
-        features = np.stack([one.features for one in measures])
-        center, precision, distance = _of_profile(features[:, :RINGS], owners)
-        slices = [one.slices for one in measures]
-        rules = (_rule(kind, features, owners, tilted, of_kind) for kind, of_kind in wrong.items())
+        patient_names = np.array([patient for patient, _ in alike])
+        measures = [measured for _, measured in alike]
+        mean, correlation, upright = _measure_position(measures, patient_names)
+        features = np.stack([measured.features for measured in measures])
+        center, precision, distance = _measure_profile(features[:, :RINGS], patient_names)
+        slices = [measured.slices for measured in measures]
+        rules = (
+            _rule(kind, features, patient_names, tilted, scans_of_kind) for kind, scans_of_kind in unlike_scans.items()
+        )
         return cls(
             scans=len(alike),
             channel=description.channels[description.shown],
@@ -151,43 +157,43 @@ class TrainingScans:
         )
 
     def flags(self, volume: Volume, shown: int) -> tuple[str, ...]:
-        """In what a scan is unlike the training scans, in words with its value and theirs; nothing where it is like.
+        """Describes how a scan is unlike the training scans, with its value and theirs. Empty if it is like them.
 
         Args:
-          volume: any.
-          shown: index of the channel that is judged, `Description.shown`.
+          volume: volume of the scan.
+          shown: index of the channel to check, `Description.shown`.
         """
         channel = volume.voxels[..., shown]
         if channel.min() == channel.max():
             return (f"{self.channel} is {channel.flat[0]} everywhere",)
-        found = measure(channel)
-        if found is None:
+        measures = measure(channel)
+        if measures is None:
             return (f"{self.channel} shows no head: no connected region is bright",)
-        if found.slices < self.slices.limit:
+        if measures.slices < self.slices.limit:
             return (
-                f"{found.slices} slice{'s' * (found.slices > 1)} with a head in {self.channel}; "
+                f"{measures.slices} slice{'s' * (measures.slices > 1)} with a head in {self.channel}; "
                 f"{self.slices.lowest:g} to {self.slices.highest:g} in training",
             )
-        own, turned, turn = _turned(found.cube, self.mean)
-        if self.upright and own - turned < self.upright.limit:
+        correlation, turned, turn = _compare_orientations(measures.cube, self.mean)
+        if self.upright and correlation - turned < self.upright.limit:
             return (
-                f"{self.channel} lies otherwise ({_in_words(turn)}): its correlation with the mean training scan is "
-                f"{own:.2f}, turned {turned:.2f}",
+                f"{self.channel} has another orientation ({_describe_turn(turn)}): its correlation with the mean "
+                f"training scan is {correlation:.2f}, turned {turned:.2f}",
             )
         flags = []
-        if own < self.correlation.limit:
+        if correlation < self.correlation.limit:
             flags.append(
-                f"the shape of {self.channel}: its correlation with the mean training scan is {own:.2f}; "
+                f"the shape of {self.channel}: its correlation with the mean training scan is {correlation:.2f}; "
                 f"{self.correlation.lowest:.2f} to {self.correlation.highest:.2f} in training"
             )
-        scores = [(float(rule.score(found.features)), rule) for rule in self.rules]
+        scores = [(float(rule.score(measures.features)), rule) for rule in self.rules]
         if below := [(score, rule) for score, rule in scores if score < rule.below]:
-            score, rule = min(below, key=lambda one: abs(one[0] + 1))  # that which it looks like most
+            score, rule = min(below, key=lambda score_and_rule: abs(score_and_rule[0] + 1))  # the most similar kind
             flags.append(
                 f"the intensities of {self.channel} are like those of {rule.kind}: score {score:.2f}, "
                 f"below {rule.below:.2f}; {rule.scores[0]:.2f} to {rule.scores[1]:.2f} in training"
             )
-        distance = float(_distance(found.features[:RINGS], self.center, self.precision))
+        distance = float(_distance(measures.features[:RINGS], self.center, self.precision))
         if distance > self.distance.limit and not flags:
             flags.append(
                 f"the intensities of {self.channel} from the surface of the head inward: distance {distance:.1f} from "
@@ -196,13 +202,13 @@ class TrainingScans:
         return tuple(flags)
 
     def write(self, path: Path) -> None:
-        """Writes JSON, all or nothing. Raises OSError where that fails."""
+        """Writes JSON, all or nothing. Raises OSError on failure."""
         content = {"version": _VERSION, **dataclasses.asdict(self)}
         write_whole(path, lambda part: part.write_text(json.dumps(_rounded(content)) + "\n", encoding="utf-8"))
 
     @classmethod
     def read(cls, path: Path) -> "TrainingScans":
-        """The inverse of `write`. Raises InputError where the file is damaged or of another version."""
+        """The inverse of `write`. Raises InputError if the file is damaged or of another version."""
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             version = content.pop("version")
@@ -220,54 +226,57 @@ class TrainingScans:
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
             words = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise InputError(
-                f"{path} cannot be read ({words}); put back a whole copy, or delete it to predict without flags"
+                f"{path} cannot be read ({words}); restore a complete copy, or delete it to predict without flags"
             ) from error
 
     @property
     def digest(self) -> str:
-        """Identifies it: other training scans flag others."""
+        """Identifies the content, since the flags depend on it."""
         content = json.dumps(_rounded(dataclasses.asdict(self)))
         return hashlib.sha256(content.encode(errors="surrogateescape")).hexdigest()[:12]
 
 
-def _owned(patient: str, scans: Iterable[np.ndarray]) -> list[_Owned]:
-    """The features of changed scans, [S, H, W] each, in which a head is found."""
-    return [(patient, found.features) for found in map(measure, scans) if found]
+def _features_of(patient: str, scans: Iterable[np.ndarray]) -> list[_FeaturesOfPatient]:
+    """The patient and the features of changed scans, [S, H, W] each. Skips scans without a head."""
+    return [(patient, measures.features) for measures in map(measure, scans) if measures]
 
 
-def _of_position(measures: Sequence[Measures], owners: np.ndarray) -> tuple[np.ndarray, Limit, Limit | None]:
-    """The mean head, and limits of the correlation with it; each scan is compared with the mean of other patients."""
-    cubes = np.stack([_standard(one.cube) for one in measures])
-    results = [_turned(cube, cubes[owners != owner].mean(axis=0)) for cube, owner in zip(cubes, owners, strict=True)]
-    own = np.array([own for own, _, _ in results])
-    margins = own - np.array([turned for _, turned, _ in results])
-    median = np.median(own)
-    spread = 1.4826 * np.median(np.abs(own - median))
-    low = min(_near_lowest(own), median - 4 * spread) - 0.05
-    lowest = _near_lowest(margins)
+def _measure_position(measures: Sequence[Measures], patients: np.ndarray) -> tuple[np.ndarray, Limit, Limit | None]:
+    """Mean head, and limits of the correlation with it. Each scan is compared with the mean of the other patients."""
+    cubes = np.stack([_standard(scan.cube) for scan in measures])
+    results = [
+        _compare_orientations(cube, cubes[patients != patient].mean(axis=0))
+        for cube, patient in zip(cubes, patients, strict=True)
+    ]
+    correlations = np.array([correlation for correlation, _, _ in results])
+    margins = correlations - np.array([turned for _, turned, _ in results])
+    median = np.median(correlations)
+    spread = 1.4826 * np.median(np.abs(correlations - median))
+    low = min(_robust_minimum(correlations), median - 4 * spread) - 0.05
+    lowest = _robust_minimum(margins)
     upright = Limit(min(0.0, lowest), float(margins.min()), float(margins.max())) if lowest > -0.05 else None
-    return cubes.mean(axis=0), Limit(float(low), float(own.min()), float(own.max())), upright
+    return cubes.mean(axis=0), Limit(float(low), float(correlations.min()), float(correlations.max())), upright
 
 
-def _of_profile(profiles: np.ndarray, owners: np.ndarray) -> tuple[np.ndarray, np.ndarray, Limit]:
-    """Center and precision of profiles, and the limit of the distance; each scan is compared with other patients."""
+def _measure_profile(profiles: np.ndarray, patients: np.ndarray) -> tuple[np.ndarray, np.ndarray, Limit]:
+    """Center and precision of profiles, and the limit of the distance. Each scan is compared with other patients."""
     distances = np.array(
         [
-            _distance(profile, *_center(profiles[owners != owner]))
-            for profile, owner in zip(profiles, owners, strict=True)
+            _distance(profile, *_center(profiles[patients != patient]))
+            for profile, patient in zip(profiles, patients, strict=True)
         ]
     )
-    limit = _FARTHER * -_near_lowest(-distances)
+    limit = _DISTANCE_FACTOR * -_robust_minimum(-distances)
     return *_center(profiles), Limit(float(limit), float(distances.min()), float(distances.max()))
 
 
 def _center(profiles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and inverse covariance, shrunk toward its diagonal, with the variance that measuring adds."""
+    """Mean and inverse covariance, shrunk toward its diagonal, with the variance of the measurement added."""
     center = profiles.mean(axis=0)
     covariance = np.cov(profiles.T, bias=True)
     diagonal = np.diag(np.diag(covariance))
     shrunk = (1 - _SHRINKAGE) * covariance + _SHRINKAGE * diagonal
-    return center, np.linalg.inv(shrunk + _INEXACT**2 * np.eye(len(center)))
+    return center, np.linalg.inv(shrunk + _MEASUREMENT_STD**2 * np.eye(len(center)))
 
 
 def _distance(profile: np.ndarray, center: np.ndarray, precision: np.ndarray) -> np.ndarray:
@@ -278,37 +287,38 @@ def _distance(profile: np.ndarray, center: np.ndarray, precision: np.ndarray) ->
 def _rule(
     kind: str,
     features: np.ndarray,
-    owners: np.ndarray,
-    tilted: Sequence[_Owned],
-    wrong: Sequence[_Owned],
+    patients: np.ndarray,
+    tilted: Sequence[_FeaturesOfPatient],
+    unlike_scans: Sequence[_FeaturesOfPatient],
 ) -> Rule | None:
-    """The rule against a kind; None where it does not part training scans from scans of that kind."""
-    others, of_others = np.stack([one for _, one in wrong]), np.array([owner for owner, _ in wrong])
-    alike = np.concatenate([features, np.stack([one for _, one in tilted])])
-    of_alike = np.concatenate([owners, [owner for owner, _ in tilted]])
-    if len(set(of_others)) < FEWEST:
+    """The rule against a kind. None if it does not separate training scans from scans of that kind."""
+    others = np.stack([scan for _, scan in unlike_scans])
+    patients_of_others = np.array([patient for patient, _ in unlike_scans])
+    alike = np.concatenate([features, np.stack([scan for _, scan in tilted])])
+    patients_of_alike = np.concatenate([patients, [patient for patient, _ in tilted]])
+    if len(set(patients_of_others)) < MIN_PATIENTS:
         return None
     scores, scores_of_others = np.empty(len(features)), np.empty(len(others))
-    for owner in set(owners):
-        weights, bias = _line(alike[of_alike != owner], others[of_others != owner])
-        scores[owners == owner] = features[owners == owner] @ weights + bias
-        scores_of_others[of_others == owner] = others[of_others == owner] @ weights + bias
-    below = float(np.clip(_near_lowest(scores) - _APART, 0.0, _HIGHEST))
+    for patient in set(patients):
+        weights, bias = _discriminant(alike[patients_of_alike != patient], others[patients_of_others != patient])
+        scores[patients == patient] = features[patients == patient] @ weights + bias
+        scores_of_others[patients_of_others == patient] = others[patients_of_others == patient] @ weights + bias
+    below = float(np.clip(_robust_minimum(scores) - _MARGIN, 0.0, _MAX_THRESHOLD))
     caught = float((scores_of_others < below).mean())
-    if caught < _CAUGHT:
+    if caught < _MIN_CAUGHT:
         return None
-    return Rule(kind, *_line(alike, others), below, (float(scores.min()), float(scores.max())), caught)
+    return Rule(kind, *_discriminant(alike, others), below, (float(scores.min()), float(scores.max())), caught)
 
 
-def _line(alike: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, float]:
+def _discriminant(alike: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, float]:
     """Fisher's linear discriminant with the covariance shrunk toward its diagonal.
 
     Args:
-      alike: features of training scans and variations of them, [M, FEATURES]; their mean has the score 1.
-      others: of the wrong kind, [L, FEATURES]; their mean has the score -1.
+      alike: features of training scans and their tilted variants, [M, FEATURES]. Their mean has the score 1.
+      others: features of the unlike kind, [L, FEATURES]. Their mean has the score -1.
 
     Returns:
-      weights and bias.
+      Weights and bias.
     """
     centers = alike.mean(axis=0), others.mean(axis=0)
     within = np.concatenate([alike - centers[0], others - centers[1]])
@@ -320,38 +330,38 @@ def _line(alike: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, float]:
     return weights, float(-weights @ (centers[0] + centers[1]) / 2)
 
 
-def _turned(cube: np.ndarray, mean: np.ndarray) -> tuple[float, float, tuple]:
-    """Correlation of a head with the mean as it lies, the highest one when turned, and that turn.
+def _compare_orientations(cube: np.ndarray, mean: np.ndarray) -> tuple[float, float, tuple]:
+    """Correlations of a head with the mean: in upright orientation, and the highest in another one.
 
     Returns:
-      its axes and flips, as they bring the head to the training scans.
+      Both, and the axes and flips that turn the head to the orientation of the training scans.
     """
     cube, mean = _standard(cube), _standard(mean)
-    found = {}
-    for axes, flips in _TURNS:
+    correlations = {}
+    for axes, flips in _ORIENTATIONS:
         turned = np.flip(cube.transpose(axes), tuple(axis for axis in range(3) if flips[axis]))
-        found[axes, flips] = float((turned * mean).sum())
-    best = max((turn for turn in found if turn not in _UPRIGHT), key=found.__getitem__)
-    return max(found[turn] for turn in _UPRIGHT), found[best], best
+        correlations[axes, flips] = float((turned * mean).sum())
+    best = max((turn for turn in correlations if turn not in _UPRIGHT), key=correlations.__getitem__)
+    return max(correlations[turn] for turn in _UPRIGHT), correlations[best], best
 
 
-def _in_words(turn: tuple) -> str:
+def _describe_turn(turn: tuple) -> str:
     (slices, rows, _), (flipped_slices, flipped_rows, _) = turn
     if slices != 0:
         return "its slices are not axial"
-    words = ["rotated by 90 degrees"] if rows != 1 else ["upside down"] if flipped_rows else []
-    return " and ".join(words + ["its slices run from crown to foot"] * flipped_slices)
+    parts = ["rotated by 90 degrees"] if rows != 1 else ["upside down"] if flipped_rows else []
+    return " and ".join(parts + ["its slices run from crown to foot"] * flipped_slices)
 
 
 def _standard(cube: np.ndarray) -> np.ndarray:
-    """Mean 0, and 1 as the sum of its squares."""
+    """Normalizes to mean 0 and sum of squares 1."""
     cube = cube - cube.mean()
     return cube / max(float(np.sqrt((cube**2).sum())), 1e-9)
 
 
-def _near_lowest(values: np.ndarray) -> float:
-    """The lowest but for outliers."""
-    return float(np.sort(values)[round(_IGNORED * len(values))])
+def _robust_minimum(values: np.ndarray) -> float:
+    """The minimum without outliers."""
+    return float(np.sort(values)[round(_OUTLIERS * len(values))])
 
 
 def _rule_from_json(content: dict) -> Rule:
@@ -365,22 +375,22 @@ def _rule_from_json(content: dict) -> Rule:
 
 
 def _array(values: object, shape: tuple[int, ...], name: str) -> np.ndarray:
-    """Numbers of JSON; raises ValueError, which names them, for text, other shapes, and NaN or infinity."""
+    """Converts JSON numbers. Raises ValueError, with `name`, for text, another shape, NaN or infinity."""
     try:
         array = np.array(values)
     except ValueError:  # rows of different lengths
         array = np.array("")
     if array.shape != shape or array.dtype.kind not in "iuf" or not np.isfinite(array).all():
-        found = f"{values!r}"[:60] if array.size == 1 else f"an array of shape {array.shape}"
-        wanted = f"finite numbers of shape {shape}" if shape else "a finite number"
-        raise ValueError(f"{name}: {found}, and {wanted} {'are' if shape else 'is'} wanted")
+        actual = f"{values!r}"[:60] if array.size == 1 else f"an array of shape {array.shape}"
+        expected = f"finite numbers of shape {shape}" if shape else "a finite number"
+        raise ValueError(f"{name}: {actual} instead of {expected}")
     return array.astype(np.float64)
 
 
 def _rounded(value: object) -> object:
-    """With five significant digits, as JSON takes it."""
+    """Rounds to five significant digits and converts to JSON types."""
     if isinstance(value, dict):
-        return {key: _rounded(one) for key, one in value.items()}
+        return {key: _rounded(item) for key, item in value.items()}
     if isinstance(value, np.ndarray | list | tuple):
-        return [_rounded(one) for one in (value.tolist() if isinstance(value, np.ndarray) else value)]
+        return [_rounded(item) for item in (value.tolist() if isinstance(value, np.ndarray) else value)]
     return float(f"{value:.5g}") if isinstance(value, float) else value

@@ -1,4 +1,4 @@
-"""Training scans made unlike on purpose, from which `TrainingScans` learns what to flag."""
+"""Simulated scans unlike the training scans, from which `TrainingScans` learns what to flag."""
 
 from collections.abc import Callable
 
@@ -7,30 +7,30 @@ from scipy import ndimage
 
 from brainseg_jax.inference.head import Head
 
-# Depths below the surface of the head, as shares of its radius.
-_STRIPPED = (0.08, 0.12, 0.2)  # down to the skull, the brain, a part of the brain
+# Depths below the surface of the head, as fractions of its radius.
+_STRIPPED = (0.08, 0.12, 0.2)  # down to the skull, to the brain, into the brain
 _SKULL = (0.06, 0.15)
 
 
 def stripped(head: Head) -> list[np.ndarray]:
-    """Without scalp and skull, [S, H, W] float32 each, cut at several depths."""
-    return [head.voxels * (head.depth > share * head.radius) for share in _STRIPPED]
+    """Without scalp and skull, cut at several depths; [S, H, W] float32 each."""
+    return [head.voxels * (head.depth > depth * head.radius) for depth in _STRIPPED]
 
 
 def fluid_bright(head: Head) -> list[np.ndarray]:
-    """As in T2-weighted scans: the darker than the head's median a voxel of the brain is, the brighter it becomes."""
+    """Bright fluid as in T2-weighted scans: brain voxels below the head's median become brighter, the darkest most."""
     brain = head.depth > _SKULL[1] * head.radius
     return [np.where(brain, head.voxels + 2.6 * (1.0 - head.voxels).clip(0), head.voxels)]
 
 
 def inverted(head: Head) -> list[np.ndarray]:
-    """The head with bright and dark exchanged; air stays dark."""
-    white = np.percentile(head.voxels[head.inside], 99.5)
-    return [np.where(head.inside, (white - head.voxels).clip(0), 0.0)]
+    """The head with inverted contrast; air stays dark."""
+    bright = np.percentile(head.voxels[head.inside], 99.5)
+    return [np.where(head.inside, (bright - head.voxels).clip(0), 0.0)]
 
 
 def like_ct(head: Head) -> list[np.ndarray]:
-    """Bright skull and flat brain, in a window for soft tissue and in one for all."""
+    """Bright skull and flat brain, in a soft-tissue window and in a full window."""
     skull = (head.depth > _SKULL[0] * head.radius) & (head.depth <= _SKULL[1] * head.radius)
     fluid = (head.depth > _SKULL[1] * head.radius) & (head.voxels < 0.6)
     scans = []
@@ -41,7 +41,7 @@ def like_ct(head: Head) -> list[np.ndarray]:
     return scans
 
 
-# Name of what such a scan looks like: how a training scan is made so.
+# What such a scan looks like: the function that simulates it from a training scan.
 KINDS: dict[str, Callable[[Head], list[np.ndarray]]] = {
     "a skull-stripped scan": stripped,
     "a scan with bright fluid, as T2": fluid_bright,
@@ -51,5 +51,5 @@ KINDS: dict[str, Callable[[Head], list[np.ndarray]]] = {
 
 
 def tilts(head: Head) -> list[np.ndarray]:
-    """The head tilted by 8 degrees to either side, which must not matter."""
+    """The head tilted by 8 degrees to either side. Scans like these must not be flagged."""
     return [ndimage.rotate(head.voxels, angle, axes=(2, 1), reshape=False, order=1) for angle in (-8, 8)]

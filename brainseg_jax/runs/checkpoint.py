@@ -209,7 +209,7 @@ class Checkpoints:
         except Exception as error:  # from tensorstore, the file system or Orbax's thread
             raise StorageError(
                 f"cannot write a checkpoint in {self.folder}: {_first_line(error)}. Earlier steps are intact. "
-                "Free disk space or make the folder writable; then the same command resumes from the latest step"
+                "Make room or make the folder writable; then the same command resumes from the latest step"
             ) from error
 
 

@@ -18,7 +18,7 @@ from brainseg_jax.files import network_path
 from brainseg_jax.runs.data import data_at_hand, find_data
 from brainseg_jax.runs.evaluation import Evaluation, build_evaluation, evaluation_of, read_cohort
 from brainseg_jax.runs.facts import facts
-from brainseg_jax.runs.journal import read_rows
+from brainseg_jax.runs.metrics_log import read_rows
 from brainseg_jax.runs.trained import Trained, cases_of_training, load_trained, names_of, read_json
 from brainseg_jax.scans.description import LGG, Description
 

@@ -27,7 +27,7 @@ from brainseg_jax.evaluation.volumes import TOLERANCE
 from brainseg_jax.inference.postprocess import posts_to_json
 from brainseg_jax.runs.evaluation import Evaluation
 from brainseg_jax.runs.facts import facts
-from brainseg_jax.runs.journal import read_rows
+from brainseg_jax.runs.metrics_log import read_rows
 from brainseg_jax.runs.processes import on_first_process
 from brainseg_jax.runs.trained import EXPECTED_DICE
 from brainseg_jax.training.state import TrainState
@@ -140,7 +140,7 @@ def _write_or_storage_error(workdir: Path, write: Callable[[], None]) -> None:
         write()
     except OSError as error:
         raise StorageError(
-            f"the results cannot be written in {workdir} ({error}); free disk space or make the folder "
+            f"the results cannot be written in {workdir} ({error}); make room or make the folder "
             "writable, then the same command writes them"
         ) from error
 

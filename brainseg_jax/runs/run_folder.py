@@ -117,7 +117,7 @@ def claim_run_folder(workdir: Path, config: ConfigDict, cohort: Cohort, split: S
 
 
 def _unwritable(workdir: Path, error: OSError) -> InputError:
-    return InputError(f"--workdir={workdir} cannot be written to ({error}); free disk space, or give another folder")
+    return InputError(f"--workdir={workdir} cannot be written to ({error}); make room, or give another folder")
 
 
 def _compare(workdir: Path, content: dict, cohort: Cohort, split: Split) -> None:

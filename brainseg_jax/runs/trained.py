@@ -129,8 +129,8 @@ def _read_training_scans(path: Path, description: Description) -> TrainingScans 
     training_scans, shown = TrainingScans.read(path), description.channels[description.shown]
     if training_scans.channel != shown:
         raise InputError(
-            f"{path} describes the channel {training_scans.channel}, but the network shows {shown}; restore a complete "
-            "copy, or delete it to predict without flags"
+            f"{path} describes the channel {training_scans.channel}, but the network shows {shown}; restore a "
+            "complete copy, or delete it to predict without flags"
         )
     return training_scans
 
@@ -184,7 +184,7 @@ def start_from(folder: Path, state: "TrainState") -> "TrainState":
 
 
 def names_of(folders: list[Path]) -> list[str]:
-    """The shortest ends of the paths that are all different."""
+    """The last components of each path, as many as needed to make all names different."""
     parts = [folder.absolute().parts for folder in folders]
     if len(set(parts)) < len(parts):
         raise InputError(f"--run={','.join(map(str, folders))}: the same folder twice; give each one once")

@@ -8,7 +8,7 @@ import numpy as np
 from brainseg_jax.data.cohort import Cohort
 from brainseg_jax.data.splits import Split
 from brainseg_jax.errors import StorageError
-from brainseg_jax.inference.training_scans import FEWEST, FILE, TrainingScans
+from brainseg_jax.inference.training_scans import FILE, MIN_PATIENTS, TrainingScans
 from brainseg_jax.runs.processes import on_first_process
 from brainseg_jax.scans.volume import Volume
 
@@ -40,12 +40,13 @@ def write_training_scans(
             yield Volume(cohort.read_voxels(case), cohort.spacings[index], cohort.numbers[index])
 
     patients = [cohort.patients[index] for index in cohort.indices(train)]
-    if (count := len(set(patients))) < FEWEST:
-        return f"no {FILE}, so predict will not flag scans: {count} training patients, but at least {FEWEST} are needed"
+    if (count := len(set(patients))) < MIN_PATIENTS:
+        return f"no {FILE}, so predict will not flag scans: {count} training patients, {MIN_PATIENTS} are needed"
     training_scans = TrainingScans.of(volumes(train), patients, cohort.description)
     if training_scans is None:
         return (
-            f"no {FILE}, so predict will not flag scans: fewer than {FEWEST} of {count} training patients show a head"
+            f"no {FILE}, so predict will not flag scans: fewer than {MIN_PATIENTS} of {count} training patients show "
+            "a head"
         )
     others = (*split.val, *split.test)
     flagged = sum(bool(training_scans.flags(volume, cohort.description.shown)) for volume in volumes(others))
@@ -55,7 +56,7 @@ def write_training_scans(
             training_scans.write(workdir / FILE)
         except OSError as error:
             raise StorageError(
-                f"{workdir / FILE} cannot be written ({error}); free disk space or make it writable, then the same "
+                f"{workdir / FILE} cannot be written ({error}); make room or make it writable, then the same "
                 "command writes it"
             ) from error
 

@@ -1,4 +1,4 @@
-"""The model card beside a shared file (Mitchell et al. 2019, "Model cards for model reporting"), in markdown."""
+"""Writes the model card of a shared file in markdown (Mitchell et al. 2019, "Model cards for model reporting")."""
 
 import textwrap
 from pathlib import Path
@@ -34,13 +34,13 @@ SCORES = {
 
 
 def describe(trained: Trained, name: str, size: int, difference: float) -> str:
-    """The card.
+    """The model card of a shared file.
 
     Args:
-      trained: the network in the file.
-      name: of the file.
-      size: height and width of its slices.
-      difference: of its probabilities from those of this package, the largest found.
+      trained: network in the file.
+      name: name of the file.
+      size: height and width of its slices, in pixels.
+      difference: maximum difference between its probabilities and those of this package.
     """
     network, posts = trained.network, trained.posts
     description = network.description
@@ -88,16 +88,16 @@ STORED = """python -m brainseg_jax.predict --run={name} --input=SCANS --output=m
 def describe_stored(
     trained: Trained, name: str, *, size: int, digest: str, dtype: str, difference: float, voxels: int
 ) -> str:
-    """The card of a stored network.
+    """The model card of a stored network.
 
     Args:
-      trained: the network in it.
-      name: of its folder.
-      size: of `network.safetensors`, in bytes.
+      trained: network in it.
+      name: name of its folder.
+      size: size of `network.safetensors` in bytes.
       digest: SHA-256 of that file.
-      dtype: of its kernels.
-      difference: of its probabilities from those of the run in float32 on a synthetic scan, the largest.
-      voxels: of the masks of that scan that differ.
+      dtype: dtype of its kernels.
+      difference: maximum difference of its probabilities from those of the run in float32, on a synthetic scan.
+      voxels: number of voxels of the masks of that scan that differ.
     """
     network = trained.network
     description = network.description
@@ -150,9 +150,9 @@ arrays by the names that Flax gives them, such as `params/encoder_0/Conv_0/kerne
 
 
 def post_in_words(post: PostProcess) -> str:
-    """How a mask is made of probabilities."""
+    """Describes the post-processing."""
     parts = [f"probability of at least {post.threshold:g}"]
-    parts += ["the largest connected 3-D component alone"] if post.largest_component else []
+    parts += ["only the largest connected 3-D component"] if post.largest_component else []
     parts += [f"components of at least {post.min_voxels} voxels"] if post.min_voxels > 1 else []
     return ", ".join(parts)
 
@@ -165,14 +165,14 @@ def _purpose(description: Description) -> str:
 
 def _input(network: Network, size: int) -> str:
     description = network.description
-    stand_in = f" ({description.stand_in} in place of one that is missing)" if description.stand_in else ""
-    in_order = ", one after the other as they lie in the head" if network.context else ""
+    stand_in = f" (a missing one is replaced by {description.stand_in})" if description.stand_in else ""
+    in_order = ", in anatomical order" if network.context else ""
     view = "axial" if network.views > 1 else network.view
     pixels = f"pixels of {network.pixel_spacing:g} mm, " if network.pixel_spacing else ""
     return _wrapped(
         f"`scan` is all slices of one patient{in_order}, `[slices, {size}, {size}, {len(description.channels)}]`, "
         f"{view}, {pixels}channels {', '.join(description.channels)}{stand_in}, values 0 to 255 as in 8-bit "
-        "images. Any number of slices, but all at once: their brightness is normalized together."
+        "images. Any number of slices; pass all slices of a patient together, since they are normalized together."
     )
 
 
@@ -183,20 +183,20 @@ def _output(description: Description, size: int) -> str:
     names = ", ".join(description.names)
     values = ", ".join(f"{value} {name}" for value, name in zip(description.painted, description.names, strict=True))
     rule = (
-        "A voxel belongs to the target of the highest probability, of those that reach their threshold."
+        "A voxel gets the target with the highest probability among those that reach their threshold."
         if description.exclusive
-        else "A target counts within those that contain it only; a later one is painted over an earlier one."
+        else "A target counts only inside the targets that contain it; a later target overwrites an earlier one."
     )
     return _wrapped(
-        f"`probability` is float32, `[{grid}, {len(description.targets)}]`, along the last axis {names}. `labels` is "
+        f"`probability` is float32, `[{grid}, {len(description.targets)}]`; the last axis is {names}. `labels` is "
         f"uint8, `[{grid}]`: 0 background, {values}. {rule}"
     )
 
 
 def _inside(network: Network, posts: tuple[PostProcess, ...], size: int) -> str:
-    side, description = network.image_size, network.description
+    image_size, description = network.image_size, network.description
     neighbors = f"stacking with neighboring slices ({network.context} on either side), " if network.context else ""
-    resizing = f"resizing to {side} x {side} and back, " if side != size else ""
+    resizing = f"resizing to {image_size} x {image_size} and back, " if image_size != size else ""
     mirror = ", averaging with the left-right mirror image" if network.mirror else ""
     if len(posts) == 1:
         thresholds = f"the threshold {posts[0].threshold:g}"
@@ -210,19 +210,19 @@ def _outside(network: Network, posts: tuple[PostProcess, ...], size: int) -> str
     description, steps = network.description, []
     if network.views > 1:
         steps.append("average the probabilities of axial slices with those of coronal and sagittal ones")
-    for name, chosen in zip(description.names, posts, strict=True):
-        post = chosen.on_grid((size, size))
+    for name, original in zip(description.names, posts, strict=True):
+        post = original.on_grid((size, size))
         of_target = f" of {name}" if len(posts) > 1 else ""
         if post.largest_component:
-            steps.append(f"keep the largest connected 3-D component{of_target} alone")
+            steps.append(f"keep only the largest connected 3-D component{of_target}")
         if post.min_voxels > 1:
             grid = ""
-            if post.min_voxels != chosen.min_voxels:
-                grid = f" ({chosen.min_voxels} on slices of 256 x 256: the same share of the image)"
-            steps.append(f"take out connected 3-D components{of_target} of fewer than {post.min_voxels} voxels{grid}")
+            if post.min_voxels != original.min_voxels:
+                grid = f" ({original.min_voxels} on slices of 256 x 256: the same fraction of the image)"
+            steps.append(f"remove connected 3-D components{of_target} of fewer than {post.min_voxels} voxels{grid}")
     if not steps:
-        return "nothing; this package makes the same mask."
-    return f"what this package does with the mask besides: {', '.join(steps)} (26 neighbors). The scores are with it."
+        return "nothing; the mask of this package is the same."
+    return f"further post-processing of this package: {', '.join(steps)} (26 neighbors). The scores include it."
 
 
 def _network(trained: Trained) -> str:
@@ -244,30 +244,30 @@ def _rounding(trained: Trained, difference: float) -> str:
 
 
 def _limits(network: Network, size: int | None = None) -> str:
-    """`size` of the slices that a file takes; None for a stored network, which this package brings to its size."""
+    """`size`: slice size of a file; None for a stored network, since this package resizes its slices."""
     lgg, spacing = network.description == LGG, network.pixel_spacing
     lines = [
-        "Trained for one disease, with masks of FLAIR abnormality. Other tumors, other sequences, scans with the skull "
-        "removed, and scanners or protocols unlike the training data were not scored."
+        "Trained for one disease, with masks of FLAIR abnormality. Other tumors, other sequences, skull-stripped "
+        "scans, and other scanners or protocols than in the training data were not scored."
         if lgg
-        else "Trained on one cohort. Diseases, sequences, scanners and protocols unlike those of the training data "
+        else "Trained on one cohort. Other diseases, sequences, scanners and protocols than in the training data "
         "were not scored.",
-        f"A {'tumor' if lgg else 'target'} can be missed whole, and healthy tissue can be marked. The probabilities "
-        "are not calibrated for other data.",
+        f"A {'tumor' if lgg else 'target'} can be missed completely, and healthy tissue can be marked. The "
+        "probabilities are not calibrated for other data.",
     ]
     if size:
         lines.insert(
             1,
-            f"This package resamples slices to pixels of {spacing:g} mm, and the file does not: give it slices of such "
-            f"pixels, of the same orientation, cut or padded to {size} x {size}."
+            f"This package resamples slices to pixels of {spacing:g} mm, but the file does not: give it slices "
+            f"with such pixels, in the same orientation, cropped or padded to {size} x {size}."
             if spacing
-            else "Slices of another size, another orientation or pixels that are no squares must be brought to "
+            else "Resample slices with another size, another orientation or non-square pixels to "
             f"{size} x {size} first.",
         )
     if lgg:
         lines.append(
-            "Scans of the LGG set are under CC BY-NC-SA 4.0; whether that binds weights trained on them is for the "
-            "user to judge."
+            "The license of the LGG scans is CC BY-NC-SA 4.0. The user must judge whether it applies to weights "
+            "trained on them."
         )
     return "\n".join(_wrapped(f"- {line}", indent="  ") for line in lines)
 
@@ -278,11 +278,11 @@ def _wrapped(text: str, indent: str = "") -> str:
 
 def _data(trained: Trained) -> str:
     if not trained.fingerprint:
-        return "Converted from weights of others: which patients they were trained on is not known here."
+        return "Converted from published weights; their training patients are unknown."
     if cases_of_training(trained.folder) is None:
         raise InputError(
-            f"{trained.folder}/split.json is missing, so whom the network was trained on is not known; put back a "
-            "whole copy of the folder"
+            f"{trained.folder}/split.json is missing, so the training patients are unknown; restore a "
+            "complete copy of the folder"
         )
     data, split = (trained.results or {}).get("dataset"), read_json(trained.folder / "split.json")
     data = data if isinstance(data, dict) else {}
@@ -301,14 +301,14 @@ def _scores(trained: Trained, description: Description) -> str:
         if not trained.fingerprint:
             return "None: not scored here."
         if is_stored(trained.folder):
-            return "None: the stored network that this one was made of has no results.json."
+            return "None: the original stored network has no results.json."
         return "None: the run has not ended."
     try:
         return _table_of_scores(trained.results["test"], description)
     except (KeyError, TypeError, ValueError, AttributeError, StopIteration, IndexError) as error:
         raise InputError(
             f"{trained.folder / 'results.json'}: no scores of test patients in it ({type(error).__name__}: {error}); "
-            "put back a whole copy of the folder, or delete this file to share the network without scores"
+            "restore a complete copy of the folder, or delete this file to share the network without scores"
         ) from error
 
 
@@ -317,19 +317,19 @@ def _table_of_scores(test: dict, description: Description) -> str:
     first = next(iter(blocks.values()))
     unit = "in voxels" if description == LGG else "in mm where the voxel size is known, else in voxels"
     interval = first["dice_mean_ci95"]
-    known = f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else "none of so few patients"
+    interval_text = f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else "none, too few patients"
     of_targets = ", of the mean over targets" if len(blocks) > 1 else ""
     columns = [" ".join(filter(None, (name, kind))) for name in blocks for kind in ("mean", "median")]
     rows = []
-    for key, words in SCORES.items():
+    for key, label in SCORES.items():
         cells = [block.get(f"{key}_{kind}") for block in blocks.values() for kind in ("mean", "median")]
         if any(cell is not None for cell in cells):
             listed = " | ".join("-" if cell is None else f"{cell:.3f}" for cell in cells)
-            rows.append(f"| {words} | {listed} |")
+            rows.append(f"| {label} | {listed} |")
     return "\n".join(
         [
             f"{first['patients']} test patients, on the native grid, by patient; distances {unit}. 95 % bootstrap "
-            f"interval of the mean of 3-D Dice{of_targets}: {known}.",
+            f"interval of the mean of 3-D Dice{of_targets}: {interval_text}.",
             "",
             f"| score | {' | '.join(columns)} |",
             f"| --- |{' --- |' * len(columns)}",

@@ -1,4 +1,4 @@
-"""The segmenter of `whole` as one ONNX file: the same steps, node by node."""
+"""Writes the segmenter of `whole` as one ONNX file, with the same steps as ONNX nodes."""
 
 from collections.abc import Sequence
 
@@ -13,9 +13,9 @@ from brainseg_jax.sharing.whole import BLOCK, HALF, resize_weights
 
 
 def to_onnx(network: Network, posts: Sequence[PostProcess], size: int) -> bytes:
-    """The file's content, see `whole.make_segmenter` for the arguments.
+    """The content of the file; see `whole.make_segmenter` for the arguments.
 
-    The input is `scan`; the outputs are `probability`, and `mask` of one target or `labels` of several.
+    The input is `scan`; the outputs are `probability`, and `mask` for one target or `labels` for several.
     """
     graph, description = Graph(), network.description
     constants = _fit(graph, network.normalization, len(description.channels))
@@ -26,12 +26,12 @@ def to_onnx(network: Network, posts: Sequence[PostProcess], size: int) -> bytes:
     count = graph.add("Gather", graph.add("Shape", "scan"), zero)
     last = graph.add("Sub", count, one)
     body = Graph(graph)
-    # Beyond the end the last slice again; it is cut off after the loop.
+    # The last block repeats the last slice; the repetitions are cut off after the loop.
     indices = body.add("Min", body.add("Add", "start", np.arange(BLOCK)), last)
-    found = _segment_slices(body, indices, last, constants, network, posts, size)
-    stacked = graph.scan(body, [], "start", graph.add("Range", zero, count, block), found)
-    for blocks, name, rest in zip(stacked, ("probability", map_name), (shape[1:], grid[1:]), strict=True):
-        padded = graph.add("Reshape", blocks, np.array([-1, *rest], np.int64))
+    block_outputs = _segment_slices(body, indices, last, constants, network, posts, size)
+    stacked = graph.scan(body, [], "start", graph.add("Range", zero, count, block), block_outputs)
+    for blocks, name, block_shape in zip(stacked, ("probability", map_name), (shape[1:], grid[1:]), strict=True):
+        padded = graph.add("Reshape", blocks, np.array([-1, *block_shape], np.int64))
         ends = np.array([0], np.int64), graph.add("Unsqueeze", count, np.array([0], np.int64))
         graph.add("Slice", padded, *ends, name=name)
     model = graph.model(
@@ -53,14 +53,14 @@ def _segment_slices(
     posts: Sequence[PostProcess],
     size: int,
 ) -> tuple[str, str]:
-    """Probability and mask or label map of the slices `indices` [BLOCK] of the scan, of which `last` is the last."""
+    """Probability, and mask or label map, of the slices `indices` [BLOCK]. `last`: index of the last slice."""
     add, description = graph.add, network.description
     channels, zero = len(description.channels), np.array(0, np.int64)
-    around = []
+    neighbors = []
     for offset in range(-network.context, network.context + 1):  # see `canvas.with_neighbors`
-        beside = add("Min", add("Max", add("Add", indices, np.array(offset, np.int64)), zero), last)
-        around.append(_images(graph, add("Gather", "scan", beside, axis=0), constants, network, channels, size))
-    x = add("Concat", *around, axis=1) if network.context else around[0]
+        neighbor = add("Min", add("Max", add("Add", indices, np.array(offset, np.int64)), zero), last)
+        neighbors.append(_images(graph, add("Gather", "scan", neighbor, axis=0), constants, network, channels, size))
+    x = add("Concat", *neighbors, axis=1) if network.context else neighbors[0]
     probability = _probability(graph, network, x)
     up = resize_weights(network.image_size, size)
     if up is not None:
@@ -74,14 +74,14 @@ def _segment_slices(
 
 
 def _levels(graph: Graph, slices: str) -> str:
-    """Rounded to the levels of 8-bit pixels."""
+    """Rounds to the integer levels of 8-bit pixels."""
     return graph.add("Clip", graph.add("Floor", graph.add("Add", slices, _scalar(0.5))), _scalar(0.0), _scalar(255.0))
 
 
 def _images(
     graph: Graph, slices: str, constants: Sequence[str | np.ndarray], network: Network, channels: int, size: int
 ) -> str:
-    """Images of the network, [B, C, side, side], of slices [B, H, W, C]."""
+    """Converts slices [B, H, W, C] to images of the network, [B, C, side, side]."""
     add = graph.add
     x = add("Transpose", _levels(graph, slices), perm=[0, 3, 1, 2])
     down = resize_weights(size, network.image_size)
@@ -126,7 +126,7 @@ def _mirrored(graph: Graph, x: str) -> str:
 
 
 def _fit(graph: Graph, method: str, channels: int) -> tuple[str | np.ndarray, ...]:
-    """See `whole._fit`; lower, upper, mean and inverse standard deviation, each [C]."""
+    """See `whole._fit`. Returns lower, upper, mean and inverse standard deviation, each [C]."""
     add = graph.add
     zeros = np.zeros(channels, np.float32)
     if method == "rescale":
@@ -134,28 +134,28 @@ def _fit(graph: Graph, method: str, channels: int) -> tuple[str | np.ndarray, ..
     counts = _histogram(graph, channels)
     upper = _percentile(graph, counts, 99)
     levels = np.arange(256, dtype=np.float32)[None]
-    column, one, none = np.array([1], np.int64), _scalar(1.0), _scalar(0.0)
+    column, one, zero = np.array([1], np.int64), _scalar(1.0), _scalar(0.0)
     if method == "volume_median":
         head = add("Greater", levels * 5, add("Unsqueeze", upper, column))
         median = _percentile(graph, add("Where", head, counts, np.int64(0)), 50)
-        seen = add("Greater", upper, none)
-        inverse = add("Where", seen, add("Div", one, add("Max", median, one)), none)
-        return zeros, upper, add("Where", seen, median, none), inverse
+        nonzero = add("Greater", upper, zero)
+        inverse = add("Where", nonzero, add("Div", one, add("Max", median, one)), zero)
+        return zeros, upper, add("Where", nonzero, median, zero), inverse
     lower = _percentile(graph, counts, 10)
     number = add("ReduceSum", counts, column, keepdims=1)
     shares = add("Div", *(add("Cast", x, to=TensorProto.FLOAT) for x in (counts, number)))
     low, high = (add("Unsqueeze", x, column) for x in (lower, upper))
     clipped = add("Min", add("Max", levels, low), high)
     mean = add("ReduceSum", add("Mul", shares, clipped), column, keepdims=1)
-    apart = add("Sub", clipped, mean)
-    variance = add("ReduceSum", add("Mul", shares, add("Mul", apart, apart)), column, keepdims=0)
+    deviation = add("Sub", clipped, mean)
+    variance = add("ReduceSum", add("Mul", shares, add("Mul", deviation, deviation)), column, keepdims=0)
     varies = add("Greater", upper, lower)
     inverse = add("Div", one, add("Sqrt", add("Where", varies, variance, one)))
-    return lower, upper, mean, add("Where", varies, inverse, none)
+    return lower, upper, mean, add("Where", varies, inverse, zero)
 
 
 def _histogram(graph: Graph, channels: int) -> str:
-    """Counts of the 256 levels in each channel of the scan, [C, 256] int64, slice by slice."""
+    """Counts of the 256 levels in each channel of the scan, [C, 256] int64, summed slice by slice."""
     body = Graph(graph)
     add = body.add
     slice_ = add("Transpose", _levels(body, "slice"), perm=[2, 0, 1])
@@ -167,22 +167,22 @@ def _histogram(graph: Graph, channels: int) -> str:
 
 
 def _percentile(graph: Graph, counts: str, percent: int) -> str:
-    """See `whole._percentile`; [C] float32. ONNX has integers of 64 bits, so no product overflows."""
+    """See `whole._percentile`; [C] float32. With 64-bit integers no product overflows."""
     add = graph.add
     cumulative = add("CumSum", counts, np.array(1, np.int64))
     last = add("Gather", cumulative, np.array(255, np.int64), axis=1)
     hundred = np.array(100, np.int64)
-    place = add("Mul", add("Sub", last, np.array(1, np.int64)), np.array(percent, np.int64))
-    below, rest = add("Div", place, hundred), add("Mod", place, hundred)
+    rank = add("Mul", add("Sub", last, np.array(1, np.int64)), np.array(percent, np.int64))
+    below, rest = add("Div", rank, hundred), add("Mod", rank, hundred)
     above = add("Add", below, add("Min", rest, np.array(1, np.int64)))
-    low, high = (_value_at(graph, cumulative, at) for at in (below, above))
+    low, high = (_value_at(graph, cumulative, position) for position in (below, above))
     share = add("Div", add("Cast", rest, to=TensorProto.FLOAT), _scalar(100.0))
     return add("Add", low, add("Mul", add("Sub", high, low), share))
 
 
-def _value_at(graph: Graph, cumulative: str, place: str) -> str:
+def _value_at(graph: Graph, cumulative: str, rank: str) -> str:
     column = np.array([1], np.int64)
-    passed = graph.add("LessOrEqual", cumulative, graph.add("Unsqueeze", place, column))
+    passed = graph.add("LessOrEqual", cumulative, graph.add("Unsqueeze", rank, column))
     return graph.add("ReduceSum", graph.add("Cast", passed, to=TensorProto.FLOAT), column, keepdims=0)
 
 

@@ -1,6 +1,6 @@
-"""The published PyTorch U-Net (github.com/mateuszbuda/brain-segmentation-pytorch) as a run of ours.
+"""Converts the published PyTorch U-Net (github.com/mateuszbuda/brain-segmentation-pytorch) to a run folder.
 
-Its architecture is `UNet(depth=4, norm="conv")`, of 32 features as published: the same layers, under other names.
+Its architecture is `UNet(depth=4, norm="conv")` with 32 features; only the names of the layers differ.
 """
 
 from pathlib import Path
@@ -23,25 +23,26 @@ from brainseg_jax.training.optimizer import build_optimizer, build_schedule
 from brainseg_jax.training.state import create_state
 
 DEPTH = 4
-EPSILON = 1e-5  # of torch's batch normalization; ours has 1e-3
-WHERE = "it is the state dict of the UNet of mateuszbuda/brain-segmentation-pytorch, saved with torch.save"
+EPSILON = 1e-5  # of torch's batch normalization; ours is 1e-3
+EXPECTED = "give the state dict of the UNet of mateuszbuda/brain-segmentation-pytorch, saved with torch.save"
 
 
 def convert(weights: Path, output: Path) -> int:
-    """Writes a run folder that holds the weights.
+    """Writes a run folder with the weights.
 
-    Its config is that of the published network: 256 pixels, normalization by `volume_zscore` (the nearest to its own,
-    which also crops the head and takes percentiles over all channels together), the largest part of the mask alone.
+    The config matches the published network: 256 pixels, and only the largest connected component of the mask. The
+    closest normalization is `volume_zscore`; the original also crops the head and computes percentiles over all
+    channels together.
 
     Args:
-      weights: a state dict, saved by torch.
-      output: the run folder to make; empty or not there.
+      weights: state dict saved by torch.
+      output: run folder to create; empty or missing.
 
     Returns:
-      the number of parameters.
+      Number of parameters.
 
     Raises:
-      InputError: torch is missing, the file holds anything else, or the folder cannot be used; nothing is written.
+      InputError: torch is missing, the file has other content, or the folder cannot be used. Nothing is written.
     """
     check_folder(output, "--output")
     if output.exists() and any(output.iterdir()):
@@ -64,14 +65,16 @@ def convert(weights: Path, output: Path) -> int:
         mesh=sharding.data_mesh(),
     )
     if lines := different_shapes(variables, state.variables, "the file"):
-        raise InputError(f"--weights={weights} is of another network; {WHERE}:\n" + "\n".join(lines))
-    put = jax.tree.map(lambda new, old: jax.device_put(jnp.asarray(new), old.sharding), variables, state.variables)
+        raise InputError(f"--weights={weights} has another network; {EXPECTED}:\n" + "\n".join(lines))
+    new_variables = jax.tree.map(
+        lambda new, old: jax.device_put(jnp.asarray(new), old.sharding), variables, state.variables
+    )
     try:
         output.mkdir(parents=True, exist_ok=True)
         checkpoints = Checkpoints(output / "checkpoints")
-        checkpoints.save(state.replace(**put), LoopState(), score=None)
+        checkpoints.save(state.replace(**new_variables), LoopState(), score=None)
         checkpoints.close()
-        # Last: its presence means that the run is whole. No data, so no fingerprint.
+        # Last: its presence marks a complete run. No data, so no fingerprint.
         write_json(output / "config.json", {**config.to_dict(), "dataset": {"fingerprint": None}})
     except OSError as error:
         raise InputError(f"--output={output} cannot be written to ({error}); give another folder") from error
@@ -79,7 +82,7 @@ def convert(weights: Path, output: Path) -> int:
 
 
 def read_state_dict(path: Path) -> dict[str, np.ndarray]:
-    """Reads tensors and nothing else: torch's loader of weights alone runs no code of the file.
+    """Reads only tensors: torch's weights-only loader runs no code from the file.
 
     Raises:
       InputError: torch is missing, or the file is not a dict of tensors.
@@ -90,27 +93,27 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
         raise InputError("converting needs PyTorch to read its files: pip install torch==2.13.0") from None
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # zipfile, pickle and torch raise a dozen kinds; each means this one file
+    except Exception as error:  # zipfile, pickle and torch raise many types for a damaged file
         first = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise InputError(f"--weights={path} cannot be read as weights alone ({first}); {WHERE}") from error
+        raise InputError(f"--weights={path} cannot be read as weights alone ({first}); {EXPECTED}") from error
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise InputError(f"--weights={path} holds {type(content).__name__} with more than tensors; {WHERE}")
+        raise InputError(f"--weights={path}: {type(content).__name__} with other objects than tensors; {EXPECTED}")
     return {name: value.float().numpy() for name, value in content.items()}
 
 
 def to_variables(state_dict: dict[str, np.ndarray], path: Path) -> dict:
-    """Our variables of the published names.
+    """Converts the published weights to variables of our network.
 
     Args:
-      state_dict: arrays by name, as torch keeps them; also those of a network in DataParallel.
-      path: of the file, for messages.
+      state_dict: arrays by torch name; also of a network in DataParallel.
+      path: path of the file, for messages.
 
     Raises:
       InputError: names are missing or unknown.
     """
-    # torch's DataParallel, which the network was trained in, puts "module." before each name.
+    # torch's DataParallel, used for its training, prefixes each name with "module.".
     prefix = "module." if all(name.startswith("module.") for name in state_dict) else ""
-    left = {
+    unused = {
         name.removeprefix(prefix): value
         for name, value in state_dict.items()
         if not name.endswith("num_batches_tracked")
@@ -118,37 +121,37 @@ def to_variables(state_dict: dict[str, np.ndarray], path: Path) -> dict:
     missing: list[str] = []
 
     def take(name: str) -> np.ndarray:
-        if name not in left:
+        if name not in unused:
             missing.append(name)
-        return left.pop(name, np.zeros((1, 1, 1, 1), np.float32))
+        return unused.pop(name, np.zeros((1, 1, 1, 1), np.float32))
 
     params: dict = {"head": {"kernel": _kernel(take("conv.weight")), "bias": take("conv.bias")}}
     statistics: dict = {}
-    for ours, room, short in _blocks():
-        params[ours], statistics[ours] = {}, {}
+    for block, module, layer_prefix in _blocks():
+        params[block], statistics[block] = {}, {}
         for i in (0, 1):
-            params[ours][f"Conv_{i}"] = {"kernel": _kernel(take(f"{room}.{short}conv{i + 1}.weight"))}
-            norm = f"{room}.{short}norm{i + 1}"
+            params[block][f"Conv_{i}"] = {"kernel": _kernel(take(f"{module}.{layer_prefix}conv{i + 1}.weight"))}
+            norm = f"{module}.{layer_prefix}norm{i + 1}"
             scale, bias, mean, variance = (
                 take(f"{norm}.{k}") for k in ("weight", "bias", "running_mean", "running_var")
             )
-            # The other epsilon goes into the scale: γ / sqrt(v + 1e-5) = γ' / sqrt(v + 1e-3).
+            # Adapts the scale to our epsilon: γ / sqrt(v + 1e-5) = γ' / sqrt(v + 1e-3).
             scale = (scale * np.sqrt((variance.astype(np.float64) + 1e-3) / (variance + EPSILON))).astype(np.float32)
-            params[ours][f"BatchNorm_{i}"] = {"scale": scale, "bias": bias}
-            statistics[ours][f"BatchNorm_{i}"] = {"mean": mean, "var": variance}
+            params[block][f"BatchNorm_{i}"] = {"scale": scale, "bias": bias}
+            statistics[block][f"BatchNorm_{i}"] = {"mean": mean, "var": variance}
     for level in range(DEPTH):
-        # [I, O, 2, 2], and flax flips the kernel in space.
+        # [I, O, 2, 2]; flax flips the kernel spatially.
         kernel = np.flip(_kernel(take(f"upconv{level + 1}.weight")), (0, 1)).swapaxes(-1, -2)
         params[f"up_{level}"] = {"kernel": np.ascontiguousarray(kernel), "bias": take(f"upconv{level + 1}.bias")}
-    if missing or left:
-        faults = [f"  missing: {name}" for name in missing] + [f"  unknown: {name}" for name in left]
-        more = [f"  and {len(faults) - 10} more"] if faults[10:] else []
-        raise InputError(f"--weights={path} is of another network; {WHERE}:\n" + "\n".join(faults[:10] + more))
+    if missing or unused:
+        faults = [f"  missing: {name}" for name in missing] + [f"  unknown: {name}" for name in unused]
+        rest = [f"  and {len(faults) - 10} more"] if faults[10:] else []
+        raise InputError(f"--weights={path} has another network; {EXPECTED}:\n" + "\n".join(faults[:10] + rest))
     return {"params": params, "batch_stats": statistics}
 
 
 def _blocks() -> list[tuple[str, str, str]]:
-    """(our name, their module, their prefix of its layers) of each block."""
+    """(our block name, their module name, their prefix of its layers) of each block."""
     levels = range(DEPTH)
     return [
         *((f"encoder_{level}", f"encoder{level + 1}", f"enc{level + 1}") for level in levels),
@@ -158,5 +161,5 @@ def _blocks() -> list[tuple[str, str, str]]:
 
 
 def _kernel(weight: np.ndarray) -> np.ndarray:
-    """[O, I, H, W] to [H, W, I, O]; what is of another rank becomes an error of shape later."""
+    """[O, I, H, W] to [H, W, I, O]. Another rank gives a wrong shape, which a later check reports."""
     return np.ascontiguousarray(weight.transpose(2, 3, 1, 0)) if weight.ndim == 4 else weight.reshape(1, 1, 1, -1)

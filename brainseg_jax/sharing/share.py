@@ -1,4 +1,4 @@
-"""From a run folder to one file that others can use, checked before it is written, and its model card."""
+"""Exports a run to one file with a model card. Checks the file before writing it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,20 +19,20 @@ from brainseg_jax.sharing.card import describe
 from brainseg_jax.sharing.whole import BLOCK, make_segmenter
 
 FORMATS = {"onnx": ".onnx", "stablehlo": ".stablehlo"}
-TOLERANCE = 1e-4  # of probabilities, between the file and this package
+TOLERANCE = 1e-4  # maximum difference of probabilities between the file and this package
 PLATFORMS = ("cpu", "cuda", "tpu")
-LGG_SIZE = 256  # pixels, of the LGG set's slices
+LGG_SIZE = 256  # height and width of LGG slices, in pixels
 Segmenter = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 Posts = tuple[PostProcess, ...]
 
 
 class Shared(NamedTuple):
-    """What was written.
+    """The written files.
 
     Attributes:
       path: the file.
       card: its model card.
-      difference: of probabilities between the file and this package on a synthetic scan, the largest.
+      difference: maximum difference of probabilities between the file and this package, on a synthetic scan.
     """
 
     path: Path
@@ -41,29 +41,29 @@ class Shared(NamedTuple):
 
 
 def share(run: Path, output: Path, *, file_format: str, size: int | None, overwrite: bool) -> Shared:
-    """Writes the network that a run kept (`train.keep`) with all that stands around it as one file.
+    """Writes the network that a run kept (`train.keep`), with its preprocessing and thresholds, as one file.
 
     Args:
-      run: the run folder; nothing in it changes.
-      output: the file, if it ends as those of the format do, else a folder for it.
+      run: run folder; nothing in it changes.
+      output: the file if it has the suffix of the format, otherwise its folder.
       file_format: a key of `FORMATS`.
-      size: height and width of the slices; None: 256 for the LGG set, else the network's image size.
-      overwrite: whether files that are there are replaced.
+      size: height and width of the slices; None: 256 for the LGG set, otherwise the network's image size.
+      overwrite: whether to replace existing files.
 
     Raises:
-      InputError: something given cannot be used, or the file does not do what the network does; nothing is written.
+      InputError: an argument cannot be used, or the file gives other results than the network. Nothing is written.
       StorageError: a checkpoint is damaged.
     """
-    ending = FORMATS[file_format]
+    suffix = FORMATS[file_format]
     if size is not None and not 16 <= size <= 4096:
         raise InputError(f"--size={size}: give 16 to 4096 pixels")
-    if output.suffix in FORMATS.values() and output.suffix != ending:
-        raise InputError(f"--output={output} does not end with {ending}, as a file of --format={file_format} does")
-    path = output if output.suffix == ending else output / f"{run.absolute().name}{ending}"
+    if output.suffix in FORMATS.values() and output.suffix != suffix:
+        raise InputError(f"--output={output} does not end with {suffix}, as a file of --format={file_format} does")
+    path = output if output.suffix == suffix else output / f"{run.absolute().name}{suffix}"
     card = path.with_name(f"{path.name}.md")
     for file in (path, card):
         if file.is_dir() or (file.exists() and not overwrite):
-            raise InputError(f"{file}: there already; give another --output, or --overwrite to replace it")
+            raise InputError(f"{file} exists; give another --output, or --overwrite to replace it")
     if file_format == "onnx":
         _require_onnx()
     trained = load_trained(run)
@@ -83,26 +83,26 @@ def share(run: Path, output: Path, *, file_format: str, size: int | None, overwr
 
 
 def _fitting_size(network: Network, size: int | None) -> int:
-    """The size of slices that is asked for, or the default; a network with a pixel spacing resizes nothing."""
+    """The requested or default slice size. A network with a pixel spacing accepts only its image size."""
     if not network.pixel_spacing:
         default = LGG_SIZE if network.description == LGG else network.image_size
         return default if size is None else size
     if size not in (None, network.image_size):
         raise InputError(
             f"--size={size}: this network takes slices of {network.image_size} x {network.image_size} pixels of "
-            f"{network.pixel_spacing:g} mm, which its file does not resize; leave --size out"
+            f"{network.pixel_spacing:g} mm, and its file does not resize them; leave out --size"
         )
     return network.image_size
 
 
 def load_stablehlo(content: bytes) -> Segmenter:
-    """What `jax.export` wrote, as a function of a scan."""
+    """Loads a file of `jax.export` as a function of a scan."""
     exported = export.deserialize(bytearray(content))
     return lambda scan: jax.tree.map(np.asarray, tuple(exported.call(scan)))
 
 
 def load_onnx(content: bytes) -> Segmenter:
-    """An ONNX file in onnxruntime, as a function of a scan."""
+    """Loads an ONNX file in onnxruntime as a function of a scan."""
     import onnxruntime  # an extra
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
@@ -129,12 +129,12 @@ def _require_onnx() -> None:
     except ImportError as error:
         raise InputError(
             f"--format=onnx needs a package that is not installed ({error.name}): pip install 'brainseg_jax[export]', "
-            "or pip install onnx onnxruntime; --format=stablehlo does without"
+            "or pip install onnx onnxruntime; --format=stablehlo needs neither"
         ) from None
 
 
 def synthetic_scan(size: int, channels: int) -> np.ndarray:
-    """Smooth patches under noise, [BLOCK + 1, size, size, channels] float32, whole numbers from 0 to 255."""
+    """Smooth patches with noise, [BLOCK + 1, size, size, channels] float32, integers from 0 to 255."""
     rng, slices = np.random.default_rng(0), BLOCK + 1
     coarse = rng.gamma(2.0, 25.0, (slices, 8, 8, channels)).repeat(-(-size // 8), axis=1).repeat(-(-size // 8), axis=2)
     noise = rng.normal(0, 8, (slices, size, size, channels))
@@ -142,14 +142,14 @@ def synthetic_scan(size: int, channels: int) -> np.ndarray:
 
 
 def _check(segment: Segmenter, folder: Path, network: Network, posts: Posts, size: int) -> float:
-    """The largest difference of probabilities on a synthetic scan; raises InputError where it is not small."""
+    """Maximum difference of probabilities on a synthetic scan. Raises InputError if it is above `TOLERANCE`."""
     scan = synthetic_scan(size, len(network.description.channels))
-    found, _ = segment(scan)
+    actual, _ = segment(scan)
     expected, _ = jax.jit(make_segmenter(network, posts, size))(scan)
-    difference = float(np.abs(found - np.asarray(expected)).max())
+    difference = float(np.abs(actual - np.asarray(expected)).max())
     if not difference <= TOLERANCE:
         raise InputError(
-            f"{folder}: probabilities of the file differ from those of the network by {difference:.1e}, more "
-            f"than {TOLERANCE:.0e}, so it was not written; please report this with the versions of onnxruntime and jax"
+            f"{folder}: the probabilities of the file differ from those of the network by {difference:.1e}, more "
+            f"than {TOLERANCE:.0e}. Nothing was written; report this with the versions of onnxruntime and jax"
         )
     return difference

@@ -1,4 +1,4 @@
-"""From a run folder to a stored network: one safetensors file with its config, checksums and model card."""
+"""Exports a run to a stored network: one safetensors file with its config, checksums and model card."""
 
 import dataclasses
 import hashlib
@@ -22,14 +22,14 @@ CARD = "README.md"
 
 
 class StoredAs(NamedTuple):
-    """What was written.
+    """The written network.
 
     Attributes:
       folder: the stored network.
-      size: of its safetensors file, in bytes.
+      size: size of its safetensors file in bytes.
       digest: SHA-256 of that file.
-      difference: of probabilities on a synthetic scan from those of the run in float32, the largest.
-      voxels: of that scan whose mask differs.
+      difference: maximum difference of probabilities from those of the run in float32, on a synthetic scan.
+      voxels: number of voxels of that scan with a different mask.
     """
 
     folder: Path
@@ -40,19 +40,19 @@ class StoredAs(NamedTuple):
 
 
 def store(run: Path, output: Path, *, dtype: str, overwrite: bool) -> StoredAs:
-    """Writes the network that a run kept as a stored network, all files or none.
+    """Writes the network that a run kept as a stored network: all files or none.
 
     Args:
       run: a run folder or a stored network; nothing in it changes.
-      output: the folder to write: a new or an empty one, or that of a stored network.
+      output: the folder to write: missing, empty or a stored network.
       dtype: see `stored.pack`.
-      overwrite: whether files that exist are replaced.
+      overwrite: whether to replace existing files.
 
     Raises:
-      InputError: something given cannot be used; nothing is written.
+      InputError: an argument cannot be used. Nothing is written.
       StorageError: the run is damaged.
     """
-    target = output.resolve()  # of a link the folder that it names
+    target = output.resolve()  # follows links
     if target == run.resolve():
         raise InputError(f"--output={output} is the run itself; give another folder")
     existing = _existing(output, target)
@@ -77,14 +77,14 @@ def store(run: Path, output: Path, *, dtype: str, overwrite: bool) -> StoredAs:
     )
     contents = {NETWORK: network, CONFIG: config, SUMS: sums_of({NETWORK: network, CONFIG: config}).encode()}
     contents |= {CARD: card.encode()}
-    # In the folder of an unfinished run expected_dice.json is that of fewer epochs.
+    # In the folder of an unfinished run expected_dice.json is from fewer epochs.
     left_out = set() if trained.expected_dice else {EXPECTED_DICE}
     contents |= {name: (run / name).read_bytes() for name in OF_RUN if name not in left_out and (run / name).exists()}
     try:
         target.mkdir(parents=True, exist_ok=True)
         write_together(
             {target / name: partial(_write, content) for name, content in contents.items()},
-            remove=[target / name for name in existing if name not in contents],  # of the network that was there
+            remove=[target / name for name in existing if name not in contents],  # files of the replaced network
         )
     except OSError as error:
         raise InputError(f"--output={output} cannot be written to ({explain(error)})") from error
@@ -92,33 +92,33 @@ def store(run: Path, output: Path, *, dtype: str, overwrite: bool) -> StoredAs:
 
 
 def _existing(output: Path, target: Path) -> list[str]:
-    """Files of a stored network that lie in the folder; hidden files beside them are left alone.
+    """Names of the files of a stored network in the folder. Hidden files are ignored.
 
     Args:
-      output: the folder, as it was given.
-      target: the same without links.
+      output: the folder, as the user wrote it.
+      target: the folder with links resolved.
 
     Raises:
-      InputError: it is a file, or holds anything but a stored network.
+      InputError: it is a file, or contains something other than a stored network.
     """
     if output.is_symlink() and not target.exists():
         raise InputError(
-            f"--output={output} is a link to {target}, which is not there; remove the link, or give a folder"
+            f"--output={output} is a link to {target}, which does not exist; remove the link, or give a folder"
         )
     if not target.exists():
         return []
     if not target.is_dir():
         raise InputError(f"--output={output} is a file; a stored network is a folder")
-    known = (NETWORK, CONFIG, SUMS, CARD, *OF_RUN)
-    found = sorted(path.name for path in target.iterdir() if not path.name.startswith("."))
-    strange = [name for name in found if name not in known or (target / name).is_dir()]
-    if found and (strange or not is_stored(target)):
-        what = f"holds {strange[0]}" if strange else f"holds {found[0]}, and no {NETWORK}"
+    expected = (NETWORK, CONFIG, SUMS, CARD, *OF_RUN)
+    names = sorted(path.name for path in target.iterdir() if not path.name.startswith("."))
+    unexpected = [name for name in names if name not in expected or (target / name).is_dir()]
+    if names and (unexpected or not is_stored(target)):
+        fault = f"contains {unexpected[0]}" if unexpected else f"contains {names[0]}, but no {NETWORK}"
         raise InputError(
-            f"--output={output} is no stored network: it {what}, which --overwrite would spoil; give a new folder, or "
-            "the folder of a stored network"
+            f"--output={output} is not a stored network: it {fault}. --overwrite would damage it; give a new folder, "
+            "or the folder of a stored network"
         )
-    return [name for name in known if name in found]
+    return [name for name in expected if name in names]
 
 
 def _write(content: bytes, path: Path) -> None:
@@ -126,11 +126,12 @@ def _write(content: bytes, path: Path) -> None:
 
 
 def _compare(trained: Trained, content: bytes) -> tuple[float, int]:
-    """The largest difference of probabilities on a synthetic scan, and how many voxels of its mask differ."""
+    """Maximum difference of probabilities on a synthetic scan, and the number of voxels with a different mask."""
     network, size = trained.network, trained.network.image_size
     scan = synthetic_scan(size, len(network.description.channels))
     stored = dataclasses.replace(network, variables=unpack(content))
-    (expected, mask), (found, other) = (
-        jax.tree.map(np.asarray, jax.jit(make_segmenter(one, trained.posts, size))(scan)) for one in (network, stored)
+    (expected, mask), (actual, stored_mask) = (
+        jax.tree.map(np.asarray, jax.jit(make_segmenter(compared, trained.posts, size))(scan))
+        for compared in (network, stored)
     )
-    return float(np.abs(found - expected).max()), int((mask != other).sum())
+    return float(np.abs(actual - expected).max()), int((mask != stored_mask).sum())

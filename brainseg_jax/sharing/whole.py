@@ -1,4 +1,4 @@
-"""A trained network with all that stands around it, as one function of a raw scan: what a shared file holds."""
+"""A trained network with its preprocessing and thresholds, as one function of a raw scan. Shared files contain it."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -15,29 +15,29 @@ from brainseg_jax.inference.postprocess import PostProcess
 from brainseg_jax.scans.description import Description
 
 LEVELS = np.arange(256, dtype=np.int32)
-BLOCK = 4  # slices that lie in memory as images and activations at a time, however many a scan has
-# Halves are rounded up, also where a sum in another order comes out a little less: weights of eighths make many.
+BLOCK = 4  # slices processed at a time, which limits memory
+# Rounds halves up, even if another order of summation gives slightly less. Weights of eighths give many halves.
 HALF = np.float32(0.5 + 2**-10)
 
 
 def make_segmenter(network: Network, posts: Sequence[PostProcess], size: int) -> Callable[[jax.Array], tuple]:
-    """Scan to probability and mask, with resizing, normalization, network and thresholds.
+    """Builds the function from scan to probability and mask, with resizing, normalization, network and thresholds.
 
-    Products are of float32 at the highest precision, so that every device gives the probabilities that a CPU gives.
-    Each platform that the function is lowered for gets its own formulation of the operators, see `ops.Formulation`.
+    It computes in float32 at the highest precision, so that all devices give the probabilities of a CPU. Each target
+    platform gets its own formulation of the operators, see `ops.Formulation`.
 
     Args:
-      network: of a trained run.
-      posts: of its K targets, of which the thresholds are used.
+      network: network of a trained run.
+      posts: post-processing of its K targets; only the thresholds are used.
       size: height and width of the slices.
 
     Returns:
-      a function of a scan [S, size, size, C] float32, the values of 8-bit pixels. The scan is all slices of a patient,
-      as its normalization is that of a volume. Of one target the function gives probability [S, size, size] float32 and
-      mask [S, size, size] uint8 in {0, 1}; of several, probability [S, size, size, K] float32 and label map
-      [S, size, size] uint8, see `postprocess.make_masks` and `Description.label_map`.
+      A function of a scan [S, size, size, C] float32 with the values of 8-bit pixels. The scan must have all slices of
+      a patient, since they are normalized together. For one target the function returns probability [S, size, size]
+      float32 and mask [S, size, size] uint8 in {0, 1}. For several, it returns probability [S, size, size, K] float32
+      and label map [S, size, size] uint8, see `postprocess.make_masks` and `Description.label_map`.
     """
-    exact = network.model.clone(dtype=jnp.float32, precision="highest")
+    model_float32 = network.model.clone(dtype=jnp.float32, precision="highest")
     description, side = network.description, network.image_size
     down, up = resize_weights(size, side), resize_weights(side, size)
     thresholds = np.array([post.threshold for post in posts], np.float32)
@@ -45,12 +45,12 @@ def make_segmenter(network: Network, posts: Sequence[PostProcess], size: int) ->
     def segment_slices(
         model: nn.Module, scan: jax.Array, indices: jax.Array, constants: Normalization
     ) -> tuple[jax.Array, jax.Array]:
-        """Of the slices `indices` [B], as below."""
-        around = jnp.clip(indices[:, None] + np.arange(-network.context, network.context + 1), 0, scan.shape[0] - 1)
-        slices = _levels(scan[around.ravel()])
+        """Probability, and mask or label map, of the slices `indices` [BLOCK]."""
+        neighbors = jnp.clip(indices[:, None] + np.arange(-network.context, network.context + 1), 0, scan.shape[0] - 1)
+        slices = _levels(scan[neighbors.ravel()])
         images = normalize(slices if down is None else _rounded_resize(slices, down), constants)
-        # Neighboring slices, one after the other, as further channels: see `canvas.with_neighbors`.
-        images = jnp.moveaxis(images.reshape(*around.shape, *images.shape[1:]), 1, 3).reshape(BLOCK, side, side, -1)
+        # Neighboring slices become further channels: see `canvas.with_neighbors`.
+        images = jnp.moveaxis(images.reshape(*neighbors.shape, *images.shape[1:]), 1, 3).reshape(BLOCK, side, side, -1)
         probability = forward(model, network.variables, images, mirror=network.mirror).probability
         if up is not None:
             probability = jnp.einsum("ih,shwk,jw->sijk", up, probability, up, precision="highest")
@@ -64,10 +64,10 @@ def make_segmenter(network: Network, posts: Sequence[PostProcess], size: int) ->
         count, targets = scan.shape[0], len(thresholds)
 
         def take_block(index: jax.Array, maps: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-            # Beyond the end the last slice again, which gives the same values again.
+            # The last block repeats the last slice, which gives the same values.
             indices = jnp.clip(index * BLOCK + np.arange(BLOCK), 0, count - 1)
-            found = segment_slices(model, scan, indices, constants)
-            return tuple(map_.at[indices].set(values) for map_, values in zip(maps, found, strict=True))
+            block_outputs = segment_slices(model, scan, indices, constants)
+            return tuple(output.at[indices].set(values) for output, values in zip(maps, block_outputs, strict=True))
 
         probability = jnp.zeros((count, size, size, targets)[: 3 + (targets > 1)], jnp.float32)
         blocks = jnp.array((count + BLOCK - 1) // BLOCK)
@@ -75,21 +75,21 @@ def make_segmenter(network: Network, posts: Sequence[PostProcess], size: int) ->
 
     def segment(scan: jax.Array) -> tuple[jax.Array, jax.Array]:
         scan = jnp.asarray(scan)
-        if exact.formulation != "auto":
-            return segment_with(exact, scan)
-        on_cpu, elsewhere = (partial(segment_with, exact.clone(formulation=name)) for name in ("cpu", "lax"))
-        return jax.lax.platform_dependent(scan, cpu=on_cpu, default=elsewhere)
+        if model_float32.formulation != "auto":
+            return segment_with(model_float32, scan)
+        on_cpu, on_others = (partial(segment_with, model_float32.clone(formulation=name)) for name in ("cpu", "lax"))
+        return jax.lax.platform_dependent(scan, cpu=on_cpu, default=on_others)
 
     return segment
 
 
 def _levels(slices: jax.Array) -> jax.Array:
-    """Rounded to the levels of 8-bit pixels."""
+    """Rounds to the integer levels of 8-bit pixels."""
     return jnp.clip(jnp.floor(slices + 0.5), 0.0, 255.0)
 
 
 def _label_map(probability: jax.Array, reached: jax.Array, description: Description) -> jax.Array:
-    """Label map [S, H, W] uint8 of probabilities [S, H, W, K] and where they reach their thresholds, bool."""
+    """Label map [S, H, W] uint8 from probabilities [S, H, W, K] and `reached`: whether they reach the thresholds."""
     if description.exclusive:
         highest = jnp.argmax(jnp.where(reached, probability, -1.0), axis=-1)
         reached &= jnp.arange(len(description.targets)) == highest[..., None]
@@ -102,29 +102,29 @@ def _label_map(probability: jax.Array, reached: jax.Array, description: Descript
     return labels
 
 
-def resize_weights(given: int, wanted: int) -> np.ndarray | None:
-    """What each of `given` pixels gives to each of `wanted`, [wanted, given] float32; None where they are as many.
+def resize_weights(old_size: int, new_size: int) -> np.ndarray | None:
+    """Weights of each input pixel for each output pixel, [new_size, old_size] float32. None if the sizes are equal.
 
-    The triangle of `canvas.resize_images` (Pillow's BILINEAR): as wide as two output pixels where it makes smaller,
-    two input pixels where it makes larger, pixel centers at half, rows that sum to 1.
+    They are the triangle filter of `canvas.resize_images` (Pillow's BILINEAR). It is two output pixels wide for
+    downsampling and two input pixels wide for upsampling. Pixel centers are at half-integers; rows sum to 1.
     """
-    if given == wanted:
+    if old_size == new_size:
         return None
-    scale = given / wanted
-    centers = (np.arange(wanted) + 0.5) * scale
-    distance = np.abs(np.arange(given) + 0.5 - centers[:, None]) / max(scale, 1.0)
+    scale = old_size / new_size
+    centers = (np.arange(new_size) + 0.5) * scale
+    distance = np.abs(np.arange(old_size) + 0.5 - centers[:, None]) / max(scale, 1.0)
     weights = np.maximum(1.0 - distance, 0.0)
     return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
 def _rounded_resize(scan: jax.Array, weights: np.ndarray) -> jax.Array:
-    """Columns, then rows, each rounded to the levels of 8-bit pixels, as Pillow does."""
+    """Resizes columns, then rows, each rounded to the levels of 8-bit pixels, as Pillow does."""
     columns = jnp.floor(jnp.einsum("jw,shwc->shjc", weights, scan, precision="highest") + HALF)
     return jnp.floor(jnp.einsum("ih,shjc->sijc", weights, columns, precision="highest") + HALF)
 
 
 def _fit(scan: jax.Array, method: str) -> Normalization:
-    """`normalization.fit` in jax, from the exact histogram; scan [S, H, W, C], rounded to whole numbers 0..255."""
+    """`normalization.fit` in jax, from the exact histogram. scan: [S, H, W, C], rounded to integers 0 to 255."""
     channels = scan.shape[-1]
     zeros, ones = jnp.zeros(channels, jnp.float32), jnp.ones(channels, jnp.float32)
     if method == "rescale":
@@ -151,17 +151,17 @@ def _fit(scan: jax.Array, method: str) -> Normalization:
 
 
 def _percentile(counts: jax.Array, percent: int) -> jax.Array:
-    """Of the pixels behind histograms [C, 256] int32, interpolated as `normalization` does; [C] float32.
+    """Percentile of the pixels in histograms [C, 256] int32, interpolated as in `normalization`; [C] float32.
 
-    The rank is kept in whole numbers: 32-bit floats do not count the voxels of a scan.
+    The rank is computed in integers: 32-bit floats cannot represent the number of voxels of a scan exactly.
     """
     cumulative = jnp.cumsum(counts, axis=1)
     last = cumulative[:, -1] - 1
     below = last // 100 * percent + last % 100 * percent // 100
     rest = (last % 100 * percent % 100).astype(jnp.float32) / 100.0
 
-    def value_at(place: jax.Array) -> jax.Array:
-        return jnp.sum(cumulative <= place[:, None], axis=1).astype(jnp.float32)
+    def value_at(rank: jax.Array) -> jax.Array:
+        return jnp.sum(cumulative <= rank[:, None], axis=1).astype(jnp.float32)
 
     low, high = value_at(below), value_at(below + (rest > 0.0).astype(jnp.int32))
     return low + (high - low) * rest

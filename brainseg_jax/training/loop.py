@@ -19,7 +19,7 @@ from brainseg_jax.data.load_cohort import load_cohort
 from brainseg_jax.errors import TrainingDiverged, TrainingStopped
 from brainseg_jax.files import check_folder
 from brainseg_jax.runs.checkpoint import Checkpoints, saved_steps
-from brainseg_jax.runs.journal import Journal, cut_rows, epoch_line, introduction
+from brainseg_jax.runs.metrics_log import MetricsLog, cut_rows, epoch_line, introduction
 from brainseg_jax.runs.processes import on_first_process
 from brainseg_jax.runs.run_folder import claim_run_folder, lock_run_folder
 from brainseg_jax.runs.training_scans import write_training_scans
@@ -67,8 +67,8 @@ def train(config: ConfigDict, workdir: Path, *, load: Callable[..., Cohort] = lo
         elif goes_on:
             state = experiment.first_state()
         on_first_process("cut the metrics log", lambda: cut_rows(workdir / "metrics.jsonl", loop.epoch), quiet=True)
-        journal = held.enter_context(
-            Journal(
+        metrics_log = held.enter_context(
+            MetricsLog(
                 workdir,
                 epochs=config.train.epochs,
                 steps_per_epoch=experiment.steps_per_epoch,
@@ -80,8 +80,8 @@ def train(config: ConfigDict, workdir: Path, *, load: Callable[..., Cohort] = lo
                 config=config.to_dict(),
             )
         )
-        journal.print(introduction(experiment, state, workdir))
-        run = _Run(config, workdir, experiment, checkpoints, journal, stop)
+        metrics_log.print(introduction(experiment, state, workdir))
+        run = _Run(config, workdir, experiment, checkpoints, metrics_log, stop)
         over = partial(is_over, epochs=config.train.epochs, early_stop_patience=config.train.early_stop_patience)
         if jax.process_index() == 0 and not over(loop):
             (workdir / "results.json").unlink(missing_ok=True)  # of fewer epochs
@@ -104,17 +104,17 @@ def train(config: ConfigDict, workdir: Path, *, load: Callable[..., Cohort] = lo
             warn_of_collapse(loop)
             state, loop = _lower_rate(state, loop, run)
             # Before the save: a row without its checkpoint is taken out again, a checkpoint's missing row is lost.
-            write = partial(journal.end_epoch, row, images_per_second=speed)
+            write = partial(metrics_log.end_epoch, row, images_per_second=speed)
             on_first_process("write the metrics log", write, quiet=True)
             keeps_last = config.train.keep == "last"
             checkpoints.save(state, loop, score=loop.epoch if keeps_last else row["val_dice_mean"])
-            progress = journal.progress(loop.epoch, loop.seconds)
-            journal.print(epoch_line(row, progress, speed, is_best=loop.best_epoch == loop.epoch))
+            progress = metrics_log.progress(loop.epoch, loop.seconds)
+            metrics_log.print(epoch_line(row, progress, speed, is_best=loop.best_epoch == loop.epoch))
             if stop.agreed():
                 raise _stopped(run, state)
         checkpoints.wait()
         results = _score(state, loop, run)
-        journal.end_run(results, workdir)
+        metrics_log.end_run(results, workdir)
         checkpoints.close()
     return results
 
@@ -137,7 +137,7 @@ def _score(state: TrainState, loop: LoopState, run: "_Run") -> dict:
     evaluation = run.experiment.evaluation
     evaluation.assessor.runner.before_batch = heed
     try:
-        run.journal.print(write_training_scans(run.workdir, evaluation.cohort, evaluation.split, before_case=heed))
+        run.metrics_log.print(write_training_scans(run.workdir, evaluation.cohort, evaluation.split, before_case=heed))
         return write_results(run.workdir, evaluation, kept, epoch=at.epoch, epochs=loop.epoch)
     finally:
         evaluation.assessor.runner.before_batch = lambda: None
@@ -151,7 +151,7 @@ class _Run:
     workdir: Path
     experiment: Experiment
     checkpoints: Checkpoints
-    journal: Journal
+    metrics_log: MetricsLog
     stop: StopSignal
 
 
@@ -175,7 +175,7 @@ def _train_epoch(state: TrainState, loop: LoopState, run: _Run) -> tuple[TrainSt
         run.checkpoints.check()
         now = time.monotonic()
         seconds = now - looked
-        run.journal.advance(
+        run.metrics_log.advance(
             step=step + 1,
             epoch=loop.epoch + 1,
             loss=loop.losses[-1] if loop.losses else math.nan,

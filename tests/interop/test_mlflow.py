@@ -7,13 +7,13 @@ import mlflow
 import pytest
 
 from brainseg_jax.errors import InputError, TrainingStopped
-from brainseg_jax.runs.journal import Journal, cut_rows
+from brainseg_jax.runs.metrics_log import MetricsLog, cut_rows
 
 CONFIG = {"seed": 3, "train": {"epochs": 3, "keep": "best"}}
 
 
 def journal(workdir, store, *, resumed_epoch=0):
-    return Journal(
+    return MetricsLog(
         workdir,
         epochs=3,
         steps_per_epoch=1,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
 
 
-class Journal:
+class MetricsLog:
     """Writes a row per epoch to `metrics.jsonl`, TensorBoard and (optional) MLflow; prints lines and a progress bar.
 
     Use as a context manager.
@@ -89,7 +89,7 @@ class Journal:
             rows = read_rows(self.path)
             self._mlflow = MlflowLog(mlflow, workdir, config=config or {}, rows=rows)
 
-    def __enter__(self) -> "Journal":
+    def __enter__(self) -> "MetricsLog":
         self._bar.start()
         return self
 
@@ -143,7 +143,7 @@ class Journal:
                 file.write(json.dumps(row) + "\n")
         except OSError as error:
             raise StorageError(
-                f"{self.path} cannot be written ({error}); free disk space or make it writable, then the same command "
+                f"{self.path} cannot be written ({error}); make room or make it writable, then the same command "
                 "resumes from the latest checkpoint"
             ) from error
         for key, value in {**row, "images_per_second": images_per_second}.items():
@@ -187,7 +187,7 @@ def cut_rows(path: Path, last_epoch: int) -> None:
         write_whole(path, lambda part: part.write_text(remaining))
     except OSError as error:
         raise StorageError(
-            f"{path} cannot be written ({error}); free disk space or make it writable, and start again"
+            f"{path} cannot be written ({error}); make room or make it writable, and start again"
         ) from error
 
 
