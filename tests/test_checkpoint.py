@@ -153,7 +153,7 @@ def test_all_damaged_is_an_end_and_changes_nothing(tmp_path):
     before = sorted(tmp_path.rglob("*"))
     for _ in range(2):  # the second start is no fresh start either
         with pytest.raises(
-            StorageError, match=r"(?s)no checkpoint of this run is whole.*20 is damaged.*10 is damaged.*--workdir"
+            StorageError, match=r"(?s)all checkpoints of this run are damaged.*20 is damaged.*10 is damaged.*--workdir"
         ):
             checkpoints.recover(like=state_on(1, 0, 0.0))
     assert sorted(tmp_path.rglob("*")) == before
@@ -185,7 +185,9 @@ def test_a_full_disk_surfaces_also_on_the_last_save(small_disk):
     """Saves are asynchronous; after the last save no other one can meet the error."""
     checkpoints = save_all(small_disk / "checkpoints", [0.1])
     fill(small_disk)
-    with pytest.raises(StorageError, match=rf"cannot be written in {small_disk}/checkpoints: .*Steps finished before"):
+    with pytest.raises(
+        StorageError, match=rf"cannot be written in {small_disk}/checkpoints: .*Earlier steps are intact"
+    ):
         checkpoints.save(state_on(1, 20, 2), LoopState(epoch=2), score=0.5)
         checkpoints.wait()
     (small_disk / "ballast").unlink()

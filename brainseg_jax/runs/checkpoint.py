@@ -208,7 +208,7 @@ class Checkpoints:
             yield
         except Exception as error:  # from tensorstore, the file system or Orbax's thread
             raise StorageError(
-                f"cannot write a checkpoint in {self.folder}: {_first_line(error)}. Earlier steps are intact. "
+                f"a checkpoint cannot be written in {self.folder}: {_first_line(error)}. Earlier steps are intact. "
                 "Make room or make the folder writable; then the same command resumes from the latest step"
             ) from error
 
