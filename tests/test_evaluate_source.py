@@ -66,7 +66,7 @@ def test_other_scans_of_known_patients_are_left_out_and_named(run, source, caplo
         _, scoring = begin([run], source)
     assert scoring.cases == tuple(sorted([NEW, split["test"][0]]))
     left_out = ", ".join(sorted(other_date(split[part][0]) for part in ("train", "val")))
-    assert caplog.text.rstrip().endswith(f"or chosen by those: {left_out}")
+    assert caplog.text.rstrip().endswith(f"for training or validation: {left_out}")
     words = f"2 cases of {source}, no training patients among them; 2 left out"
     assert scoring.run.facts["Split"] == words
 
@@ -81,7 +81,7 @@ def test_a_run_that_was_trained_by_slice_knows_all_its_patients(run, source):
     _, scoring = begin([run], source)
     assert scoring.cases == (NEW,)
     shutil.rmtree(source / NEW)
-    with pytest.raises(InputError, match="by the patients of all of its 3 cases, so a score on them would be too good"):
+    with pytest.raises(InputError, match="the network used the patients of all 3 cases for training or validation"):
         begin([run], source)
 
 
@@ -90,7 +90,7 @@ def test_a_run_that_was_trained_by_slice_knows_all_its_patients(run, source):
     [
         ("{", r"split\.json cannot be read"),
         ("[]", r"split\.json cannot be read \(not an object\)"),
-        ("{}", r"split\.json: part 'train' is missing"),
+        ("{}", r"split\.json: 'train' is missing"),
         ('{"train": "a", "val": [], "test": []}', r"split\.json: 'train' is not a list of names"),
         ('{"train": ["a"], "val": [1], "test": []}', r"split\.json: 'val' is not a list of names"),
         (None, r"split\.json is missing, so the training patients are unknown"),
@@ -119,7 +119,7 @@ def test_whom_converted_weights_were_trained_on_is_not_known(run, source, caplog
         _, scoring = begin([run], source)
     assert len(scoring.cases) == 4
     words = f"{run} has converted weights, and their training patients are unknown"
-    assert f"{words}: cases of its patients are not left out" in caplog.text
+    assert f"{words}; cases of its patients are not left out" in caplog.text
     assert scoring.run.facts["Split"] == f"4 cases of {source}, 0 left out. Unknown: {words}"
     assert scoring.run.facts["Scored"] == "cases that may be in the training data of the network"
 

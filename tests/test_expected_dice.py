@@ -157,7 +157,7 @@ def test_the_numbers_that_are_compared_hold_the_one_that_is_used(trained, tmp_pa
     ):
         assert a == (pytest.approx(b.agreement, abs=1e-3), pytest.approx(b.dice, abs=1e-3), b.patient)
     table = {row["detector"]: row for row in read_table(tmp_path / "out" / "table.csv")}
-    best, none = table["the Dice itself: the best there can be"], table["no number: any order"]
+    best, none = table["the Dice itself: the best possible"], table["no score: random order"]
     assert none["area"] == pytest.approx(1.0 - np.mean([row["dice"] for row in rows.values()]))
     assert all(best["area"] <= row["area"] and row["area_low"] <= row["area_high"] for row in table.values())
     assert "mean Dice with each size" in table and (tmp_path / "out" / "table.md").read_text().strip() in done.stdout

@@ -133,6 +133,6 @@ def test_unusable_input_is_reported_before_anything_is_predicted(case, trained_r
     }.items():
         with pytest.raises(InputError, match=words):
             call_predict(*values)
-    with pytest.raises(InputError, match="--uncertainty is the spread of several predictions: add --tta"):
+    with pytest.raises(InputError, match="--uncertainty is the spread of several predictions; add --tta"):
         call_predict(run, case, tmp_path / "out", wanted=Wanted(uncertainty=True))
     assert not (tmp_path / "out").exists()

@@ -188,7 +188,10 @@ def test_it_is_the_same_after_a_file(tmp_path):
         (lambda c: c.update(detector="another"), "another"),
         (lambda c: c.pop("targets"), "targets"),
         (lambda c: c["targets"]["tumor"].pop(), "19 patients for tumor"),
-        (lambda c: c["targets"].update(other=c["targets"].pop("tumor")), "it is of other, the network of tumor"),
+        (
+            lambda c: c["targets"].update(other=c["targets"].pop("tumor")),
+            "its targets are other, those of the network tumor",
+        ),
         (lambda c: c["targets"]["tumor"][3].__setitem__(1, 1.5), r"outside of \[0, 1\]"),
         (lambda c: c["targets"]["tumor"][3].__setitem__(0, float("nan")), r"outside of \[0, 1\]"),
         (lambda c: c["targets"]["tumor"][3].pop(), "ValueError|values to unpack"),
@@ -200,7 +203,7 @@ def test_a_file_of_something_else_is_refused(tmp_path, change, words):
     (tmp_path / "expected_dice.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match=words) as raised:
         read_expected_dice(tmp_path, ("tumor",))
-    assert "expected_dice.json" in str(raised.value) and "take the file away" in str(raised.value)
+    assert "expected_dice.json" in str(raised.value) and "remove the file" in str(raised.value)
 
 
 # --- risk and coverage -----------------------------------------------------------------------------------------------
