@@ -233,7 +233,7 @@ def test_one_compiled_shape_serves_all_sizes(trained_run):
         seen = []
         maps = combine(ensemble.predict(ensemble.prepare(scan), seen.append))
         assert maps.probability.shape == (*shape, 1) and sum(seen) == shape[0] and not maps.uncertainty.any()
-    assert ensemble._runner._steps[False]._cache_size() == compiled
+    assert step._cache_size() == compiled
 
 
 def test_a_canvas_keeps_proportions_and_gives_back_the_grid():

@@ -190,7 +190,7 @@ def test_it_is_the_same_after_a_file(tmp_path):
         (lambda c: c["targets"]["tumor"].pop(), "19 patients for tumor"),
         (
             lambda c: c["targets"].update(other=c["targets"].pop("tumor")),
-            "its targets are other, those of the network tumor",
+            "its targets are other, those of the",
         ),
         (lambda c: c["targets"]["tumor"][3].__setitem__(1, 1.5), r"outside of \[0, 1\]"),
         (lambda c: c["targets"]["tumor"][3].__setitem__(0, float("nan")), r"outside of \[0, 1\]"),
