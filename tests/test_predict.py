@@ -224,9 +224,8 @@ def test_one_compiled_shape_serves_all_sizes(trained_run):
     trained = load_trained(trained_run[0])
     ensemble = Ensemble([trained.network], trained.posts, mirror=False)
     ensemble.compile()
-    compiled = ensemble._runner._steps[
-        False
-    ]._cache_size()  # with those of other tests, as jax keeps one cache for a function
+    step = ensemble._runner._steps[False]
+    compiled = step._cache_size()  # includes those of other tests: jax keeps one cache for a function
     for shape, spacing in (((1, 40, 50), None), ((23, 100, 80), (5.0, 1.0, 2.0)), ((16, 256, 256), None)):
         voxels = np.random.default_rng(0).integers(0, 255, (*shape, 3), np.uint8)
         scan = SyntheticScan(voxels, spacing, tuple(range(shape[0])), ())
