@@ -66,7 +66,7 @@ def test_other_scans_of_known_patients_are_left_out_and_named(run, source, caplo
         _, scoring = begin([run], source)
     assert scoring.cases == tuple(sorted([NEW, split["test"][0]]))
     left_out = ", ".join(sorted(other_date(split[part][0]) for part in ("train", "val")))
-    assert caplog.text.rstrip().endswith(f"or chosen by those: {left_out}")
+    assert caplog.text.rstrip().endswith(f"for training or validation: {left_out}")
     words = f"2 cases of {source}, no training patients among them; 2 left out"
     assert scoring.run.facts["Split"] == words
 
@@ -81,7 +81,9 @@ def test_a_run_that_was_trained_by_slice_knows_all_its_patients(run, source):
     _, scoring = begin([run], source)
     assert scoring.cases == (NEW,)
     shutil.rmtree(source / NEW)
-    with pytest.raises(InputError, match="by the patients of all of its 3 cases, so a score on them would be too good"):
+    with pytest.raises(
+        InputError, match="the patients of all 3 cases for training or validation, so scores on them would"
+    ):
         begin([run], source)
 
 

@@ -200,7 +200,7 @@ def test_a_file_of_something_else_is_refused(tmp_path, change, words):
     (tmp_path / "expected_dice.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match=words) as raised:
         read_expected_dice(tmp_path, ("tumor",))
-    assert "expected_dice.json" in str(raised.value) and "take the file away" in str(raised.value)
+    assert "expected_dice.json" in str(raised.value) and "remove the file" in str(raised.value)
 
 
 # --- risk and coverage -----------------------------------------------------------------------------------------------
