@@ -224,9 +224,12 @@ def test_metadata_of_something_else(stored, metadata, words):
         ),
         (
             lambda arrays: arrays.update({KERNEL: arrays[KERNEL].astype(np.float64)}),
-            r"others: params/head/kernel \(F64\)",
+            r"but these are not: params/head/kernel \(F64\)",
         ),
-        (lambda arrays: arrays.update({KERNEL: arrays[KERNEL].astype(np.int8)}), r"others: params/head/kernel \(I8\)"),
+        (
+            lambda arrays: arrays.update({KERNEL: arrays[KERNEL].astype(np.int8)}),
+            r"but these are not: params/head/kernel \(I8\)",
+        ),
         (lambda arrays: arrays.update({KERNEL: arrays[KERNEL] * np.nan}), f"NaN or infinite values in {KERNEL}"),
         (
             lambda arrays: arrays.update({KERNEL: np.full_like(arrays[KERNEL], np.inf)}),
