@@ -51,7 +51,7 @@ def test_a_split_below_it_is_that_of_the_run(tmp_path, caplog):
         data.choose_split(config, COHORT, tmp_path)
     write_split(tmp_path / "split.json", SPLIT)
     assert data.choose_split(config, COHORT, tmp_path) == SPLIT
-    assert "split.json is used" in caplog.text
+    assert f"using {tmp_path}/split.json" in caplog.text
 
 
 def test_a_source_below_it_is_recorded_as_it_is(tmp_path):
