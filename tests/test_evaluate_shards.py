@@ -281,7 +281,7 @@ def test_all_faults_are_listed(two_shards):
     (shards / "evaluate-1-of-2.jsonl").write_bytes(whole[: len(whole) // 2])
     (shards / "evaluate-0-of-2.jsonl").unlink()
     message = refused(values)
-    assert "shard 0/2 is missing" in message and "shard 1/2 is not done; wait for it or" in message
+    assert "shard 0/2 is missing" in message and "shard 1/2 is not done; wait for it, or" in message
     (shards / "evaluate-1-of-2.jsonl").write_bytes(whole[: whole.index(b"\n") + 1] + b"[]\n")
     message = refused(values)
     assert "shard 0/2 is missing" in message and "1-of-2.jsonl: damaged (" in message

@@ -240,7 +240,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(damage, stopped, 
     training = Training(dataset_folder, workdir)
     training.wait_for("patients to train")
     assert f"{bad} is damaged" in training.console
-    assert f"moved to {workdir}/damaged_checkpoints/{bad.name}.0" in training.console
+    assert f"Moved it to {workdir}/damaged_checkpoints/{bad.name}.0" in training.console
     assert f"going on from step {newest(workdir).name}" in training.console
     assert not bad.exists() and (workdir / "damaged_checkpoints" / f"{bad.name}.0").is_dir()
     if damage is flip_bits:

@@ -141,7 +141,7 @@ def test_a_write_that_fails_leaves_the_old_network_whole(trained_run, stored, mo
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_values_that_are_not_finite_are_not_stored(dtype, value):
     variables = {"params": {"head": {"kernel": np.array([[1.0, value]], np.float32)}}}
-    with pytest.raises(InputError, match=rf"NaN or infinite in {KERNEL}; export another run"):
+    with pytest.raises(InputError, match=rf"NaN or infinite values in {KERNEL}; export another run"):
         pack(variables, 0, dtype)
 
 
@@ -224,18 +224,24 @@ def test_metadata_of_something_else(stored, metadata, words):
         ),
         (
             lambda arrays: arrays.update({KERNEL: arrays[KERNEL].astype(np.float64)}),
-            r"others: params/head/kernel \(F64\)",
+            r"but these are not: params/head/kernel \(F64\)",
         ),
-        (lambda arrays: arrays.update({KERNEL: arrays[KERNEL].astype(np.int8)}), r"others: params/head/kernel \(I8\)"),
-        (lambda arrays: arrays.update({KERNEL: arrays[KERNEL] * np.nan}), f"NaN or infinite in {KERNEL}"),
-        (lambda arrays: arrays.update({KERNEL: np.full_like(arrays[KERNEL], np.inf)}), f"NaN or infinite in {KERNEL}"),
+        (
+            lambda arrays: arrays.update({KERNEL: arrays[KERNEL].astype(np.int8)}),
+            r"but these are not: params/head/kernel \(I8\)",
+        ),
+        (lambda arrays: arrays.update({KERNEL: arrays[KERNEL] * np.nan}), f"NaN or infinite values in {KERNEL}"),
+        (
+            lambda arrays: arrays.update({KERNEL: np.full_like(arrays[KERNEL], np.inf)}),
+            f"NaN or infinite values in {KERNEL}",
+        ),
         (
             lambda arrays: arrays.update({f"{KERNEL}/a": arrays[KERNEL]}),
-            "has the name of a group of arrays, or lies in",
+            "has the name of a group of arrays, or is inside",
         ),
         (
             lambda arrays: arrays.update({"params/head": arrays[KERNEL]}),
-            "has the name of a group of arrays, or lies in",
+            "has the name of a group of arrays, or is inside",
         ),
         (lambda arrays: arrays.clear(), "none in the file"),
     ],
@@ -272,10 +278,10 @@ def test_damaged_json_is_named(stored, name, text):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"dataset": None}, "of another version of this code"),
+        ({"dataset": None}, "from another version of this code"),
         ({"dataset": {"fingerprint": 5}}, r"dataset\.fingerprint=5 is not a string"),
         ({"model": {"name": "resnet"}}, r"model\.name='resnet': give one of"),
-        ({"model": "unet"}, "of another version of this code"),
+        ({"model": "unet"}, "from another version of this code"),
         ({"eval": {"threshold": 7.0}}, r"eval\.threshold=7\.0: give 0"),
     ],
 )
@@ -342,9 +348,9 @@ def test_checksums_as_other_programs_write_them(stored, change):
             "0" * 64 + "  weights.bin",
             r"weights\.bin cannot be read \(No such file or directory\), and SHA256SUMS lists it",
         ),
-        ("0" * 63 + "  config.json", "the line '0*  config.json' is not a SHA-256 and the name of a file beside it"),
-        ("0" * 64 + "  ../config.json", "is not a SHA-256 and the name of a file beside it"),
-        ("0" * 64, "is not a SHA-256 and the name of a file beside it"),
+        ("0" * 63 + "  config.json", "the line '0*  config.json' is not a SHA-256 digest and a file name"),
+        ("0" * 64 + "  ../config.json", "is not a SHA-256 digest and a file name"),
+        ("0" * 64, "is not a SHA-256 digest and a file name"),
         ("0" * 64 + "  config.json", "it lists config.json twice, with different digests"),
     ],
 )

@@ -115,7 +115,7 @@ def test_a_folder_without_checksums_or_of_another_format_is_refused(stored, tmp_
     other = tmp_path / "other"
     shutil.copytree(stored, other)
     rewrite(other, brainseg_jax='{"format": "2", "step": 1}')
-    with pytest.raises(InputError, match="format '2', and this version of brainseg_jax reads format '1'"):
+    with pytest.raises(InputError, match="format '2'; this version of brainseg_jax reads format '1'"):
         load_trained(other)
     rewrite(other)
     with pytest.raises(InputError, match="its metadata have no 'brainseg_jax', so another program wrote it"):

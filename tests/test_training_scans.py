@@ -234,7 +234,7 @@ def test_many_scans_of_few_patients_say_nothing(tmp_path):
     cohort = FakeCohort(24)
     cohort.patients = tuple(f"P{seed % 19}" for seed in range(24))
     line = write_training_scans(tmp_path, cohort, Split(cohort.cases[:22], cohort.cases[22:23], cohort.cases[23:]))
-    assert line == f"no {FILE}, so predict will not flag scans: 19 training patients, and 20 are needed"
+    assert line == f"no {FILE}, so predict will not flag scans: 19 training patients, 20 are needed"
     assert not (tmp_path / FILE).exists()
 
 
@@ -325,7 +325,7 @@ def test_a_run_writes_what_its_training_scans_look_like(tmp_path):
     assert flagged[-1]  # that which is upside down
     assert line.endswith(f"unlike the 20 training scans: it flags {sum(flagged)} of the 4 validation and test scans")
     few = dataclasses.replace(split, train=split.train[:19])
-    assert "19 training patients, and 20 are needed" in write_training_scans(tmp_path / "other", cohort, few)
+    assert "19 training patients, 20 are needed" in write_training_scans(tmp_path / "other", cohort, few)
     assert not (tmp_path / "other").exists()
 
 

@@ -38,7 +38,7 @@ def test_folders_of_data_below_it_are_left_out(tmp_path):
 
 
 def test_the_default_folder_of_data_is_asked_for_by_its_flags(tmp_path):
-    words = r"by default ~/tensorflow_datasets, .*--data_dir \(in main: --config.data.dir\) .* TFDS_DATA_DIR$"
+    words = r"prepared data, ~/tensorflow_datasets, .*--data_dir \(in main: --config.data.dir\) .* TFDS_DATA_DIR$"
     with pytest.raises(InputError, match=words) as raised:
         prepare("phantom", None)
     assert "data_dir=~" not in str(raised.value)
@@ -51,7 +51,7 @@ def test_a_split_below_it_is_that_of_the_run(tmp_path, caplog):
         data.choose_split(config, COHORT, tmp_path)
     write_split(tmp_path / "split.json", SPLIT)
     assert data.choose_split(config, COHORT, tmp_path) == SPLIT
-    assert "split.json is used" in caplog.text
+    assert f"using {tmp_path}/split.json" in caplog.text
 
 
 def test_a_source_below_it_is_recorded_as_it_is(tmp_path):

@@ -86,7 +86,7 @@ def test_a_store_that_fails_stops_no_training_and_gets_the_rows_later(workdir, t
         with monkeypatch.context() as broken:
             broken.setattr(mlflow.MlflowClient, "log_batch", lambda *_, **__: 1 / 0)
             write(opened, 1)
-        assert "1 epochs wait, and the training goes on" in caplog.text
+        assert "the training goes on, and 1 epochs are sent later" in caplog.text
         write(opened, 2)
     client, (run,) = read(store)
     assert sorted(point.step for point in client.get_metric_history(run.info.run_id, "train_loss")) == [1, 2]
