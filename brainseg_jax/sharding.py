@@ -46,14 +46,14 @@ def put_padded(array: np.ndarray, mesh: Mesh) -> jax.Array:
     return jax.make_array_from_callback((rows, *array.shape[1:]), over_batch(mesh), part)
 
 
-def own_rows(sharding: NamedSharding, rows: int) -> np.ndarray:
+def local_rows(sharding: NamedSharding, rows: int) -> np.ndarray:
     """Indices of the rows, of an array of `rows` rows, that lie on the devices of this process, ascending."""
     parts = sharding.addressable_devices_indices_map((rows,)).values()
     return np.unique(np.concatenate([np.arange(rows)[part] for part in parts]))
 
 
-def put_own(array: np.ndarray, sharding: NamedSharding, rows: int) -> jax.Array:
-    """Lays an array of `rows` rows, of which each process knows its `own_rows`, on the devices."""
+def put_local(array: np.ndarray, sharding: NamedSharding, rows: int) -> jax.Array:
+    """Lays an array of `rows` rows, of which each process knows its `local_rows`, on the devices."""
     return jax.make_array_from_process_local_data(sharding, array, (rows, *array.shape[1:]))
 
 
