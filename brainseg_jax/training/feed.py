@@ -28,7 +28,7 @@ class DrawnSlices(NamedTuple):
 
 
 class _DeviceArrays(NamedTuple):
-    """The arrays of the cohort on the devices. They are jit arguments, since jit would compile in closed-over arrays."""
+    """The arrays of the cohort on the devices, as jit arguments: jit would compile closed-over arrays as constants."""
 
     images: jax.Array  # [N, side, side, C] uint8
     target_bits: jax.Array  # [N, side, side, 1]
