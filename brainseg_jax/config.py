@@ -38,22 +38,22 @@ def _paper() -> ConfigDict:
     config.compilation_cache = 1.0  # maximum GiB of compiled programs in ~/.cache/brainseg_jax; 0: no cache
 
     config.model = ConfigDict()
-    config.model.name = "unet"  # unet | attention_unet
+    config.model.name = "unet"  # the network: unet | attention_unet
     config.model.features = 64  # channels of the first level; they double at each level down
     config.model.depth = 4  # number of 2x2 poolings
     config.model.norm = "block"  # batch norm: block (one per block) | conv (after each convolution) | none
     config.model.norm_momentum = 0.99  # decay of the running statistics of batch norm
     config.model.gate_upsampling = "nearest"  # in attention_unet: nearest (reproduced project) | bilinear (the paper)
-    config.model.deep_supervision = False  # train extra heads at coarser decoder levels, each at half the weight
+    config.model.deep_supervision = False  # also train heads at coarser decoder levels, each at half the weight
     config.model.dtype = "float32"  # compute dtype: float32 | bfloat16; parameters and logits stay float32
     config.model.precision = "default"  # of float32 products: default (TF32 on a GPU) | highest (float32 everywhere)
-    config.model.formulation = "auto"  # of the operators in ops.py, with equal results: lax (XLA) | cpu | auto
+    config.model.formulation = "auto"  # of the operators in ops.py, with the same maths: lax (XLA) | cpu | auto
 
     config.loss = ConfigDict()
     # dice | generalized_dice | tversky | focal_tversky | focal | dice_cross_entropy (nnU-Net's)
     config.loss.name = "dice"  # | weighted_cross_entropy (class weights from the training masks as drawn)
-    config.loss.smooth = 0.1  # smoothing term of dice, dice_cross_entropy, tversky, focal_tversky
-    config.loss.batch_wide = True  # of overlap losses: sums over the whole batch, not for each slice
+    config.loss.smooth = 0.1  # smoothing term of the overlap losses, except generalized_dice
+    config.loss.batch_wide = True  # overlap losses: sums over the whole batch, not for each slice
     config.loss.false_negative_weight = 0.7  # tversky, focal_tversky: beta; the weight of false positives is 1 - beta
     config.loss.focal_tversky_gamma = 4 / 3  # focal_tversky: the Tversky loss to the power of 1 / gamma
     config.loss.focal_gamma = 2.0  # focal: a higher gamma reduces the weight of well-classified pixels
@@ -72,7 +72,7 @@ def _paper() -> ConfigDict:
     config.data.normalization = "rescale"  # rescale (/255) | volume_zscore (Buda et al.) | volume_median (of the head)
     config.data.tumor_sampling = 0.0  # share of each batch drawn from slices with tumor; 0: all slices equally often
     config.data.by_patient = False  # draw each patient equally often, whatever its number of slices
-    config.data.area_power = 0.0  # of by_patient: a tumor slice is drawn in proportion to its tumor area to this power
+    config.data.area_power = 0.0  # by_patient: tumor slices are drawn in proportion to their tumor area to this power
 
     config.split = ConfigDict()  # always by patient, stratified by institution
     config.split.seed = 0  # seed of the split
@@ -83,13 +83,13 @@ def _paper() -> ConfigDict:
     config.split.file = ""  # a split.json, or splits_final.json of nnU-Net; empty: a new split
 
     config.augment = ConfigDict()  # each value is the maximum of a random amount; 0: off
-    config.augment.rotation = 0.0  # degrees
-    config.augment.scale = 0.0  # relative
+    config.augment.rotation = 0.0  # angle in degrees
+    config.augment.scale = 0.0  # relative change of size
     config.augment.shift = 0.0  # share of the side of the image
-    config.augment.shear = 0.0  # degrees
+    config.augment.shear = 0.0  # angle in degrees
     config.augment.flip = 0.0  # probability of a left-right mirror image
     config.augment.flair_stand_in = 0.0  # probability that FLAIR replaces other channels, as for a missing sequence
-    config.augment.contrast = 0.0  # relative
+    config.augment.contrast = 0.0  # relative change of contrast
     config.augment.gamma = 0.0  # natural logarithm of the exponent
     config.augment.noise = 0.0  # standard deviation, relative to that of the image
 
@@ -102,17 +102,17 @@ def _paper() -> ConfigDict:
     config.optimizer.ema_decay = 0.0  # decay of a moving average of the weights, which is used for scores; 0: off
     config.optimizer.schedule = "plateau"  # plateau | cosine | constant
     config.optimizer.warmup_epochs = 0.0  # length of a linear warmup from 0
-    config.optimizer.plateau_factor = 0.1  # factor after plateau_patience epochs without a better val Dice
+    config.optimizer.plateau_factor = 0.1  # multiplies the rate after plateau_patience epochs without a better val Dice
     config.optimizer.plateau_patience = 5  # epochs without a better val Dice
     config.optimizer.plateau_min = 1e-6  # minimum learning rate
 
     config.train = ConfigDict()
     config.train.init_from = ""  # start from the weights of this run folder or `pretrained`; empty: random weights
     config.train.epochs = 25  # maximum number of epochs
-    config.train.batch_size = 32  # over all devices
-    config.train.steps_per_epoch = 0  # 0: one pass over the training slices
+    config.train.batch_size = 32  # slices per step, over all devices
+    config.train.steps_per_epoch = 0  # updates per epoch; 0: one pass over the training slices
     config.train.max_minutes = 0.0  # > 0: time limit of training and validation; a cosine schedule ends at it
-    config.train.early_stop_patience = 15  # epochs without a better val Dice; 0: off
+    config.train.early_stop_patience = 15  # stop after this many epochs without a better val Dice; 0: off
     config.train.keep = "best"  # checkpoint to score, predict with and export: best (mean val Dice) | last
     config.train.log_every = 10  # steps between reports of the loss
     config.train.skip_nonfinite = 0  # maximum number of updates to skip because loss or gradient is not finite

@@ -55,16 +55,16 @@ def compiler_options(
     """
     backend = jax.default_backend()
     if backend == "cpu" and runs_once:
-        return dict(_known((("xla_backend_optimization_level", 0),)))
+        return dict(_supported((("xla_backend_optimization_level", 0),)))
     if backend == "gpu" and deterministic:
         return {"xla_gpu_deterministic_ops": True}
     if backend != "cpu" or not network:
         return None
-    return dict(_known(tuple(_CPU_OPTIONS.items())))
+    return dict(_supported(tuple(_CPU_OPTIONS.items())))
 
 
 @functools.cache
-def _known(options: _Options) -> _Options:
+def _supported(options: _Options) -> _Options:
     """The options that the installed XLA accepts. Option names and values change between versions."""
     if _compiles(options):
         return options
@@ -79,8 +79,8 @@ def _compiles(options: _Options) -> bool:
     return True
 
 
-# Winograd's minimal filtering F(4, 3): four outputs of a filter of three taps for six products in place of twelve, with
-# the points 0, 1, -1, 2, -2 and infinity: out = A^T [(G taps) * (B^T in)]. Lavin and Gray 2016, "Fast Algorithms for
+# Winograd's minimal filtering F(4, 3) computes four outputs of a three-tap filter with six products instead of twelve.
+# The points are 0, 1, -1, 2, -2 and infinity: out = A^T [(G taps) * (B^T in)]. Lavin and Gray 2016, "Fast Algorithms for
 # Convolutional Neural Networks", CVPR, section 4.3.
 _INPUT = (  # B^T
     (4, 0, -5, 0, 1, 0),

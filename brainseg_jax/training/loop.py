@@ -123,7 +123,7 @@ def _score(state: TrainState, loop: LoopState, run: "_Run") -> dict:
     """Scores the checkpoint of `train.keep` on the test patients. A signal stops it between two batches."""
     from brainseg_jax.runs.results import write_results  # imports plots, which is slow: only at the end
 
-    kept, kept_loop = run.checkpoints.restore(run.checkpoints.best_step(), like=state)
+    kept_state, kept_loop = run.checkpoints.restore(run.checkpoints.best_step(), like=state)
     run.stop.announcement = "the training is finished; stopping before the next batch is scored"
 
     def stop_on_signal() -> None:
@@ -140,7 +140,7 @@ def _score(state: TrainState, loop: LoopState, run: "_Run") -> dict:
         run.metrics_log.print(
             write_training_scans(run.workdir, evaluation.cohort, evaluation.split, before_case=stop_on_signal)
         )
-        return write_results(run.workdir, evaluation, kept, epoch=kept_loop.epoch, epochs=loop.epoch)
+        return write_results(run.workdir, evaluation, kept_state, epoch=kept_loop.epoch, epochs=loop.epoch)
     finally:
         evaluation.assessor.runner.before_batch = lambda: None
 
@@ -261,8 +261,10 @@ def _stopped(run: _Run, state: TrainState) -> TrainingStopped:
 def _diverged(message: str, run: _Run) -> TrainingDiverged:
     run.checkpoints.wait()
     steps = run.checkpoints.steps()
-    kept = f"the last good checkpoint is {run.checkpoints.folder / str(steps[-1])}" if steps else "no checkpoint yet"
+    checkpoint = (
+        f"the last good checkpoint is {run.checkpoints.folder / str(steps[-1])}" if steps else "no checkpoint yet"
+    )
     return TrainingDiverged(
-        f"{message}; {kept}. Try a lower optimizer.learning_rate, optimizer.clip_norm=1.0, optimizer.warmup_epochs=1, "
+        f"{message}; {checkpoint}. Try a lower optimizer.learning_rate, optimizer.clip_norm=1.0, optimizer.warmup_epochs=1, "
         "or skip such steps: train.skip_nonfinite=10"
     )
