@@ -80,8 +80,8 @@ def _compiles(options: _Options) -> bool:
 
 
 # Winograd's minimal filtering F(4, 3) computes four outputs of a three-tap filter with six products instead of twelve.
-# The points are 0, 1, -1, 2, -2 and infinity: out = A^T [(G taps) * (B^T in)]. Lavin and Gray 2016, "Fast Algorithms for
-# Convolutional Neural Networks", CVPR, section 4.3.
+# The points are 0, 1, -1, 2, -2 and infinity: out = A^T [(G taps) * (B^T in)]. Source: Lavin and Gray 2016, "Fast
+# Algorithms for Convolutional Neural Networks", CVPR, section 4.3.
 _INPUT = (  # B^T
     (4, 0, -5, 0, 1, 0),
     (0, -4, -4, 1, 1, 0),

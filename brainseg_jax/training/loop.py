@@ -261,10 +261,8 @@ def _stopped(run: _Run, state: TrainState) -> TrainingStopped:
 def _diverged(message: str, run: _Run) -> TrainingDiverged:
     run.checkpoints.wait()
     steps = run.checkpoints.steps()
-    checkpoint = (
-        f"the last good checkpoint is {run.checkpoints.folder / str(steps[-1])}" if steps else "no checkpoint yet"
-    )
+    saved = f"the last good checkpoint is {run.checkpoints.folder / str(steps[-1])}" if steps else "no checkpoint yet"
     return TrainingDiverged(
-        f"{message}; {checkpoint}. Try a lower optimizer.learning_rate, optimizer.clip_norm=1.0, optimizer.warmup_epochs=1, "
+        f"{message}; {saved}. Try a lower optimizer.learning_rate, optimizer.clip_norm=1.0, optimizer.warmup_epochs=1, "
         "or skip such steps: train.skip_nonfinite=10"
     )
