@@ -1,4 +1,4 @@
-"""The console commands. Each is the same as `python -m` of its module, with the flags of that module."""
+"""The console commands. Each runs its module like `python -m`, with the same flags."""
 
 import runpy
 
@@ -29,10 +29,10 @@ def export() -> None:
 
 
 def convert() -> None:
-    """`brainseg-convert`: makes a run folder from weights of the published PyTorch U-Net."""
+    """`brainseg-convert`: creates a run folder from weights of the published PyTorch U-Net."""
     _run("convert")
 
 
 def _run(module: str) -> None:
-    # As the main module, so that --help lists the flags of the command.
+    # --help lists the flags of the main module, so the command has to be the main module.
     runpy.run_module(f"brainseg_jax.{module}", run_name="__main__", alter_sys=True)

@@ -1,4 +1,4 @@
-"""Compiled programs kept between runs, so that a second start waits for no compiler, and the compiler's memory."""
+"""Settings of JAX: number types, the cache of compiled programs, and the memory of the compiler."""
 
 import ctypes
 import os
@@ -9,40 +9,41 @@ from absl import logging
 
 
 def use_plain_numbers() -> None:
-    """Sets jax to the numbers that this package, flax and optax are written for.
+    """Resets the number settings of JAX to its defaults, which this package, flax and optax need; logs a warning.
 
-    They have 32 bits. With `JAX_ENABLE_X64` arrays without a type become 64-bit ones, and strict promotion of types or
-    ranks refuses what optax does. All are turned off, with a warning. A precision of products that the environment
-    sets is only warned of, as each network sets its own.
+    `JAX_ENABLE_X64` would turn arrays without a dtype into 64-bit arrays. Strict promotion of dtypes or ranks rejects
+    operations of optax. A default matmul precision has no effect, since each network sets its own.
     """
-    wanted = {"enable_x64": False, "numpy_dtype_promotion": "standard", "numpy_rank_promotion": "allow"}
-    for name, value in wanted.items():
-        if (found := getattr(jax.config, f"jax_{name}")) != value:
-            logging.warning("JAX_%s=%s is not supported: %s is used", name.upper(), found, value)
+    defaults = {"enable_x64": False, "numpy_dtype_promotion": "standard", "numpy_rank_promotion": "allow"}
+    for name, value in defaults.items():
+        if (setting := getattr(jax.config, f"jax_{name}")) != value:
+            logging.warning("JAX_%s=%s is not supported: %s is used", name.upper(), setting, value)
             jax.config.update(f"jax_{name}", value)
-    if found := jax.config.jax_default_matmul_precision:  # type: ignore[attr-defined]
-        logging.warning("JAX_DEFAULT_MATMUL_PRECISION=%s has no effect: model.precision of the config decides", found)
+    if precision := jax.config.jax_default_matmul_precision:  # type: ignore[attr-defined]
+        logging.warning(
+            "JAX_DEFAULT_MATMUL_PRECISION=%s has no effect: model.precision of the config is used", precision
+        )
 
 
 def keep_compiled(gib: float = 1.0) -> None:
-    """Keeps what is compiled from here on in a folder of the user, `~/.cache/brainseg_jax` or below `XDG_CACHE_HOME`.
+    """Turns on the cache of compiled programs in `~/.cache/brainseg_jax`, or in `brainseg_jax` of `XDG_CACHE_HOME`.
 
-    Call it before the first compilation. Programs are told apart by their content, jax's version and the processor; the
-    least recently used make room. Where `JAX_COMPILATION_CACHE_DIR` is set, jax keeps them there and this does nothing.
+    Call it before the first compilation. The key of a program is its content, the version of JAX and the processor. The
+    least recently used programs are deleted first. If `JAX_COMPILATION_CACHE_DIR` is set, this function does nothing.
 
     Args:
-      gib: the most that is kept, in GiB; 0 keeps nothing.
+      gib: Maximum size in GiB; 0: no cache.
     """
     if not gib or jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         return
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "brainseg_jax" / "compiled"
         folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError) as error:  # RuntimeError: no home folder is known
-        logging.warning("compiled programs are not kept: %s", error)
+    except (OSError, RuntimeError) as error:  # RuntimeError: no home folder
+        logging.warning("compiled programs are not cached: %s", error)
         return
     if not os.access(folder, os.W_OK):
-        logging.warning("compiled programs are not kept: %s cannot be written to", folder)
+        logging.warning("compiled programs are not cached: %s cannot be written to", folder)
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_compilation_cache_max_size", int(gib * 2**30))
@@ -50,10 +51,10 @@ def keep_compiled(gib: float = 1.0) -> None:
 
 
 def release_compiler_memory() -> None:
-    """From here on the memory that the compiler has freed goes back to the operating system after each compilation.
+    """Returns the freed memory of the compiler to the operating system after each compilation from now on.
 
-    glibc keeps freed memory for later requests in small pieces, which the large arrays of a training step cannot use:
-    the step's arrays come on top of it. It is one call of `malloc_trim`; with another C library nothing happens.
+    glibc keeps freed memory in small pieces, which the large arrays of a training step cannot use. So the process would
+    need the memory of both. This calls `malloc_trim`; with another C library it does nothing.
     """
     try:
         trim = ctypes.CDLL(None).malloc_trim
@@ -61,7 +62,7 @@ def release_compiler_memory() -> None:
         return
 
     def after_compilation(event: str, duration_secs: float, **_: str | int) -> None:
-        if event.endswith("backend_compile_duration") and duration_secs > 1.0:  # a short one leaves little
+        if event.endswith("backend_compile_duration") and duration_secs > 1.0:  # a short compilation frees little
             trim(0)
 
     jax.monitoring.register_event_duration_secs_listener(after_compilation)

@@ -1,4 +1,4 @@
-"""Every key of an experiment, its default and what it means. Files in `configs/` override a few of them."""
+"""All config keys with their defaults and meanings. The files in `configs/` override some of them."""
 
 import math
 
@@ -8,17 +8,18 @@ from brainseg_jax.errors import InputError
 
 
 def default_config(scale: str | None = None) -> ConfigDict:
-    """The recipe of the reproduced Keras project on the LGG data, or a smaller scale of it.
+    """Returns the recipe of the reproduced Keras project on the LGG data, or a smaller scale of it.
 
     Args:
-      scale: what follows the colon of `--config=configs/FILE.py:SCALE`. None: the paper's, for a GPU; "cpu": real scans
-        at a size that two CPU cores train in under an hour; "quick": made-up scans, about two minutes.
+      scale: The text after the colon of `--config=configs/FILE.py:SCALE`. None: the scale of the paper, for a GPU.
+        "cpu": real scans at a size that two CPU cores train in under an hour. "quick": synthetic scans, about two
+        minutes.
 
     Returns:
-      a locked ConfigDict: an unknown key is an error, a known one may be set.
+      A locked ConfigDict: existing keys can be set, and a new key is an error.
 
     Raises:
-      InputError: for another scale.
+      InputError: The scale is unknown.
     """
     if scale not in _SCALES:
         raise InputError(
@@ -30,113 +31,113 @@ def default_config(scale: str | None = None) -> ConfigDict:
 
 
 def _paper() -> ConfigDict:
-    """Every key, with its value at the paper's scale."""
+    """All keys, with their values at the scale of the paper."""
     config = ConfigDict()
-    config.seed = 0  # of the initial weights, the order of the slices and the augmentation
-    config.deterministic = False  # GPU: every program gives the same bits each time, more slowly; a CPU always does so
-    config.compilation_cache = 1.0  # GiB of compiled programs kept in ~/.cache/brainseg_jax between runs; 0: none
+    config.seed = 0  # seed of the initial weights, the order of the slices and the augmentation
+    config.deterministic = False  # GPU: same bits in each run, but slower; a CPU always gives the same bits
+    config.compilation_cache = 1.0  # maximum GiB of compiled programs in ~/.cache/brainseg_jax; 0: no cache
 
     config.model = ConfigDict()
-    config.model.name = "unet"  # unet | attention_unet
-    config.model.features = 64  # channels of the first level, doubled at each level down
+    config.model.name = "unet"  # the network: unet | attention_unet
+    config.model.features = 64  # channels of the first level; they double at each level down
     config.model.depth = 4  # number of 2x2 poolings
-    config.model.norm = "block"  # batch norm: block (once a block) | conv (after each convolution) | none
-    config.model.norm_momentum = 0.99  # share of the running statistics kept at each step
-    config.model.gate_upsampling = "nearest"  # of attention_unet: nearest (reproduced project) | bilinear (the paper)
-    config.model.deep_supervision = False  # in training the coarser decoder levels predict too, at halving weights
+    config.model.norm = "block"  # batch norm: block (one per block) | conv (after each convolution) | none
+    config.model.norm_momentum = 0.99  # decay of the running statistics of batch norm
+    config.model.gate_upsampling = "nearest"  # in attention_unet: nearest (reproduced project) | bilinear (the paper)
+    config.model.deep_supervision = False  # also train heads at coarser decoder levels, each at half the weight
     config.model.dtype = "float32"  # compute dtype: float32 | bfloat16; parameters and logits stay float32
     config.model.precision = "default"  # of float32 products: default (TF32 on a GPU) | highest (float32 everywhere)
-    config.model.formulation = "auto"  # of the operators in ops.py, the same maths: lax (XLA's own) | cpu | auto
+    config.model.formulation = "auto"  # of the operators in ops.py, with the same maths: lax (XLA) | cpu | auto
 
     config.loss = ConfigDict()
     # dice | generalized_dice | tversky | focal_tversky | focal | dice_cross_entropy (nnU-Net's)
-    config.loss.name = "dice"  # | weighted_cross_entropy (class weights from the training masks, as often as drawn)
-    config.loss.smooth = 0.1  # of dice, dice_cross_entropy, tversky, focal_tversky
-    config.loss.batch_wide = True  # of the same and generalized_dice: over the batch at once, not slice by slice
-    config.loss.false_negative_weight = 0.7  # tversky, focal_tversky: beta; false positives weigh 1 - beta
+    config.loss.name = "dice"  # | weighted_cross_entropy (class weights from the training masks as drawn)
+    config.loss.smooth = 0.1  # smoothing term of the overlap losses, except generalized_dice
+    config.loss.batch_wide = True  # overlap losses: sums over the whole batch, not for each slice
+    config.loss.false_negative_weight = 0.7  # tversky, focal_tversky: beta; the weight of false positives is 1 - beta
     config.loss.focal_tversky_gamma = 4 / 3  # focal_tversky: the Tversky loss to the power of 1 / gamma
-    config.loss.focal_gamma = 2.0  # focal: the higher, the less a pixel counts that is classified well
-    config.loss.focal_tumor_weight = 0.25  # focal: alpha; background weighs 1 - alpha
-    config.loss.target_weights = ()  # of the targets in their mean, in the order of the data; empty: all alike
+    config.loss.focal_gamma = 2.0  # focal: a higher gamma reduces the weight of well-classified pixels
+    config.loss.focal_tumor_weight = 0.25  # focal: alpha; the weight of background is 1 - alpha
+    config.loss.target_weights = ()  # weights of the targets, in the order of the data; empty: equal weights
 
     config.data = ConfigDict()
     config.data.source = "kaggle"  # kaggle | phantom | phantom:PATIENTS:SEED | a kaggle_3m folder or zip | any cohort
-    config.data.dir = ""  # where prepared data live; empty: TFDS_DATA_DIR, else ~/tensorflow_datasets
-    config.data.residence = "auto"  # auto (memory, where the slices fit) | memory | disk; batches are the same
-    config.data.image_size = 256  # pixels a side in training; scores are always on each scan's own grid
-    config.data.pixel_spacing = 0.0  # mm of such a pixel (pixels where no spacing is known); 0: slices fill the image
-    config.data.crop_size = 0  # pixels a side of a random window of each training image; 0: the whole image
-    config.data.view = "axial"  # axial | coronal | sagittal | all: the slices that the network sees
-    config.data.context = 0  # neighboring slices on either side that the network sees as further channels
+    config.data.dir = ""  # folder of prepared data; empty: TFDS_DATA_DIR, else ~/tensorflow_datasets
+    config.data.residence = "auto"  # auto (memory if the slices fit) | memory | disk; the batches are equal
+    config.data.image_size = 256  # pixels a side in training; scores always use the grid of each scan
+    config.data.pixel_spacing = 0.0  # mm per pixel (input pixels if the spacing is unknown); 0: slices fill the image
+    config.data.crop_size = 0  # pixels a side of a random crop of each training image; 0: the whole image
+    config.data.view = "axial"  # slices for the network: axial | coronal | sagittal | all (three views, averaged)
+    config.data.context = 0  # neighboring slices on either side, as extra input channels
     config.data.normalization = "rescale"  # rescale (/255) | volume_zscore (Buda et al.) | volume_median (of the head)
-    config.data.tumor_sampling = 0.0  # share of each batch drawn from slices with tumor; 0: each slice equally often
-    config.data.by_patient = False  # each patient equally often, whatever its slices; the other share is of any slice
-    config.data.area_power = 0.0  # of by_patient: tumor slices in proportion to their tumor's area to this power
+    config.data.tumor_sampling = 0.0  # share of each batch drawn from slices with tumor; 0: all slices equally often
+    config.data.by_patient = False  # draw each patient equally often, whatever its number of slices
+    config.data.area_power = 0.0  # by_patient: tumor slices are drawn in proportion to their tumor area to this power
 
     config.split = ConfigDict()  # always by patient, stratified by institution
-    config.split.seed = 0  # another seed gives another split
+    config.split.seed = 0  # seed of the split
     config.split.val = 0.1  # share of the patients
     config.split.test = 0.1  # share of the patients
-    config.split.folds = 0  # k > 0: k-fold cross-validation in place of shares; val is the fold after test
-    config.split.fold = 0  # 0 .. folds - 1: the one that is the test set
-    config.split.file = ""  # a split.json to use as it stands
+    config.split.folds = 0  # k > 0: k-fold cross-validation instead of shares; val is the fold after test
+    config.split.fold = 0  # index of the test fold, from 0
+    config.split.file = ""  # a split.json, or splits_final.json of nnU-Net; empty: a new split
 
-    config.augment = ConfigDict()  # each amount is the most that is drawn; 0 switches it off
-    config.augment.rotation = 0.0  # degrees
-    config.augment.scale = 0.0  # relative
-    config.augment.shift = 0.0  # share of the image's side
-    config.augment.shear = 0.0  # degrees
+    config.augment = ConfigDict()  # each value is the maximum of a random amount; 0: off
+    config.augment.rotation = 0.0  # angle in degrees
+    config.augment.scale = 0.0  # relative change of size
+    config.augment.shift = 0.0  # share of the side of the image
+    config.augment.shear = 0.0  # angle in degrees
     config.augment.flip = 0.0  # probability of a left-right mirror image
-    config.augment.flair_stand_in = 0.0  # probability that the stand-in (FLAIR) replaces other channels
-    config.augment.contrast = 0.0  # relative
+    config.augment.flair_stand_in = 0.0  # probability that FLAIR replaces other channels, as for a missing sequence
+    config.augment.contrast = 0.0  # relative change of contrast
     config.augment.gamma = 0.0  # natural logarithm of the exponent
-    config.augment.noise = 0.0  # standard deviation, in units of the image's
+    config.augment.noise = 0.0  # standard deviation, relative to that of the image
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "adam"  # adam | adamw
-    config.optimizer.learning_rate = 1e-4  # the highest of the schedule
-    config.optimizer.b2 = 0.99  # decay of Adam's running mean of squared gradients
-    config.optimizer.weight_decay = 0.0  # adamw only: decoupled, on kernels only
-    config.optimizer.clip_norm = 0.0  # global norm of the gradient; 0: off
-    config.optimizer.ema_decay = 0.0  # > 0: an exponential moving average of the weights is scored and kept
+    config.optimizer.learning_rate = 1e-4  # maximum of the schedule
+    config.optimizer.b2 = 0.99  # decay of the running mean of squared gradients in Adam
+    config.optimizer.weight_decay = 0.0  # decoupled, for kernels only; needs adamw
+    config.optimizer.clip_norm = 0.0  # maximum global norm of the gradient; 0: off
+    config.optimizer.ema_decay = 0.0  # decay of a moving average of the weights, which is used for scores; 0: off
     config.optimizer.schedule = "plateau"  # plateau | cosine | constant
-    config.optimizer.warmup_epochs = 0.0  # linear, from 0
-    config.optimizer.plateau_factor = 0.1  # times the rate, after plateau_patience epochs without a better val Dice
-    config.optimizer.plateau_patience = 5  # epochs
-    config.optimizer.plateau_min = 1e-6  # the rate never falls below
+    config.optimizer.warmup_epochs = 0.0  # length of a linear warmup from 0
+    config.optimizer.plateau_factor = 0.1  # multiplies the rate after plateau_patience epochs without a better val Dice
+    config.optimizer.plateau_patience = 5  # epochs without a better val Dice
+    config.optimizer.plateau_min = 1e-6  # minimum learning rate
 
     config.train = ConfigDict()
-    config.train.init_from = ""  # a run folder or `pretrained`, whose weights the training starts from; empty: random
-    config.train.epochs = 25  # maximum
-    config.train.batch_size = 32  # over all devices
-    config.train.steps_per_epoch = 0  # 0: as many as one pass over the training slices takes
-    config.train.max_minutes = 0.0  # > 0: training and validating end in good order by then, a cosine at 0
-    config.train.early_stop_patience = 15  # epochs without a better val Dice; 0: off
-    config.train.keep = "best"  # the epoch that is scored and given out: best (highest mean val Dice) | last
-    config.train.log_every = 10  # steps between looks at the loss
-    config.train.skip_nonfinite = 0  # updates that may be left out in all where loss or gradient is not finite
+    config.train.init_from = ""  # start from the weights of this run folder or `pretrained`; empty: random weights
+    config.train.epochs = 25  # maximum number of epochs
+    config.train.batch_size = 32  # slices per step, over all devices
+    config.train.steps_per_epoch = 0  # updates per epoch; 0: one pass over the training slices
+    config.train.max_minutes = 0.0  # > 0: time limit of training and validation; a cosine schedule ends at it
+    config.train.early_stop_patience = 15  # stop after this many epochs without a better val Dice; 0: off
+    config.train.keep = "best"  # checkpoint to score, predict with and export: best (mean val Dice) | last
+    config.train.log_every = 10  # steps between reports of the loss
+    config.train.skip_nonfinite = 0  # maximum number of updates to skip because loss or gradient is not finite
 
-    config.plan = ConfigDict()  # the largest step, where the data decide the values left AUTO, see training/plan.py
-    config.plan.image_size = 256  # largest image, in pixels a side
-    config.plan.features = 32  # of the network
-    config.plan.batch_size = 16  # slices of that size; more of smaller ones
+    config.plan = ConfigDict()  # limits for the keys that are AUTO, which the data decide; see training/plan.py
+    config.plan.image_size = 256  # maximum pixels a side
+    config.plan.features = 32  # model.features, if AUTO
+    config.plan.batch_size = 16  # slices per batch at that image size; smaller images allow more
 
     config.eval = ConfigDict()
-    config.eval.batch_size = 32  # slices; no score depends on it
-    config.eval.mirror = False  # average each probability with that of the left-right mirror image; twice the time
-    config.eval.threshold = 0.5  # probability from which a pixel counts as tumor
-    config.eval.largest_component = False  # keep the largest connected 3-D part of each patient's prediction alone
-    config.eval.min_voxels = 0  # take out connected 3-D components of fewer voxels, on slices of 256 x 256 pixels
-    config.eval.choose = False  # in place of the three above, what scores best on the validation patients at the end
+    config.eval.batch_size = 32  # slices per batch; scores do not depend on it
+    config.eval.mirror = False  # average the probabilities with those of the mirror image; takes twice as long
+    config.eval.threshold = 0.5  # minimum probability of a tumor pixel
+    config.eval.largest_component = False  # keep only the largest 3-D connected component of each prediction
+    config.eval.min_voxels = 0  # remove 3-D connected components of fewer voxels, on slices of 256 x 256 pixels
+    config.eval.choose = False  # after training, choose the three settings above by the validation score
     return config
 
 
-AUTO = -1  # of a number that the plan fills in, see `training.plan`; of a word it is "auto"
+AUTO = -1  # marks a number that `training.plan` fills in; text is "auto"
 PLANNED = (
     *("data.view", "data.pixel_spacing", "data.image_size", "data.tumor_sampling"),
     *("model.depth", "model.features", "train.batch_size", "augment.flip"),
 )
-_RANGES = {  # key: least and greatest value
+_RANGES = {  # key: minimum and maximum
     "data.image_size": (16, 1024),
     "data.pixel_spacing": (0.0, 100.0),
     "data.crop_size": (0, 1024),
@@ -206,9 +207,9 @@ _CHOICES = {
 
 
 def check_config(config: ConfigDict) -> None:
-    """Raises InputError with every value of the config that is no choice or lies outside of its range.
+    """Raises InputError with all values of the config that are not a valid choice or are out of range.
 
-    It comes before data are touched: a misspelt name must not cost a download first.
+    Call it before reading data: a misspelt name must not start a download.
     """
     faults = []
     for key, choices in _CHOICES.items():
@@ -216,22 +217,22 @@ def check_config(config: ConfigDict) -> None:
         if config[section][name] not in choices and not _is_planned(config, key):
             faults.append(f"  {key}={config[section][name]!r}: give one of {', '.join(choices)}")
     if not 0.0 <= config.compilation_cache < math.inf:
-        faults.append(f"  compilation_cache={config.compilation_cache}: give GiB, 0 to keep nothing")
+        faults.append(f"  compilation_cache={config.compilation_cache}: give GiB, or 0 for no cache")
     if not 0 <= config.seed < 2**32:
         faults.append(f"  seed={config.seed}: give 0 to {2**32 - 1}")
-    for key, (least, greatest) in _RANGES.items():
+    for key, (minimum, maximum) in _RANGES.items():
         section, name = key.split(".")
         value = config[section][name]
         if _is_planned(config, key):
             continue
-        if not (least <= value <= greatest and math.isfinite(value)):
-            wanted = f"at least {least}" if greatest == math.inf else f"{least} to {greatest}"
-            faults.append(f"  {key}={value}: give {wanted}")
+        if not (minimum <= value <= maximum and math.isfinite(value)):
+            valid = f"at least {minimum}" if maximum == math.inf else f"{minimum} to {maximum}"
+            faults.append(f"  {key}={value}: give {valid}")
     crop, side, depth = config.data.crop_size, config.data.image_size, config.model.depth
     if crop and side != AUTO and crop > side:
         faults.append(f"  data.crop_size={crop}: images have {side} pixels a side; give at most that, or 0 for no crop")
     if crop and depth != AUTO and crop % 2**depth:
-        faults.append(f"  data.crop_size={crop}: model.depth={depth} takes multiples of {2**depth}; give one of them")
+        faults.append(f"  data.crop_size={crop}: model.depth={depth} needs a multiple of {2**depth}")
     if config.data.view in ("sagittal", "all"):
         faults += [
             f"  {key}={value} with data.view={config.data.view}: sagittal slices have no left and right; give {off}"
@@ -252,7 +253,7 @@ def _is_planned(config: ConfigDict, key: str) -> bool:
 
 _OVERLAP = ("dice", "dice_cross_entropy", "tversky", "focal_tversky")
 _TVERSKY = ("tversky", "focal_tversky")
-_USED = {  # key: where it has an effect, in words; and whether that is so in a config
+_USED = {  # key: condition under which it has an effect, as text and as a function of the config
     "model.norm_momentum": ("with model.norm=block or conv", lambda c: c.model.norm != "none"),
     "model.gate_upsampling": ("with model.name=attention_unet", lambda c: c.model.name == "attention_unet"),
     "loss.smooth": (f"with loss.name={', '.join(_OVERLAP)}", lambda c: c.loss.name in _OVERLAP),
@@ -280,14 +281,14 @@ _USED = {  # key: where it has an effect, in words; and whether that is so in a 
 
 
 def idle_keys(config: ConfigDict) -> list[str]:
-    """Each key that was set, to what is no scale's default, and has no effect beside the others; with where it has."""
+    """Lists keys without effect that differ from the defaults of all scales, each with the condition for an effect."""
     defaults = [default_config(scale) for scale in _SCALES]
     idle = []
-    for key, (words, used) in _USED.items():
+    for key, (condition, used) in _USED.items():
         section, name = key.split(".")
         value = config[section][name]
         if not used(config) and all(value != default[section][name] for default in defaults):
-            idle.append(f"{key}={value} ({words} only)")
+            idle.append(f"{key}={value} ({condition} only)")
     return idle
 
 
@@ -301,12 +302,12 @@ _SMALL = {
 }
 
 
-def _merged(*parts: dict) -> dict:
-    out: dict = {}
-    for part in parts:
-        for key, values in part.items():
-            out[key] = {**out.get(key, {}), **values}
-    return out
+def _merged(*sections: dict) -> dict:
+    result: dict = {}
+    for section in sections:
+        for key, values in section.items():
+            result[key] = {**result.get(key, {}), **values}
+    return result
 
 
 _SCALES = {

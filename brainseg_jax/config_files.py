@@ -1,4 +1,4 @@
-"""Config files by path or by name: `--config=configs/attn_dice.py:cpu` and `--config=attn_dice.py:cpu`."""
+"""Finds config files by path or by name: `--config=configs/attn_dice.py:cpu` and `--config=attn_dice.py:cpu`."""
 
 from pathlib import Path
 
@@ -8,33 +8,33 @@ _PACKAGE = Path(__file__).parent
 
 
 def configs_folder() -> Path:
-    """The folder of the configs that come with this package: in it, or beside it in a checkout."""
+    """The folder of the configs of this package: inside the package, or beside it in a checkout."""
     installed = _PACKAGE / "configs"
     return installed if installed.is_dir() else _PACKAGE.with_name("configs")
 
 
 def config_names() -> list[str]:
-    """The file names of the configs that come with this package."""
+    """The file names of the configs of this package."""
     return sorted(path.name for path in configs_folder().glob("*.py") if path.name != "__init__.py")
 
 
 def find_config(text: str) -> str:
-    """The path of a config file.
+    """Returns the path of a config file.
 
     Args:
-      text: a path, or the name of a config of this package with or without `.py`. A file at that path comes before a
-        config of that name. A colon and what follows it are kept.
+      text: A path, or the name of a config of this package with or without `.py`. An existing file takes precedence.
+        The text can end in a colon and a scale, which the result keeps.
 
     Raises:
-      InputError: there is no such file and no such config.
+      InputError: There is no such file and no config of this name.
     """
     file, colon, scale = text.partition(":")
     if not Path(file).is_file():
         path = configs_folder() / (file if file.endswith(".py") else f"{file}.py")
         if path.name not in config_names() or Path(file).name != file:
             raise InputError(
-                f"--config={text}: there is no file {file}; give the path of a config file, or one of this package: "
-                f"{', '.join(config_names())}"
+                f"--config={text}: there is no file {file}; give the path of a config file, or the name of one of "
+                f"this package: {', '.join(config_names())}"
             )
         file = str(path)
     return f"{file}{colon}{scale}"

@@ -1,4 +1,4 @@
-"""A run folder from weights of the published PyTorch U-Net.
+"""Converts weights of the published PyTorch U-Net to a run folder.
 
 `python -m brainseg_jax.convert --weights=unet.pt --output=runs/published`
 """
@@ -13,11 +13,11 @@ from brainseg_jax.files import user_path
 from brainseg_jax.sharing.published import convert
 
 WEIGHTS = flags.DEFINE_string("weights", None, "A state dict of mateuszbuda/brain-segmentation-pytorch.")
-OUTPUT = flags.DEFINE_string("output", None, "The run folder to make.")
+OUTPUT = flags.DEFINE_string("output", None, "The run folder to create.")
 
 
 def main(_: list[str]) -> None:
-    """Converts what the flags name."""
+    """Converts the weights and prints the number of parameters."""
     for flag in (WEIGHTS, OUTPUT):
         if not flag.value:
             raise InputError(f"--{flag.name} is empty: give --weights=FILE --output=FOLDER")

@@ -1,12 +1,12 @@
-"""Scores masks against the truth, patient by patient, and writes a report to read.
+"""Scores masks against reference masks, patient by patient, and writes a report.
 
-A run, or several side by side, on patients that it was not trained on:
-`python -m brainseg_jax.evaluate --run=runs/attn_dice --output=scores`. Any folder of masks against another:
+To score one or several runs on patients that they were not trained on:
+`python -m brainseg_jax.evaluate --run=runs/attn_dice --output=scores`. To score a folder of masks:
 `python -m brainseg_jax.evaluate --predictions=FOLDER --truth=FOLDER --output=scores`. In label maps
 each label is a target, unless `--targets` or a `dataset.json` of nnU-Net in or beside the reference masks names them.
 
-Many cases can be scored by several processes: the same command with `--shard=0/4` to `--shard=3/4`, in any order, on
-machines that share the folder of `--output`; then `python -m brainseg_jax.evaluate --merge --output=scores`.
+Several processes can share the cases: run the same command with `--shard=0/4` to `--shard=3/4`, in any order, on
+machines that share the folder of `--output`. Then run `python -m brainseg_jax.evaluate --merge --output=scores`.
 """
 
 import brainseg_jax.import_errors  # isort: skip  # noqa: F401
@@ -42,48 +42,50 @@ from brainseg_jax.shards import ALL, Shard, ShardFile, check_beside_merge, parse
 RUN = flags.DEFINE_list(
     "run",
     [],
-    f"Run folders or stored networks, up to {MAX_RUNS}, with a comma between; the first is compared with. "
-    "pretrained: the network in this package.",
+    f"Run folders or stored networks, up to {MAX_RUNS}, with commas between them. The others are compared with the "
+    "first. pretrained: the network in this package.",
 )
 SOURCE = flags.DEFINE_string(
     "source",
     "",
-    "Labelled scans, as --config.data.source of a training, on which the runs are scored in place of their own test "
-    "patients; cases of patients that they were trained on or chosen by are left out.",
+    "Labelled scans to score the runs on, instead of their own test patients; values as for --config.data.source. "
+    "Cases of patients that a run was trained on or chosen by are left out.",
 )
-PART = flags.DEFINE_enum("part", "test", ["val", "test"], "Which patients of the runs.")
+PART = flags.DEFINE_enum("part", "test", ["val", "test"], "Patients of the runs to score.")
 PREDICTIONS = flags.DEFINE_string("predictions", None, "A folder of predicted masks.")
 TRUTH = flags.DEFINE_string("truth", None, "A folder of the reference masks of the same cases.")
 TARGETS = flags.DEFINE_string(
     "targets",
     "",
-    "What the labels of --truth mean, as in 'whole tumor=1,2,3;enhancing tumor=3;ignore=255'; by default what a "
-    "dataset.json in or beside --truth says, else each label is a target.",
+    "Labels of each target in --truth, as in 'whole tumor=1,2,3;enhancing tumor=3;ignore=255'. Default: those of a "
+    "dataset.json in or beside --truth, else each label is a target.",
 )
-WITHIN = flags.DEFINE_float("tolerance", TOLERANCE, "Of surface Dice, in mm; in voxels where no spacing is known.")
+SURFACE_TOLERANCE = flags.DEFINE_float(
+    "tolerance", TOLERANCE, "Tolerance of surface Dice, in mm; in voxels if the spacing is unknown."
+)
 OUTPUT = flags.DEFINE_string("output", None, "Folder for scores.json, per_patient.csv and report.html.")
-OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace existing results; with --shard, begin this shard again.")
+OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace existing results; with --shard, repeat this shard.")
 SHARD = flags.DEFINE_string(
-    "shard", "0/1", "i/n: score the i-th of n shards of the cases, from 0, for job arrays; --merge joins them."
+    "shard", "0/1", "i/n: score shard i of n shards of the cases, counted from 0, for job arrays. --merge joins them."
 )
 FIGURES = flags.DEFINE_enum(
-    "figures", None, list(FORMATS), "Write the plots of the report to OUTPUT/figures too, for papers, in this format."
+    "figures", None, list(FORMATS), "Also write the plots of the report to OUTPUT/figures in this format, for papers."
 )
 MERGE = flags.DEFINE_bool(
-    "merge", False, "Score nothing; join the shards to the results. Takes --output and --figures."
+    "merge", False, "Only join the shards to the results. Needs --output; accepts --figures and --overwrite."
 )
-RECORDED = (RUN, SOURCE, PART, PREDICTIONS, TRUTH, TARGETS, WITHIN, SHARD)  # by the shards
+RECORDED = (RUN, SOURCE, PART, PREDICTIONS, TRUTH, TARGETS, SURFACE_TOLERANCE, SHARD)  # flags that each shard records
 
 FILES = ("scores.json", "per_patient.csv", "report.html")
 
 
 def main(_: list[str]) -> None:
-    """Scores what the flags name, writes the three files, or a shard for them, and prints a line for each run."""
+    """Scores the masks, writes the result files or a shard, and prints a line for each run."""
     _check_flags()
     output = user_path(OUTPUT.value, "--output")
     check_folder(output, "--output")
     if (output / "config.json").exists():
-        raise InputError(f"--output={output} is a run folder, whose own results would be lost; give another folder")
+        raise InputError(f"--output={output} is a run folder, and its own results would be lost; give another folder")
     names = (*FILES, "figures") if FIGURES.value else FILES
     if not OVERWRITE.value and (existing := [output / name for name in names if (output / name).exists()]):
         raise InputError(f"{existing[0]} already exists; give another --output, or --overwrite to replace it")
@@ -92,8 +94,10 @@ def main(_: list[str]) -> None:
         with cli.sigterm_interrupts():
             _run(output, shard)
     except KeyboardInterrupt:
-        words = "begins again" if shard.is_whole else f"goes on with shard {shard}"
-        raise KeyboardInterrupt(f"interrupted before all was written; the same command {words}") from None
+        effect = "start again" if shard.is_whole else f"continue shard {shard}"
+        raise KeyboardInterrupt(
+            f"interrupted before all results were written; repeat the command to {effect}"
+        ) from None
 
 
 def _run(output: Path, shard: Shard) -> None:
@@ -103,28 +107,30 @@ def _run(output: Path, shard: Shard) -> None:
         remove_shards(output, NAME)
     elif shard.is_whole:
         work = _begin()
-        scorings = itertools.chain([next(work.scorings)], work.scorings)  # faults of the input come before any file
+        scorings = itertools.chain(
+            [next(work.scorings)], work.scorings
+        )  # raises errors of the input before it writes any file
         with _scratch_file(output) as file:
             write_records(file, scorings, ALL, read_records(file, ALL))
             file.seek(0)
-            _write_results(output, [read_records(file, ALL)], tolerance=WITHIN.value)
+            _write_results(output, [read_records(file, ALL)], tolerance=SURFACE_TOLERANCE.value)
     else:
         _score_shard(output, shard)
 
 
 def _begin() -> Work:
-    """What the flags name; faults of the input are raised here and by the first scoring."""
+    """Starts the scoring of the runs or folders. This call and the first scoring raise errors of the input."""
     keep_compiled()
     if RUN.value:
         folders = [network_path(folder, "--run") for folder in RUN.value]
-        return begin_runs(folders, part=PART.value, tolerance=WITHIN.value, source=SOURCE.value)
+        return begin_runs(folders, part=PART.value, tolerance=SURFACE_TOLERANCE.value, source=SOURCE.value)
     predictions, truth = (user_path(flag.value, f"--{flag.name}") for flag in (PREDICTIONS, TRUTH))
-    return begin_folders(predictions, truth, tolerance=WITHIN.value, targets=TARGETS.value)
+    return begin_folders(predictions, truth, tolerance=SURFACE_TOLERANCE.value, targets=TARGETS.value)
 
 
 def _score_shard(output: Path, shard: Shard) -> None:
     work = _begin()
-    command: dict = {"code": code_version(), "--tolerance": WITHIN.value}
+    command: dict = {"code": code_version(), "--tolerance": SURFACE_TOLERANCE.value}
     if RUN.value:
         folders = [str(network_path(folder, "--run").absolute()) for folder in RUN.value]
         command |= {"--run": folders, "--part": PART.value, "--source": SOURCE.value}
@@ -142,7 +148,7 @@ def _score_shard(output: Path, shard: Shard) -> None:
 
 @contextlib.contextmanager
 def _scratch_file(output: Path) -> Iterator[BinaryIO]:
-    """A file below `output` that vanishes with this process; without results the folder does not stay either."""
+    """Yields a temporary file in `output`. Afterwards a new folder without results is removed again."""
     with contextlib.ExitStack() as stack:
         if not output.exists():
             stack.callback(_remove_empty, output)
@@ -155,7 +161,7 @@ def _scratch_file(output: Path) -> Iterator[BinaryIO]:
 
 
 def _remove_empty(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # there is none, or it is not empty
+    with contextlib.suppress(OSError):  # the folder does not exist or is not empty
         folder.rmdir()
 
 
@@ -188,15 +194,15 @@ def _write_files(output: Path, runs: list[Scored], cases: Sequence[CasePictures]
 
 
 def _print_scores(run: Scored) -> None:
-    """A line for the run; of several targets one for the mean and one for each."""
+    """Prints a line for the run. With several targets, prints a line for their mean and for each of them."""
     scores = by_target(run.rows, summarize)
     lines = {run.name: scores.get("mean", scores)}
     if "targets" in scores:
         lines = {f"{run.name}, mean over the targets": scores["mean"]}
         lines |= {f"{run.name}, {name}": block for name, block in scores["targets"].items()}
-    for words, block in lines.items():
+    for title, block in lines.items():
         print(
-            f"{words}, {block['patients']} patients: 3-D Dice {block['dice_mean']:.3f} mean, "
+            f"{title}, {block['patients']} patients: 3-D Dice {block['dice_mean']:.3f} mean, "
             f"{block['dice_median']:.3f} median; surface Dice {block['surface_dice_mean']:.3f} mean"
         )
 
@@ -210,24 +216,24 @@ def _check_flags() -> None:
         return
     if FIGURES.value and not parse_shard(SHARD.value).is_whole:
         raise InputError(
-            f"--figures={FIGURES.value} with --shard={SHARD.value}: give it to --merge, which has all cases"
+            f"--figures={FIGURES.value} with --shard={SHARD.value}: give --figures to --merge, which has all cases"
         )
     if bool(RUN.value) == any(folders) or any(folders) != all(folders):
         raise InputError("give --run=FOLDER, or --predictions=FOLDER and --truth=FOLDER")
     if TARGETS.value and RUN.value:
-        raise InputError(f"--targets={TARGETS.value}: the targets of a run are those of its data; take it out")
+        raise InputError(f"--targets={TARGETS.value}: the targets of a run are those of its data; leave --targets out")
     if SOURCE.value and not RUN.value:
-        raise InputError(f"--source={SOURCE.value}: give --run=FOLDER too, the network that is scored on it")
+        raise InputError(f"--source={SOURCE.value}: also give --run=FOLDER, the network to score on it")
     if SOURCE.value and PART.present:
-        raise InputError(f"--part={PART.value}: all cases of --source are scored; take it out")
+        raise InputError(f"--part={PART.value}: all cases of --source are scored; leave --part out")
     if len(RUN.value) > MAX_RUNS:
         raise InputError(f"--run={','.join(RUN.value)}: {len(RUN.value)} runs; give at most {MAX_RUNS}")
-    if not (math.isfinite(WITHIN.value) and WITHIN.value >= 0.0):
-        raise InputError(f"--tolerance={WITHIN.value}: give a length from 0")
+    if not (math.isfinite(SURFACE_TOLERANCE.value) and SURFACE_TOLERANCE.value >= 0.0):
+        raise InputError(f"--tolerance={SURFACE_TOLERANCE.value}: give a length of at least 0")
 
 
 def _table(runs: list[Scored]) -> list[dict]:
-    """Rows of all runs, with the name of each where there are several."""
+    """Rows of all runs. With several runs each row has the name of its run."""
     if len(runs) == 1:
         return runs[0].rows
     return [{"run": run.name, **row} for run in runs for row in run.rows]

@@ -1,4 +1,4 @@
-"""A trained network for others: `python -m brainseg_jax.export --run=runs/attn_dice --output=shared`."""
+"""Exports a trained network: `python -m brainseg_jax.export --run=runs/attn_dice --output=shared`."""
 
 import brainseg_jax.import_errors  # isort: skip  # noqa: F401
 
@@ -14,37 +14,37 @@ from brainseg_jax.sharing.share import FORMATS, share
 from brainseg_jax.sharing.store import CARD, store
 
 RUN = flags.DEFINE_string(
-    "run", None, "A run folder, whose checkpoint that train.keep names is taken; a stored network; or pretrained."
+    "run", None, "A run folder (its checkpoint of train.keep is exported), a stored network, or pretrained."
 )
-OUTPUT = flags.DEFINE_string("output", None, "The file, or a folder for it; the model card lies beside it.")
+OUTPUT = flags.DEFINE_string("output", None, "The file, or a folder for it. The model card is written beside it.")
 FORMAT = flags.DEFINE_enum(
     "format",
     "onnx",
     [*FORMATS, "safetensors"],
     "onnx; stablehlo for jax.export; safetensors for a stored network, a folder that --run takes.",
 )
-DTYPE = flags.DEFINE_enum("dtype", None, DTYPES, "Of the kernels in a stored network, by default float16.")
+DTYPE = flags.DEFINE_enum("dtype", None, DTYPES, "Dtype of the kernels in a stored network. Default: float16.")
 SIZE = flags.DEFINE_integer(
     "size",
     None,
-    "Height and width of the slices that the file is to take, in pixels; by default 256 for a network of the LGG set, "
-    "else the size of its images. A network trained at a pixel spacing takes no other.",
+    "Height and width of the input slices, in pixels. Default: 256 for a network of the LGG data, else the size of its "
+    "training images. A network trained at a fixed pixel spacing accepts no other size.",
 )
-OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace files that are there.")
+OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace existing files.")
 
 
 def main(_: list[str]) -> None:
-    """Writes the file and its card, and prints what the check against JAX found."""
+    """Writes the file and its model card, and prints the largest difference from the network in JAX."""
     for flag in (RUN, OUTPUT):
         if not flag.value:
             raise InputError(f"--{flag.name} is empty: give --run=RUN_FOLDER --output=FILE_OR_FOLDER")
     run = network_path(RUN.value, "--run")
     if FORMAT.value == "safetensors":
         if SIZE.value is not None:
-            raise InputError(f"--size={SIZE.value}: a stored network takes slices of any size; leave --size out")
+            raise InputError(f"--size={SIZE.value}: a stored network accepts slices of any size; leave --size out")
         return _store(run)
     if DTYPE.value:
-        raise InputError(f"--dtype={DTYPE.value} is of --format=safetensors; leave it out")
+        raise InputError(f"--dtype={DTYPE.value} applies to --format=safetensors only; leave --dtype out")
     shared = share(
         run,
         user_path(OUTPUT.value, "--output"),
@@ -54,7 +54,7 @@ def main(_: list[str]) -> None:
     )
     print(
         f"{shared.path}: {shared.path.stat().st_size / 1e6:.1f} MB. On a synthetic scan its probabilities differ "
-        f"from this package's by at most {shared.difference:.1e}"
+        f"from those of this package by at most {shared.difference:.1e}"
     )
     print(f"Model card: {shared.card}")
 

@@ -16,7 +16,7 @@ from brainseg_jax.training.loop import train
 
 
 class _ConfigParser(config_flags.ConfigFileFlagParser):
-    """Finds the configs of this package by name too."""
+    """Also finds the configs of this package by name."""
 
     def parse(self, path: str) -> ConfigDict:
         return super().parse(find_config(path) if path else path)
@@ -25,55 +25,63 @@ class _ConfigParser(config_flags.ConfigFileFlagParser):
 CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
-    f"A config file, or one of this package by name: {', '.join(config_names())}. A colon and a scale can follow: "
-    "attn_dice.py:cpu.",
+    f"A config file, or the name of a config of this package: {', '.join(config_names())}. A colon and a scale can "
+    "follow: attn_dice.py:cpu.",
 )
 flags.FLAGS["config"].parser = _ConfigParser("config")
-WORKDIR = flags.DEFINE_string("workdir", None, "The run folder; a run that lies there goes on from its latest epoch.")
-MLFLOW = flags.DEFINE_string(
-    "mlflow", "", "A folder, or the address of an MLflow server, that gets the metrics too. Takes the extra mlflow."
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "The run folder. If it holds a run, that run resumes from its latest checkpoint."
 )
-COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, for a run of several processes.")
-PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are.")
-PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0.")
+MLFLOW = flags.DEFINE_string(
+    "mlflow",
+    "",
+    "A folder, or the address of an MLflow server, that also receives the metrics. Needs the extra mlflow.",
+)
+COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, for a run with several processes.")
+PROCESSES = flags.DEFINE_integer("processes", None, "Number of processes.")
+PROCESS = flags.DEFINE_integer("process", None, "Index of this process, from 0.")
 SCHEDULED = flags.DEFINE_bool(
-    "scheduled", False, "In place of these three: join the processes that srun, mpirun or Kubernetes started."
+    "scheduled",
+    False,
+    "Instead of --coordinator, --processes and --process: join the processes that srun, mpirun or Kubernetes started.",
 )
 
 
 def main(_: list[str]) -> None:
-    """Joins the other processes where there are any, then trains.
+    """Joins the other processes, if there are any, then trains.
 
-    Until the training heeds it itself, SIGTERM ends it as Ctrl-C does: nothing half-written is left.
+    Until the training handles SIGTERM itself, SIGTERM raises KeyboardInterrupt, so no incomplete file remains.
     """
     if not WORKDIR.value:
         raise InputError("--workdir is empty: give the run folder")
-    _join()
+    _join_processes()
     keep_compiled(CONFIG.value.compilation_cache)
     with cli.sigterm_interrupts():
         train(CONFIG.value, user_path(WORKDIR.value, "--workdir"), mlflow=MLFLOW.value)
 
 
-def _join() -> None:
-    """Joins the other processes of a run, where the flags name or announce them."""
-    together = (COORDINATOR.value, PROCESSES.value, PROCESS.value)
+def _join_processes() -> None:
+    """Joins the other processes of a run, if the flags ask for it."""
+    values = (COORDINATOR.value, PROCESSES.value, PROCESS.value)
     if SCHEDULED.value:
-        if any(value is not None for value in together):
-            raise InputError("--scheduled with --coordinator, --processes or --process: give the one or the others")
+        if any(value is not None for value in values):
+            raise InputError(
+                "--scheduled with --coordinator, --processes or --process: give either --scheduled or these"
+            )
         try:
             jax.distributed.initialize()
-        except ValueError as error:  # no environment that JAX knows
+        except ValueError as error:  # JAX knows no scheduler of this environment
             raise InputError(
-                "--scheduled: no scheduler that JAX knows started this process; start it by srun (slurm/train.slurm), "
+                "--scheduled: no scheduler that JAX supports started this process; use srun (slurm/train.slurm), "
                 "or give --coordinator, --processes and --process"
             ) from error
-    elif any(value is not None for value in together):
-        if any(value is None for value in together) or not 0 <= PROCESS.value < PROCESSES.value:
+    elif any(value is not None for value in values):
+        if any(value is None for value in values) or not 0 <= PROCESS.value < PROCESSES.value:
             raise InputError(
-                f"--coordinator={COORDINATOR.value} --processes={PROCESSES.value} --process={PROCESS.value}: a run of "
-                "several processes needs all three, and --process from 0 to --processes less one"
+                f"--coordinator={COORDINATOR.value} --processes={PROCESSES.value} --process={PROCESS.value}: a run "
+                "with several processes needs all three, and --process from 0 to --processes minus 1"
             )
-        jax.distributed.initialize(*together)
+        jax.distributed.initialize(*values)
 
 
 if __name__ == "__main__":

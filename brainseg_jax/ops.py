@@ -1,6 +1,7 @@
-"""The operators of the networks where XLA's own are slow on CPU: same maths, same parameters, chosen by backend.
+"""Faster CPU formulations of operators, with the same mathematics and parameters as those of XLA.
 
-Each says what it replaces and why. The library that XLA takes for convolutions is another matter: `compiler_options`.
+Each docstring gives the XLA operator that the function replaces, and the reason. `compiler_options` chooses the library
+that XLA uses for convolutions.
 """
 
 import functools
@@ -12,19 +13,19 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-# "lax": XLA's own operators; "cpu": what is faster on a CPU; "auto": "cpu" where jax runs on one, else "lax".
+# "lax": the operators of XLA; "cpu": formulations that are faster on CPU; "auto": "cpu" on CPU, else "lax".
 Formulation = Literal["auto", "lax", "cpu"]
 
 
 def is_lax(formulation: Formulation) -> bool:
-    """Whether XLA's own operators are asked for; ValueError for what is not a `Formulation`."""
+    """Whether a formulation selects the operators of XLA. Raises ValueError if it is not a `Formulation`."""
     if formulation not in ("auto", "lax", "cpu"):
         raise ValueError(f'the formulation must be "auto", "lax" or "cpu", not {formulation!r}')
     return formulation == "lax" or (formulation == "auto" and jax.default_backend() != "cpu")
 
 
 _Options = tuple[tuple[str, str | bool | int], ...]
-# What networks are compiled with on a CPU, where the XLA at hand knows the option.
+# Compiler options for networks on CPU. An option that the installed XLA does not have is left out.
 _CPU_OPTIONS = {
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE",
     "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
@@ -35,36 +36,36 @@ _CPU_OPTIONS = {
 def compiler_options(
     *, deterministic: bool = False, network: bool = True, runs_once: bool = False
 ) -> dict[str, str | bool | int] | None:
-    """What `jax.jit` is to be given as `compiler_options`; None for XLA's own choice.
+    """Returns the `compiler_options` for `jax.jit`; None for the defaults of XLA.
 
-    They are for networks. By itself XLA hands convolutions, matrix products and sums on CPU to YNNPACK, which runs many
-    convolutions on one thread. With the first option YNNPACK gets sums alone and Eigen, which uses every core, the
-    rest. XLA's own sums over batch, rows and columns (of biases and batch norm) take ten times as long as YNNPACK's.
+    On CPU, XLA by default uses YNNPACK for convolutions, matrix products and sums. YNNPACK runs many convolutions on
+    one thread. The first option limits YNNPACK to sums, so Eigen, which uses all cores, computes the rest. XLA's own
+    sums over batch, rows and columns (for biases and batch norm) take ten times as long as those of YNNPACK.
 
-    The other two options are for memory. By itself XLA orders a program so that its operators may run at once, which a
-    chain of layers has no use of, and holds what is not needed yet or any more. And jaxlib 0.10 compiles each fusion in
-    a compiler of its own, all held at a time; 0.12 has no such option (see `compilation.release_compiler_memory`).
+    The other two options save memory. By default XLA orders a program so that operators can run in parallel. A chain
+    of layers has no use for this, and more arrays are in memory at a time. Also, jaxlib 0.10 compiles each fusion in a
+    separate compiler and keeps all of them. 0.12 has no such option (see `compilation.release_compiler_memory`).
 
     Args:
-      deterministic: on a GPU, choose kernels that give the same bits each time, at a price in speed (XLA's
-        `xla_gpu_deterministic_ops`). A CPU always does.
-      network: False for a program of none, as the augmentation, which a CPU compiles best by XLA's own choice.
-      runs_once: for a program like that of the initial weights, which LLVM on a CPU would optimize for ten times as
-        long as the program runs.
+      deterministic: On a GPU, use slower kernels that give the same bits each time (`xla_gpu_deterministic_ops` of
+        XLA). A CPU always gives the same bits.
+      network: False for a program without a network, such as the augmentation: the defaults are best for it.
+      runs_once: For a program such as the initial weights. On CPU, LLVM would optimize it for ten times as long as it
+        runs.
     """
     backend = jax.default_backend()
     if backend == "cpu" and runs_once:
-        return dict(_known((("xla_backend_optimization_level", 0),)))
+        return dict(_supported((("xla_backend_optimization_level", 0),)))
     if backend == "gpu" and deterministic:
         return {"xla_gpu_deterministic_ops": True}
     if backend != "cpu" or not network:
         return None
-    return dict(_known(tuple(_CPU_OPTIONS.items())))
+    return dict(_supported(tuple(_CPU_OPTIONS.items())))
 
 
 @functools.cache
-def _known(options: _Options) -> _Options:
-    """Those of the options that this XLA takes: their names and values come and go from version to version."""
+def _supported(options: _Options) -> _Options:
+    """The options that the installed XLA accepts. Option names and values change between versions."""
     if _compiles(options):
         return options
     return tuple(option for option in options if _compiles((option,)))
@@ -78,9 +79,9 @@ def _compiles(options: _Options) -> bool:
     return True
 
 
-# Winograd's minimal filtering F(4, 3): four outputs of a filter of three taps for six products in place of twelve, with
-# the points 0, 1, -1, 2, -2 and infinity: out = A^T [(G taps) * (B^T in)]. Lavin and Gray 2016, "Fast Algorithms for
-# Convolutional Neural Networks", CVPR, section 4.3.
+# Winograd's minimal filtering F(4, 3) computes four outputs of a three-tap filter with six products instead of twelve.
+# The points are 0, 1, -1, 2, -2 and infinity: out = A^T [(G taps) * (B^T in)]. Source: Lavin and Gray 2016, "Fast
+# Algorithms for Convolutional Neural Networks", CVPR, section 4.3.
 _INPUT = (  # B^T
     (4, 0, -5, 0, 1, 0),
     (0, -4, -4, 1, 1, 0),
@@ -98,27 +99,27 @@ _TAPS = (  # G
     (0, 0, 1),
 )
 _OUTPUT = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1))  # A^T
-_MIN_CHANNELS = 32  # below, moving the transformed images takes longer than half of the products
+_MIN_CHANNELS = 32  # with fewer, copying the transformed images takes longer than the products that it saves
 
 
 def conv3x3(x: jax.Array, kernel: jax.Array, formulation: Formulation = "auto") -> jax.Array:
     """3x3 convolution of stride 1, padded with zeros to the size of its input, without bias.
 
-    On a CPU its value and its input gradient are found from half the products (Winograd's F(4, 3), along the rows of
-    the image) where that pays: float32, heights divisible by four, 32 channels or more on either side. Rounding is that
-    of float32 sums, some 3e-6 of the largest value. No forward-mode derivative passes it. The kernel's gradient is
-    XLA's own: what was tried in JAX gained little or nothing.
+    The CPU formulation computes the value and the input gradient with half the products: Winograd's F(4, 3) along the
+    image rows. It applies where it is faster: float32, a height divisible by four, at least 32 channels of input and
+    output. Its rounding error is that of float32 sums, about 3e-6 of the largest value. It does not support
+    forward-mode differentiation. XLA computes the kernel gradient: alternatives in JAX were hardly faster.
 
     Args:
       x: [B, H, W, C].
       kernel: [3, 3, C, F].
-      formulation: see `Formulation`.
+      formulation: See `Formulation`.
 
     Returns:
       [B, H, W, F].
     """
-    few = min(kernel.shape[2:]) < _MIN_CHANNELS
-    if is_lax(formulation) or few or x.shape[1] % 4 or x.dtype != jnp.float32:
+    few_channels = min(kernel.shape[2:]) < _MIN_CHANNELS
+    if is_lax(formulation) or few_channels or x.shape[1] % 4 or x.dtype != jnp.float32:
         return _plain_conv(x, kernel)
     precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
     return _fast_conv3x3(x, kernel, precision)
@@ -130,14 +131,14 @@ def _plain_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _fast_conv3x3(x: jax.Array, kernel: jax.Array, precision: str | None) -> jax.Array:
-    """Products have the precision in force where the convolution stands, in the backward pass too."""
+    """The backward pass uses the precision of the forward pass."""
     with jax.default_matmul_precision(precision):
         return _winograd(x, kernel)
 
 
-@jax.jit(inline=True)  # traced once for a shape, and not again for each layer and pass
+@jax.jit(inline=True)  # traced once per shape, not once per layer and pass
 def _winograd(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """A group of four rows is found from six: of its own, the one above and the one below."""
+    """Computes each group of four output rows from six input rows: the same four, one above and one below."""
     batch, height, width, channels = x.shape
     groups = x.reshape(batch, height // 4, 4, width, channels)
     rows = [groups[:, :, row] for row in range(4)]
@@ -169,7 +170,7 @@ _fast_conv3x3.defvjp(_fast_conv3x3_forward, _fast_conv3x3_backward)
 
 
 def _combine(weights: tuple[tuple[float, ...], ...], arrays: list[jax.Array] | jax.Array) -> list[jax.Array]:
-    """For each row of weights the weighted sum of the arrays; of `lax`, as jnp takes a third of a second to trace."""
+    """The weighted sum of the arrays for each row of weights. Uses `lax`: `jnp` takes a third of a second to trace."""
     sums = []
     for row in weights:
         terms = [lax.mul(array, float(weight)) for weight, array in zip(row, arrays, strict=True) if weight]
@@ -183,14 +184,14 @@ def _combine(weights: tuple[tuple[float, ...], ...], arrays: list[jax.Array] | j
 def conv_transpose2x2(x: jax.Array, kernel: jax.Array, formulation: Formulation = "auto") -> jax.Array:
     """2x2 transposed convolution of stride 2, equal to `flax.linen.ConvTranspose(F, (2, 2), (2, 2))` without bias.
 
-    No two outputs share an input window, so it is one matrix product and a depth-to-space; XLA's own dilates the input
-    with zeros and convolves those. The product is of rows of pixels: XLA transposes the pixels first for an einsum of
-    all axes, which alone takes twice as long (of a whole step it is a hundredth or two).
+    The output windows of two input pixels do not overlap, so one matrix product and a depth-to-space suffice. XLA
+    instead dilates the input with zeros and convolves it. The product is of the flattened pixels: for an einsum of all
+    axes XLA transposes the pixels first, which takes twice as long (1 to 2 % of a step).
 
     Args:
       x: [B, H, W, C].
-      kernel: [2, 2, C, F], spatially flipped as in flax: output (2i + a, 2j + b) takes kernel[1 - a, 1 - b].
-      formulation: see `Formulation`.
+      kernel: [2, 2, C, F], spatially flipped as in flax: output (2i + a, 2j + b) uses kernel[1 - a, 1 - b].
+      formulation: See `Formulation`.
 
     Returns:
       [B, 2H, 2W, F].
@@ -205,15 +206,15 @@ def conv_transpose2x2(x: jax.Array, kernel: jax.Array, formulation: Formulation 
 
 
 def conv1x1_stride2(x: jax.Array, kernel: jax.Array, formulation: Formulation = "auto") -> jax.Array:
-    """1x1 convolution of stride 2 without bias: every second pixel of every second row, times a matrix.
+    """1x1 convolution of stride 2 without bias: a matrix product on every second pixel of every second row.
 
-    XLA writes a 1x1 convolution as this product by itself, but not where it has a stride: the input gradient is then a
-    convolution of a cotangent dilated with zeros. It saves 5 % of a training step of the Attention U-Net at :cpu.
+    XLA does the same for a 1x1 convolution without stride. With a stride, its input gradient is a convolution of a
+    cotangent dilated with zeros. This saves 5 % of a training step of the Attention U-Net at :cpu.
 
     Args:
       x: [B, H, W, C].
       kernel: [1, 1, C, F].
-      formulation: see `Formulation`.
+      formulation: See `Formulation`.
 
     Returns:
       [B, ceil(H / 2), ceil(W / 2), F].
@@ -227,13 +228,13 @@ def conv1x1_stride2(x: jax.Array, kernel: jax.Array, formulation: Formulation = 
 def max_pool2x2(x: jax.Array, formulation: Formulation = "auto") -> jax.Array:
     """2x2 max-pool of stride 2 as the maximum of four strided views.
 
-    The gradient of XLA's own window reduction is a select-and-scatter, slow on CPU. Where the maximum is tied the
-    gradient is shared between the tied pixels, where XLA's gives it to the first; after a ReLU ties stand at zero,
-    where no gradient passes, and else only by the rounding of bfloat16.
+    The gradient of XLA's window reduction is a select-and-scatter, which is slow on CPU. Tied maxima share the gradient
+    here; XLA gives it to the first. After a ReLU ties occur at zero, where no gradient passes. Other ties come only
+    from the rounding of bfloat16.
 
     Args:
       x: [B, H, W, C], H and W even.
-      formulation: see `Formulation`.
+      formulation: See `Formulation`.
 
     Returns:
       [B, H / 2, W / 2, C].
@@ -249,14 +250,14 @@ def upsample2x(x: jax.Array, method: str, formulation: Formulation = "auto") -> 
 
     Args:
       x: [B, H, W, C].
-      method: "nearest" or "bilinear" (half-pixel centers, edges repeated, as torch's `align_corners=False`).
-      formulation: see `Formulation`.
+      method: "nearest" or "bilinear" (half-pixel centers, edges repeated, like `align_corners=False` in PyTorch).
+      formulation: See `Formulation`.
 
     Returns:
       [B, 2H, 2W, C].
 
     Raises:
-      ValueError: for another method.
+      ValueError: The method is unknown.
     """
     if method not in ("nearest", "bilinear"):
         raise ValueError(f'up-sampling must be "nearest" or "bilinear", not {method!r}')
@@ -269,9 +270,9 @@ def upsample2x(x: jax.Array, method: str, formulation: Formulation = "auto") -> 
 
 
 def _double_axis(x: jax.Array, axis: int) -> jax.Array:
-    """Bilinear doubling of one axis: each output lies a quarter pixel from its input, towards one neighbor.
+    """Bilinear doubling of one axis: each output is a quarter pixel from its input, toward one neighbor.
 
-    `jax.image.resize` contracts with a dense matrix of weights; two shifted views do the same.
+    Two shifted views replace the product with a dense weight matrix of `jax.image.resize`.
     """
     size = x.shape[axis]
     before = jnp.concatenate([lax.slice_in_dim(x, 0, 1, axis=axis), lax.slice_in_dim(x, 0, size - 1, axis=axis)], axis)

@@ -1,6 +1,6 @@
-"""Masks for scans of one's own: `python -m brainseg_jax.predict --input=SCANS --output=masks`.
+"""Segments your scans: `python -m brainseg_jax.predict --input=SCANS --output=masks`.
 
-Without `--run` the network in this package makes them, which segments lower-grade glioma.
+Without `--run` it uses the network in this package, which segments lower-grade glioma.
 """
 
 import brainseg_jax.import_errors  # isort: skip  # noqa: F401
@@ -20,32 +20,34 @@ from brainseg_jax.shards import check_beside_merge, parse_shard
 RUN = flags.DEFINE_list(
     "run",
     ["pretrained"],
-    "A run folder or a stored network; several, with a comma between, predict together. pretrained: the network in "
-    "this package.",
+    "A run folder or a stored network, or several with commas between them, which are averaged. pretrained: the "
+    "network in this package.",
 )
 INPUT = flags.DEFINE_string(
     "input",
     None,
-    "Scans: slices <case>_<n>.tif or .png, NIfTI volumes, DICOM series, or a folder of any; for a network of other "
-    "channels than those of the LGG set, cases in any format that prepare reads.",
+    "Scans: slices <case>_<n>.tif or .png, NIfTI volumes, DICOM series, or a folder of these. If the channels of the "
+    "network differ from those of the LGG data: cases in any format that prepare reads.",
 )
 SEQUENCES = flags.DEFINE_string(
     "sequences",
     "",
-    "Which file, folder or DICOM series is which sequence, as in flair=*FLAIR*,pre=*T1pre*,post=*T1post*; "
-    "by default names and headers tell.",
+    "File, folder or DICOM series of each sequence, as in flair=*FLAIR*,pre=*T1pre*,post=*T1post*. By default names "
+    "and headers identify them.",
 )
 OUTPUT = flags.DEFINE_string("output", None, "Folder for masks, predictions.csv and areas.csv.")
-OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace existing results; with --shard, begin this shard again.")
-PROBABILITIES = flags.DEFINE_bool("probabilities", False, "Write the probability of each target too, as float32.")
-UNCERTAINTY = flags.DEFINE_bool("uncertainty", False, "Write the standard deviation over runs and mirror images too.")
-OVERLAYS = flags.DEFINE_bool("overlays", False, "Draw a PNG of each scan with the masks outlined too.")
-TTA = flags.DEFINE_bool("tta", None, "Average with left-right mirror images; by default as each run was scored.")
+OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace existing results; with --shard, repeat this shard.")
+PROBABILITIES = flags.DEFINE_bool("probabilities", False, "Also write the probability of each target, as float32.")
+UNCERTAINTY = flags.DEFINE_bool("uncertainty", False, "Also write the standard deviation over runs and mirror images.")
+OVERLAYS = flags.DEFINE_bool("overlays", False, "Also draw a PNG of each scan with the outlines of the masks.")
+TTA = flags.DEFINE_bool("tta", None, "Average with left-right mirror images. Default: as in the scores of each run.")
 
 SHARD = flags.DEFINE_string(
-    "shard", "0/1", "i/n: predict the i-th of n shards of the scans, from 0, for job arrays; --merge joins the tables."
+    "shard",
+    "0/1",
+    "i/n: predict shard i of n shards of the scans, counted from 0, for job arrays. --merge joins the tables.",
 )
-MERGE = flags.DEFINE_bool("merge", False, "Predict nothing; join the tables of all shards. Takes --output alone.")
+MERGE = flags.DEFINE_bool("merge", False, "Only join the tables of all shards. Needs --output; accepts --overwrite.")
 RECORDED = (
     RUN,
     INPUT,
@@ -55,13 +57,13 @@ RECORDED = (
     OVERLAYS,
     TTA,
     SHARD,
-)  # by the shards
+)  # flags that each shard records
 
 
 def main(_: list[str]) -> None:
-    """Predicts what the flags name.
+    """Predicts the masks of the scans.
 
-    SIGTERM ends it as Ctrl-C does: what is done stands in the tables, and the status is 130.
+    SIGTERM and Ctrl-C stop it with status 130. The tables then contain all finished scans.
     """
     if MERGE.value and OUTPUT.value:
         check_beside_merge(RECORDED)

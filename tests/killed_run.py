@@ -19,7 +19,7 @@ from brainseg_jax.training import loop
 # Moment: (function, number of its call in this process, at its start or end).
 MOMENTS = {
     "before the first step": (loop, "_train_epoch", 1, "start"),
-    "in the second epoch": (loop, "_look", 4, "end"),  # looks: after steps 2, 4, 5, 7, ...
+    "in the second epoch": (loop, "_check_reports", 4, "end"),  # checks: after steps 2, 4, 5, 7, ...
     "before the second validation": (loop, "_validate", 2, "start"),
     "after the second validation": (loop, "_validate", 2, "end"),
     "with a row and no checkpoint": (MetricsLog, "end_epoch", 2, "end"),

@@ -65,7 +65,7 @@ def test_a_right_command_line_runs(run):
         (["--config=config.py:large"], ["error: preset 'large' is unknown: use none\n"]),
         (["--config=config.py:typo"], ['config.py, line 8: Key "epoch"', '"epochs" instead of']),
         (["--config=missing.py"], ["the config file cannot be read", "missing.py"]),
-        (["--config=broken.py"], ["no working Python", "broken.py, line 1"]),
+        (["--config=broken.py"], ["not valid Python", "broken.py, line 1"]),
         (["--conig=config.py"], ["Unknown command line flag 'conig'. Did you mean: config"]),
         (["--config=config.py", "epochs=3"], ["unexpected argument 'epochs=3'"]),
         (["--config=config.py", "--fail"], ["error: scan.tif: is empty\n"]),
@@ -89,10 +89,10 @@ def test_a_mistake_is_named(run, arguments, words):
     ],
 )
 def test_the_console_shows_our_messages_and_warnings(path, level, shown):
-    assert cli._is_worth_showing(logging.LogRecord("absl", level, path, 1, "words", (), None)) is shown
+    assert cli._is_shown(logging.LogRecord("absl", level, path, 1, "words", (), None)) is shown
 
 
 def test_the_console_does_not_show_that_orbax_only_reads():
     path = "/usr/lib/orbax/checkpoint_manager.py"
     for words in ("Options.read_only=True, setting create=False.", "Given directory is read only=/runs/a"):
-        assert not cli._is_worth_showing(logging.LogRecord("absl", logging.WARNING, path, 1, words, (), None))
+        assert not cli._is_shown(logging.LogRecord("absl", logging.WARNING, path, 1, words, (), None))

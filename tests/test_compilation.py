@@ -69,7 +69,7 @@ def test_nothing_is_kept_where_it_is_off_or_cannot_be(tmp_path):
     (tmp_path / "file").touch()
     values, _, words = start(tmp_path / "file", 1.0, 3)
     assert values == {3: 11}
-    assert "compiled programs are not kept" in words
+    assert "compiled programs are not cached" in words
     start(tmp_path / "mine", 1.0, 3, JAX_COMPILATION_CACHE_DIR=str(tmp_path / "theirs"))
     assert not (tmp_path / "mine").exists()
 

@@ -94,7 +94,7 @@ def test_an_unknown_scale():
         default_config("huge")
 
 
-@pytest.mark.parametrize(("crop", "words"), [(144, "128 pixels a side"), (100, "multiples of 16")])
+@pytest.mark.parametrize(("crop", "words"), [(144, "128 pixels a side"), (100, "a multiple of 16")])
 def test_a_crop_that_is_no_window_of_the_network_is_refused(crop, words):
     config = default_config("cpu")
     config.data.crop_size = crop

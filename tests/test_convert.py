@@ -101,7 +101,7 @@ def test_test_cases_that_the_first_run_was_trained_on_are_reported(trained_run, 
         (tmp_path / "split.json").write_text(json.dumps(split))
         config.split.file = str(tmp_path / "split.json")
         build_experiment(config).first_state()
-    assert f"was trained on or chosen by {len(split['test'])} of the cases" in caplog.text
+    assert f"was trained on or chosen by {len(split['test'])} validation or test cases" in caplog.text
 
 
 def test_a_training_starts_from_a_run(trained_run, converted):

@@ -269,7 +269,7 @@ def test_the_reference_has_every_key_and_every_option():
         assert row.replace("\\|", "").split("|")[3].strip(), f"{key} has no comment in config.py"
     # By hand, of config.py.
     assert "| `model.depth` | `4`, `:quick` `3` | number of 2x2 poolings | 1 to 8 |" in config
-    assert "| `--part` | `test` | Which patients of the runs. One of val, test. |" in commands
+    assert "| `--part` | `test` | Patients of the runs to score. One of val, test. |" in commands
     assert commands.count("| `--overwrite` | `false` |") == 3
 
 

@@ -119,7 +119,7 @@ def test_figures_for_papers(tmp_path, ending):
         call(**folders, output=str(tmp_path / "again"))
     call(**folders, output=str(tmp_path / "again"), overwrite=True)
     assert {path.name: path.read_bytes() for path in (tmp_path / "again" / "figures").iterdir()} == files
-    with pytest.raises(InputError, match=f"--figures={ending} with --shard=0/2: give it to --merge"):
+    with pytest.raises(InputError, match=f"--figures={ending} with --shard=0/2: give --figures to --merge"):
         call(**folders, output=str(tmp_path / "shards"), shard="0/2")
 
 
@@ -238,7 +238,7 @@ def test_names_tell_runs_apart(tmp_path):
         ({"predictions": "b"}, "give --run=FOLDER, or"),
         ({"run": list("abcdefg")}, "7 runs; give at most 6"),
         ({"run": ["nowhere"]}, "nowhere: not a run folder"),
-        ({"run": ["a"], "tolerance": -1.0}, r"--tolerance=-1\.0: give a length from 0"),
+        ({"run": ["a"], "tolerance": -1.0}, r"--tolerance=-1\.0: give a length of at least 0"),
         ({"run": ["a"], "output": ""}, "--output is empty"),
         ({"run": ["a"], "shard": "2/2"}, "--shard=2/2: give i/n with i from 0"),
         ({"merge": True}, "no shard of evaluate in out/shards; run evaluate with --shard=0/N"),
@@ -265,5 +265,5 @@ def test_flags_that_a_merge_does_not_take(tmp_path):
 
 def test_a_run_is_not_written_over(trained_run):
     workdir, _ = trained_run
-    with pytest.raises(InputError, match="is a run folder, whose own results would be lost"):
+    with pytest.raises(InputError, match="is a run folder, and its own results would be lost"):
         call(run=[str(workdir)], output=str(workdir))

@@ -169,7 +169,7 @@ def test_a_stopped_shard_goes_on(tmp_path, monkeypatch, capsys):
         return score(*args, **options)
 
     monkeypatch.setattr(folders, "score_targets", stop)
-    with pytest.raises(KeyboardInterrupt, match="the same command goes on with shard 0/2"):
+    with pytest.raises(KeyboardInterrupt, match="repeat the command to continue shard 0/2"):
         call(**values)
     with pytest.raises(InputError, match=r"shard 0/2 is not done; wait for it, or run it again if it was stopped"):
         call(merge=True, output=values["output"])

@@ -58,7 +58,7 @@ KILLS = [
     ("in the results", 0.0),
 ]
 MAIN = ("-m", "brainseg_jax.main")
-SAVED = re.compile(r"step (\d+) is saved in .*checkpoints\. The same command goes on")
+SAVED = re.compile(r"step (\d+) is saved in .*checkpoints\. Repeat the command to resume")
 
 
 class Training:
@@ -161,7 +161,7 @@ def test_stopped_and_started_again_is_the_same_run(stopped, undisturbed, dataset
     workdir = copy_of(stopped, tmp_path)
     training = Training(dataset_folder, workdir)
     assert training.end() == 0, training.console
-    assert "going on from step" in training.console
+    assert "resuming from step" in training.console
     assert_same_run(workdir, undisturbed)
 
 
@@ -184,11 +184,11 @@ def test_kill_storm(undisturbed, dataset_folder, tmp_path):
         program = (Path(__file__).with_name("killed_run.py"), moment, str(seconds))
         training = Training(dataset_folder, workdir, program=program)
         assert training.end() == -signal.SIGKILL, f"not killed {moment}: {training.console}"
-        found = re.search(r"going on from step (\d+)", training.console)
+        found = re.search(r"resuming from step (\d+)", training.console)
         steps.append(int(found[1]) if found else 0)
     last = Training(dataset_folder, workdir)
     assert last.end() == 0, last.console
-    steps.append(int(re.search(r"going on from step (\d+)", last.console)[1]))
+    steps.append(int(re.search(r"resuming from step (\d+)", last.console)[1]))
     assert steps == sorted(steps) and all(step % STEPS == 0 for step in steps)  # only whole saves are gone on from
     assert steps[:2] == [0, 0] and steps[-2:] == [EPOCHS * STEPS] * 2, steps
     # In the second epoch the save of the first has started, but may not be finished.
@@ -209,7 +209,7 @@ def test_killed_while_its_slices_lie_on_disk_it_is_the_run_in_memory(undisturbed
         assert "slices on disk (data.residence=disk)" in training.console
     last = Training(folder, workdir, "--config.data.residence=disk")
     assert last.end() == 0, last.console
-    assert "going on from step" in last.console
+    assert "resuming from step" in last.console
     here, there = (json.loads((run / "config.json").read_text()) for run in (workdir, undisturbed))
     assert here["data"].pop("residence") == "disk" and here["data"].pop("dir") == str(data_dir)
     assert there["data"].pop("residence") == "auto" and there["data"].pop("dir")
@@ -241,7 +241,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(damage, stopped, 
     training.wait_for("patients to train")
     assert f"{bad} is damaged" in training.console
     assert f"Moved it to {workdir}/damaged_checkpoints/{bad.name}.0" in training.console
-    assert f"going on from step {newest(workdir).name}" in training.console
+    assert f"resuming from step {newest(workdir).name}" in training.console
     assert not bad.exists() and (workdir / "damaged_checkpoints" / f"{bad.name}.0").is_dir()
     if damage is flip_bits:
         assert training.end() == 0, training.console
@@ -277,7 +277,7 @@ def test_a_full_disk(undisturbed, dataset_folder, small_disk):
     (small_disk / "ballast").unlink()
     again = Training(dataset_folder, workdir)
     assert again.end() == 0, again.console
-    assert int(re.search(r"going on from step (\d+)", again.console)[1]) >= STEPS
+    assert int(re.search(r"resuming from step (\d+)", again.console)[1]) >= STEPS
     assert_same_run(workdir, undisturbed)
 
 
@@ -359,7 +359,7 @@ def test_two_processes_stop_together_and_one_goes_on(undisturbed, dataset_folder
     assert "stopped by a signal to another process" in pair[0].console
     alone = Training(dataset_folder, tmp_path / "run")
     assert alone.end() == 0, alone.console
-    assert f"going on from step {steps.pop()}," in alone.console
+    assert f"resuming from step {steps.pop()}," in alone.console
     np.testing.assert_allclose(losses_of(tmp_path / "run"), losses_of(undisturbed), rtol=1e-5)
 
 
@@ -384,8 +384,8 @@ def short_run(dataset_folder, tmp_path_factory):
 def test_exact_resume_from_any_place(place, step, short_run, tmp_path, monkeypatch):
     config, whole = short_run
     owner, name, at = {
-        "in an epoch": (story, "_look", 4),  # looks: after steps 2, 4, 5, 7, ...
-        "last step of an epoch": (story, "_look", 6),
+        "in an epoch": (story, "_check_reports", 4),  # checks: after steps 2, 4, 5, 7, ...
+        "last step of an epoch": (story, "_check_reports", 6),
         "evaluation": (story, "_validate", 2),
         "save": (Checkpoints, "save", 2),
     }[place]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from brainseg_jax import sharding
-from brainseg_jax.training.loop_state import LoopState, advance, is_over, lower_on_plateau, spend
+from brainseg_jax.training.loop_state import LoopState, add_time, advance, is_over, lower_on_plateau
 from brainseg_jax.training.state import TrainState
 
 MESH = sharding.data_mesh()
@@ -17,7 +17,7 @@ def after(scores, patience=2, start=1e-4):
     loop, rates, best = LoopState(), [], []
     for score in scores:
         loop = advance(loop, score)
-        state, loop = lower_on_plateau(state, loop, patience=patience, factor=0.1, least=1e-6 / start, mesh=MESH)
+        state, loop = lower_on_plateau(state, loop, patience=patience, factor=0.1, minimum=1e-6 / start, mesh=MESH)
         rates.append(start * float(state.learning_rate_scale))
         best.append(loop.best_epoch)
     return rates, best
@@ -51,7 +51,7 @@ def test_a_cosine_falls_by_the_time_that_is_gone_and_leaves_room_for_a_validatio
     state = TrainState(one, {}, {}, (), None, learning_rate_scale=one)
     loop, seen = LoopState(validation_seconds=20.0), []
     for seconds in (0.0, 20.0, 20.0, 39.0, 1.0):  # of 100, 80 of them for training
-        state, loop = spend(state, loop, seconds, limit=100.0, cosine=True, mesh=MESH)
+        state, loop = add_time(state, loop, seconds, limit=100.0, cosine=True, mesh=MESH)
         seen.append((round(float(state.learning_rate_scale), 4), loop.out_of_time))
     assert seen[:3] == [(1.0, False), (0.8536, False), (0.5, False)]  # (1 + cos(pi / 4)) / 2, (1 + cos(pi / 2)) / 2
     assert 0 < seen[3][0] < 1e-3 and not seen[3][1]

@@ -170,7 +170,7 @@ def test_each_name_of_the_config_is_its_loss():
         np.testing.assert_allclose(loss(logits, labels, mask=None), value, rtol=1e-6)
     with pytest.raises(InputError, match=r"loss\.name='hinge'.*dice, dice_cross_entropy.*weighted_cross_entropy"):
         build_loss("hinge", target_fractions=(0.2,), **values)
-    with pytest.raises(InputError, match=r"target_weights=\(1\.0, 2\.0\) are 2, and the data have 1 targets"):
+    with pytest.raises(InputError, match=r"target_weights=\(1\.0, 2\.0\) has 2 weights, but the data have 1 targets"):
         build_loss("dice", target_fractions=(0.2,), **{**values, "target_weights": (1.0, 2.0)})
     with pytest.raises(InputError, match=r"tumor fraction.*split"):
         build_loss("weighted_cross_entropy", target_fractions=(0.0,), **values)

@@ -44,7 +44,7 @@ def test_a_plateau_never_raises_the_rate(scale, expected):
     one = sharding.put(np.asarray(scale, np.float32), sharding.replicated(sharding.data_mesh()))
     state = TrainState(one, {}, {}, (), None, learning_rate_scale=one)
     mesh = sharding.data_mesh()
-    state, loop = lower_on_plateau(state, LoopState(plateau_wait=5), patience=5, factor=0.1, least=0.01, mesh=mesh)
+    state, loop = lower_on_plateau(state, LoopState(plateau_wait=5), patience=5, factor=0.1, minimum=0.01, mesh=mesh)
     assert float(state.learning_rate_scale) == pytest.approx(expected) and loop.plateau_wait == 0
 
 

@@ -178,5 +178,5 @@ sys.path.insert(0, {str(tmp_path / "site")!r})
         done = call(sys.executable, "-c", f"{hide}from brainseg_jax import commands; commands.{name}()", cwd=tmp_path)
         assert done.returncode == 1
         assert done.stderr == (
-            "error: the package 'absl' is not installed, and this command needs it: pip install 'brainseg_jax[train]'\n"
+            "error: this command needs the package 'absl', which is not installed: pip install 'brainseg_jax[train]'\n"
         )

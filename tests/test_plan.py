@@ -44,7 +44,7 @@ def test_thick_slices_are_not_cut_across():
 def test_unknown_spacing_counts_pixels():
     config, planned = plan_for(to_plan("cpu"), LGG, [Extent((20, 100, 90), None)], 0.3)
     assert config.data.pixel_spacing == 1.0 and config.data.image_size == 112
-    assert "do not say the spacing" in {one.key: one.reason for one in planned}["data.pixel_spacing"]
+    assert "have no spacing" in {one.key: one.reason for one in planned}["data.pixel_spacing"]
 
 
 def test_what_is_set_by_hand_stays():

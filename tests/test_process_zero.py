@@ -239,5 +239,5 @@ def test_a_precision_of_the_environment_has_no_effect_and_is_reported(caplog):
         with jax.default_matmul_precision("highest"):
             use_plain_numbers()
     assert caplog.messages == [
-        "JAX_DEFAULT_MATMUL_PRECISION=highest has no effect: model.precision of the config decides"
+        "JAX_DEFAULT_MATMUL_PRECISION=highest has no effect: model.precision of the config is used"
     ]

@@ -130,9 +130,9 @@ def test_it_is_scored_and_goes_on_and_a_signal_ends_its_scoring(trained_run, tmp
     (folder / "results.json").unlink()
     with monkeypatch.context() as patch:
         patch.setattr(Assessor, "assess", interrupted)
-        with pytest.raises(TrainingStopped, match="SIGTERM while patients were scored; the training is finished and"):
+        with pytest.raises(TrainingStopped, match="SIGTERM while scoring; the training is finished and"):
             train(config, folder)
-    assert "SIGTERM: the training is finished; ending before the next slices are scored" in caplog.text
+    assert "SIGTERM: the training is finished; stopping before the next batch is scored" in caplog.text
     assert not (folder / "results.json").exists() and "split.file=gone/split.json is missing" in caplog.text
     again = train(config, folder)
     assert again == expected

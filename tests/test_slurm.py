@@ -126,6 +126,6 @@ def test_a_process_that_no_scheduler_started(tmp_path):
     command += [f"--workdir={tmp_path / 'run'}", "--scheduled"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=without)
     assert done.returncode == 2 and not (tmp_path / "run").exists()
-    assert "error: --scheduled: no scheduler that JAX knows started this process" in done.stderr
+    assert "error: --scheduled: no scheduler that JAX supports started this process" in done.stderr
     done = subprocess.run([*command, "--process=0"], capture_output=True, text=True, check=False, env=without)
-    assert "--scheduled with --coordinator, --processes or --process: give the one or the others" in done.stderr
+    assert "--scheduled with --coordinator, --processes or --process: give either --scheduled or these" in done.stderr

@@ -154,7 +154,7 @@ def test_without_a_home_folder(homeless, monkeypatch, tmp_path, caplog):
         keep_compiled()
     finally:
         jax.config.update("jax_compilation_cache_dir", cache)
-    assert "compiled programs are not kept: Could not determine home directory." in caplog.text
+    assert "compiled programs are not cached: Could not determine home directory." in caplog.text
     assert user_path(str(tmp_path), "--run") == tmp_path
     with pytest.raises(InputError, match=r"^--run=~/x: the home folder for ~ is unknown"):
         user_path("~/x", "--run")

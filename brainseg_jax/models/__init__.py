@@ -1,4 +1,4 @@
-"""The networks, by name."""
+"""Builds networks by name."""
 
 from typing import Any, get_args
 
@@ -15,31 +15,31 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 def build_model(name: str, *, dtype: str = "float32", gate_upsampling: str = "nearest", **fields: Any) -> UNet:
-    """Makes a network.
+    """Builds a network.
 
     Args:
-      name: a key of `MODELS`.
-      dtype: compute dtype, a key of `DTYPES`.
-      gate_upsampling: of the attention gates, where the network has them.
-      **fields: other fields of the network: features, depth, targets, norm, norm_momentum, precision,
+      name: A key of `MODELS`.
+      dtype: Compute dtype, a key of `DTYPES`.
+      gate_upsampling: Upsampling of the attention gates, if the network has them.
+      **fields: Other fields of the network: features, depth, targets, norm, norm_momentum, precision,
         deep_supervision, formulation.
 
     Returns:
-      the module, not yet initialized.
+      The module, not yet initialized.
 
     Raises:
-      InputError: for an unknown name or value.
+      InputError: A name or a value is unknown.
     """
     if name not in MODELS:
         raise InputError(f"model.name={name!r} is not a network; choose one of {', '.join(MODELS)}")
     if dtype not in DTYPES:
         raise InputError(f"model.dtype={dtype!r} is not supported; choose one of {', '.join(DTYPES)}")
     if fields.get("precision", "default") not in PRECISIONS:
-        raise InputError(f"model.precision={fields['precision']!r} is not one; choose {' or '.join(PRECISIONS)}")
+        raise InputError(f"model.precision={fields['precision']!r} is unknown; choose {' or '.join(PRECISIONS)}")
     if fields.get("norm", "block") not in ("block", "conv", "none"):
-        raise InputError(f"model.norm={fields['norm']!r} is not a placement; choose block, conv or none")
+        raise InputError(f"model.norm={fields['norm']!r} is unknown; choose block, conv or none")
     if fields.get("formulation", "auto") not in get_args(Formulation):
-        raise InputError(f"model.formulation={fields['formulation']!r} is not one; choose auto, lax or cpu")
+        raise InputError(f"model.formulation={fields['formulation']!r} is unknown; choose auto, lax or cpu")
     if gate_upsampling not in ("nearest", "bilinear"):
         raise InputError(f"model.gate_upsampling={gate_upsampling!r} is not a method; choose nearest or bilinear")
     if name == "attention_unet":

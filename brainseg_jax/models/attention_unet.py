@@ -18,12 +18,12 @@ class AttentionGate(nn.Module):
     """Additive attention gate: α = sigmoid(ψ(ReLU(W_x x + W_g g))), output norm(α x). Oktay et al. 2018, eqs. 1 and 2.
 
     Attributes:
-      upsampling: how α, made at the gating signal's resolution, comes back to the skip's: "nearest" (the reproduced
-        Keras network) or "bilinear" (the paper).
-      norm: batch normalization of the gated skip, unless "none".
-      norm_momentum: share of the running statistics kept at each step.
-      dtype: compute dtype; parameters are float32.
-      formulation: see `ops.Formulation`.
+      upsampling: Resampling of α from the resolution of the gating signal to that of the skip: "nearest" (the
+        reproduced Keras network) or "bilinear" (the paper).
+      norm: "none": no batch normalization of the gated skip.
+      norm_momentum: Decay of the running statistics.
+      dtype: Compute dtype; parameters are float32.
+      formulation: See `ops.Formulation`.
     """
 
     upsampling: Literal["nearest", "bilinear"] = "nearest"
@@ -34,27 +34,26 @@ class AttentionGate(nn.Module):
 
     @nn.compact
     def __call__(self, skip: jax.Array, gating: jax.Array, *, train: bool) -> jax.Array:
-        """Weighs the skip by where the gating signal finds it relevant.
+        """Multiplies the skip by an attention map computed from the skip and the gating signal.
 
-        The attention map [B, H, W, 1] in [0, 1] is kept for pictures: `apply(..., mutable="intermediates")` returns it
-        under "attention".
+        `apply(..., mutable="intermediates")` returns the attention map [B, H, W, 1] in [0, 1] as "attention".
 
         Args:
           skip: x [B, H, W, F].
           gating: g [B, H / 2, W / 2, G].
-          train: as in `UNet.__call__`.
+          train: As in `UNet.__call__`.
 
         Returns:
           [B, H, W, F].
 
         Raises:
-          InputError: for a gating signal of another size.
+          InputError: The gating signal has another size.
         """
         batch, height, width, features = skip.shape
         if gating.shape[:-1] != (batch, height // 2, width // 2):
             raise InputError(
-                f"a skip connection of shape {skip.shape} is gated by a signal of half its height and width; "
-                f"this one has shape {gating.shape}"
+                f"the gating signal must have half the height and width of the skip connection {skip.shape}, "
+                f"but its shape is {gating.shape}"
             )
         conv = partial(
             nn.Conv,
@@ -80,16 +79,16 @@ class AttentionGate(nn.Module):
 
 
 class AttentionUNet(UNet):
-    """U-Net whose skip connections pass an `AttentionGate`; the defaults have 32 086 917 trainable parameters.
+    """U-Net with an `AttentionGate` on each skip connection; 32 086 917 trainable parameters by default.
 
     Attributes:
-      gate_upsampling: see `AttentionGate`.
+      gate_upsampling: See `AttentionGate`.
     """
 
     gate_upsampling: Literal["nearest", "bilinear"] = "nearest"
 
     def filter_skip(self, skip: jax.Array, gating: jax.Array, *, level: int, train: bool) -> jax.Array:
-        """The gated skip, see `UNet.filter_skip`."""
+        """Returns the gated skip, see `UNet.filter_skip`."""
         gate = AttentionGate(
             self.gate_upsampling, self.norm, self.norm_momentum, self.dtype, self.formulation, name=f"gate_{level}"
         )

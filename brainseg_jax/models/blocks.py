@@ -1,4 +1,4 @@
-"""What U-Net and Attention U-Net are built from."""
+"""Layers of U-Net and Attention U-Net."""
 
 from functools import partial
 from typing import Literal, cast
@@ -18,12 +18,9 @@ def batch_norm(momentum: float, dtype: jnp.dtype, *, train: bool) -> nn.BatchNor
     """Batch normalization over the global batch, rows and columns, with the epsilon of Keras; statistics in float32.
 
     Args:
-      momentum: share of the running statistics kept at each step.
-      dtype: of the output.
-      train: normalize with the batch's statistics and update the running ones.
-
-    Returns:
-      the module, a child of the one whose `__call__` makes it.
+      momentum: Decay of the running statistics.
+      dtype: Dtype of the output.
+      train: Normalize with the statistics of the batch, and update the running statistics.
     """
     return nn.BatchNorm(use_running_average=not train, momentum=momentum, epsilon=1e-3, dtype=dtype)
 
@@ -31,22 +28,24 @@ def batch_norm(momentum: float, dtype: jnp.dtype, *, train: bool) -> nn.BatchNor
 def promote_dtype(
     x: jax.Array, *parameters: jax.Array | None, dtype: jnp.dtype, formulation: ops.Formulation
 ) -> list[jax.Array | None]:
-    """What a layer computes with, in its dtype; in the backward pass the parameters' gradients are found first.
+    """Casts the arrays of a layer to its dtype. On CPU it also orders the backward pass, to save memory.
 
-    Nothing in a backward pass waits for the gradient of a parameter. XLA on a CPU leaves these to the end, and till
-    then keeps what they are made of: the input of each layer and the cotangent of its output. So the cotangent of x is
-    made to wait, by a term of zero times a number of each gradient, which XLA has to compute for what it makes of a
-    number that is not finite (barriers it drops). Over several devices gradients are then exchanged layer by layer, and
-    not all at once. No forward-mode derivative passes. Of XLA's own operators the order is left to XLA.
+    By default XLA on CPU computes all parameter gradients at the end of the backward pass. Until then it keeps the
+    input of each layer and the cotangent of its output. To make XLA compute these gradients first, the cotangent of `x`
+    gets a data dependency on them: zero times one element of each gradient. XLA cannot drop this term, because zero
+    times a non-finite number is not zero. An optimization barrier does not work here: XLA removes it on CPU.
+
+    Several devices then exchange gradients layer by layer. Forward-mode differentiation is not supported. With the
+    "lax" formulation XLA chooses the order.
 
     Args:
       x: [B, H, W, C].
-      parameters: of the layer; None for one that it does without.
-      dtype: of the result.
-      formulation: see `ops.Formulation`.
+      parameters: Parameters of the layer; None for a missing bias.
+      dtype: Dtype of the results.
+      formulation: See `ops.Formulation`.
 
     Returns:
-      x and parameters.
+      x and the parameters.
     """
     arrays = nn.dtypes.promote_dtype(x, *parameters, dtype=dtype)
     return arrays if ops.is_lax(formulation) else _parameters_first(*arrays)
@@ -58,24 +57,24 @@ def _parameters_first(*arrays: jax.Array | None) -> list[jax.Array | None]:
 
 
 def _parameters_first_backward(_: None, cotangents: list[jax.Array | None]) -> tuple[jax.Array | None, ...]:
-    of_x, *of_parameters = cotangents
-    zero = sum(0 * gradient.ravel()[0] for gradient in jax.tree.leaves(of_parameters))
-    return of_x + zero, *of_parameters
+    x_cotangent, *gradients = cotangents
+    zero = sum(0 * gradient.ravel()[0] for gradient in jax.tree.leaves(gradients))
+    return x_cotangent + zero, *gradients
 
 
 _parameters_first.defvjp(lambda *arrays: (list(arrays), None), _parameters_first_backward)
 
 
 class ConvBlock(nn.Module):
-    """Two 3x3 convolutions with ReLU: what stands at each level of either network.
+    """Two 3x3 convolutions with ReLU: one level of the encoder or the decoder.
 
     Attributes:
-      features: channels of the output.
+      features: Number of output channels.
       norm: "block": conv - ReLU - conv - norm - ReLU, with biases (the Keras project); "conv": (conv - norm - ReLU)
         twice, without biases (Buda et al.); "none": (conv - ReLU) twice (Ronneberger et al.).
-      momentum: of the batch normalization.
-      dtype: compute dtype; parameters are float32.
-      formulation: see `ops.Formulation`.
+      momentum: Decay of the running statistics of batch normalization.
+      dtype: Compute dtype; parameters are float32.
+      formulation: See `ops.Formulation`.
     """
 
     features: int
@@ -105,12 +104,12 @@ class ConvBlock(nn.Module):
 
 
 class UpConv(nn.Module):
-    """2x2 transposed convolution of stride 2 with bias; parameters as `flax.linen.ConvTranspose`.
+    """2x2 transposed convolution of stride 2 with bias; same parameters as `flax.linen.ConvTranspose`.
 
     Attributes:
-      features: channels of the output.
-      dtype: compute dtype; parameters are float32.
-      formulation: see `ops.Formulation`.
+      features: Number of output channels.
+      dtype: Compute dtype; parameters are float32.
+      formulation: See `ops.Formulation`.
     """
 
     features: int

@@ -17,21 +17,21 @@ Precision = Literal["default", "highest"]
 class UNet(nn.Module):
     """Encoder and decoder joined by skip connections at each of `depth` resolutions.
 
-    The defaults are the reproduced Keras network, 31 037 633 trainable parameters; `features=32, norm="conv"` is that
-    of Buda et al. 2019, 7 763 041.
+    The defaults are the reproduced Keras network, with 31 037 633 trainable parameters. `features=32, norm="conv"` is
+    the network of Buda et al. 2019, with 7 763 041.
 
     Attributes:
-      features: channels of the first level; they double at each level down.
-      depth: number of 2x2 poolings.
-      targets: K, outputs of the network, each a binary problem of its own.
-      norm: placement of batch normalization, see `ConvBlock`.
-      norm_momentum: share of the running statistics kept at each step.
-      dtype: compute dtype, e.g. bfloat16; parameters and logits are float32.
-      precision: of float32 products and their gradients. "default" is the device's choice: a GPU rounds both factors
-        to TF32, 10 bits of mantissa. "highest" keeps all 23 bits. A CPU always does.
-      deep_supervision: a 1x1 head at each decoder level but the finest, for training alone (Lee et al. 2015,
-        "Deeply-Supervised Nets"); its logits are sown in the collection "side_logits".
-      formulation: of the operators in `ops`, see `ops.Formulation`; parameters and values are the same.
+      features: Channels of the first level; they double at each level down.
+      depth: Number of 2x2 poolings.
+      targets: K, number of outputs. Each output is a separate binary problem.
+      norm: Position of batch normalization, see `ConvBlock`.
+      norm_momentum: Decay of the running statistics.
+      dtype: Compute dtype, e.g. bfloat16; parameters and logits are float32.
+      precision: Precision of float32 products and their gradients. "default": the device chooses; a GPU rounds both
+        factors to TF32, with 10 bits of mantissa. "highest": all 23 bits. A CPU always uses all 23 bits.
+      deep_supervision: Adds a 1x1 head at each decoder level except the finest, for training only (Lee et al. 2015,
+        "Deeply-Supervised Nets"). The collection "side_logits" holds its logits.
+      formulation: Formulation of the operators, see `ops.Formulation`. It does not change parameters or values.
     """
 
     features: int = 64
@@ -49,28 +49,30 @@ class UNet(nn.Module):
 
         Args:
           images: [B, H, W, C], normalized; H and W divisible by 2 ** depth.
-          train: normalize with the batch's statistics (and update the collection "batch_stats").
+          train: Normalize with the statistics of the batch, and update the collection "batch_stats".
 
         Returns:
           [B, H, W, K] float32 logits of the targets.
 
         Raises:
-          InputError: where the depth does not divide H or W, or the images have not four axes.
+          InputError: 2 ** depth does not divide H or W, or the images do not have four axes.
         """
         if images.ndim != 4:
-            raise InputError(f"images must be [B, H, W, C], not of shape {images.shape}; image[None] is a batch of one")
+            raise InputError(
+                f"images must be [B, H, W, C], not of shape {images.shape}; for one image pass image[None]"
+            )
         _, height, width, _ = images.shape
         multiple = 2**self.depth
         if height % multiple or width % multiple:
             raise InputError(
                 f"images of {height}x{width} do not fit a network of depth {self.depth}: height and width must be "
-                f"multiples of {multiple}. Set data.image_size to one, or a smaller model.depth"
+                f"multiples of {multiple}. Set data.image_size to a multiple, or reduce model.depth"
             )
         network = UNet._network
         if train and not ops.is_lax(self.formulation):
-            # For the backward pass the convolutions alone are kept; what stands between them is cheap to do again.
-            kept = jax.checkpoint_policies.save_only_these_names("convolution")
-            network = nn.remat(network, policy=kept, static_argnums=2)
+            # The backward pass keeps the convolutions only; the operations between them are cheap to recompute.
+            policy = jax.checkpoint_policies.save_only_these_names("convolution")
+            network = nn.remat(network, policy=policy, static_argnums=2)
         with jax.default_matmul_precision(self.precision):
             return network(self, images, train)
 
@@ -80,7 +82,7 @@ class UNet(nn.Module):
             return ConvBlock(features, self.norm, self.norm_momentum, self.dtype, self.formulation, name=name)
 
         x, skips = images.astype(self.dtype), []
-        exact = np.promote_types(self.dtype, np.float32)  # of the logits
+        logits_dtype = np.promote_types(self.dtype, np.float32)
         for level in range(self.depth):
             x = block(self.features * 2**level, f"encoder_{level}")(x, train=train)
             skips.append(x)
@@ -91,18 +93,18 @@ class UNet(nn.Module):
             x = UpConv(self.features * 2**level, self.dtype, self.formulation, name=f"up_{level}")(x)
             x = block(self.features * 2**level, f"decoder_{level}")(jnp.concatenate([x, skip], axis=-1), train=train)
             if self.deep_supervision and level and (train or self.is_initializing()):
-                side = nn.Conv(self.targets, (1, 1), dtype=exact, name=f"side_head_{level}")(x)
+                side = nn.Conv(self.targets, (1, 1), dtype=logits_dtype, name=f"side_head_{level}")(x)
                 self.sow("side_logits", f"level_{level}", side)
-        return nn.Conv(self.targets, (1, 1), dtype=exact, name="head")(x)
+        return nn.Conv(self.targets, (1, 1), dtype=logits_dtype, name="head")(x)
 
     def filter_skip(self, skip: jax.Array, gating: jax.Array, *, level: int, train: bool) -> jax.Array:
-        """What the decoder of `level` is given of the encoder's skip connection; here all of it.
+        """Filters a skip connection before the decoder uses it. This network returns it unchanged.
 
         Args:
           skip: [B, H, W, F], from the encoder.
-          gating: [B, H / 2, W / 2, 2F], the decoder's features one level below.
+          gating: [B, H / 2, W / 2, 2F], the features of the decoder one level below.
           level: 0 is the finest.
-          train: as in `__call__`.
+          train: As in `__call__`.
 
         Returns:
           [B, H, W, F].

@@ -1,4 +1,4 @@
-"""From a config to the parts of a training: the one place, beside the loop, that knows the config's keys."""
+"""Builds all objects of a training from a config. Only this module and the loop read the keys of the config."""
 
 import dataclasses
 from collections.abc import Callable
@@ -25,32 +25,32 @@ from brainseg_jax.runs.trained import cases_of_training, start_from
 from brainseg_jax.training.feed import DeviceFeed, HostFeed, make_feed
 from brainseg_jax.training.objective import Loss, build_loss
 from brainseg_jax.training.optimizer import build_optimizer, build_schedule
-from brainseg_jax.training.plan import Planned, plan
+from brainseg_jax.training.plan import PlannedValue, plan
 from brainseg_jax.training.state import TrainState, create_state
 from brainseg_jax.training.step import make_train_step
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Experiment:
-    """The parts that a config asks for, ready to use.
+    """All objects of a training.
 
     Attributes:
-      config: with every planned value filled in.
-      planned: what was filled in, and why.
-      residence: where the slices are.
-      evaluation: what its scores rest on: cohort, split, network, masks.
-      mesh: of all devices.
-      schedule: learning rate by step.
-      sampler: the slices of each step.
-      feed: the same, on the devices.
-      steps_per_epoch: updates an epoch.
-      initial_state: of the training, with random weights.
-      init_from: the run whose weights the training starts from, as the config says it, or None.
-      train_step: see `make_train_step`.
+      config: The config, with all planned values filled in.
+      planned: The values that the plan filled in, with reasons.
+      residence: Where the slices are stored: on the devices, in memory or on disk.
+      evaluation: The inputs of the scores: cohort, split, network and masks.
+      mesh: The mesh of all devices.
+      schedule: Maps a step to its learning rate.
+      sampler: Maps a step to the indices of its slices.
+      feed: Maps a step to its slices, on the devices.
+      steps_per_epoch: Number of updates per epoch.
+      initial_state: The state with random weights.
+      init_from: `train.init_from` of the config, or None if it is empty.
+      train_step: See `make_train_step`.
     """
 
     config: ConfigDict
-    planned: list[Planned]
+    planned: list[PlannedValue]
     residence: Residence
     evaluation: Evaluation
     mesh: Mesh
@@ -73,10 +73,12 @@ class Experiment:
         return self.evaluation.network.model
 
     def first_state(self) -> TrainState:
-        """What a run that starts begins with. One that goes on, or is scored, can do without `init_from`.
+        """The state before the first step: `initial_state`, or the weights of `init_from`.
+
+        Only a new run needs it. A resumed run does not read `init_from`.
 
         Raises:
-          InputError: see `network_path` and `start_from`.
+          InputError: See `network_path` and `start_from`.
         """
         if not self.init_from:
             return self.initial_state
@@ -85,19 +87,19 @@ class Experiment:
         split, cohort = self.evaluation.split, self.cohort
         if (cases := cases_of_training(folder)) is None:
             logging.warning(
-                "train.init_from=%s has no split.json: whether it was trained on cases that validate or test this run "
-                "is not known",
+                "train.init_from=%s has no split.json: it is unknown whether it was trained on validation or test "
+                "cases of this run",
                 folder,
             )
             return state
-        trained, known_to_it = (
+        trained, trained_or_chosen = (
             cases_of_known(cohort.cases, cohort.patients, names) for names in (cases[0], cases[0] | cases[1])
         )
-        if known := trained.intersection(split.val) | known_to_it.intersection(split.test):
+        if leaked := trained.intersection(split.val) | trained_or_chosen.intersection(split.test):
             logging.warning(
-                "train.init_from=%s was trained on or chosen by %d of the cases that validate or test this run (%s): "
-                "their scores are too good; give both runs one split (split.file)",
-                *(folder, len(known), ", ".join(sorted(known)[:5]) + (", ..." if len(known) > 5 else "")),
+                "train.init_from=%s was trained on or chosen by %d validation or test cases of this run (%s): "
+                "their scores are too good; use the same split for both runs (split.file)",
+                *(folder, len(leaked), ", ".join(sorted(leaked)[:5]) + (", ..." if len(leaked) > 5 else "")),
             )
         return state
 
@@ -105,16 +107,16 @@ class Experiment:
 def build_experiment(
     config: ConfigDict, *, load: Callable[..., Cohort] = load_cohort, run: Path | None = None
 ) -> Experiment:
-    """Makes every part of a run; all that can be wrong with the config or the data is found here.
+    """Builds all objects of a training, and so checks the config and the data.
 
     Args:
-      config: of `default_config`, with overrides.
-      load: reads the prepared data, called as `load_cohort`; for a study that looks at the same data in another way.
-      run: the folder of a run of this config, if there is one: its data are found by their fingerprint, and its split
-        by its `split.json`, where `data.source` or `split.file` are gone.
+      config: From `default_config`, with overrides.
+      load: Reads the prepared data; called like `load_cohort`. A study can pass a function that changes the data.
+      run: The folder of a run of this config, if there is one. If `data.source` or `split.file` no longer exists, the
+        fingerprint of the run identifies its data, and its `split.json` gives the split.
 
     Raises:
-      InputError: see the parts.
+      InputError: The config or the data cannot be used.
     """
     check_config(config)
     mesh = sharding.data_mesh()
@@ -132,7 +134,7 @@ def build_experiment(
     loss = _choose_loss(config, cohort, train_slices, sampler)
     evaluation = evaluation_of(config, cohort, split, loss=loss)
     opt = config.optimizer
-    # Against a limit of time the loop lets the cosine fall itself, by `TrainState.learning_rate_scale`.
+    # With a time limit the loop applies the cosine itself, through `TrainState.learning_rate_scale`.
     by_time = opt.schedule == "cosine" and config.train.max_minutes > 0.0
     schedule = build_schedule(
         "constant" if by_time else opt.schedule,
@@ -184,9 +186,9 @@ def build_experiment(
 def _choose_loss(
     config: ConfigDict, cohort: Cohort, slices: np.ndarray, sampler: BatchSampler | PatientSampler
 ) -> Loss:
-    """The loss; class weights are those of the training masks as the sampler draws them."""
-    # Where the sampler prefers slices with tumor, tumor is less rare.
-    fractions = [sampler.expected_mean(of_target) for of_target in cohort.target_fractions[slices].T]
+    """Builds the loss. Its class weights come from the training masks, each counted as often as it is drawn."""
+    # A sampler that prefers slices with tumor makes tumor pixels less rare.
+    fractions = [sampler.expected_mean(fraction) for fraction in cohort.target_fractions[slices].T]
     return build_loss(**config.loss, target_fractions=fractions)
 
 

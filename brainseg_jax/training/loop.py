@@ -1,4 +1,4 @@
-"""The story of a run: build, resume, train an epoch, score, save, and at the end score the test patients."""
+"""The loop of a training: build or resume, train an epoch, validate, save; at the end score the test patients."""
 
 import dataclasses
 import math
@@ -24,50 +24,50 @@ from brainseg_jax.runs.processes import on_first_process
 from brainseg_jax.runs.run_folder import claim_run_folder, lock_run_folder
 from brainseg_jax.runs.training_scans import write_training_scans
 from brainseg_jax.training.experiment import Experiment, build_experiment
-from brainseg_jax.training.loop_state import LoopState, advance, is_over, lower_on_plateau, spend, warn_of_collapse
+from brainseg_jax.training.loop_state import LoopState, add_time, advance, is_over, lower_on_plateau, warn_of_collapse
 from brainseg_jax.training.state import TrainState
-from brainseg_jax.training.step import Report
+from brainseg_jax.training.step import StepReport
 from brainseg_jax.training.stopping import StopSignal
 
 
 def train(config: ConfigDict, workdir: Path, *, load: Callable[..., Cohort] = load_cohort, mlflow: str = "") -> dict:
-    """Trains by the config, or goes on with it; the checkpoint it keeps (`train.keep`) is scored on the test patients.
+    """Trains a network or resumes a training, then scores the checkpoint of `train.keep` on the test patients.
 
     Args:
-      config: of `default_config`, with overrides.
-      workdir: the run folder; where it holds an unfinished run of this config, that run goes on.
-      load: reads the prepared data, see `build_experiment`.
-      mlflow: a folder or the address of an MLflow server, which gets the same figures; empty: none.
+      config: From `default_config`, with overrides.
+      workdir: The run folder. If it holds an unfinished run of this config, that run resumes.
+      load: Reads the prepared data, see `build_experiment`.
+      mlflow: A folder, or the address of an MLflow server, that also receives the metrics; empty: off.
 
     Returns:
-      what `results.json` holds.
+      The content of `results.json`.
 
     Raises:
-      InputError: where config, data or run folder cannot be used; nothing of a run is in the folder then.
-      TrainingDiverged: where loss or gradient is not finite, more often than `train.skip_nonfinite` allows.
-      StorageError: where the run folder cannot be written to, or all checkpoints in it are damaged.
-      TrainingStopped: after SIGTERM or SIGINT; the step under way was ended and saved.
+      InputError: The config, the data or the run folder cannot be used. The folder then holds no run.
+      TrainingDiverged: Loss or gradient is not finite more often than `train.skip_nonfinite` allows.
+      StorageError: The run folder cannot be written to, or all checkpoints in it are damaged.
+      TrainingStopped: SIGTERM or SIGINT came. The current step is finished and saved.
     """
     check_folder(workdir, "--workdir")
     experiment = build_experiment(config, load=load, run=workdir)
     config = experiment.config
     if jax.process_index() == 0 and (idle := idle_keys(config)):
         logging.warning("these settings have no effect beside the others: %s", "; ".join(idle))
-    goes_on = bool(saved_steps(workdir / "checkpoints"))
-    # Before anything is written: what a run starts from is the last that can be wrong.
-    state, loop = experiment.initial_state if goes_on else experiment.first_state(), LoopState()
-    with ExitStack() as held, StopSignal() as stop:
-        held.callback(experiment.feed.close)
-        on_first_process("take the run folder", lambda: held.enter_context(lock_run_folder(workdir)))
+    resumes = bool(saved_steps(workdir / "checkpoints"))
+    # `first_state` can raise InputError, so it runs before the first write.
+    state, loop = experiment.initial_state if resumes else experiment.first_state(), LoopState()
+    with ExitStack() as stack, StopSignal() as stop:
+        stack.callback(experiment.feed.close)
+        on_first_process("lock the run folder", lambda: stack.enter_context(lock_run_folder(workdir)))
         claim_run_folder(workdir, config, experiment.cohort, experiment.evaluation.split)
         checkpoints = Checkpoints(workdir / "checkpoints")
-        if (found := checkpoints.recover(like=state, keep=config.train.keep)) is not None:
-            state, loop = found
-            logging.info("going on from step %d, in epoch %d", int(state.step), loop.epoch + 1)
-        elif goes_on:
+        if (restored := checkpoints.recover(like=state, keep=config.train.keep)) is not None:
+            state, loop = restored
+            logging.info("resuming from step %d, in epoch %d", int(state.step), loop.epoch + 1)
+        elif resumes:
             state = experiment.first_state()
         on_first_process("cut the metrics log", lambda: cut_rows(workdir / "metrics.jsonl", loop.epoch), quiet=True)
-        metrics_log = held.enter_context(
+        metrics_log = stack.enter_context(
             MetricsLog(
                 workdir,
                 epochs=config.train.epochs,
@@ -84,7 +84,7 @@ def train(config: ConfigDict, workdir: Path, *, load: Callable[..., Cohort] = lo
         run = _Run(config, workdir, experiment, checkpoints, metrics_log, stop)
         over = partial(is_over, epochs=config.train.epochs, early_stop_patience=config.train.early_stop_patience)
         if jax.process_index() == 0 and not over(loop):
-            (workdir / "results.json").unlink(missing_ok=True)  # of fewer epochs
+            (workdir / "results.json").unlink(missing_ok=True)  # from an earlier call with fewer epochs
         while not over(loop):
             started, before = time.monotonic(), int(state.step)
             state, loop = _train_epoch(state, loop, run)
@@ -103,14 +103,14 @@ def train(config: ConfigDict, workdir: Path, *, load: Callable[..., Cohort] = lo
             loop = advance(loop, row["val_dice_mean"])
             warn_of_collapse(loop)
             state, loop = _lower_rate(state, loop, run)
-            # Before the save: a row without its checkpoint is taken out again, a checkpoint's missing row is lost.
+            # Before the save: a resumed run removes a row without a checkpoint. A missing row would stay missing.
             write = partial(metrics_log.end_epoch, row, images_per_second=speed)
             on_first_process("write the metrics log", write, quiet=True)
             keeps_last = config.train.keep == "last"
             checkpoints.save(state, loop, score=loop.epoch if keeps_last else row["val_dice_mean"])
             progress = metrics_log.progress(loop.epoch, loop.seconds)
             metrics_log.print(epoch_line(row, progress, speed, is_best=loop.best_epoch == loop.epoch))
-            if stop.agreed():
+            if stop.came_to_any():
                 raise _stopped(run, state)
         checkpoints.wait()
         results = _score(state, loop, run)
@@ -120,32 +120,34 @@ def train(config: ConfigDict, workdir: Path, *, load: Callable[..., Cohort] = lo
 
 
 def _score(state: TrainState, loop: LoopState, run: "_Run") -> dict:
-    """Scores the checkpoint that is kept on the test patients; a signal ends it between two batches."""
-    from brainseg_jax.runs.results import write_results  # plots and pages, slow to load: not at the start
+    """Scores the checkpoint of `train.keep` on the test patients. A signal stops it between two batches."""
+    from brainseg_jax.runs.results import write_results  # imports plots, which is slow: only at the end
 
-    kept, at = run.checkpoints.restore(run.checkpoints.best_step(), like=state)
-    run.stop.promise = "the training is finished; ending before the next slices are scored"
+    kept_state, kept_loop = run.checkpoints.restore(run.checkpoints.best_step(), like=state)
+    run.stop.announcement = "the training is finished; stopping before the next batch is scored"
 
-    def heed() -> None:
-        if run.stop.agreed():
+    def stop_on_signal() -> None:
+        if run.stop.came_to_any():
             run.checkpoints.close()
             raise TrainingStopped(
-                f"stopped by {run.stop.name or 'a signal to another process'} while patients were scored; the training "
-                f"is finished and saved in {run.checkpoints.folder}. The same command writes the scores"
+                f"stopped by {run.stop.name or 'a signal to another process'} while scoring; the training "
+                f"is finished and saved in {run.checkpoints.folder}. Repeat the command to score it"
             )
 
     evaluation = run.experiment.evaluation
-    evaluation.assessor.runner.before_batch = heed
+    evaluation.assessor.runner.before_batch = stop_on_signal
     try:
-        run.metrics_log.print(write_training_scans(run.workdir, evaluation.cohort, evaluation.split, before_case=heed))
-        return write_results(run.workdir, evaluation, kept, epoch=at.epoch, epochs=loop.epoch)
+        run.metrics_log.print(
+            write_training_scans(run.workdir, evaluation.cohort, evaluation.split, before_case=stop_on_signal)
+        )
+        return write_results(run.workdir, evaluation, kept_state, epoch=kept_loop.epoch, epochs=loop.epoch)
     finally:
         evaluation.assessor.runner.before_batch = lambda: None
 
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-    """What stays the same through a run."""
+    """The objects that do not change during a run."""
 
     config: ConfigDict
     workdir: Path
@@ -156,37 +158,37 @@ class _Run:
 
 
 def _train_epoch(state: TrainState, loop: LoopState, run: _Run) -> tuple[TrainState, LoopState]:
-    """Makes the updates that are left of an epoch; its losses are in the loop's memory then.
+    """Runs the remaining steps of an epoch, and adds their losses to the loop state.
 
-    Every `log_every` steps it looks at what the steps reported, which waits for the device, at failed writes and, of
-    all processes together, at signals.
+    Every `log_every` steps it checks the reports of the steps (which waits for the device), failed writes, and
+    whether any process received a signal.
     """
     experiment = run.experiment
     last = (loop.epoch + 1) * experiment.steps_per_epoch
-    waiting: list[Report] = []  # of steps that the host has not looked at
-    looked = time.monotonic()
+    unchecked: list[StepReport] = []  # reports that the host has not read yet
+    checked_at = time.monotonic()
     for step in range(int(state.step), last):
         state, report = experiment.train_step(state, experiment.feed(step))
-        waiting.append(report)
+        unchecked.append(report)
         ends = step + 1 == last
-        if len(waiting) < run.config.train.log_every and not ends and not run.stop.at_once():
+        if len(unchecked) < run.config.train.log_every and not ends and not run.stop.may_stop_now():
             continue
-        loop = _look(waiting, step + 1 - len(waiting), loop, run)
+        loop = _check_reports(unchecked, step + 1 - len(unchecked), loop, run)
         run.checkpoints.check()
         now = time.monotonic()
-        seconds = now - looked
+        seconds = now - checked_at
         run.metrics_log.advance(
             step=step + 1,
             epoch=loop.epoch + 1,
             loss=loop.losses[-1] if loop.losses else math.nan,
-            images_per_second=len(waiting) * experiment.sampler.batch_size / seconds,
+            images_per_second=len(unchecked) * experiment.sampler.batch_size / seconds,
             spent_seconds=loop.seconds + seconds,
         )
-        waiting, looked = [], now
+        unchecked, checked_at = [], now
         state, loop = _count_time(state, loop, seconds, run)
         if loop.out_of_time:
             break
-        if not ends and run.stop.agreed():  # at the end of an epoch the validation patients come first
+        if not ends and run.stop.came_to_any():  # after the last step of an epoch, validation comes first
             run.checkpoints.save(state, loop, score=None)
             raise _stopped(run, state)
     if not loop.losses:
@@ -194,8 +196,8 @@ def _train_epoch(state: TrainState, loop: LoopState, run: _Run) -> tuple[TrainSt
     return state, loop
 
 
-def _look(reports: list[Report], first: int, loop: LoopState, run: _Run) -> LoopState:
-    """Takes up the reports of the steps `first`, ...; raises TrainingDiverged where too many are not finite."""
+def _check_reports(reports: list[StepReport], first: int, loop: LoopState, run: _Run) -> LoopState:
+    """Adds the reports of the steps from `first` on. Raises TrainingDiverged if too many are not finite."""
     reports = jax.device_get(reports)
     for step, report in enumerate(reports, start=first):
         if report.finite:
@@ -203,11 +205,13 @@ def _look(reports: list[Report], first: int, loop: LoopState, run: _Run) -> Loop
         loop = dataclasses.replace(loop, skipped_steps=loop.skipped_steps + 1)
         cohort = run.experiment.cohort
         batch = sorted({cohort.cases[i] for i in cohort.case_index[run.experiment.sampler(step)]})
-        words = f"loss or gradient is not a finite number (loss {float(report.loss)}) at step {step + 1}, cases "
-        words += ", ".join(batch)
+        message = f"loss or gradient is not a finite number (loss {float(report.loss)}) at step {step + 1}, cases "
+        message += ", ".join(batch)
         if loop.skipped_steps > run.config.train.skip_nonfinite:
-            raise _diverged(words, run)
-        logging.warning("%s; left out, %d of at most %d", words, loop.skipped_steps, run.config.train.skip_nonfinite)
+            raise _diverged(message, run)
+        logging.warning(
+            "%s; step skipped, %d of at most %d", message, loop.skipped_steps, run.config.train.skip_nonfinite
+        )
     losses = tuple(float(report.loss) for report in reports if report.finite)
     return dataclasses.replace(loop, losses=loop.losses + losses)
 
@@ -220,9 +224,9 @@ def _count_time(
         return state, loop
     if validated:
         loop = dataclasses.replace(loop, validation_seconds=seconds)
-    cosine, over = run.config.optimizer.schedule == "cosine", loop.out_of_time
-    state, loop = spend(state, loop, seconds, limit=limit, cosine=cosine, mesh=run.experiment.mesh)
-    return state, dataclasses.replace(loop, out_of_time=loop.out_of_time or over)
+    cosine, was_over = run.config.optimizer.schedule == "cosine", loop.out_of_time
+    state, loop = add_time(state, loop, seconds, limit=limit, cosine=cosine, mesh=run.experiment.mesh)
+    return state, dataclasses.replace(loop, out_of_time=loop.out_of_time or was_over)
 
 
 def _validate(state: TrainState, experiment: Experiment) -> dict[str, float]:
@@ -241,7 +245,7 @@ def _lower_rate(state: TrainState, loop: LoopState, run: _Run) -> tuple[TrainSta
         loop,
         patience=opt.plateau_patience,
         factor=opt.plateau_factor,
-        least=opt.plateau_min / opt.learning_rate,
+        minimum=opt.plateau_min / opt.learning_rate,
         mesh=run.experiment.mesh,
     )
 
@@ -250,15 +254,15 @@ def _stopped(run: _Run, state: TrainState) -> TrainingStopped:
     run.checkpoints.close()
     return TrainingStopped(
         f"stopped by {run.stop.name or 'a signal to another process'}; step {int(state.step)} is saved in "
-        f"{run.checkpoints.folder}. The same command goes on from there"
+        f"{run.checkpoints.folder}. Repeat the command to resume from there"
     )
 
 
-def _diverged(words: str, run: _Run) -> TrainingDiverged:
+def _diverged(message: str, run: _Run) -> TrainingDiverged:
     run.checkpoints.wait()
     steps = run.checkpoints.steps()
-    kept = f"the last good checkpoint is {run.checkpoints.folder / str(steps[-1])}" if steps else "none was saved yet"
+    saved = f"the last good checkpoint is {run.checkpoints.folder / str(steps[-1])}" if steps else "no checkpoint yet"
     return TrainingDiverged(
-        f"{words}; {kept}. Try a lower optimizer.learning_rate, optimizer.clip_norm=1.0, optimizer.warmup_epochs=1, or "
-        "leave such steps out: train.skip_nonfinite=10"
+        f"{message}; {saved}. Try a lower optimizer.learning_rate, optimizer.clip_norm=1.0, optimizer.warmup_epochs=1, "
+        "or skip such steps: train.skip_nonfinite=10"
     )

@@ -1,4 +1,4 @@
-"""What the loop remembers beside the arrays, and its decisions: what is best, when the rate falls, when to stop."""
+"""The state of the loop beside the arrays, and its decisions: best epoch, learning rate on a plateau, when to stop."""
 
 import dataclasses
 import math
@@ -12,24 +12,24 @@ from jax.sharding import Mesh
 from brainseg_jax import sharding
 from brainseg_jax.training.state import TrainState
 
-COLLAPSED = 3  # epochs in a row without a single right pixel, after which a warning is due
+COLLAPSE_EPOCHS = 3  # a warning is logged each time that many epochs in a row have a validation Dice of 0
 
 
 @dataclasses.dataclass(frozen=True)
 class LoopState:
-    """Saved with each checkpoint, so that a run that goes on decides as it would have.
+    """The state of the loop. Each checkpoint stores it, so that a resumed run makes the same decisions.
 
     Attributes:
-      epoch: epochs finished.
-      best_dice: highest mean 3-D Dice on the validation patients; -1 before the first evaluation.
-      best_epoch: when that was.
-      plateau_wait: epochs since the last better one or the last lowering of the learning rate.
-      zero_epochs: epochs in a row that scored 0.
-      skipped_steps: updates left out so far because loss or gradient was not finite.
-      losses: of the steps made in the epoch under way; empty between epochs.
-      seconds: spent in training and validation; kept where `train.max_minutes` limits them, else 0.
-      validation_seconds: of the last validation, kept likewise.
-      out_of_time: whether the limit has ended the training.
+      epoch: Number of finished epochs.
+      best_dice: Highest mean 3-D Dice on the validation patients; -1 before the first validation.
+      best_epoch: The epoch of `best_dice`, from 1.
+      plateau_wait: Epochs since the last improvement or the last reduction of the learning rate.
+      zero_epochs: Latest epochs in a row with a validation Dice of 0.
+      skipped_steps: Updates skipped so far because loss or gradient was not finite.
+      losses: Losses of the steps of the current epoch so far; empty between epochs.
+      seconds: Time spent in training and validation; counted only with `train.max_minutes`, else 0.
+      validation_seconds: Duration of the last validation; counted only with `train.max_minutes`, else 0.
+      out_of_time: Whether the time limit has ended the training.
     """
 
     epoch: int = 0
@@ -45,12 +45,12 @@ class LoopState:
 
     @classmethod
     def from_json(cls, content: dict) -> "LoopState":
-        """The inverse of `dataclasses.asdict` after a way through JSON."""
+        """Restores a state from the JSON form of `dataclasses.asdict`."""
         return cls(**{**content, "losses": tuple(content["losses"])})
 
 
 def advance(loop: LoopState, dice: float) -> LoopState:
-    """The loop's memory after an epoch that scored `dice` on the validation patients."""
+    """The loop state after an epoch with a mean Dice of `dice` on the validation patients."""
     epoch = loop.epoch + 1
     loop = dataclasses.replace(loop, epoch=epoch, losses=(), zero_epochs=loop.zero_epochs + 1 if dice == 0.0 else 0)
     if dice > loop.best_dice:
@@ -59,42 +59,43 @@ def advance(loop: LoopState, dice: float) -> LoopState:
 
 
 def lower_on_plateau(
-    state: TrainState, loop: LoopState, *, patience: int, factor: float, least: float, mesh: Mesh
+    state: TrainState, loop: LoopState, *, patience: int, factor: float, minimum: float, mesh: Mesh
 ) -> tuple[TrainState, LoopState]:
-    """Lowers what is left of the learning rate where the validation Dice has not risen for long enough.
+    """Reduces the learning rate if the validation Dice has not improved for `patience` epochs.
 
     Args:
-      state: of the training; `learning_rate_scale` is changed.
-      loop: the loop's memory.
-      patience: epochs without a better score.
-      factor: times the scale, below 1.
-      least: the scale is not lowered further than to this; one that is below it already stays as it is.
-      mesh: where the state lies.
+      state: The training state; its `learning_rate_scale` is reduced.
+      loop: The loop state.
+      patience: Number of epochs without improvement.
+      factor: Factor of each reduction, below 1.
+      minimum: Lower limit of the reduction. A scale that is already below it does not change.
+      mesh: The mesh of the state.
 
     Returns:
-      both, changed or as they were.
+      The training state and the loop state.
     """
     if loop.plateau_wait < patience:
         return state, loop
     before = float(state.learning_rate_scale)
-    scale = np.float32(min(before, max(before * factor, least)))
+    scale = np.float32(min(before, max(before * factor, minimum)))
     state = state.replace(learning_rate_scale=sharding.put(np.asarray(scale), sharding.replicated(mesh)))
     return state, dataclasses.replace(loop, plateau_wait=0)
 
 
-def spend(state: TrainState, loop: LoopState, seconds: float, *, limit: float, cosine: bool, mesh: Mesh) -> tuple:
-    """Counts time against a limit, and lets a cosine learning rate fall by the time that is gone.
+def add_time(state: TrainState, loop: LoopState, seconds: float, *, limit: float, cosine: bool, mesh: Mesh) -> tuple:
+    """Adds time to the loop state, and sets a cosine learning rate by the share of the limit that is spent.
 
     Args:
-      state: of the training; `learning_rate_scale` is changed where `cosine`.
-      loop: the loop's memory.
-      seconds: spent since the last call; those of process 0 count for all.
-      limit: of training and validation, seconds.
-      cosine: whether the rate is to fall, to 0 at the limit.
-      mesh: where the state lies.
+      state: The training state; its `learning_rate_scale` changes if `cosine`.
+      loop: The loop state.
+      seconds: Time since the last call. All processes use the value of process 0.
+      limit: Limit of training and validation together, in seconds.
+      cosine: Whether the learning rate follows a cosine, which ends at 0 when only the last validation fits.
+      mesh: The mesh of the state.
 
     Returns:
-      both; `out_of_time` where no more than a validation as long as the last one fits into the limit.
+      The training state and the loop state. `out_of_time` is True if the remaining time only suffices for a
+      validation as long as the last one.
     """
     if jax.process_count() > 1:
         seconds = float(multihost_utils.broadcast_one_to_all(np.float32(seconds)))
@@ -107,17 +108,17 @@ def spend(state: TrainState, loop: LoopState, seconds: float, *, limit: float, c
 
 
 def is_over(loop: LoopState, *, epochs: int, early_stop_patience: int) -> bool:
-    """Whether all epochs are made, time is up, or the last `early_stop_patience`, where not 0, were no better."""
+    """Whether all epochs are done, time is up, or no epoch of the last `early_stop_patience` (0: off) was better."""
     stops_early = 0 < early_stop_patience <= loop.epoch - loop.best_epoch
     return loop.epoch >= epochs or stops_early or loop.out_of_time
 
 
 def warn_of_collapse(loop: LoopState) -> None:
-    """Says so, once in a while, where the network has stopped to predict any tumor in its place."""
-    if loop.zero_epochs and loop.zero_epochs % COLLAPSED == 0:
+    """Logs a warning each time `COLLAPSE_EPOCHS` more epochs in a row have a validation Dice of 0."""
+    if loop.zero_epochs and loop.zero_epochs % COLLAPSE_EPOCHS == 0:
         logging.warning(
-            "the validation Dice was 0 in each of the last %d epochs: the network predicts no tumor, or none in its "
-            "place, and may never again. Start anew with a lower optimizer.learning_rate, a longer "
-            "optimizer.warmup_epochs, or data.tumor_sampling=0.5",
+            "the validation Dice was 0 in each of the last %d epochs: the network predicts no tumor, or none where "
+            "the reference has one, and may not recover. Start a new run with a lower optimizer.learning_rate, a "
+            "longer optimizer.warmup_epochs, or data.tumor_sampling=0.5",
             loop.zero_epochs,
         )

@@ -1,4 +1,4 @@
-"""The loss of a run, by name."""
+"""Builds the loss that a config names."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -24,30 +24,31 @@ def build_loss(
     focal_gamma: float,
     focal_tumor_weight: float,
 ) -> Loss:
-    """The loss of this name; of the values only those that it has matter.
+    """Builds the loss. Values that this loss does not use are ignored.
 
     Args:
-      name: of `losses`, without "_loss".
-      target_fractions: for each target its share of the pixels of the training masks, each mask as often as it is
-        drawn; class weights are computed from it.
-      target_weights: of each target in their mean; empty: all alike.
-      smooth: of the losses of overlap, but for generalized Dice.
-      batch_wide: of the losses of overlap.
-      false_negative_weight: of the two Tversky losses; their false positives weigh 1 less this.
-      focal_tversky_gamma: of the focal Tversky loss.
-      focal_gamma: of the focal loss.
-      focal_tumor_weight: of the focal loss; its background weighs 1 less this.
+      name: Name of a function in `losses`, without "_loss".
+      target_fractions: For each target, its share of the pixels of the training masks. Each mask counts as often as it
+        is drawn. The class weights are computed from these shares.
+      target_weights: Weights of the targets in their mean; empty: equal weights.
+      smooth: For the overlap losses, except generalized Dice.
+      batch_wide: For the overlap losses.
+      false_negative_weight: For the two Tversky losses. The weight of false positives is 1 minus this.
+      focal_tversky_gamma: For the focal Tversky loss.
+      focal_gamma: For the focal loss.
+      focal_tumor_weight: For the focal loss. The weight of the background is 1 minus this.
 
     Returns:
       (logits, labels, mask=None) -> [B].
 
     Raises:
-      InputError: for an unknown name, and for class weights of a training set without tumor.
+      InputError: The name is unknown, the number of target weights is wrong, or class weights are needed and the
+        training masks have no tumor.
     """
     if target_weights and len(target_weights) != len(target_fractions):
         raise InputError(
-            f"loss.target_weights={tuple(target_weights)} are {len(target_weights)}, and the data have "
-            f"{len(target_fractions)} targets; give one for each"
+            f"loss.target_weights={tuple(target_weights)} has {len(target_weights)} weights, but the data have "
+            f"{len(target_fractions)} targets; give one weight per target"
         )
     weighted = {"target_weights": tuple(target_weights) or None}
     overlap = {"smooth": smooth, "batch_wide": batch_wide, **weighted}
@@ -73,8 +74,8 @@ def build_loss(
     if name in by_name:
         return by_name[name]
     if name != "weighted_cross_entropy":
-        known = ", ".join((*by_name, "weighted_cross_entropy"))
-        raise InputError(f"loss.name={name!r} is not a loss; choose one of {known}")
+        choices = ", ".join((*by_name, "weighted_cross_entropy"))
+        raise InputError(f"loss.name={name!r} is not a loss; choose one of {choices}")
     try:
         weights = [losses.class_weights(fraction) for fraction in target_fractions]
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""The optimizer and its learning rate."""
+"""The optimizer and its learning rate schedule."""
 
 import jax
 import optax
@@ -10,26 +10,26 @@ SCHEDULES = ("plateau", "cosine", "constant")
 
 
 def build_schedule(name: str, *, learning_rate: float, total_steps: int, warmup_steps: int) -> optax.Schedule:
-    """Learning rate by step.
+    """Builds the learning rate schedule.
 
     Args:
-      name: "cosine" falls to 0 at `total_steps`; "plateau" and "constant" stay ("plateau" is lowered from outside, by
-        `TrainState.learning_rate_scale`).
-      learning_rate: the highest.
-      total_steps: length of the run.
-      warmup_steps: length of the linear rise from 0.
+      name: "cosine" falls to 0 at `total_steps`. "plateau" and "constant" stay constant; the loop reduces "plateau"
+        through `TrainState.learning_rate_scale`.
+      learning_rate: Maximum of the schedule.
+      total_steps: Length of the run.
+      warmup_steps: Length of the linear rise from 0.
 
     Returns:
       step -> learning rate.
 
     Raises:
-      InputError: for an unknown name.
+      InputError: The name is unknown.
     """
     if name not in SCHEDULES:
         raise InputError(f"optimizer.schedule={name!r} is unknown; choose one of {', '.join(SCHEDULES)}")
-    after = max(1, total_steps - warmup_steps)
+    remaining = max(1, total_steps - warmup_steps)
     if name == "cosine":
-        main = optax.cosine_decay_schedule(learning_rate, after)
+        main = optax.cosine_decay_schedule(learning_rate, remaining)
     else:
         main = optax.constant_schedule(learning_rate)
     if not warmup_steps:
@@ -40,20 +40,20 @@ def build_schedule(name: str, *, learning_rate: float, total_steps: int, warmup_
 def build_optimizer(
     name: str, schedule: optax.Schedule, *, b2: float, weight_decay: float, clip_norm: float
 ) -> optax.GradientTransformation:
-    """Adam or AdamW, after clipping.
+    """Builds Adam or AdamW, with gradient clipping before it.
 
     Args:
       name: "adam" or "adamw".
-      schedule: of `build_schedule`.
-      b2: decay of the second moment.
-      weight_decay: decoupled, of kernels only: biases and normalization scales are left alone. "adamw" only.
-      clip_norm: greatest global norm of the gradient; 0: off.
+      schedule: From `build_schedule`.
+      b2: Decay of the second moment.
+      weight_decay: Decoupled weight decay, for "adamw" only. It applies to kernels, not to biases and normalization.
+      clip_norm: Maximum global norm of the gradient; 0: off.
 
     Returns:
-      an optax transformation.
+      An optax transformation.
 
     Raises:
-      InputError: for an unknown name, weight decay with "adam", which would ignore it, or none with "adamw".
+      InputError: The name is unknown, "adam" has weight decay, or "adamw" has none.
     """
     if name not in OPTIMIZERS:
         raise InputError(f"optimizer.name={name!r} is unknown; choose one of {', '.join(OPTIMIZERS)}")

@@ -1,6 +1,6 @@
-"""Fills in what a config leaves to the data: image, pixel, network, batch, sampling. A rule each, with its reason.
+"""The plan: one rule per config key chooses its value from the data, and gives a reason.
 
-A value to be planned is `config.AUTO`, or "auto" for a word. Whatever else stands there is kept.
+The plan fills in values that are `config.AUTO`, or "auto" for text. It keeps all other values.
 """
 
 import math
@@ -18,17 +18,17 @@ from brainseg_jax.data.prepared import read_summary
 from brainseg_jax.data.prepared_cases import read_cases
 from brainseg_jax.scans.description import Description
 
-ANISOTROPIC = 1.5  # times the spacing of the other axes: slices so thick are not cut across
-SMALLEST = 8  # pixels a side at the bottom of the network, at the least
-DEEPEST = 4  # poolings
-FEWEST = 16  # slices along each axis, in the median, of volumes that are seen in several views
-LARGEST_BATCH = 32  # slices; more steps are better than larger ones
-SIDES = {"left", "right", "l", "r", "lh", "rh"}  # words in the name of a target that is on one side
-SPARSE = 0.5  # share of slices with a target; where it is lower, slices with one are preferred
+ANISOTROPIC = 1.5  # from this ratio of the largest to the median spacing on, only one view is used
+MIN_BOTTOM = 8  # minimum pixels a side at the lowest resolution of the network
+MAX_DEPTH = 4  # poolings
+MIN_SLICES = 16  # minimum median number of slices along each axis for several views
+MAX_BATCH = 32  # slices; more steps are better than larger ones
+SIDE_WORDS = {"left", "right", "l", "r", "lh", "rh"}  # in the name of a target on one side of the head
+SPARSE = 0.5  # below this share of slices with a target, sampling prefers them
 
 
-class Planned(NamedTuple):
-    """A value that was filled in."""
+class PlannedValue(NamedTuple):
+    """A value that the plan filled in, and the reason."""
 
     key: str
     value: float | int | str
@@ -36,14 +36,14 @@ class Planned(NamedTuple):
 
 
 class Extent(NamedTuple):
-    """What the plan knows of a case."""
+    """Shape and spacing of a case."""
 
     shape: tuple[int, int, int]  # S, H, W
     spacing: tuple[float, float, float] | None
 
 
-def plan(config: ConfigDict, dataset_folder: Path) -> tuple[ConfigDict, list[Planned]]:
-    """Fills in every value that is to be planned, see `plan_for`; where there is none, the data are not read."""
+def plan(config: ConfigDict, dataset_folder: Path) -> tuple[ConfigDict, list[PlannedValue]]:
+    """Reads the extents of all cases and calls `plan_for`. Reads nothing if the config has no value to plan."""
     sections = (key.split(".") for key in PLANNED)
     if not any(config[section][name] in (AUTO, "auto") for section, name in sections):
         return config, []
@@ -59,26 +59,26 @@ def plan(config: ConfigDict, dataset_folder: Path) -> tuple[ConfigDict, list[Pla
 
 def plan_for(
     config: ConfigDict, description: Description, extents: Sequence[Extent], target_share: float
-) -> tuple[ConfigDict, list[Planned]]:
-    """Fills in every value that is to be planned.
+) -> tuple[ConfigDict, list[PlannedValue]]:
+    """Fills in every value that is `AUTO` or "auto".
 
     Args:
-      config: of `default_config`; it is not changed.
-      description: of the data.
-      extents: of all cases.
-      target_share: of the slices, the share that holds a target.
+      config: From `default_config`; it does not change.
+      description: Description of the data.
+      extents: Shapes and spacings of all cases.
+      target_share: Share of the slices that contain a target.
 
     Returns:
-      the config without `AUTO`, and what was filled in, in the order of the keys.
+      A copy of the config without `AUTO`, and the planned values in the order of the rules.
     """
     config = config.copy_and_resolve_references()
-    planned: list[Planned] = []
+    planned: list[PlannedValue] = []
 
     def fill(section: str, name: str, rule: object, *arguments: object) -> None:
         if config[section][name] in (AUTO, "auto"):
             value, reason = rule(config, *arguments)
             config[section][name] = value
-            planned.append(Planned(f"{section}.{name}", value, reason))
+            planned.append(PlannedValue(f"{section}.{name}", value, reason))
 
     fill("data", "view", _view, extents)
     in_plane = [_in_plane(extent, config.data.view) for extent in extents]
@@ -93,7 +93,7 @@ def plan_for(
 
 
 def _in_plane(extent: Extent, view: str) -> tuple[tuple[int, float], ...]:
-    """(pixels, spacing) of rows and columns of the slices; a spacing of 1 where none is known."""
+    """(pixels, spacing) for rows and columns of the slices. An unknown spacing is 1."""
     spacing = extent.spacing or (1.0, 1.0, 1.0)
     pairs = list(zip(extent.shape, spacing, strict=True))
     if view != ALL_VIEWS:
@@ -103,24 +103,27 @@ def _in_plane(extent: Extent, view: str) -> tuple[tuple[int, float], ...]:
 
 def _view(config: ConfigDict, extents: Sequence[Extent]) -> tuple[str, str]:
     del config
-    known = [extent.spacing for extent in extents if extent.spacing]
-    if not known:
-        return "axial", "the files do not say the spacing, so slices stay as they are"
-    spacing, shape = np.median(known, axis=0), np.median([extent.shape for extent in extents], axis=0)
+    spacings = [extent.spacing for extent in extents if extent.spacing]
+    if not spacings:
+        return "axial", "the files have no spacing, so slices stay as they are"
+    spacing, shape = np.median(spacings, axis=0), np.median([extent.shape for extent in extents], axis=0)
     thickest = int(np.argmax(spacing))
-    words = " x ".join(f"{value:.3g}" for value in spacing)
+    lengths = " x ".join(f"{value:.3g}" for value in spacing)
     if spacing[thickest] < ANISOTROPIC * np.median(spacing):
-        if shape.min() < FEWEST:
-            return "axial", f"fewer than {FEWEST} slices along an axis ({' x '.join(f'{n:g}' for n in shape)} voxels)"
-        return ALL_VIEWS, f"voxels are about as long along each axis ({words} mm): three views are averaged"
+        if shape.min() < MIN_SLICES:
+            return (
+                "axial",
+                f"fewer than {MIN_SLICES} slices along an axis ({' x '.join(f'{n:g}' for n in shape)} voxels)",
+            )
+        return ALL_VIEWS, f"voxels have about the same length along each axis ({lengths} mm): three views are averaged"
     name = next(name for name, axis in VIEWS.items() if axis == thickest)
-    return name, f"the slices lie furthest apart along this axis ({words} mm)"
+    return name, f"the spacing is largest along this axis ({lengths} mm)"
 
 
-def _pixel_spacing(config: ConfigDict, in_plane: Sequence, known: bool) -> tuple[float, str]:
+def _pixel_spacing(config: ConfigDict, in_plane: Sequence, has_spacing: bool) -> tuple[float, str]:
     pixels = [axis for case in in_plane for axis in case]
     finest = float(np.median([min(spacing for _, spacing in case) for case in in_plane]))
-    unit = "mm" if known else "pixels, as the files do not say the spacing"
+    unit = "mm" if has_spacing else "pixels, because some files have no spacing"
     longest = max(count * spacing for count, spacing in pixels)
     limit = config.plan.image_size
     if longest / finest <= limit:
@@ -130,10 +133,10 @@ def _pixel_spacing(config: ConfigDict, in_plane: Sequence, known: bool) -> tuple
 
 
 def _image_size(config: ConfigDict, in_plane: Sequence) -> tuple[int, str]:
-    multiple = 2**DEEPEST if config.model.depth == AUTO else 2**config.model.depth
+    multiple = 2**MAX_DEPTH if config.model.depth == AUTO else 2**config.model.depth
     longest = max(count * spacing for case in in_plane for count, spacing in case)
     if not config.data.pixel_spacing:
-        return config.plan.image_size, "slices are fitted to the size of this scale"
+        return config.plan.image_size, "slices are resized to the image size of this scale"
     size = max(multiple, -(-math.ceil(longest / config.data.pixel_spacing - SLACK) // multiple) * multiple)
     return size, f"the longest slice has {longest / config.data.pixel_spacing:.0f} pixels; a multiple of {multiple}"
 
@@ -141,32 +144,35 @@ def _image_size(config: ConfigDict, in_plane: Sequence) -> tuple[int, str]:
 def _depth(config: ConfigDict) -> tuple[int, str]:
     depth = 1
     size = config.data.image_size
-    while depth < DEEPEST and size % 2 ** (depth + 1) == 0 and size // 2 ** (depth + 1) >= SMALLEST:
+    while depth < MAX_DEPTH and size % 2 ** (depth + 1) == 0 and size // 2 ** (depth + 1) >= MIN_BOTTOM:
         depth += 1
-    return depth, f"{size} pixels are {size // 2**depth} at the bottom; at least {SMALLEST}, at most {DEEPEST} poolings"
+    return depth, f"{size} pixels become {size // 2**depth}; at least {MIN_BOTTOM} pixels, at most {MAX_DEPTH} poolings"
 
 
 def _batch_size(config: ConfigDict) -> tuple[int, str]:
     scale = config.plan.image_size**2 / config.data.image_size**2
-    size = 2 ** round(math.log2(max(2.0, min(LARGEST_BATCH, config.plan.batch_size * scale))))
-    return size, f"as many pixels a step as this scale is made for, but no more than {LARGEST_BATCH} slices"
+    size = 2 ** round(math.log2(max(2.0, min(MAX_BATCH, config.plan.batch_size * scale))))
+    return size, f"the pixels per step of this scale, but at most {MAX_BATCH} slices"
 
 
 def _features(config: ConfigDict) -> tuple[int, str]:
-    return config.plan.features, "what this scale is made for; smaller images make the steps faster, so there are more"
+    return (
+        config.plan.features,
+        "the features of this scale; smaller images make the steps faster, so there are more steps",
+    )
 
 
 def _sampling(config: ConfigDict, target_share: float) -> tuple[float, str]:
     del config
     if target_share < SPARSE:
-        return 0.5, f"{target_share:.0%} of the slices hold a target, so half of each batch is drawn from these"
-    return 0.0, f"{target_share:.0%} of the slices hold a target, so each slice is drawn equally often"
+        return 0.5, f"{target_share:.0%} of the slices contain a target, so half of each batch is drawn from these"
+    return 0.0, f"{target_share:.0%} of the slices contain a target, so each slice is drawn equally often"
 
 
 def _flip(config: ConfigDict, description: Description) -> tuple[float, str]:
     if config.data.view in ("sagittal", ALL_VIEWS):
-        return 0.0, "sagittal slices have no left and right to be mirrored"
-    sided = [name for name in description.names if SIDES & set(re.split("[^a-z]+", name.lower()))]
+        return 0.0, "sagittal slices have no left and right to mirror"
+    sided = [name for name in description.names if SIDE_WORDS & set(re.split("[^a-z]+", name.lower()))]
     if sided:
         return 0.0, f"targets are on one side ({', '.join(sided)}), which a mirror image would swap"
-    return 0.5, "left and right are alike to the targets"
+    return 0.5, "no target name refers to a side"

@@ -1,4 +1,4 @@
-"""What a training step reads and writes."""
+"""The state that a training step updates."""
 
 from collections.abc import Callable
 
@@ -14,15 +14,15 @@ from brainseg_jax import ops, sharding
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything the next step depends on besides the data; donated to each step and saved whole.
+    """All arrays that the next step depends on besides the data. Each step donates it; a checkpoint stores all of it.
 
     Attributes:
-      step: int32 scalar, updates made so far.
-      params: parameter tree, float32.
-      batch_stats: running statistics of batch normalization.
-      opt_state: of the optimizer.
-      ema_params: moving average of `params`, or None where it is off.
-      learning_rate_scale: float32 scalar, what reduce-on-plateau has left of the learning rate.
+      step: int32 scalar, number of updates so far.
+      params: Parameter tree, float32.
+      batch_stats: Running statistics of batch normalization.
+      opt_state: State of the optimizer.
+      ema_params: Exponential moving average of `params`, or None if it is off.
+      learning_rate_scale: float32 scalar, factor on the learning rate. The plateau schedule and time limits change it.
     """
 
     step: jax.Array
@@ -34,7 +34,7 @@ class TrainState:
 
     @property
     def variables(self) -> dict:
-        """What the model is scored with: the averaged parameters where they are kept."""
+        """The variables for evaluation, with the averaged parameters if there are any."""
         params = self.params if self.ema_params is None else self.ema_params
         return {"params": params, "batch_stats": self.batch_stats}
 
@@ -48,18 +48,15 @@ def create_state(
     ema: bool,
     mesh: Mesh,
 ) -> TrainState:
-    """The state before the first step.
+    """Creates the state before the first step, replicated on each device.
 
     Args:
-      model: maps [B, H, W, C] to logits.
-      optimizer: of `build_optimizer`.
+      model: Maps [B, H, W, C] to logits.
+      optimizer: From `build_optimizer`.
       image_shape: (H, W, C).
-      seed: of the initial parameters.
-      ema: whether to keep a moving average.
-      mesh: the state is made whole on each of its devices.
-
-    Returns:
-      a `TrainState`.
+      seed: Seed of the initial parameters.
+      ema: Whether to keep a moving average of the parameters.
+      mesh: The mesh of the devices.
     """
     init = _initializer(model, optimizer, image_shape=image_shape, seed=seed, ema=ema)
     options = ops.compiler_options(deterministic=True, runs_once=True)
@@ -74,13 +71,13 @@ def shapes_of_state(
     ema: bool,
     mesh: Mesh,
 ) -> TrainState:
-    """`create_state` without its arrays: `jax.ShapeDtypeStruct`s, to read a checkpoint into; nothing is compiled."""
-    init, everywhere = (
+    """Shapes and dtypes of `create_state`, as `jax.ShapeDtypeStruct`s, to restore a checkpoint. Compiles nothing."""
+    init, replicated = (
         _initializer(model, optimizer, image_shape=image_shape, seed=0, ema=ema),
         sharding.replicated(mesh),
     )
     shapes = jax.eval_shape(init)
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), shapes)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), shapes)
 
 
 def _initializer(

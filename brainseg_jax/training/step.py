@@ -1,7 +1,7 @@
-"""A training step, from the batch to the update: pure functions of the state and the slices drawn, compiled.
+"""The compiled training step: it builds a batch from the drawn slices, and updates the state.
 
-The batch and the update are separate programs. In one, XLA on a CPU works out the warp anew in each loop that reads a
-pixel. `benchmarks/overhead.py` measures it.
+The batch and the update are separate programs. In one program, XLA on CPU recomputes the warp in each loop that reads
+a pixel. `benchmarks/overhead.py` measures this.
 """
 
 from collections.abc import Callable
@@ -19,28 +19,28 @@ from brainseg_jax.data.augment import perturb_intensity, replace_channels, warp
 from brainseg_jax.data.cohort import unpack_targets
 from brainseg_jax.data.normalization import Normalization, normalize, repeated
 from brainseg_jax.scans.description import Description
-from brainseg_jax.training.feed import Drawn
+from brainseg_jax.training.feed import DrawnSlices
 from brainseg_jax.training.objective import Loss
 from brainseg_jax.training.state import TrainState
 
 
 class Batch(NamedTuple):
-    """What an update takes."""
+    """The input of an update."""
 
     images: jax.Array  # [B, side, side, channels] float32, normalized; neighboring slices are further channels
     targets: jax.Array  # [B, side, side, K] float32 in {0, 1}
-    counted: jax.Array | None = None  # [B, side, side, 1] float32 in {0, 1}; None: all count
+    counted: jax.Array | None = None  # [B, side, side, 1] float32 in {0, 1}; None: all pixels count
 
 
-class Report(NamedTuple):
-    """What an update reports to the host."""
+class StepReport(NamedTuple):
+    """The report of an update to the host."""
 
     loss: jax.Array  # float32 scalar
     finite: jax.Array  # bool scalar: whether loss and gradient are finite numbers
 
 
 def augmentation_keys(seed: int, step: int | jax.Array, examples: int) -> list[jax.Array]:
-    """The keys of warp, intensity and replaced channels, [B] each; all of one split, so that no two are equal."""
+    """Keys of warp, intensity and replaced channels, [B] each. All come from one split, so no two are equal."""
     key = jax.random.fold_in(jax.random.key(seed), step)
     return [jax.random.split(purpose, examples) for purpose in jax.random.split(key, 3)]
 
@@ -54,23 +54,23 @@ def make_batches(
     intensity: dict[str, float],
     replaced_channels: float = 0.0,
     deterministic: bool = False,
-) -> Callable[[jax.Array, Drawn], Batch]:
-    """Compiles what comes before an update: warp, normalize, change the intensity.
+) -> Callable[[jax.Array, DrawnSlices], Batch]:
+    """Compiles the function that builds a batch: warp, normalize, replace channels, change the intensity.
 
     Args:
-      description: of the cohort.
-      mesh: the batch is divided over it.
-      seed: of the augmentation, folded with the step.
-      geometry: amounts of `augment.warp`.
-      intensity: amounts of `augment.perturb_intensity`.
-      replaced_channels: probability of `augment.replace_channels`.
-      deterministic: see `ops.compiler_options`.
+      description: Description of the cohort.
+      mesh: The batch is divided among its devices.
+      seed: Seed of the augmentation; the step is folded in.
+      geometry: Amounts of `augment.warp`.
+      intensity: Amounts of `augment.perturb_intensity`.
+      replaced_channels: Probability of `augment.replace_channels`.
+      deterministic: See `ops.compiler_options`.
 
     Returns:
-      (step, `Drawn`) -> `Batch`.
+      (step, `DrawnSlices`) -> `Batch`.
     """
 
-    def warp_all(step: jax.Array, drawn: Drawn) -> tuple[jax.Array, jax.Array]:
+    def warp_all(step: jax.Array, drawn: DrawnSlices) -> tuple[jax.Array, jax.Array]:
         keys, _, _ = augmentation_keys(seed, step, len(drawn.images))
         images = jnp.concatenate(list(jnp.moveaxis(drawn.images, 1, 0)), axis=-1).astype(jnp.float32)
         return jax.vmap(partial(warp, **geometry))(keys, images, drawn.target_bits.astype(jnp.float32))
@@ -85,17 +85,17 @@ def make_batches(
         images = jax.vmap(partial(perturb_intensity, channels=len(description.channels), **intensity))(keys, images)
         return Batch(images, *unpack_targets(bits, description))
 
-    everywhere, divided = sharding.replicated(mesh), sharding.over_batch(mesh)
+    replicated, divided = sharding.replicated(mesh), sharding.over_batch(mesh)
     compiled = partial(
         jax.jit,
         out_shardings=divided,
         compiler_options=ops.compiler_options(deterministic=deterministic, network=False),
     )
-    first = compiled(warp_all, in_shardings=(everywhere, divided))
-    second = compiled(normalize_and_change, in_shardings=(everywhere, divided, divided, divided))
+    first = compiled(warp_all, in_shardings=(replicated, divided))
+    second = compiled(normalize_and_change, in_shardings=(replicated, divided, divided, divided))
 
-    def batch(step: jax.Array, drawn: Drawn) -> Batch:
-        # Warped before normalization, so that what comes in from outside the image is black, not mean gray.
+    def batch(step: jax.Array, drawn: DrawnSlices) -> Batch:
+        # The warp comes before normalization, so pixels from outside the image are black and not mean gray.
         return second(step, drawn.normalization, *first(step, drawn))
 
     return batch
@@ -115,11 +115,11 @@ def make_train_step(
     replaced_channels: float = 0.0,
     skip_nonfinite: bool = False,
     deterministic: bool = False,
-) -> Callable[[TrainState, Drawn], tuple[TrainState, Report]]:
-    """Joins the batch of a step and its update; for the arguments see `make_batches` and `make_update`.
+) -> Callable[[TrainState, DrawnSlices], tuple[TrainState, StepReport]]:
+    """Combines `make_batches` and `make_update`, which describe the arguments.
 
     Returns:
-      (state, `Drawn`) -> (state, `Report`). The state given is donated.
+      (state, `DrawnSlices`) -> (state, `StepReport`). The input state is donated.
     """
     batch = make_batches(
         description=description,
@@ -140,7 +140,7 @@ def make_train_step(
         deterministic=deterministic,
     )
 
-    def step(state: TrainState, drawn: Drawn) -> tuple[TrainState, Report]:
+    def step(state: TrainState, drawn: DrawnSlices) -> tuple[TrainState, StepReport]:
         return update(state, batch(state.step, drawn))
 
     return step
@@ -155,23 +155,23 @@ def make_update(
     ema_decay: float,
     skip_nonfinite: bool = False,
     deterministic: bool = False,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Report]]:
-    """Compiles one update: forward, loss, gradient, optimizer.
+) -> Callable[[TrainState, Batch], tuple[TrainState, StepReport]]:
+    """Compiles one update: forward pass, loss, gradient, optimizer.
 
     Args:
-      model: maps [B, H, W, C] to logits [B, H, W, K].
-      optimizer: of `build_optimizer`.
-      loss: logits, labels, mask=None -> [B].
-      mesh: the batch is divided over it; batch norm and a batch-wide loss see the global batch.
-      ema_decay: of the moving average of the parameters, where the state keeps one.
-      skip_nonfinite: where loss or gradient is not finite, the state stays as it was, but for the step's number.
-      deterministic: see `ops.compiler_options`.
+      model: Maps [B, H, W, C] to logits [B, H, W, K].
+      optimizer: From `build_optimizer`.
+      loss: Maps (logits, labels, mask=None) to [B].
+      mesh: The batch is divided among its devices. Batch norm and batch-wide losses use the global batch.
+      ema_decay: Decay of the moving average of the parameters, if the state has one.
+      skip_nonfinite: If loss or gradient is not finite, change nothing in the state except the step number.
+      deterministic: See `ops.compiler_options`.
 
     Returns:
-      (state, `Batch`) -> (state, `Report`). The state given is donated.
+      (state, `Batch`) -> (state, `StepReport`). The input state is donated.
     """
 
-    def update(state: TrainState, batch: Batch) -> tuple[TrainState, Report]:
+    def update(state: TrainState, batch: Batch) -> tuple[TrainState, StepReport]:
         def mean_loss(params: dict) -> tuple[jax.Array, dict]:
             variables = {"params": params, "batch_stats": state.batch_stats}
             logits, updated = model.apply(variables, batch.images, train=True, mutable=["batch_stats", "side_logits"])
@@ -184,7 +184,7 @@ def make_update(
         params = optax.apply_updates(state.params, updates)
         ema_params = state.ema_params
         if ema_params is not None:
-            # The average starts short, or it would remember the random weights for 1 / (1 - decay) steps.
+            # A smaller decay at the start, or the average keeps the random weights for 1 / (1 - decay) steps.
             steps = state.step.astype(jnp.float32)
             decay = jnp.minimum(ema_decay, (1.0 + steps) / (10.0 + steps))
             ema_params = optax.incremental_update(params, ema_params, 1.0 - decay)
@@ -199,44 +199,44 @@ def make_update(
         finite = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(gradient))
         if skip_nonfinite:
             new = jax.tree.map(partial(jnp.where, finite), new, state.replace(step=state.step + 1))
-        return new, Report(loss=value, finite=finite)
+        return new, StepReport(loss=value, finite=finite)
 
-    everywhere, divided = sharding.replicated(mesh), sharding.over_batch(mesh)
+    replicated, divided = sharding.replicated(mesh), sharding.over_batch(mesh)
     return jax.jit(
         update,
         donate_argnums=0,
-        in_shardings=(everywhere, divided),
-        out_shardings=(everywhere, everywhere),
+        in_shardings=(replicated, divided),
+        out_shardings=(replicated, replicated),
         compiler_options=ops.compiler_options(deterministic=deterministic),
     )
 
 
 def deep_loss(loss: Loss, logits: jax.Array, side_logits: list[jax.Array], batch: Batch) -> jax.Array:
-    """The mean loss of a batch; with side heads the mean over all heads, each level at half the weight of the finer.
+    """The mean loss of a batch. With side heads, the weighted mean over all heads.
 
-    The weights are those of nnU-Net (Isensee et al. 2021, doi.org/10.1038/s41592-020-01008-z), which sum to 1. The
-    labels of a coarse level are the share of each target in each of its pixels, of what counts there.
+    Each level has half the weight of the next finer one, and the weights sum to 1, as in nnU-Net (Isensee et al. 2021,
+    doi.org/10.1038/s41592-020-01008-z). The label of a coarse pixel is the share of the target in its counted pixels.
 
     Args:
-      loss: logits, labels, mask=None -> [B].
+      loss: Maps (logits, labels, mask=None) to [B].
       logits: [B, side, side, K].
-      side_logits: each [B, side / 2^l, side / 2^l, K] of a level l; none without deep supervision.
-      batch: labels, and which pixels count.
+      side_logits: [B, side / 2^l, side / 2^l, K] for each level l; empty without deep supervision.
+      batch: Labels and counted pixels.
     """
     total, weights = jnp.mean(_loss_of(loss, logits, batch.targets, batch.counted)), 1.0
     examples, size = batch.targets.shape[:2]
     for side in side_logits:
         coarse = side.shape[1]
 
-        def shrunk(x: jax.Array, coarse: int = coarse) -> jax.Array:
+        def downsample(x: jax.Array, coarse: int = coarse) -> jax.Array:
             blocks = x.reshape(examples, coarse, size // coarse, coarse, size // coarse, x.shape[-1])
             return blocks.mean(axis=(2, 4))
 
         if batch.counted is None:
-            targets, counted = shrunk(batch.targets), None
-        else:  # ignored pixels are no background: the share is of the others
-            counted = shrunk(batch.counted)
-            targets = shrunk(batch.targets * batch.counted) / jnp.where(counted > 0.0, counted, 1.0)
+            targets, counted = downsample(batch.targets), None
+        else:  # ignored pixels are not background, so the share leaves them out
+            counted = downsample(batch.counted)
+            targets = downsample(batch.targets * batch.counted) / jnp.where(counted > 0.0, counted, 1.0)
         total += coarse / size * jnp.mean(_loss_of(loss, side, targets, counted))
         weights += coarse / size
     return total / weights

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT end a training in order: after the step under way, with a checkpoint."""
+"""Lets a training stop on SIGTERM and SIGINT after the current step, with a checkpoint."""
 
 import os
 import signal
@@ -13,22 +13,22 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopSignal:
-    """Listens for SIGTERM and SIGINT while it is used as a context manager. A second one ends the process at once.
+    """A context manager that listens for SIGTERM and SIGINT. A second signal ends the process at once.
 
-    Python runs a signal's handler between two of its own instructions, and a compilation is a single one of minutes. So
-    a thread listens to the pipe that the interpreter's own C handler writes to.
+    Python calls a signal handler only between two bytecode instructions. A compilation is one instruction that can take
+    minutes. So a thread reads the pipe to which the C handler of the interpreter writes.
 
     Attributes:
-      name: of the signal that came; None so far.
-      promise: what is said when it comes.
+      name: Name of the signal that came; None before.
+      announcement: Text that is logged when a signal comes.
     """
 
     def __init__(self) -> None:
         self.name: str | None = None
-        self.promise = "saving after this step, then ending"
+        self.announcement = "saving after this step, then stopping"
 
     def __enter__(self) -> "StopSignal":
-        self._listens = threading.current_thread() is threading.main_thread()  # Python gives signals to no other
+        self._listens = threading.current_thread() is threading.main_thread()  # only the main thread can set handlers
         if self._listens:
             read, self._write = os.pipe()
             os.set_blocking(self._write, False)
@@ -42,14 +42,14 @@ class StopSignal:
             for number, handler in self._before.items():
                 signal.signal(number, handler)
             signal.set_wakeup_fd(self._pipe_before)
-            os.close(self._write)  # which ends the thread
+            os.close(self._write)  # ends the thread
 
-    def at_once(self) -> bool:
-        """Whether this process, which is the only one, may end after this step; with several see `agreed`."""
+    def may_stop_now(self) -> bool:
+        """Whether a signal came and this is the only process. Several processes have to ask `came_to_any` together."""
         return self.name is not None and jax.process_count() == 1
 
-    def agreed(self) -> bool:
-        """Whether a signal has come to any process. All processes ask at the same step and get the same answer."""
+    def came_to_any(self) -> bool:
+        """Whether a signal came to any process. All processes call it at the same step and get the same answer."""
         came = np.int32(self.name is not None)
         if jax.process_count() > 1:
             came = multihost_utils.process_allgather(came)
@@ -63,4 +63,4 @@ class StopSignal:
                 if self.name is not None:
                     os._exit(128 + number[0])
                 self.name = signal.Signals(number[0]).name
-                logging.warning("%s: %s; a second signal ends at once", self.name, self.promise)
+                logging.warning("%s: %s; a second signal ends at once", self.name, self.announcement)
