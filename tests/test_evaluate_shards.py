@@ -121,7 +121,7 @@ def test_a_shard_that_is_done_is_not_done_again(tmp_path, capsys):
         call(**values, shard="0/2", tolerance=1.0)
     call(**values, shard="0/2", overwrite=True)
     assert path.read_bytes() == before and path.stat().st_mtime_ns > time
-    with pytest.raises(InputError, match=r"0-of-2.jsonl: of a different number of shards than --shard=0/3"):
+    with pytest.raises(InputError, match=r"0-of-2.jsonl: from a different number of shards than --shard=0/3"):
         call(**values, shard="0/3")
 
 
@@ -285,7 +285,7 @@ def test_all_faults_are_listed(two_shards):
     (shards / "evaluate-1-of-2.jsonl").write_bytes(whole[: whole.index(b"\n") + 1] + b"[]\n")
     message = refused(values)
     assert "shard 0/2 is missing" in message and "1-of-2.jsonl: damaged (" in message
-    with pytest.raises(InputError, match=r"1-of-2.jsonl: damaged \(.*\); give --overwrite to start it again"):
+    with pytest.raises(InputError, match=r"1-of-2.jsonl: damaged \(.*\); give --overwrite to begin it again"):
         call(**values, shard="1/2")
     (shards / "evaluate-1-of-2.jsonl").write_bytes(b"[]\n" + whole)
     with pytest.raises(InputError, match=r"1-of-2.jsonl: damaged \(invalid header: .*\); give --overwrite"):
@@ -295,7 +295,7 @@ def test_all_faults_are_listed(two_shards):
 def test_shards_of_another_command(two_shards):
     values, _ = two_shards
     call(**values | {"tolerance": 1.0}, shard="1/2", overwrite=True)
-    assert "of a different command or input than evaluate-0-of-2.jsonl (--tolerance: 1.0 and 2.0)" in refused(values)
+    assert "from a different command or input than evaluate-0-of-2.jsonl (--tolerance: 1.0 and 2.0)" in refused(values)
 
 
 def test_shards_of_another_number(two_shards):

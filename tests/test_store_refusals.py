@@ -300,7 +300,9 @@ def test_what_the_training_scans_of_another_channel_look_like_is_refused(stored,
 
     other = json.loads((PRETRAINED / TRAINING_SCANS).read_text()) | {"channel": "T1w"}
     (stored / TRAINING_SCANS).write_text(json.dumps(other))
-    with pytest.raises(InputError, match=r"training_scans\.json is of the channel T1w, and the network shows FLAIR"):
+    with pytest.raises(
+        InputError, match=r"training_scans\.json describes the channel T1w, but the network shows FLAIR"
+    ):
         load_trained(stored)
 
 
