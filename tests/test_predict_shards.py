@@ -242,7 +242,9 @@ def test_a_shard_of_another_command_is_refused(scans, trained_run, shards):
     with pytest.raises(InputError, match=words):
         predict_shard(trained_run[0], scans / "A_volume.nii.gz", shards, Shard(0, 2))
     edit(shards, 1, lambda lines: lines[0]["command"].update(files=["pred", "uncertainty"]))
-    words = "predict-1-of-2.jsonl: from a different command or input than predict-0-of-2.jsonl (files: pred, uncertainty and "
+    words = (
+        "predict-1-of-2.jsonl: from a different command or input than predict-0-of-2.jsonl (files: pred, uncertainty"
+    )
     assert words in refusal(shards)
 
 
