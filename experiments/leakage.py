@@ -1,11 +1,11 @@
 """Measures how much a split by slice adds to a score, on the same slices of the same patients under both splits.
 
-    python -m experiments.leakage --by_patient=FOLD_0,FOLD_1,... --by_slice=RUN --output=FOLDER
+    python -m experiments.leakage --by_patient=FOLD_0,FOLD_1,... --by_slice=RUN --fold=0 --output=FOLDER
 
 The runs are those of the study `leakage`. Each network of `--by_patient` predicts the test patients of its split. The
 network of `--by_slice` predicts the same patients, although it was trained on other slices of them. Both are scored on
-the test slices of the split by slice, at probability 0.5. Connected components would need the slices in between, so
-none are removed.
+the test slices of the split by slice, at probability 0.5. Small components are not removed, because
+the test slices are not adjacent.
 """
 
 import statistics
@@ -58,7 +58,7 @@ def main(by_patient: Sequence[Path], by_slice: Path, output: Path, *, fold: int)
 
 
 def score_case(case: LabelledCase, by_patient: np.ndarray, by_slice: np.ndarray, *, fold: int) -> Iterator[dict]:
-    """Yields one row per split: Dice over all tested slices of a case.
+    """Yields three rows: both networks on the test slices, and that of the split by slice on its own training slices.
 
     Args:
       case: with a label map of one target, 0 and 1.
@@ -84,9 +84,9 @@ def score_case(case: LabelledCase, by_patient: np.ndarray, by_slice: np.ndarray,
 
 
 def tabulate(rows: list[dict]) -> list[str]:
-    """Returns a Markdown table with one row per split and its change against the split by patient.
+    """Returns a Markdown table: the scores of `score_case`, and the change on the test slices.
 
-    Patients without tumor in the tested slices are left out, since their Dice is 0 or 1.
+    Patients without tumor in the test or training slices are left out, since their Dice is 0 or 1.
     """
     empty = {row["patient"] for row in rows if not row["tumor_voxels"]}
     scores = {split: {} for split in (BY_PATIENT, BY_SLICE, SEEN)}
@@ -101,7 +101,7 @@ def tabulate(rows: list[dict]) -> list[str]:
         values = list(dices.values())
         cells = [split, str(len(values)), f"{np.mean(values):.3f}{_brackets(mean_interval(np.array(values)))}"]
         cells.append(f"{statistics.median(values):.3f}{_brackets(median_interval(np.array(values)))}")
-        if split == BY_PATIENT:
+        if split != BY_SLICE:  # the training slices are other slices
             cells += ["", "", ""]
         else:
             change = np.array([dices[patient] - scores[BY_PATIENT][patient] for patient in dices])

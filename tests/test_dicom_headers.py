@@ -137,4 +137,4 @@ def test_a_file_without_pixels_is_left_out_with_a_note_and_named_where_slices_ar
 def test_a_file_that_is_there_twice_is_used_once(tmp_path):
     folder = series(tmp_path)
     (folder / "copy.dcm").write_bytes((folder / "0577.dcm").read_bytes())
-    assert notes_of(read_series(folder)) == ["1 files are copies of others, and are ignored"]
+    assert notes_of(read_series(folder)) == ["1 images are copies of others, and are ignored"]

@@ -23,7 +23,7 @@ PARTS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Split:
-    """Names of the cases in each part. No patient has cases in two parts."""
+    """Names of the cases in each part. The functions of this module keep each patient in one part."""
 
     train: tuple[str, ...]
     val: tuple[str, ...]
@@ -38,7 +38,8 @@ def split_by_fractions(
     Args:
       cases: names.
       patients: patient of each case.
-      groups: group of each case, such as its institution. Each part gets its share of each group, within one patient.
+      groups: group of each case, such as its institution. The test part gets
+        its share of each group to within one patient, the other parts approximately.
       val: Fraction for validation, above 0.
       test: Fraction for test, above 0. The sum with `val` is below 1.
       seed: A different seed gives a different split.
@@ -133,7 +134,7 @@ def read_split(path: Path, cases: Sequence[str], patients: Sequence[str], *, fol
 
 
 def cases_of_known(cases: Sequence[str], patients: Sequence[str], known: Collection[str]) -> set[str]:
-    """Cases with a patient who has a scan among the known cases.
+    """Returns the cases whose patient also has a case in `known`, such as another network's training cases.
 
     A patient is known if one of the patient's cases is known, or if the name of a known case starts with the patient's
     name: `sub-01_ses-2` for `sub-01`, `TCGA_DU_5849_19950405` for `TCGA_DU_5849`.

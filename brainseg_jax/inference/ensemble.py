@@ -102,15 +102,15 @@ class Ensemble:
         return members
 
     def masks(self, probability: np.ndarray, canvas: Canvas) -> np.ndarray:
-        """Returns the masks of a volume, see `make_masks`; `canvas` is that of the first network."""
+        """Returns the masks of a volume, see `make_masks`; `canvas` scales `min_voxels`."""
         return make_masks(probability, self.posts, self.description, canvas)
 
 
 def combine(members: Sequence[Member], *, uncertainty: bool = True) -> Maps:
     """Resamples the members of an ensemble to the grid of the volume, and returns their mean and standard deviation.
 
-    It processes one member and a few slices at a time (Welford 1962, Technometrics 4), because all members of a large
-    volume would not fit into memory.
+    It resamples one member at a time (Welford 1962, Technometrics 4), because all resampled members of a large volume
+    would not fit into memory.
     """
     (maps, canvas), *others = members
     mean = canvas.from_network(maps)

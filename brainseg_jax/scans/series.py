@@ -46,7 +46,7 @@ class SeriesScan(Scan):
         """See `Scan.write`: writes masks as a binary SEG with one segment per target, other maps as NIfTI.
 
         Returns:
-          None, or a note if the header of the series does not allow a SEG and the mask is NIfTI too.
+          None, or a note if the header of the series does not allow a SEG, so the mask is written as NIfTI.
         """
         (path,) = paths
         image = result_image(kind, values, description, self.grid)
@@ -160,7 +160,7 @@ def _without_copies(frames: list[Frame], notes: list[str]) -> list[Frame]:
         if not (same and frame.header.PixelData == last.header.PixelData):
             unique.append(frame)
     if copies := len(frames) - len(unique):
-        notes.append(f"{copies} files are copies of others, and are ignored")
+        notes.append(f"{copies} images are copies of others, and are ignored")
     return unique
 
 

@@ -31,11 +31,12 @@ from brainseg_jax.training.stopping import StopSignal
 
 
 def train(config: ConfigDict, workdir: Path, *, load: Callable[..., Cohort] = load_cohort, mlflow: str = "") -> dict:
-    """Trains a network or resumes a training, then scores the checkpoint of `train.keep` on the test patients.
+    """Trains a network or resumes a training, then scores its best or last checkpoint on the test patients.
 
     Args:
       config: From `default_config`, with overrides.
-      workdir: The run folder. If it holds an unfinished run of this config, that run resumes.
+      workdir: The run folder. If it holds a run with a compatible config, that run resumes; a finished one is only
+        scored again.
       load: Reads the prepared data, see `build_experiment`.
       mlflow: A folder, or the address of an MLflow server, that also receives the metrics; empty: off.
 
@@ -43,16 +44,17 @@ def train(config: ConfigDict, workdir: Path, *, load: Callable[..., Cohort] = lo
       The content of `results.json`.
 
     Raises:
-      InputError: The config, the data or the run folder cannot be used. The folder then holds no run.
-      TrainingDiverged: Loss or gradient is not finite more often than `train.skip_nonfinite` allows.
+      InputError: The config, the data or the run folder cannot be used. An existing run in the folder is not changed.
+      TrainingDiverged: Loss or gradient is not finite more often than `train.skip_nonfinite` allows, or the validation
+        loss is not finite.
       StorageError: The run folder cannot be written to, or all checkpoints in it are damaged.
-      TrainingStopped: SIGTERM or SIGINT came. The current step is finished and saved.
+      TrainingStopped: SIGTERM or SIGINT came. The training state is saved, and the same command continues.
     """
     check_folder(workdir, "--workdir")
     experiment = build_experiment(config, load=load, run=workdir)
     config = experiment.config
     if jax.process_index() == 0 and (idle := idle_keys(config)):
-        logging.warning("these settings have no effect beside the others: %s", "; ".join(idle))
+        logging.warning("with the other settings, these have no effect: %s", "; ".join(idle))
     resumes = bool(saved_steps(workdir / "checkpoints"))
     # `first_state` can raise InputError, so it runs before the first write.
     state, loop = experiment.initial_state if resumes else experiment.first_state(), LoopState()
