@@ -212,7 +212,7 @@ def test_a_page_runs_from_top_to_bottom(page, tmp_path):
             )
             assert done.returncode == 0, f"{block}: {done.stderr}"
     assert list((tmp_path / "masks").rglob("*_pred.tif")) and (tmp_path / "scores/report.html").exists()
-    assert (tmp_path / "runs/demo/report.html").exists()
+    assert (tmp_path / "runs/first/report.html").exists()
 
 
 @pytest.mark.parametrize("page", LINKING, ids=lambda page: str(page.relative_to(ROOT)))
