@@ -66,7 +66,7 @@ def split_by_fractions(
 def split_by_folds(
     cases: Sequence[str], patients: Sequence[str], groups: Sequence[str], *, folds: int, fold: int, seed: int
 ) -> Split:
-    """Fold `fold` of a cross-validation: this fold is the test part, and the next fold is the validation part.
+    """Returns one split of a cross-validation: fold `fold` is the test part, the next one the validation part.
 
     Over all folds each patient is tested exactly once. Fold sizes differ by at most one patient.
 

@@ -14,7 +14,7 @@ from brainseg_jax.inference.postprocess import PostProcess, make_masks
 from brainseg_jax.scans.description import Description
 from brainseg_jax.scans.volume import Volume
 
-BATCH_SIZE = 16  # slices; one shape for every scan, and little padding at its end
+BATCH_SIZE = 16  # slices; slices per batch; a fixed size avoids recompilation, and little of the last batch is padding
 
 
 class Member(NamedTuple):
@@ -39,7 +39,7 @@ class Maps:
 
 
 class Ensemble:
-    """Networks with the same channels and targets, on the devices.
+    """Networks with the same channels and targets; predicts volumes on all devices.
 
     Attributes:
       description: description of all networks.
@@ -70,7 +70,7 @@ class Ensemble:
         return self._runner.seconds
 
     def compile(self) -> None:
-        """Compiles the networks for their training image size."""
+        """Runs each network once on a blank slice, so that JAX compiles it, and resets the timer."""
         for network in self._networks:
             side, channels = network.image_size, len(network.description.channels)
             blank = np.zeros((1, side, side, channels), np.uint8)

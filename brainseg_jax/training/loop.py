@@ -105,7 +105,8 @@ def train(config: ConfigDict, workdir: Path, *, load: Callable[..., Cohort] = lo
             loop = advance(loop, row["val_dice_mean"])
             warn_of_collapse(loop)
             state, loop = _lower_rate(state, loop, run)
-            # Before the save: a resumed run removes a row without a checkpoint. A missing row would stay missing.
+            # The row comes before the checkpoint: a resumed run removes a row without a checkpoint, but it never
+            # rewrites a missing row.
             write = partial(metrics_log.end_epoch, row, images_per_second=speed)
             on_first_process("write the metrics log", write, quiet=True)
             keeps_last = config.train.keep == "last"
@@ -160,7 +161,7 @@ class _Run:
 
 
 def _train_epoch(state: TrainState, loop: LoopState, run: _Run) -> tuple[TrainState, LoopState]:
-    """Runs the remaining steps of an epoch, and adds their losses to the loop state.
+    """Runs the remaining steps of an epoch, up to the time limit, and adds their losses to the loop state.
 
     Every `log_every` steps it checks the reports of the steps (which waits for the device), failed writes, and
     whether any process received a signal.
@@ -199,7 +200,7 @@ def _train_epoch(state: TrainState, loop: LoopState, run: _Run) -> tuple[TrainSt
 
 
 def _check_reports(reports: list[StepReport], first: int, loop: LoopState, run: _Run) -> LoopState:
-    """Adds the reports of the steps from `first` on. Raises TrainingDiverged if too many are not finite."""
+    """Adds the finite losses of the steps from `first` on, and counts the others; TrainingDiverged if too many."""
     reports = jax.device_get(reports)
     for step, report in enumerate(reports, start=first):
         if report.finite:
