@@ -152,7 +152,8 @@ def config_page() -> str:
         "",
         "Set any key on the command line of a training, as in `--config.train.epochs=50`. A misspelt key is refused. A",
         "key that has no effect with the other settings is listed in a warning.",
-        "[Configs and scales](../how-to/configure.md) explains `:cpu` and `:quick`; their values stand beside the default where they differ.",
+        "[Configs and scales](../how-to/configure.md)",
+        "explains `:cpu` and `:quick`; their values stand beside the default where they differ.",
     ]
     for section, title in SECTIONS.items():
         keys = [key for key in meanings if key in scales[0] and key.rpartition(".")[0] == section]
