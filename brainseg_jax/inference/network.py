@@ -127,7 +127,7 @@ class _Pending:
             self.attention[start : count - self.remaining] = attention
 
     def output(self) -> Output:
-        assert self.members is not None  # complete: `take` was called
+        assert self.members is not None  # complete: `store` was called
         return Output(self.members, self.attention)
 
 
