@@ -8,7 +8,6 @@ the test slices of the split by slice, at probability 0.5. Small components are 
 the test slices are not adjacent.
 """
 
-import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -19,14 +18,14 @@ from brainseg_jax import cli
 from brainseg_jax.data.prepared_cases import LabelledCase, read_cases
 from brainseg_jax.data.splits import PARTS
 from brainseg_jax.errors import InputError
-from brainseg_jax.evaluation.scores import write_table
+from brainseg_jax.evaluation.scores import read_table
 from brainseg_jax.evaluation.statistics import compare_pairs, mean_interval, median_interval
-from brainseg_jax.files import write_whole
 from brainseg_jax.inference.ensemble import Ensemble, combine
 from brainseg_jax.metrics import dice
 from brainseg_jax.runs.data import find_data
 from brainseg_jax.runs.trained import load_trained, read_json
-from experiments.by_slice import assign_slices
+from experiments.by_slice import assign_slices, original_case
+from experiments.tables import number, probability, to_markdown, write_scores
 
 BY_PATIENT, BY_SLICE, SEEN = "split by patient", "split by slice", "split by slice, slices it was trained on"
 
@@ -50,11 +49,8 @@ def main(by_patient: Sequence[Path], by_slice: Path, output: Path, *, fold: int)
             print(case.name, *(f"{row['split']} {row['dice']:.3f}" for row in rows[-3:]), sep=", ", flush=True)
     if not rows:
         raise InputError(f"--by_slice={by_slice}: {data} has no test case of --by_patient; give runs of one study")
-    output.mkdir(parents=True, exist_ok=True)
-    write_table(output / "scores.csv", rows)
-    lines = "\n".join(tabulate(rows)) + "\n"
-    write_whole(output / "table.md", lambda path: path.write_text(lines, encoding="utf-8"))
-    print(lines)
+    check_fold(rows, by_slice, fold=fold)
+    write_scores(output, rows, tabulate(rows))
 
 
 def score_case(case: LabelledCase, by_patient: np.ndarray, by_slice: np.ndarray, *, fold: int) -> Iterator[dict]:
@@ -83,7 +79,7 @@ def score_case(case: LabelledCase, by_patient: np.ndarray, by_slice: np.ndarray,
         }
 
 
-def tabulate(rows: list[dict]) -> list[str]:
+def tabulate(rows: list[dict]) -> str:
     """Returns a Markdown table: the scores of `score_case`, and the change on the test slices.
 
     Patients without tumor in the test or training slices are left out, since their Dice is 0 or 1.
@@ -93,26 +89,33 @@ def tabulate(rows: list[dict]) -> list[str]:
     for row in rows:
         if row["patient"] not in empty:
             scores[row["split"]][row["patient"]] = row["dice"]
-    lines = [
-        "| scores | patients | Dice mean [95 % interval] | Dice median | change of the mean | better / worse | p |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for split, dices in scores.items():
-        values = list(dices.values())
-        cells = [split, str(len(values)), f"{np.mean(values):.3f}{_brackets(mean_interval(np.array(values)))}"]
-        cells.append(f"{statistics.median(values):.3f}{_brackets(median_interval(np.array(values)))}")
-        if split != BY_SLICE:  # the training slices are other slices
-            cells += ["", "", ""]
-        else:
-            change = np.array([dices[patient] - scores[BY_PATIENT][patient] for patient in dices])
+    header = ["scores", "patients", "Dice mean [95 % interval]", "Dice median", "change", "better / worse", "p"]
+    lines = []
+    for split, dice_by_patient in scores.items():
+        values = np.array(list(dice_by_patient.values()))
+        cells = [split, str(len(values)), number(values.mean(), mean_interval(values))]
+        cells += [number(np.median(values), median_interval(values)), "", "", ""]
+        if split == BY_SLICE:  # SEEN is scored on other slices, so it is not compared
+            change = values - np.array([scores[BY_PATIENT][patient] for patient in dice_by_patient])
             paired = compare_pairs(change)
-            cells += [
-                f"{change.mean():+.3f}{_brackets(mean_interval(change))}",
+            cells[-3:] = [
+                number(change.mean(), mean_interval(change), signed=True),
                 f"{paired.increased} / {paired.decreased}",
+                probability(paired.p),
             ]
-            cells.append("" if paired.p is None else f"{paired.p:.2g}")
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+        lines.append(cells)
+    return to_markdown(header, lines)
+
+
+def check_fold(rows: Sequence[dict], by_slice: Path, *, fold: int) -> None:
+    """Raises InputError if the run tested other slices. It compares tumor voxels, so the data have no spacing (LGG)."""
+    tested = {original_case(row["patient"]): row["volume_true"] for row in read_table(by_slice / "per_patient.csv")}
+    wrong = [r["patient"] for r in rows if r["split"] == BY_SLICE and tested.get(r["patient"]) != r["tumor_voxels"]]
+    if wrong:
+        raise InputError(
+            f"--fold={fold}: {by_slice}/per_patient.csv has another volume for {', '.join(wrong[:3])}, so the run "
+            "tested other slices; give the fold of the run"
+        )
 
 
 def _ensemble(folder: Path) -> Ensemble:
@@ -123,10 +126,6 @@ def _ensemble(folder: Path) -> Ensemble:
 def _masks(ensemble: Ensemble, case: LabelledCase) -> np.ndarray:
     probability = combine(ensemble.predict(ensemble.prepare(case.volume)), uncertainty=False).probability
     return probability[..., 0] >= 0.5
-
-
-def _brackets(interval: list[float] | None) -> str:
-    return f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
 
 
 if __name__ == "__main__":  # flags are defined here, so that a test can import this module and a command

@@ -18,15 +18,14 @@ from absl import flags
 from brainseg_jax import cli
 from brainseg_jax.data.prepared_cases import read_cases
 from brainseg_jax.errors import InputError
-from brainseg_jax.evaluation.scores import write_table
 from brainseg_jax.evaluation.statistics import mean_interval, median_interval
-from brainseg_jax.files import write_whole
 from brainseg_jax.inference.ensemble import Ensemble, combine
 from brainseg_jax.metrics import dice
 from brainseg_jax.runs.data import find_data
 from brainseg_jax.runs.trained import cases_of_training, load_trained, read_json
 from brainseg_jax.scans.description import Description
 from brainseg_jax.scans.volume import Volume
+from experiments.tables import number, to_markdown, write_scores
 
 
 def main(runs: Sequence[Path], output: Path) -> None:
@@ -39,11 +38,7 @@ def main(runs: Sequence[Path], output: Path) -> None:
     patients = [row["patient"] for row in rows if row["sequences"] == rows[0]["sequences"]]
     if duplicates := sorted({name for name in patients if patients.count(name) > 1}):
         raise InputError(f"--run: several runs test {', '.join(duplicates)}; give one run of each fold")
-    output.mkdir(parents=True, exist_ok=True)
-    write_table(output / "scores.csv", rows)
-    lines = "\n".join(tabulate(rows)) + "\n"
-    write_whole(output / "table.md", lambda path: path.write_text(lines, encoding="utf-8"))
-    print(lines)
+    write_scores(output, rows, tabulate(rows))
 
 
 def score_run(folder: Path) -> Iterator[dict]:
@@ -89,38 +84,32 @@ def choices(description: Description) -> list[tuple[str, ...]]:
 
 
 def without(volume: Volume, channels: Sequence[str], description: Description) -> Volume:
-    """Returns the volume with every other channel than `kept` replaced by the replacement channel."""
+    """Returns the volume with every channel that is not in `channels` replaced by the replacement channel."""
     source = [name if name in channels else description.stand_in for name in description.channels]
     return dataclasses.replace(volume, voxels=volume.voxels[..., [description.channels.index(name) for name in source]])
 
 
-def tabulate(rows: list[dict]) -> list[str]:
+def tabulate(rows: list[dict]) -> str:
     """Returns a Markdown table: one row per set of sequences, with its change against the full set by patient."""
     by_set: dict[str, dict[str, float]] = {}
     for row in rows:
         by_set.setdefault(row["sequences"], {})[row["patient"]] = row["dice"]
     full_set = next(iter(by_set.values()))
-    lines = [
-        "| sequences | patients | Dice mean [95 % interval] | Dice median | change of the mean | under 0.3 |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
+    header = ["sequences", "patients", "Dice mean [95 % interval]", "Dice median", "change of the mean", "under 0.3"]
+    lines = []
     for name, scores in by_set.items():
         values = np.array(list(scores.values()))
         change = np.array([scores[patient] - full_set[patient] for patient in scores])
         cells = [
             name,
             str(len(values)),
-            f"{values.mean():.3f}{_brackets(mean_interval(values))}",
-            f"{np.median(values):.3f}{_brackets(median_interval(values))}",
-            f"{change.mean():+.3f}{_brackets(mean_interval(change))}" if scores is not full_set else "",
+            number(values.mean(), mean_interval(values)),
+            number(np.median(values), median_interval(values)),
+            number(change.mean(), mean_interval(change), signed=True) if scores is not full_set else "",
             str(int((values < 0.3).sum())),
         ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
-
-
-def _brackets(interval: list[float] | None) -> str:
-    return f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
+        lines.append(cells)
+    return to_markdown(header, lines)
 
 
 if __name__ == "__main__":  # flags are defined here, so that a test can import this module and a command

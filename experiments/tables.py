@@ -23,6 +23,7 @@ from brainseg_jax.evaluation.scores import (
 from brainseg_jax.evaluation.statistics import compare_pairs, holm, median_interval
 from brainseg_jax.evaluation.volumes import MILLIMETER
 from brainseg_jax.evaluation.wording import capital
+from brainseg_jax.files import write_whole
 from brainseg_jax.runs.trained import read_results
 from experiments.by_slice import original_case
 from experiments.plots import draw_boxes, draw_differences
@@ -294,6 +295,14 @@ def to_markdown(header: list[str], rows: list[list[str]]) -> str:
     """Formats a table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def write_scores(output: Path, rows: list[dict], markdown: str) -> None:
+    """Writes `scores.csv` and `table.md`, and prints the table."""
+    output.mkdir(parents=True, exist_ok=True)
+    write_table(output / SCORES, rows)
+    write_whole(output / "table.md", lambda path: path.write_text(f"{markdown}\n", encoding="utf-8"))
+    print(markdown)
 
 
 def to_latex(header: list[str], rows: list[list[str]]) -> str:

@@ -1,11 +1,14 @@
 """How a split by slice changes a score, on the same slices of the same patients."""
 
 import numpy as np
+import pytest
 
 from brainseg_jax.data.prepared_cases import LabelledCase
+from brainseg_jax.errors import InputError
+from brainseg_jax.evaluation.scores import write_table
 from brainseg_jax.scans.volume import Volume
-from experiments.by_slice import assign_slices
-from experiments.leakage import BY_PATIENT, BY_SLICE, SEEN, score_case, tabulate
+from experiments.by_slice import assign_slices, third_name
+from experiments.leakage import BY_PATIENT, BY_SLICE, SEEN, check_fold, score_case, tabulate
 
 
 def test_each_network_is_scored_on_the_slices_that_are_tested():
@@ -31,7 +34,19 @@ def test_the_table_leaves_out_patients_without_a_tumor_in_the_tested_slices():
         for patient, values in scores.items()
         for split, value in zip((BY_PATIENT, BY_SLICE, SEEN), values, strict=True)
     ]
-    _, _, ours, torn, seen = tabulate(rows)
+    _, _, ours, torn, seen = tabulate(rows).splitlines()
     assert ours == f"| {BY_PATIENT} | 2 | 0.375 | 0.375 |  |  |  |"
-    assert torn.startswith(f"| {BY_SLICE} | 2 | 0.750 | 0.750 | +0.375 | 2 / 0 | 0.5 |")  # the least p of two pairs
+    assert torn.startswith(f"| {BY_SLICE} | 2 | 0.750 | 0.750 | +0.375 | 2 / 0 | 0.500 |")  # the least p of two pairs
     assert seen.startswith(f"| {SEEN} | 2 | 1.000 ")
+    assert seen.endswith("|  |  |  |")  # on other slices: nothing to compare
+
+
+def test_a_fold_that_the_run_did_not_test_is_refused(tmp_path):
+    rows = [{"patient": "P_1", "split": split, "tumor_voxels": 5} for split in (BY_PATIENT, BY_SLICE)]
+    for tumor, fails in ((5.0, False), (7.0, True)):
+        write_table(tmp_path / "per_patient.csv", [{"patient": third_name("P_1", "test"), "volume_true": tumor}])
+        if not fails:
+            check_fold(rows, tmp_path, fold=0)
+            continue
+        with pytest.raises(InputError, match=r"--fold=0: .* volume for P_1, .*give the fold of the run"):
+            check_fold(rows, tmp_path, fold=0)

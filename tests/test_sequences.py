@@ -40,7 +40,7 @@ def test_the_table_compares_patient_by_patient():
         for index, name in enumerate(("all", "FLAIR"))
         for patient, of_patient in dice.items()
     ]
-    _, _, every, alone = tabulate(rows)
+    _, _, every, alone = tabulate(rows).splitlines()
     assert every == "| all | 2 | 0.850 | 0.850 |  | 0 |"
     assert alone == "| FLAIR | 2 | 0.500 | 0.500 | -0.350 | 1 |"
 
