@@ -7,7 +7,7 @@ from absl import flags
 from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
-from brainseg_jax import cli
+from brainseg_jax import cli, sharding
 from brainseg_jax.compilation import keep_compiled
 from brainseg_jax.config_files import config_names, find_config
 from brainseg_jax.errors import InputError
@@ -82,6 +82,7 @@ def _join_processes() -> None:
                 "with several processes needs all three, and --process from 0 to --processes minus 1"
             )
         jax.distributed.initialize(*values)
+    sharding.connect()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """The mesh, with one axis over all devices of all hosts, and functions that put arrays on it."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from brainseg_jax.errors import InputError
@@ -14,6 +16,18 @@ def data_mesh() -> Mesh:
     the global batch on any number of devices.
     """
     return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+
+
+def connect() -> None:
+    """Connects the devices of all processes. Call it as soon as the processes have joined.
+
+    On CPUs the first exchange of a group of devices fails if a process is 30 s late (Gloo, GetKeyValue). Later
+    exchanges wait. So the groups are connected before one process prepares a dataset or compiles longer than another.
+    """
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("connect")  # groups with one device of each process
+        one = put(np.ones(jax.device_count(), np.float32), over_batch(data_mesh()))
+        jnp.sum(one).block_until_ready()  # the group of all devices
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -51,7 +51,10 @@ def test_devices(on_one_device, devices):
 @pytest.mark.slow
 @pytest.mark.parametrize("residence", ["whole", "divided", "host", "disk"])
 def test_two_processes(on_one_device, dataset_folder, tmp_path, residence):
-    """From disk both write the slices at once, and each reads its half of a batch."""
+    """From disk both write the slices at once, and each reads its half of a batch.
+
+    With the slices on each device, one process is later than the 30 s that Gloo waits for a connection.
+    """
     folder = shutil.copytree(dataset_folder, tmp_path / Path(*dataset_folder.parts[-3:]))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -59,8 +62,11 @@ def test_two_processes(on_one_device, dataset_folder, tmp_path, residence):
     script = Path(__file__).with_name("twenty_steps.py")
     environment = {**os.environ, "XLA_FLAGS": xla_flags(2)}
     command = [sys.executable, script, folder, residence, f"127.0.0.1:{port}", "2"]
+    late = ["0", "40" if residence == "whole" else "0"]
     running = [
-        subprocess.Popen([*command, str(i)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+        subprocess.Popen(
+            [*command, str(i), late[i]], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        )
         for i in range(2)
     ]
     for process in running:

@@ -1,10 +1,11 @@
 """Losses of twenty training steps, in this process or as one of several; the tests of `sharding` share it.
 
-python tests/twenty_steps.py DATASET_FOLDER whole|divided|host|disk HOST:PORT PROCESSES PROCESS
+python tests/twenty_steps.py DATASET_FOLDER whole|divided|host|disk HOST:PORT PROCESSES PROCESS SECONDS_LATE
 """
 
 import json
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -52,8 +53,10 @@ def twenty_losses(cohort: Cohort, mesh: jax.sharding.Mesh, *, kind: int = WHOLE)
 
 
 if __name__ == "__main__":
-    folder, residence, coordinator, processes, process = sys.argv[1:]
+    folder, residence, coordinator, processes, process, late = sys.argv[1:]
     jax.distributed.initialize(coordinator, int(processes), int(process))
+    sharding.connect()
+    time.sleep(float(late))
     kind = {"whole": WHOLE, "divided": DIVIDED, "host": HOST, "disk": DISK}[residence]
     cohort = load_cohort(
         Path(folder), image_size=32, normalization="volume_zscore", slices=ON_DISK if kind == DISK else IN_MEMORY
