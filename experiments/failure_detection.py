@@ -30,7 +30,7 @@ from brainseg_jax.evaluation.scores import write_json, write_table
 from brainseg_jax.files import user_path, write_whole
 from brainseg_jax.inference.network import Network, Runner
 from brainseg_jax.inference.postprocess import PostProcess, make_masks
-from brainseg_jax.inference.quality import LEAST_PATIENTS, agreement
+from brainseg_jax.inference.quality import MIN_PATIENTS, agreement
 from brainseg_jax.metrics import dice
 from brainseg_jax.runs.comparison import names_of
 from brainseg_jax.runs.evaluation import Evaluation, build_evaluation
@@ -317,7 +317,7 @@ def main(_: list[str]) -> None:
         source = f"{patients} patients, each predicted by a network that was not trained on it ({', '.join(names)})"
         expected = learn(single, list(dict.fromkeys(row["target"] for row in single)), source)
         if expected is None:
-            raise InputError(f"--expected_dice: fewer than {LEAST_PATIENTS} patients have masks; give more runs")
+            raise InputError(f"--expected_dice: fewer than {MIN_PATIENTS} patients have masks; give more runs")
         write_json(output / FILE, expected.to_json())
     write_whole(output / "table.md", lambda part: part.write_text(text))
     print(text)

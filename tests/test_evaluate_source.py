@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from test_evaluate import box, call, write_volume
 
-from brainseg_jax.data.splits import cases_of_known
+from brainseg_jax.data.splits import cases_sharing_patients
 from brainseg_jax.errors import InputError
 from brainseg_jax.runs.comparison import begin_runs
 from experiments.by_slice import third_name
@@ -179,7 +179,7 @@ def test_a_patient_is_known_by_its_cases_whatever_is_appended():
     patients = ["sub-01", "sub-01", "sub-011", "BraTS-GLI-00001", "BraTS-GLI-00002", "Q", "Q"]
 
     def found(*known):
-        return sorted(cases_of_known(cases, patients, set(known)))
+        return sorted(cases_sharing_patients(cases, patients, set(known)))
 
     assert found("sub-01_ses-2") == found("sub-01_ses-9") == found("sub-01") == ["sub-01_ses-1", "sub-01_ses-2"]
     assert found("BraTS-GLI-00001-000") == ["BraTS-GLI-00001-001"]
@@ -189,6 +189,6 @@ def test_a_patient_is_known_by_its_cases_whatever_is_appended():
 
 def test_part_of_is_what_is_recognized():
     assert re.match(r"TCGA_DU_1-", third_name("TCGA_DU_1_1999", "val"))
-    assert cases_of_known(["TCGA_DU_1_1999"], ["TCGA_DU_1"], {third_name("TCGA_DU_1_2001", "val")}) == {
+    assert cases_sharing_patients(["TCGA_DU_1_1999"], ["TCGA_DU_1"], {third_name("TCGA_DU_1_2001", "val")}) == {
         "TCGA_DU_1_1999"
     }

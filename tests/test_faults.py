@@ -58,7 +58,7 @@ KILLS = [
     ("in the results", 0.0),
 ]
 MAIN = ("-m", "brainseg_jax.main")
-SAVED = re.compile(r"step (\d+) is saved in .*checkpoints\. Repeat the command to resume")
+SAVED = re.compile(r"step (\d+) is saved in .*checkpoints; the same command resumes")
 
 
 class Training:

@@ -72,7 +72,7 @@ def test_views_are_averaged_on_the_grid_of_the_volume(in_three_views, folder):
         )
         losses, slices = losses + float(LOSS(logits, targets).sum()), slices + len(own)
     ensemble = Ensemble([network], (SUPPORT,) * 3, mirror=False)
-    assert ensemble.members == 3
+    assert ensemble.num_predictions == 3
     unlabelled = Volume(case.volume.voxels, case.volume.spacing, case.volume.numbers)
     maps = combine(ensemble.predict(ensemble.prepare(unlabelled)))
     np.testing.assert_allclose(maps.probability, expected, atol=1e-3)

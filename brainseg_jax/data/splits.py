@@ -133,7 +133,7 @@ def read_split(path: Path, cases: Sequence[str], patients: Sequence[str], *, fol
     return split
 
 
-def cases_of_known(cases: Sequence[str], patients: Sequence[str], known: Collection[str]) -> set[str]:
+def cases_sharing_patients(cases: Sequence[str], patients: Sequence[str], known: Collection[str]) -> set[str]:
     """Returns the cases whose patient also has a case in `known`, such as another network's training cases.
 
     A patient is known if one of the patient's cases is known, or if the name of a known case starts with the patient's
@@ -198,9 +198,9 @@ def _faults(content: dict, patients: Mapping[str, str]) -> list[str]:
 
 def _ordered_patients(patients: Sequence[str], groups: Sequence[str], seed: int) -> list[str]:
     """Patients sorted by group and shuffled within each group. Evenly spaced picks are therefore stratified."""
-    group = dict(zip(patients, groups, strict=True))
-    shuffled = {patient: hashlib.sha256(f"{seed}:{patient}".encode()).hexdigest() for patient in group}
-    return sorted(group, key=lambda patient: (group[patient], shuffled[patient]))
+    group_of = dict(zip(patients, groups, strict=True))
+    order = {patient: hashlib.sha256(f"{seed}:{patient}".encode()).hexdigest() for patient in group_of}
+    return sorted(group_of, key=lambda patient: (group_of[patient], order[patient]))
 
 
 def _evenly_spaced(items: list[str], size: int) -> set[str]:

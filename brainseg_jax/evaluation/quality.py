@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from brainseg_jax.evaluation.scores import QUALITY, case_name
-from brainseg_jax.inference.quality import LEAST_PATIENTS, ExpectedDice, Pair, Quality
+from brainseg_jax.inference.quality import MIN_PATIENTS, ExpectedDice, Pair, Quality
 
 AGREEMENT, EXPECTED, LOWER, UPPER = QUALITY
 
@@ -84,10 +84,10 @@ def learn(rows: Sequence[dict], targets: Sequence[str], source: str) -> Expected
       source: describes these cases.
 
     Returns:
-      None if a target has nonempty masks of fewer than `LEAST_PATIENTS` patients.
+      None if a target has nonempty masks of fewer than `MIN_PATIENTS` patients.
     """
     pairs = pairs_of(rows, targets)
-    if any(len({pair.patient for pair in of_target}) < LEAST_PATIENTS for of_target in pairs.values()):
+    if any(len({pair.patient for pair in of_target}) < MIN_PATIENTS for of_target in pairs.values()):
         return None
     return ExpectedDice(pairs, source)
 
@@ -139,7 +139,7 @@ def summarize_quality(rows: list[dict]) -> dict:
     }
 
 
-def least_sure(rows: list[dict]) -> list[dict]:
+def lowest_expected(rows: list[dict]) -> list[dict]:
     """Sorts rows by expected Dice (or agreement, if there is none), lowest first; empty masks come before all."""
 
     def key(row: dict) -> tuple:

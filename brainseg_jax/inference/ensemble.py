@@ -43,7 +43,7 @@ class Ensemble:
 
     Attributes:
       description: description of all networks.
-      members: number of predictions that are averaged.
+      num_predictions: number of predictions that are averaged.
       posts: post-processing of each target.
     """
 
@@ -62,7 +62,7 @@ class Ensemble:
             dataclasses.replace(network, mirror=enabled) for network, enabled in zip(networks, mirrored, strict=True)
         ]
         self._runner = Runner(sharding.data_mesh(), BATCH_SIZE)
-        self.members = sum(network.views * (1 + network.mirror) for network in self._networks)
+        self.num_predictions = sum(network.views * (1 + network.mirror) for network in self._networks)
 
     @property
     def seconds(self) -> float:
@@ -114,16 +114,16 @@ def combine(members: Sequence[Member], *, uncertainty: bool = True) -> Maps:
     """
     (maps, canvas), *others = members
     mean = canvas.from_network(maps)
-    spread = np.zeros(mean.shape, np.float32) if uncertainty else None
+    squared_sum = np.zeros(mean.shape, np.float32) if uncertainty else None
     for count, member in enumerate(others, start=2):
         for block, probability in _on_grid(member):
             delta = probability - mean[block]
             mean[block] += delta / np.float32(count)
-            if spread is not None:
-                spread[block] += delta * (probability - mean[block])
-    if spread is not None and others:
-        np.sqrt(np.divide(spread, np.float32(len(members)), out=spread), out=spread)
-    return Maps(mean, spread)
+            if squared_sum is not None:
+                squared_sum[block] += delta * (probability - mean[block])
+    if squared_sum is not None and others:
+        np.sqrt(np.divide(squared_sum, np.float32(len(members)), out=squared_sum), out=squared_sum)
+    return Maps(mean, squared_sum)
 
 
 def _on_grid(member: Member) -> Iterator[tuple[slice, np.ndarray]]:

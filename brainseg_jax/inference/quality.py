@@ -16,7 +16,7 @@ from brainseg_jax.inference.postprocess import PostProcess
 from brainseg_jax.metrics import dice
 
 LOW, HIGH = 0.1, 0.9  # thresholds; experiments/failure_detection.py compares others
-LEAST_PATIENTS = 20  # minimum number of patients for an interval
+MIN_PATIENTS = 20  # minimum number of patients for an interval
 INTERVAL = 0.9  # fraction of the cases with a Dice within the interval
 DETECTOR = f"Dice between the masks at probabilities {LOW} and {HIGH}"
 NO_MASK = "an empty mask has no expected Dice: the target may be absent or missed"
@@ -81,7 +81,7 @@ class ExpectedDice:
     """The expected Dice of a mask, as a function of its agreement.
 
     Attributes:
-      targets: name -> pairs of cases with known Dice, from `LEAST_PATIENTS` or more patients.
+      targets: name -> pairs of cases with known Dice, from `MIN_PATIENTS` or more patients.
       source: describes these cases.
     """
 
@@ -129,8 +129,8 @@ class ExpectedDice:
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{type(error).__name__}: {error}") from error
         for name, pairs in targets.items():
-            if (patients := len({pair.patient for pair in pairs})) < LEAST_PATIENTS:
-                raise ValueError(f"it has {patients} patients for {name}; at least {LEAST_PATIENTS} are needed")
+            if (patients := len({pair.patient for pair in pairs})) < MIN_PATIENTS:
+                raise ValueError(f"it has {patients} patients for {name}; at least {MIN_PATIENTS} are needed")
             if any(not 0.0 <= number <= 1.0 for pair in pairs for number in pair[:2]):
                 raise ValueError(f"a value for {name} is outside of [0, 1]")
         return cls(targets, source)

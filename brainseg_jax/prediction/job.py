@@ -9,11 +9,11 @@ from pathlib import Path
 from absl import logging
 
 from brainseg_jax.errors import InputError, PartlyDone
-from brainseg_jax.evaluation.quality import EXPECTED, LOWER, UPPER, least_sure
+from brainseg_jax.evaluation.quality import EXPECTED, LOWER, UPPER, lowest_expected
 from brainseg_jax.files import PRETRAINED, check_folder
 from brainseg_jax.inference.ensemble import Ensemble
 from brainseg_jax.inference.postprocess import PostProcess
-from brainseg_jax.inference.quality import LEAST_PATIENTS, ExpectedDice
+from brainseg_jax.inference.quality import MIN_PATIENTS, ExpectedDice
 from brainseg_jax.inference.training_scans import FILE as TRAINING_SCANS
 from brainseg_jax.prediction.cases import ComparedSource, find_cases, has_lgg_channels
 from brainseg_jax.prediction.results import FLAGS, NOT_COMPARED, Wanted, check_free, is_written, write_tables
@@ -77,7 +77,7 @@ def predict(
         raise InputError("no scan could be predicted, so nothing was written:\n" + "\n".join(refused))
     start = time.perf_counter()
     ensemble = Ensemble([run.network for run in trained], _first_posts(trained), mirror=mirror)
-    if wanted.uncertainty and ensemble.members == 1:
+    if wanted.uncertainty and ensemble.num_predictions == 1:
         raise InputError("--uncertainty is the spread of several predictions; add --tta, or give several runs")
     expected, reason = _expected_dice(trained, mirror)
     if reason:
@@ -177,7 +177,7 @@ def _expected_dice(trained: list[Trained], mirror: bool | None) -> tuple[Expecte
     if first.expected_dice is None:
         return None, (
             f"no expected Dice: {first.folder.name} has no {EXPECTED_DICE}, which a training writes at its end if "
-            f"it has {LEAST_PATIENTS} validation and test patients; the column agreement is written"
+            f"it has {MIN_PATIENTS} validation and test patients; the column agreement is written"
         )
     return first.expected_dice, ""
 
@@ -245,7 +245,7 @@ def _print_outcome(outcome: Outcome, output: Path, ready: float, file: ShardFile
     )
     if flagged := len({row["case"] for row in outcome.scans if row[FLAGS] not in ("", NOT_COMPARED)}):
         print(f"{flagged} of {done} scans unlike the training scans; see the notes above and the column {FLAGS}")
-    if text := _least_sure(outcome.scans):
+    if text := _lowest_expected(outcome.scans):
         print(text)
     merge = f"Masks: {output}; --merge joins the tables when all shards are done"
     print(merge if file else f"Masks and tables: {output}")
@@ -254,7 +254,7 @@ def _print_outcome(outcome: Outcome, output: Path, ready: float, file: ShardFile
         raise PartlyDone(f"{failed} of {failed + done} scans could not be predicted; the others are done:\n{faults}")
 
 
-def _least_sure(rows: list[dict]) -> str:
+def _lowest_expected(rows: list[dict]) -> str:
     """The median expected Dice and the scans with the lowest, as text; "" if no expected Dice is known."""
     rated = [row for row in rows if row[EXPECTED] is not None]
     if not rated:
@@ -262,7 +262,7 @@ def _least_sure(rows: list[dict]) -> str:
     target = " of {target}" if "target" in rated[0] else ""
     lowest = "; ".join(
         f"{row['case']}{target.format(**row)} {row[EXPECTED]:.2f} ({row[LOWER]:.2f} to {row[UPPER]:.2f})"
-        for row in least_sure(rated)[:_LOWEST]
+        for row in lowest_expected(rated)[:_LOWEST]
     )
     median = statistics.median(row[EXPECTED] for row in rated)
     return f"expected Dice: median {median:.2f}; lowest, with 90 % interval: {lowest}; check these masks first"

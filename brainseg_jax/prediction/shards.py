@@ -48,7 +48,7 @@ def command_of(
         "weights": [run.weights_digest for run in trained],
         "--input": str(scans.absolute()),
         "cases": {source.name: digest_of_channels(source, scans) for source in sources},
-        "members": ensemble.members,
+        "members": ensemble.num_predictions,
         "post-processing": [post._asdict() for post in ensemble.posts],
         "expected Dice": expected and expected.digest,
         "training scans": [run.training_scans and run.training_scans.digest for run in trained],

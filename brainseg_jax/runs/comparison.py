@@ -9,7 +9,7 @@ from absl import logging
 from brainseg_jax.data.load_cohort import NO_SLICES, load_cohort
 from brainseg_jax.data.prepare_source import prepare
 from brainseg_jax.data.prepared import read_summary
-from brainseg_jax.data.splits import Split, cases_of_known
+from brainseg_jax.data.splits import Split, cases_sharing_patients
 from brainseg_jax.errors import InputError
 from brainseg_jax.evaluation.quality import with_expected
 from brainseg_jax.evaluation.records import CaseScores, Scoring, Work
@@ -149,7 +149,7 @@ def _begin_run_elsewhere(
     warns: bool,
 ) -> Scoring:
     cohort = read_cohort(trained.config, folder, load_cohort, slices=NO_SLICES)
-    left_out = cases_of_known(cohort.cases, cohort.patients, known_cases)
+    left_out = cases_sharing_patients(cohort.cases, cohort.patients, known_cases)
     test = tuple(sorted(set(cohort.cases) - left_out))
     if not test:
         raise InputError(

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from brainseg_jax.data.splits import PARTS
 from brainseg_jax.errors import InputError, StorageError
 from brainseg_jax.files import write_whole
-from brainseg_jax.inference.quality import LEAST_PATIENTS
+from brainseg_jax.inference.quality import MIN_PATIENTS
 from brainseg_jax.runs.mlflow_log import MlflowLog
 from brainseg_jax.training.experiment import Experiment
 from brainseg_jax.training.state import TrainState
@@ -244,6 +244,6 @@ def _quality_lines(quality: dict) -> list[str]:
                 f"(leave-one-out), mean width {block['width']:.2f}, mean error {block['error']:.3f}"
             )
         else:
-            line += f"none, since fewer than {LEAST_PATIENTS} validation and test patients have masks"
+            line += f"none, since fewer than {MIN_PATIENTS} validation and test patients have masks"
         lines.append(line)
     return lines

@@ -42,7 +42,7 @@ class Frame:
       index: in the file, from 0.
       position: [3], of the first pixel, in mm in the patient coordinates of DICOM.
       directions: [2, 3], unit vectors along a row and along a column.
-      gaps: [2], distance between rows and between columns in mm.
+      pixel_spacing: [2], distance between rows and between columns in mm.
       thickness: in mm; None if the header does not give it.
       slope, intercept: the linear map from stored values to values.
     """
@@ -52,7 +52,7 @@ class Frame:
     index: int
     position: np.ndarray
     directions: np.ndarray
-    gaps: np.ndarray
+    pixel_spacing: np.ndarray
     thickness: float | None
     slope: float
     intercept: float
@@ -66,7 +66,8 @@ class Frame:
         """Whether both can be slices of one volume: same size, directions, spacing and photometric interpretation."""
         same = self.shape == other.shape and text(self.header, _KIND) == text(other.header, _KIND)
         return same and all(
-            np.allclose(getattr(self, name), getattr(other, name), atol=1e-3) for name in ("directions", "gaps")
+            np.allclose(getattr(self, name), getattr(other, name), atol=1e-3)
+            for name in ("directions", "pixel_spacing")
         )
 
 
@@ -203,9 +204,9 @@ def _frame(path: Path, dataset: "Dataset", index: int, holders: "list[Dataset]",
             f"{path}: ImageOrientationPatient is {directions.ravel().tolist()}, not two perpendicular unit vectors; "
             "correct the header, or convert the series to NIfTI (dcm2niix)"
         )
-    gaps = tag("PixelMeasuresSequence", "PixelSpacing", 2)
-    if not ((gaps > 1e-3) & (gaps < 1e3)).all():
-        raise InputError(f"{path}: PixelSpacing is {gaps.tolist()} mm; correct the header")
+    spacing = tag("PixelMeasuresSequence", "PixelSpacing", 2)
+    if not ((spacing > 1e-3) & (spacing < 1e3)).all():
+        raise InputError(f"{path}: PixelSpacing is {spacing.tolist()} mm; correct the header")
     position = tag("PlanePositionSequence", "ImagePositionPatient", 3)
     thickness = tag("PixelMeasuresSequence", "SliceThickness", 1, needed=False)
     slope = tag("PixelValueTransformationSequence", "RescaleSlope", 1, needed=False)
@@ -218,7 +219,7 @@ def _frame(path: Path, dataset: "Dataset", index: int, holders: "list[Dataset]",
         index=index,
         position=position,
         directions=directions / lengths[:, None],
-        gaps=gaps,
+        pixel_spacing=spacing,
         thickness=float(thickness[0]) if thickness is not None and 0 < thickness[0] < 1e3 else None,
         slope=1.0 if slope is None else float(slope[0]),
         intercept=0.0 if intercept is None else float(intercept[0]),

@@ -79,7 +79,7 @@ def _read(dataset: "Dataset") -> tuple[np.ndarray, Grid, tuple[str, ...]]:
         values[index][mask > 0] = label or mask[mask > 0]
     along, start = _line(np.stack([frame.position for frame in frames]), indices, across, step)
     affine = np.eye(4)
-    axes = [first.directions[0] * first.gaps[1], first.directions[1] * first.gaps[0], along, start]
+    axes = [first.directions[0] * first.pixel_spacing[1], first.directions[1] * first.pixel_spacing[0], along, start]
     affine[:3] = np.stack(axes, axis=1)
     affine[:2] *= -1.0  # DICOM axes run to the left and the back, NIfTI axes to the right and the front
     return values.transpose(2, 1, 0), Grid(affine, (columns, rows, len(values))), notes
@@ -107,7 +107,7 @@ def _labels(dataset: "Dataset") -> list[int]:
 
 
 class _Frame:
-    """Geometry of a frame: `directions` [2, 3] of row and column; `position` [3] and `gaps` [2] of its pixels in mm."""
+    """Geometry of a frame: `directions` [2, 3] of row and column; `position` [3] and `pixel_spacing` [2] in mm."""
 
     def __init__(self, dataset: "Dataset", frame: "Dataset") -> None:
         shared = dataset.SharedFunctionalGroupsSequence[0]
@@ -119,7 +119,7 @@ class _Frame:
         self.directions = np.reshape(np.array(orientation, float), (2, 3))
         self.position = np.reshape(np.array(functional_group("PlanePositionSequence").ImagePositionPatient, float), 3)
         self.measures = functional_group("PixelMeasuresSequence")
-        self.gaps = np.reshape(np.array(self.measures.PixelSpacing, float), 2)
+        self.pixel_spacing = np.reshape(np.array(self.measures.PixelSpacing, float), 2)
 
 
 def _indices(depths: np.ndarray, step: float) -> np.ndarray | None:

@@ -148,7 +148,7 @@ def _geometry(frames: list[Frame]) -> "Dataset":
 
     geometry, first = Dataset(), frames[0]
     geometry.ImageOrientationPatient = _decimals(first.directions.ravel())
-    geometry.PixelSpacing = _decimals(first.gaps)
+    geometry.PixelSpacing = _decimals(first.pixel_spacing)
     distance = np.cross(*first.directions) @ (frames[1].position - first.position) if len(frames) > 1 else 1.0
     geometry.SliceThickness = _decimals([first.thickness or distance])[0]
     if len(frames) > 1:  # perpendicular to the images, even with a tilted gantry

@@ -143,10 +143,10 @@ def _read_series(paths: tuple[Path, ...], notes: list[str]) -> tuple[list[Frame]
     """Reads one series: its frames in spatial order, their values [columns, rows, frames], and their grid."""
     frames, file_notes = read_frames(paths)
     notes += file_notes
-    across = np.cross(*frames[0].directions)
-    frames = sorted(frames, key=lambda frame: (float(across @ frame.position), str(frame.path), frame.index))
+    normal = np.cross(*frames[0].directions)
+    frames = sorted(frames, key=lambda frame: (float(normal @ frame.position), str(frame.path), frame.index))
     frames = _without_copies(frames, notes)
-    _check_steps(frames, [float(across @ frame.position) for frame in frames], file_notes)
+    _check_steps(frames, [float(normal @ frame.position) for frame in frames], file_notes)
     grid = _grid(frames, notes)
     return frames, decode_frames(frames, notes).transpose(2, 1, 0), grid
 
@@ -156,8 +156,8 @@ def _without_copies(frames: list[Frame], notes: list[str]) -> list[Frame]:
     unique: list[Frame] = []
     for frame in frames:
         last = unique[-1] if unique else None
-        same = last and frame.path != last.path and np.allclose(frame.position, last.position, atol=1e-3)
-        if not (same and frame.header.PixelData == last.header.PixelData):
+        same_position = last and frame.path != last.path and np.allclose(frame.position, last.position, atol=1e-3)
+        if not (same_position and frame.header.PixelData == last.header.PixelData):
             unique.append(frame)
     if copies := len(frames) - len(unique):
         notes.append(f"{copies} images are copies of others, and are ignored")
@@ -170,7 +170,7 @@ def _check_steps(frames: list[Frame], depths: list[float], notes: list[str]) -> 
     if not len(steps):
         return
     left_out = "".join(f" ({note})" for note in notes if "left out" in note)
-    usual = float(np.median(steps))
+    median_step = float(np.median(steps))
     for step, before, after in zip(steps, frames, frames[1:], strict=False):
         if step < 1e-3:
             raise InputError(
@@ -178,14 +178,14 @@ def _check_steps(frames: list[Frame], depths: list[float], notes: list[str]) -> 
                 f"{1 + int((steps >= 1e-3).sum())} positions, probably of several echoes or time points; give one of "
                 "them"
             )
-        if abs(step - usual) > 0.1 * usual:
+        if abs(step - median_step) > 0.1 * median_step:
             raise InputError(
                 f"{before.path.parent}: a gap in the series: {step:.2f} mm from {_name_of(before)} to "
-                f"{_name_of(after)}, elsewhere {usual:.2f} mm; add the missing slices{left_out}"
+                f"{_name_of(after)}, elsewhere {median_step:.2f} mm; add the missing slices{left_out}"
             )
     positions = np.stack([frame.position for frame in frames])
-    line = np.linspace(positions[0], positions[-1], len(frames))
-    if (shift := np.abs(positions - line).max()) > max(0.5, 0.1 * usual):
+    on_line = np.linspace(positions[0], positions[-1], len(frames))
+    if (shift := np.abs(positions - on_line).max()) > max(0.5, 0.1 * median_step):
         raise InputError(
             f"{frames[0].path.parent}: its images are shifted against each other by {shift:.2f} mm, so they do not "
             "form a volume; convert the series to NIfTI (dcm2niix)"
@@ -202,7 +202,7 @@ def _is_multiframe(frame: Frame) -> bool:
 
 def _grid(frames: list[Frame], notes: list[str]) -> Grid:
     first, last, (along_row, along_column) = frames[0].position, frames[-1].position, frames[0].directions
-    row_gap, column_gap = frames[0].gaps
+    row_spacing, column_spacing = frames[0].pixel_spacing
     if len(frames) > 1:
         step = (last - first) / (len(frames) - 1)  # with a tilted gantry not perpendicular to the image
     else:
@@ -210,7 +210,7 @@ def _grid(frames: list[Frame], notes: list[str]) -> Grid:
             notes.append("its header has no SliceThickness: 1 mm is assumed, so its volume may be wrong")
         step = np.cross(along_row, along_column) * (frames[0].thickness or 1.0)
     affine = np.eye(4)
-    affine[:3] = np.stack([along_row * column_gap, along_column * row_gap, step, first], axis=1)
+    affine[:3] = np.stack([along_row * column_spacing, along_column * row_spacing, step, first], axis=1)
     affine[:2] *= -1.0  # DICOM axes run to the left and the back, NIfTI axes to the right and the front
     rows, columns = frames[0].shape
     try:

@@ -17,7 +17,7 @@ from brainseg_jax.data.cohort import Cohort
 from brainseg_jax.data.load_cohort import IN_MEMORY, ON_DISK, load_cohort
 from brainseg_jax.data.residence import DISK, Residence
 from brainseg_jax.data.sampling import BatchSampler, PatientSampler
-from brainseg_jax.data.splits import cases_of_known
+from brainseg_jax.data.splits import cases_sharing_patients
 from brainseg_jax.files import network_path
 from brainseg_jax.runs.data import choose_split, find_data
 from brainseg_jax.runs.evaluation import Evaluation, choose_for, evaluation_of, read_cohort
@@ -93,7 +93,7 @@ class Experiment:
             )
             return state
         trained, trained_or_chosen = (
-            cases_of_known(cohort.cases, cohort.patients, names) for names in (cases[0], cases[0] | cases[1])
+            cases_sharing_patients(cohort.cases, cohort.patients, names) for names in (cases[0], cases[0] | cases[1])
         )
         if leaked := trained.intersection(split.val) | trained_or_chosen.intersection(split.test):
             logging.warning(

@@ -84,13 +84,13 @@ def train(config: ConfigDict, workdir: Path, *, load: Callable[..., Cohort] = lo
         )
         metrics_log.print(introduction(experiment, state, workdir))
         run = _Run(config, workdir, experiment, checkpoints, metrics_log, stop)
-        over = partial(is_over, epochs=config.train.epochs, early_stop_patience=config.train.early_stop_patience)
-        if jax.process_index() == 0 and not over(loop):
+        finished = partial(is_over, epochs=config.train.epochs, early_stop_patience=config.train.early_stop_patience)
+        if jax.process_index() == 0 and not finished(loop):
             (workdir / "results.json").unlink(missing_ok=True)  # from an earlier call with fewer epochs
-        while not over(loop):
-            started, before = time.monotonic(), int(state.step)
+        while not finished(loop):
+            started, first_step = time.monotonic(), int(state.step)
             state, loop = _train_epoch(state, loop, run)
-            seconds, steps = time.monotonic() - started, int(state.step) - before
+            seconds, steps = time.monotonic() - started, int(state.step) - first_step
             validating = time.monotonic()
             row = {
                 "epoch": loop.epoch + 1,
@@ -134,7 +134,7 @@ def _score(state: TrainState, loop: LoopState, run: "_Run") -> dict:
             run.checkpoints.close()
             raise TrainingStopped(
                 f"stopped by {run.stop.name or 'a signal to another process'} while scoring; the training "
-                f"is finished and saved in {run.checkpoints.folder}. Repeat the command to score it"
+                f"is finished and saved in {run.checkpoints.folder}; the same command scores it"
             )
 
     evaluation = run.experiment.evaluation
@@ -167,14 +167,14 @@ def _train_epoch(state: TrainState, loop: LoopState, run: _Run) -> tuple[TrainSt
     whether any process received a signal.
     """
     experiment = run.experiment
-    last = (loop.epoch + 1) * experiment.steps_per_epoch
+    end_step = (loop.epoch + 1) * experiment.steps_per_epoch
     unchecked: list[StepReport] = []  # reports that the host has not read yet
     checked_at = time.monotonic()
-    for step in range(int(state.step), last):
+    for step in range(int(state.step), end_step):
         state, report = experiment.train_step(state, experiment.feed(step))
         unchecked.append(report)
-        ends = step + 1 == last
-        if len(unchecked) < run.config.train.log_every and not ends and not run.stop.may_stop_now():
+        epoch_ends = step + 1 == end_step
+        if len(unchecked) < run.config.train.log_every and not epoch_ends and not run.stop.may_stop_now():
             continue
         loop = _check_reports(unchecked, step + 1 - len(unchecked), loop, run)
         run.checkpoints.check()
@@ -191,7 +191,7 @@ def _train_epoch(state: TrainState, loop: LoopState, run: _Run) -> tuple[TrainSt
         state, loop = _count_time(state, loop, seconds, run)
         if loop.out_of_time:
             break
-        if not ends and run.stop.came_to_any():  # after the last step of an epoch, validation comes first
+        if not epoch_ends and run.stop.came_to_any():  # after the last step of an epoch, validation comes first
             run.checkpoints.save(state, loop, score=None)
             raise _stopped(run, state)
     if not loop.losses:
@@ -207,9 +207,9 @@ def _check_reports(reports: list[StepReport], first: int, loop: LoopState, run: 
             continue
         loop = dataclasses.replace(loop, skipped_steps=loop.skipped_steps + 1)
         cohort = run.experiment.cohort
-        batch = sorted({cohort.cases[i] for i in cohort.case_index[run.experiment.sampler(step)]})
+        names = sorted({cohort.cases[i] for i in cohort.case_index[run.experiment.sampler(step)]})
         message = f"loss or gradient is not a finite number (loss {float(report.loss)}) at step {step + 1}, cases "
-        message += ", ".join(batch)
+        message += ", ".join(names)
         if loop.skipped_steps > run.config.train.skip_nonfinite:
             raise _diverged(message, run)
         logging.warning(
@@ -257,7 +257,7 @@ def _stopped(run: _Run, state: TrainState) -> TrainingStopped:
     run.checkpoints.close()
     return TrainingStopped(
         f"stopped by {run.stop.name or 'a signal to another process'}; step {int(state.step)} is saved in "
-        f"{run.checkpoints.folder}. Repeat the command to resume from there"
+        f"{run.checkpoints.folder}; the same command resumes from there"
     )
 
 
