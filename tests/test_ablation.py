@@ -292,7 +292,7 @@ def test_a_study_killed_and_started_again_loses_no_finished_cell(tmp_path):
     first = start(output, data_dir)
     done = output / "runs" / "by_patient" / "fold0_seed0" / "results.json"
     under_way = output / "runs" / "by_slice" / "fold0_seed0" / "run.lock"
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 900
     while not under_way.exists() and first.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     first.kill()
@@ -300,7 +300,7 @@ def test_a_study_killed_and_started_again_loses_no_finished_cell(tmp_path):
     assert done.exists() and not (under_way.parent / "results.json").exists(), words
     written = done.stat().st_mtime_ns
     again = start(output, data_dir)
-    words = again.communicate(timeout=300)[0]
+    words = again.communicate(timeout=900)[0]
     assert again.returncode == 0, words
     assert done.stat().st_mtime_ns == written and "2 done" in words and "by_patient/fold0_seed0 running" not in words
     rows = list(csv.DictReader((output / "scores.csv").open()))

@@ -90,10 +90,12 @@ import sys
 import jax
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 from pathlib import Path
+from brainseg_jax import sharding
 from brainseg_jax.config import default_config
 from brainseg_jax.errors import InputError
 from brainseg_jax.runs import evaluation
 from brainseg_jax.runs.processes import minimum_of_processes, processes_of_host
+sharding.connect()
 evaluation.free_memory = lambda: (2**45, 2**20)[jax.process_index()]
 config = default_config("quick")
 print(evaluation.choose_for(config, Path(sys.argv[3])))
@@ -121,7 +123,7 @@ def test_two_processes_of_different_memory_decide_alike(dataset_folder):
         for process in range(2)
     ]
     for process in running:
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=900)
         assert process.returncode == 0, err[-3000:]
         chosen, refused, numbers = out.splitlines()[-3:]  # gloo writes too
         # 128 slices of 64 x 64 with 4 bytes, and labels of 256 x 256; half of 1 MiB for each of two processes.

@@ -70,7 +70,7 @@ def test_two_processes(on_one_device, dataset_folder, tmp_path, residence):
         for i in range(2)
     ]
     for process in running:
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=900)
         assert process.returncode == 0, err[-3000:]
         np.testing.assert_allclose(json.loads(out.splitlines()[-1]), on_one_device[1], rtol=1e-5)
 
