@@ -7,7 +7,8 @@ size and brightness. If several runs share such cases, their mean also predicts 
 all scores of all cases, `table.csv` and `table.md`.
 
 With `--part=test --expected_dice` and the runs of all folds, the command also writes an out-of-fold
-`expected_dice.json`. This file serves a network that the same recipe trains on all patients: copy it into its folder.
+`expected_dice.json` and its calibration plot. The JSON file serves a network that the same recipe trains on all
+patients: copy it into its folder.
 """
 
 import dataclasses
@@ -25,7 +26,9 @@ from brainseg_jax.compilation import keep_compiled
 from brainseg_jax.data.cohort import Cohort
 from brainseg_jax.data.normalization import Normalization
 from brainseg_jax.errors import InputError
-from brainseg_jax.evaluation.quality import AGREEMENT, area, dice_at, learn
+from brainseg_jax.evaluation.plots import expected_dice as plot_expected_dice
+from brainseg_jax.evaluation.plots import save_figure
+from brainseg_jax.evaluation.quality import AGREEMENT, EXPECTED, area, dice_at, learn, summarize_quality, with_expected
 from brainseg_jax.evaluation.scores import write_json, write_table
 from brainseg_jax.files import user_path, write_whole
 from brainseg_jax.inference.network import Network, Runner
@@ -294,6 +297,17 @@ def in_markdown(table: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def _write_calibration(output: Path, rows: list[dict]) -> str:
+    """Plots the Dice against the expected Dice, learned without the patient; counts the intervals that hold it."""
+    lines = ["## Expected Dice, learned without the patient", ""]
+    for target in dict.fromkeys(row["target"] for row in rows):
+        of_target = [row for row in rows if row["target"] == target and row[EXPECTED] is not None]
+        save_figure(plot_expected_dice({"all runs": of_target}), output / f"expected_dice_{target}.png")
+        figures = summarize_quality(of_target)
+        lines.append(f"- {target}: {figures['covered']} of {figures['masks']} masks in their 90 % interval")
+    return "\n".join([*lines, ""])
+
+
 def main(_: list[str]) -> None:
     """Predicts the cases and writes the tables."""
     if not RUN.value or not OUTPUT.value:
@@ -319,6 +333,7 @@ def main(_: list[str]) -> None:
         if expected is None:
             raise InputError(f"--expected_dice: fewer than {MIN_PATIENTS} patients have masks; give more runs")
         write_json(output / FILE, expected.to_json())
+        text += _write_calibration(output, with_expected(single, expected, list(expected.targets)))
     write_whole(output / "table.md", lambda part: part.write_text(text))
     print(text)
 

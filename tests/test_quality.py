@@ -12,7 +12,7 @@ from brainseg_jax.evaluation.quality import (
     area,
     dice_at,
     learn,
-    lowest_expected,
+    lowest_first,
     risk_coverage,
     summarize_quality,
     with_expected,
@@ -168,7 +168,7 @@ def test_rows_get_what_the_others_say():
         assert Expected(row["expected_dice"], row["expected_dice_low"], row["expected_dice_high"]) == wanted
     assert [last[name] for name in ("expected_dice", "expected_dice_low", "expected_dice_high")] == [None] * 3
     assert with_expected(rows(pairs), None, ("tumor",))[0]["expected_dice"] is None
-    assert lowest_expected([*found, last])[0]["patient"] == "empty"
+    assert lowest_first([*found, last])[0]["patient"] == "empty"
     figures = summarize_quality([*found, last])
     assert figures["cases"] == 26 and figures["masks"] == 25 and 20 <= figures["covered"] <= 25
 

@@ -19,7 +19,7 @@ from matplotlib.colors import to_hex, to_rgb, to_rgba_array
 from matplotlib.figure import Figure
 
 from brainseg_jax.evaluation.calibration import THRESHOLDS, Calibration
-from brainseg_jax.evaluation.quality import AGREEMENT, EXPECTED, LOWER, UPPER, area, lowest_expected, risk_coverage
+from brainseg_jax.evaluation.quality import AGREEMENT, EXPECTED, LOWER, UPPER, area, lowest_first, risk_coverage
 from brainseg_jax.evaluation.scores import case_name
 
 TEXT, LINE = "#010101", "#020202"
@@ -174,7 +174,7 @@ def sorted_by_expected(rows: dict[str, list[dict]]) -> Figure:
         for axes, color, (name, cases) in zip(
             figure.subplots(len(rows), 1, squeeze=False)[:, 0], RUNS, rows.items(), strict=False
         ):
-            for x, row in enumerate(lowest_expected(cases), start=1):
+            for x, row in enumerate(lowest_first(cases), start=1):
                 axes.plot([x, x], [row[LOWER], row[UPPER]], color=color, alpha=0.3, linewidth=2)
                 axes.plot([x - 0.3, x + 0.3], [row[EXPECTED]] * 2, color=color, linewidth=1)
                 _mark(axes, x, row["dice"], color, row["patient"], _expected_text(row))

@@ -139,7 +139,7 @@ def summarize_quality(rows: list[dict]) -> dict:
     }
 
 
-def lowest_expected(rows: list[dict]) -> list[dict]:
+def lowest_first(rows: list[dict]) -> list[dict]:
     """Sorts rows by expected Dice (or agreement, if there is none), lowest first; empty masks come before all."""
 
     def key(row: dict) -> tuple:

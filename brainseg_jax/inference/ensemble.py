@@ -121,9 +121,10 @@ def combine(members: Sequence[Member], *, uncertainty: bool = True) -> Maps:
             mean[block] += delta / np.float32(count)
             if squared_sum is not None:
                 squared_sum[block] += delta * (probability - mean[block])
-    if squared_sum is not None and others:
-        np.sqrt(np.divide(squared_sum, np.float32(len(members)), out=squared_sum), out=squared_sum)
-    return Maps(mean, squared_sum)
+    if squared_sum is None:
+        return Maps(mean, None)
+    variance = np.divide(squared_sum, np.float32(len(members)), out=squared_sum)
+    return Maps(mean, np.sqrt(variance, out=variance))
 
 
 def _on_grid(member: Member) -> Iterator[tuple[slice, np.ndarray]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from absl import logging
 
 from brainseg_jax.errors import InputError, PartlyDone
-from brainseg_jax.evaluation.quality import EXPECTED, LOWER, UPPER, lowest_expected
+from brainseg_jax.evaluation.quality import EXPECTED, LOWER, UPPER, lowest_first
 from brainseg_jax.files import PRETRAINED, check_folder
 from brainseg_jax.inference.ensemble import Ensemble
 from brainseg_jax.inference.postprocess import PostProcess
@@ -245,7 +245,7 @@ def _print_outcome(outcome: Outcome, output: Path, ready: float, file: ShardFile
     )
     if flagged := len({row["case"] for row in outcome.scans if row[FLAGS] not in ("", NOT_COMPARED)}):
         print(f"{flagged} of {done} scans unlike the training scans; see the notes above and the column {FLAGS}")
-    if text := _lowest_expected(outcome.scans):
+    if text := _lowest_in_words(outcome.scans):
         print(text)
     merge = f"Masks: {output}; --merge joins the tables when all shards are done"
     print(merge if file else f"Masks and tables: {output}")
@@ -254,7 +254,7 @@ def _print_outcome(outcome: Outcome, output: Path, ready: float, file: ShardFile
         raise PartlyDone(f"{failed} of {failed + done} scans could not be predicted; the others are done:\n{faults}")
 
 
-def _lowest_expected(rows: list[dict]) -> str:
+def _lowest_in_words(rows: list[dict]) -> str:
     """The median expected Dice and the scans with the lowest, as text; "" if no expected Dice is known."""
     rated = [row for row in rows if row[EXPECTED] is not None]
     if not rated:
@@ -262,7 +262,7 @@ def _lowest_expected(rows: list[dict]) -> str:
     target = " of {target}" if "target" in rated[0] else ""
     lowest = "; ".join(
         f"{row['case']}{target.format(**row)} {row[EXPECTED]:.2f} ({row[LOWER]:.2f} to {row[UPPER]:.2f})"
-        for row in lowest_expected(rated)[:_LOWEST]
+        for row in lowest_first(rated)[:_LOWEST]
     )
     median = statistics.median(row[EXPECTED] for row in rated)
     return f"expected Dice: median {median:.2f}; lowest, with 90 % interval: {lowest}; check these masks first"
