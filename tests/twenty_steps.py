@@ -55,6 +55,7 @@ def twenty_losses(cohort: Cohort, mesh: jax.sharding.Mesh, *, kind: int = WHOLE)
 if __name__ == "__main__":
     folder, residence, coordinator, processes, process, late = sys.argv[1:]
     jax.distributed.initialize(coordinator, int(processes), int(process))
+    jax.devices()  # the processes wait for each other here as well, so a late one must be late after it
     sharding.connect()
     time.sleep(float(late))
     kind = {"whole": WHOLE, "divided": DIVIDED, "host": HOST, "disk": DISK}[residence]
