@@ -1,10 +1,12 @@
-"""What a GPU gives, in one command of at most 8 minutes on one card: `make gpu`, or `python -m benchmarks.gpu`.
+"""Checks and times one GPU in about 8 minutes: `make gpu`, or `python -m benchmarks.gpu`.
 
 Each part prints its rows as they are done and adds them to a JSON file. A part that fails reports why, and the next
-one starts. A part whose time is over leaves out the rest and says so. `--tiny` runs every part on a CPU.
+one starts. A part whose time is over leaves out the rest and reports it; the time is checked after each row.
+`--tiny` runs every part on a CPU.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import importlib
 import json
@@ -43,7 +45,7 @@ from brainseg_jax.training.optimizer import build_optimizer, build_schedule
 from brainseg_jax.training.state import shapes_of_state
 from brainseg_jax.training.step import Batch, make_update
 
-NUMBERS = {  # fields of a network
+PRECISIONS = {  # fields of a network
     "float32": {"precision": "highest"},
     "TF32": {"precision": "default"},
     "bfloat16": {"precision": "default", "dtype": "bfloat16"},
@@ -51,7 +53,7 @@ NUMBERS = {  # fields of a network
 NETWORKS = ("unet", "attention_unet")
 CONFIGS = ("attn_dice", "unet_dice", "unet_wce")
 STEPS = 20  # whose losses are compared
-FACTOR = 5.0  # a device may be so many times farther from float64 than a CPU with the same numbers
+FACTOR = 5.0  # a device may be so many times farther from float64 than a CPU at the same precision
 FLOOR = 1e-6  # errors below are rounding
 ROOT = Path(__file__).parents[1]
 
@@ -61,13 +63,13 @@ class Scale:
     """Sizes of the work.
 
     Attributes:
-      features, depth, pixels, batch: of the step that is timed.
-      small: features, depth, pixels and batch of the networks whose numbers are compared.
-      repetitions: blocks of steps that are timed, and steps a block.
+      features, depth, pixels, batch: sizes of the timed step.
+      small: features, depth, pixels and batch of the networks that `agreement` compares.
+      repetitions: number of timed blocks, and of steps per block.
       run: config keys of the small run that is resumed and exported.
       training: config keys of the three trainings.
-      patients: synthetic, of the three trainings.
-      scans: synthetic, whose masks are compared.
+      patients: number of synthetic patients of the three trainings.
+      scans: number of synthetic scans whose masks are compared.
     """
 
     features: int
@@ -112,17 +114,17 @@ TINY = Scale(
 
 @dataclasses.dataclass
 class Bench:
-    """What the parts share.
+    """State that the parts share.
 
     Attributes:
       scale: sizes.
       folder: for runs and data, removed at the end.
-      source: of real data for the trainings; None: synthetic ones.
-      networks: names of those that are measured.
-      configs: that are trained.
+      source: real data for the trainings and masks; None: synthetic data.
+      networks: names of the measured networks.
+      configs: names of the configs to train.
       until: `time.monotonic()` at which the running part is over.
-      torch: images/s of PyTorch by network and numbers.
-      memory: bytes of state and of one step, by network and numbers, at the batch of the scale.
+      torch: images/s of PyTorch by network, precision and batch size.
+      memory: bytes of arguments and temporary buffers of a step, by network and precision, at the batch of the scale.
     """
 
     scale: Scale
@@ -131,7 +133,7 @@ class Bench:
     networks: tuple[str, ...] = NETWORKS
     configs: tuple[str, ...] = CONFIGS
     until: float = float("inf")
-    torch: dict[tuple[str, str], float] = dataclasses.field(default_factory=dict)
+    torch: dict[tuple[str, str, int], float] = dataclasses.field(default_factory=dict)
     memory: dict[tuple[str, str], tuple[int, int]] = dataclasses.field(default_factory=dict)
 
     @property
@@ -159,20 +161,25 @@ def torch(bench: Bench) -> Iterator[Row]:
     scale = bench.scale
     sizes = map(str, (scale.features, scale.depth, scale.pixels, scale.batch, *scale.repetitions))
     command = [sys.executable, "-m", "benchmarks.gpu_torch", ",".join(bench.networks), *sizes]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    # A pipe for stderr would block the process when it is full.
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
+    ):
         timer = _kill_after(process, bench.left)
         try:
             for text in process.stdout:
                 row = json.loads(text)
                 if "ms" in row:
-                    key = row["network"], row["numbers"]
+                    key = row["network"], row["precision"], row["batch"]
                     bench.torch[key] = max(bench.torch.get(key, 0.0), row["images_per_second"])
                 yield row
-            errors = process.stderr.read().strip().splitlines()
             if process.wait() < 0:
                 yield {"skipped": True, "line": "the time is over: the rest is left out"}
             elif process.returncode:
-                raise RuntimeError(errors[-1] if errors else f"exit status {process.returncode}")
+                errors.seek(0)
+                lines = errors.read().strip().splitlines()
+                raise RuntimeError(lines[-1] if lines else f"exit status {process.returncode}")
         finally:
             timer.cancel()
             process.kill()
@@ -188,7 +195,7 @@ def operators(bench: Bench) -> Iterator[Row]:
     """Value and gradients of each operator against float64 on the CPU."""
     del bench
     rng = np.random.default_rng(0)
-    x, cotangents = rng.normal(size=(2, 16, 8, 40)), {}
+    x = rng.normal(size=(2, 16, 8, 40))
     work = {
         "conv3x3": (ops.conv3x3, (3, 3, 40, 36)),
         "conv_transpose2x2": (ops.conv_transpose2x2, (2, 2, 40, 36)),
@@ -200,25 +207,25 @@ def operators(bench: Bench) -> Iterator[Row]:
     for name, (operator, shape) in work.items():
         arrays = [x, *([rng.normal(size=shape)] if shape else [])]
 
-        def gradients(*arrays: jax.Array, operator: Callable, formulation: str, name: str) -> tuple:
+        def gradients(*arrays: jax.Array, operator: Callable, formulation: str) -> tuple:
             y, back = jax.vjp(lambda *arrays: operator(*arrays, formulation), *arrays)
-            cotangent = cotangents.setdefault(name, np.random.default_rng(1).normal(size=y.shape))
+            cotangent = np.random.default_rng(1).normal(size=y.shape)  # the same in each call
             return y, *back(jnp.asarray(cotangent, y.dtype))
 
-        exact = _on_cpu_in_float64(partial(gradients, operator=operator, formulation="lax", name=name), arrays)
+        exact = _on_cpu_in_float64(partial(gradients, operator=operator, formulation="lax"), arrays)
         errors = {}
-        for numbers in ("float32", "TF32"):
-            with jax.default_matmul_precision(NUMBERS[numbers]["precision"]):
-                run = jax.jit(partial(gradients, operator=operator, formulation="auto", name=name))
+        for precision in ("float32", "TF32"):
+            with jax.default_matmul_precision(PRECISIONS[precision]["precision"]):
+                run = jax.jit(partial(gradients, operator=operator, formulation="auto"))
                 found = run(*(jnp.asarray(array, jnp.float32) for array in arrays))
-            errors[numbers] = max(map(_relative, found, exact))
+            errors[precision] = max(map(_relative, found, exact))
         fine = errors["float32"] <= 1e-5 and errors["TF32"] <= 5e-3
         line = f"{name}: error {errors['float32']:.1e} in float32, {errors['TF32']:.1e} in TF32"
         yield {"operator": name, "errors": errors, "ok": fine, "line": line}
 
 
 def agreement(bench: Bench) -> Iterator[Row]:
-    """Logits, gradient and the losses of 20 steps against float64, beside those of the CPU with the same numbers."""
+    """Logits, gradient and the losses of 20 steps against float64, beside those of the CPU at the same precision."""
     features, depth, pixels, batch = bench.scale.small
     rng = np.random.default_rng(0)
     images = rng.normal(size=(batch, pixels, pixels, 3))
@@ -233,18 +240,18 @@ def agreement(bench: Bench) -> Iterator[Row]:
             exact = _twenty_steps(
                 build(formulation="lax").clone(dtype=jnp.float64), variables, images, masks, np.float64
             )
-        for numbers, fields in NUMBERS.items():
-            with jax.default_device(cpu), _rounded_to_tf32(numbers == "TF32"):
+        for precision, fields in PRECISIONS.items():
+            with jax.default_device(cpu), _rounded_to_tf32(precision == "TF32"):
                 model = build(formulation="lax", **fields)
                 on_cpu = _twenty_steps(model, variables, images, masks, np.float32)
             found = _twenty_steps(build(**fields), variables, images, masks, np.float32)
-            row: Row = {"network": network, "numbers": numbers, "ok": True}
+            row: Row = {"network": network, "precision": precision, "ok": True}
             words = []
             for what, ours, theirs, wanted in zip(("logits", "gradient", "losses"), found, on_cpu, exact, strict=True):
                 error, limit = _relative(ours, wanted), FACTOR * max(FLOOR, _relative(theirs, wanted))
                 row |= {what: error, f"{what}_limit": limit, "ok": row["ok"] and error <= limit}
                 words.append(f"{what} {error:.1e} (limit {limit:.1e})")
-            yield {**row, "line": f"{network}, {numbers}: error of {', '.join(words)}"}
+            yield {**row, "line": f"{network}, {precision}: error of {', '.join(words)}"}
 
 
 def _twenty_steps(model, variables: dict, images: np.ndarray, masks: np.ndarray, dtype: type) -> tuple:
@@ -275,12 +282,21 @@ def _twenty_steps(model, variables: dict, images: np.ndarray, masks: np.ndarray,
 
 
 def _rounded_to_tf32(on: bool):
-    """Within it, convolutions that are traced round their factors to TF32, in the backward pass too, as a GPU does."""
+    """Context in which newly traced convolutions round their factors to TF32, forward and backward.
+
+    The products are summed in float32 and not rounded, as on a GPU.
+    """
     if not on:
-        return mock.patch.object(lax, "_of_gpu_benchmark", None, create=True)
+        return contextlib.nullcontext()
 
     def tf32(x: jax.Array) -> jax.Array:
         return lax.reduce_precision(x, exponent_bits=8, mantissa_bits=10)
+
+    @jax.custom_vjp
+    def round_forward(x: jax.Array) -> jax.Array:
+        return tf32(x)
+
+    round_forward.defvjp(lambda x: (tf32(x), None), lambda _, gradient: (gradient,))
 
     @jax.custom_vjp
     def round_cotangent(y: jax.Array) -> jax.Array:
@@ -289,7 +305,9 @@ def _rounded_to_tf32(on: bool):
     round_cotangent.defvjp(lambda y: (y, None), lambda _, cotangent: (tf32(cotangent),))
 
     def rounded(operator: Callable) -> Callable:
-        return lambda x, kernel, *rest, **named: round_cotangent(operator(tf32(x), tf32(kernel), *rest, **named))
+        return lambda x, kernel, *rest, **named: round_cotangent(
+            operator(round_forward(x), round_forward(kernel), *rest, **named)
+        )
 
     names = ("conv_general_dilated", "conv_transpose")
     return mock.patch.multiple(lax, **{name: rounded(getattr(lax, name)) for name in names})
@@ -390,15 +408,15 @@ def masks(bench: Bench) -> Iterator[Row]:
         if isinstance(scan, Refused):
             continue
         volume, maps = scan.read(), {}
-        for numbers in ("float32", "TF32"):
-            # The precision is part of what a program is kept by, so an imitation is taken for no other.
-            model = trained.network.model.clone(formulation="lax", **NUMBERS[numbers])
+        for precision in ("float32", "TF32"):
+            # The key of a kept program contains the precision, so an imitated program is never used for float32.
+            model = trained.network.model.clone(formulation="lax", **PRECISIONS[precision])
             network = dataclasses.replace(trained.network, model=model)
-            ensemble = ensembles.setdefault(numbers, Ensemble([network], trained.posts, mirror=None))
+            ensemble = ensembles.setdefault(precision, Ensemble([network], trained.posts, mirror=None))
             prepared = ensemble.prepare(volume)
-            with _rounded_to_tf32(imitated and numbers == "TF32"):
+            with _rounded_to_tf32(imitated and precision == "TF32"):
                 probability = combine(ensemble.predict(prepared), uncertainty=False).probability
-            maps[numbers] = probability, ensemble.masks(probability, prepared[0][0][1])
+            maps[precision] = probability, ensemble.masks(probability, prepared[0][0][1])
         (p, mask), (q, other) = maps["float32"], maps["TF32"]
         counts = np.array([(mask != other).sum(), mask.astype(bool).sum(), mask.size])
         totals += counts
@@ -414,39 +432,39 @@ def masks(bench: Bench) -> Iterator[Row]:
 def steps(bench: Bench) -> Iterator[Row]:
     """Time, memory and share of the roofline of a training step, at the batch of the paper."""
     for network in bench.networks:
-        for numbers in NUMBERS:
-            yield _time_step(network, numbers, bench.scale.batch, bench)
+        for precision in PRECISIONS:
+            yield _time_step(network, precision, bench.scale.batch, bench)
 
 
 def largest(bench: Bench) -> Iterator[Row]:
     """The same at the largest batch that fits, found from the memory that XLA plans for one of the paper's size."""
     batch = bench.scale.batch
     for network in bench.networks:
-        for numbers in NUMBERS:
-            if (network, numbers) not in bench.memory:
-                bench.memory[network, numbers] = _memory(_compile_step(network, numbers, batch, bench)[0])
-            fixed, a_batch = bench.memory[network, numbers]
+        for precision in PRECISIONS:
+            if (network, precision) not in bench.memory:
+                bench.memory[network, precision] = _memory(_compile_step(network, precision, batch, bench)[0])
+            fixed, a_batch = bench.memory[network, precision]
             free = 0.9 * _bytes_of_card() or 2 * a_batch + fixed  # a CPU: twice the batch
             fits = max(batch, int((free - fixed) / (a_batch / batch)) // batch * batch)
             try:
-                yield _time_step(network, numbers, fits, bench)
+                yield _time_step(network, precision, fits, bench)
             except jax.errors.JaxRuntimeError as error:
                 if "RESOURCE_EXHAUSTED" not in str(error):
                     raise
-                yield {"network": network, "numbers": numbers, "batch": fits, "line": f"batch {fits} does not fit"}
-                yield _time_step(network, numbers, max(batch, fits * 3 // 4 // batch * batch), bench)
+                yield {"network": network, "precision": precision, "batch": fits, "line": f"batch {fits} does not fit"}
+                yield _time_step(network, precision, max(batch, fits * 3 // 4 // batch * batch), bench)
 
 
 def _bytes_of_card() -> int:
     return (jax.devices()[0].memory_stats() or {}).get("bytes_limit", 0)
 
 
-def _compile_step(network: str, numbers: str, batch: int, bench: Bench) -> tuple:
+def _compile_step(network: str, precision: str, batch: int, bench: Bench) -> tuple:
     """The update of `configs/{unet,attn}_dice.py`, compiled, and what it takes."""
     scale, mesh = bench.scale, sharding.data_mesh()
     config = importlib.import_module(f"configs.{'unet' if network == 'unet' else 'attn'}_dice").get_config()
     model = build_model(
-        **config.model.to_dict() | {"features": scale.features, "depth": scale.depth} | NUMBERS[numbers]
+        **config.model.to_dict() | {"features": scale.features, "depth": scale.depth} | PRECISIONS[precision]
     )
     opt = config.optimizer
     schedule = build_schedule(opt.schedule, learning_rate=opt.learning_rate, total_steps=1, warmup_steps=0)
@@ -462,16 +480,16 @@ def _compile_step(network: str, numbers: str, batch: int, bench: Bench) -> tuple
 
 
 def _memory(compiled: object) -> tuple[int, int]:
-    """Bytes of the state, and of what comes and goes, as XLA plans them."""
+    """Bytes of the arguments (state and batch), and of the temporary buffers, as XLA plans them."""
     memory = compiled.memory_analysis()
     return memory.argument_size_in_bytes, memory.temp_size_in_bytes
 
 
-def _time_step(network: str, numbers: str, batch: int, bench: Bench) -> Row:
-    compiled, *shapes = _compile_step(network, numbers, batch, bench)
+def _time_step(network: str, precision: str, batch: int, bench: Bench) -> Row:
+    compiled, *shapes = _compile_step(network, precision, batch, bench)
     rng = np.random.default_rng(0)
 
-    def fill(shape: jax.ShapeDtypeStruct) -> jax.Array:
+    def fill(shape: jax.ShapeDtypeStruct) -> jax.Array:  # small values; scalars, such as scales, are near 1
         array = np.asarray(0.05 * rng.random(shape.shape, np.float32) + (0.9 if shape.ndim == 0 else 0.0))
         return jax.device_put(array.astype(shape.dtype), shape.sharding)
 
@@ -486,16 +504,16 @@ def _time_step(network: str, numbers: str, batch: int, bench: Bench) -> Row:
         jax.block_until_ready((state, report))
         seconds.append((time.perf_counter() - started) / steps)
     if batch == bench.scale.batch:
-        bench.memory[network, numbers] = _memory(compiled)
+        bench.memory[network, precision] = _memory(compiled)
     took, gib = statistics.median(seconds), sum(_memory(compiled)) / 2**30
-    bound = bound_seconds(network, numbers, batch, jax.devices()[0].device_kind)
-    row: Row = {"network": network, "numbers": numbers, "batch": batch, "ms": 1e3 * took, "gib": gib}
+    bound = bound_seconds(network, precision, batch, jax.devices()[0].device_kind)
+    row: Row = {"network": network, "precision": precision, "batch": batch, "ms": 1e3 * took, "gib": gib}
     row |= {"images_per_second": batch / took, "of_roofline": bound and bound / took}
-    line = f"{network}, {numbers}, batch {batch}: {1e3 * took:.1f} ms, {batch / took:.0f} images/s, {gib:.1f} GiB"
+    line = f"{network}, {precision}, batch {batch}: {1e3 * took:.1f} ms, {batch / took:.0f} images/s, {gib:.1f} GiB"
     line += f", {bound / took:.0%} of the roofline" if bound else ", no roofline is known of this card"
-    if theirs := bench.torch.get((network, numbers)):
+    if theirs := bench.torch.get((network, precision, batch)):
         row["of_torch"] = batch / took / theirs
-        line += f", {row['of_torch']:.2f} of PyTorch's most images/s"
+        line += f", {row['of_torch']:.2f} of PyTorch's images/s"
     return {**row, "line": line}
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from benchmarks.contestants import RATE, Work
 
-NUMBERS = ("float32", "TF32", "bfloat16")
+PRECISIONS = ("float32", "TF32", "bfloat16")
 
 
 def main(networks: str, *sizes: str) -> None:
@@ -29,22 +29,27 @@ def main(networks: str, *sizes: str) -> None:
     works = [Work(network, features, pixels, batch) for network in networks.split(",")]
     for compiled in (False, True):
         for work in works:
-            for numbers in NUMBERS[compiled:]:
-                measure(work, depth, numbers, repetitions, compiled=compiled)
+            for precision in PRECISIONS[compiled:]:
+                measure(work, depth, precision, repetitions, compiled=compiled)
     for work in works if torch.cuda.is_available() else ():
         while measure(work, depth, "bfloat16", repetitions, compiled=False):
             work = dataclasses.replace(work, batch=2 * work.batch)
 
 
-def measure(work: Work, depth: int, numbers: str, repetitions: list[int], *, compiled: bool) -> bool:
+def measure(work: Work, depth: int, precision: str, repetitions: list[int], *, compiled: bool) -> bool:
     """Prints a row, and returns whether the work runs."""
     import torch
 
     way = "torch.compile" if compiled else "torch"
-    name = f"{way}, {work.network}, {numbers}, batch {work.batch}"
-    row = {"network": work.network, "numbers": numbers, "batch": work.batch, "library": f"{way} {torch.__version__}"}
+    name = f"{way}, {work.network}, {precision}, batch {work.batch}"
+    row = {
+        "network": work.network,
+        "precision": precision,
+        "batch": work.batch,
+        "library": f"{way} {torch.__version__}",
+    }
     try:
-        took = seconds_of_a_step(make_step(work, depth, numbers, compiled=compiled), *repetitions)
+        took = seconds_of_a_step(make_step(work, depth, precision, compiled=compiled), *repetitions)
     except Exception as error:  # too large; or torch.compile without a C++ compiler
         tell(f"{name}: does not run: {(str(error).strip().splitlines() or [type(error).__name__])[0]}", **row)
         return False
@@ -62,15 +67,15 @@ def tell(line: str, **row: object) -> None:
     print(json.dumps({**row, "line": line}), flush=True)
 
 
-def make_step(work: Work, depth: int, numbers: str, *, compiled: bool) -> Callable[[], None]:
+def make_step(work: Work, depth: int, precision: str, *, compiled: bool) -> Callable[[], None]:
     """A training step with channels last, and bfloat16 by autocast, as a function without arguments."""
     import torch
 
     from benchmarks.torch_nets import UNet
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.set_float32_matmul_precision("highest" if numbers == "float32" else "high")
-    torch.backends.cudnn.allow_tf32 = numbers != "float32"
+    torch.set_float32_matmul_precision("highest" if precision == "float32" else "high")
+    torch.backends.cudnn.allow_tf32 = precision != "float32"
     torch.backends.cudnn.benchmark = True
     if device == "cuda":
         torch.cuda.empty_cache()
@@ -81,7 +86,7 @@ def make_step(work: Work, depth: int, numbers: str, *, compiled: bool) -> Callab
     images = images.contiguous(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(net.parameters(), RATE)
     forward = torch.compile(net) if compiled else net
-    cast = torch.autocast(device, torch.bfloat16) if numbers == "bfloat16" else contextlib.nullcontext()
+    cast = torch.autocast(device, torch.bfloat16) if precision == "bfloat16" else contextlib.nullcontext()
 
     def run() -> None:
         optimizer.zero_grad()

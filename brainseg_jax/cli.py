@@ -72,6 +72,12 @@ def run(main: Callable[[list[str]], object]) -> None:
     app.run(guarded, flags_parser=_parse)
 
 
+def given(flag: flags.FlagHolder[str | None]) -> str:
+    """The value of a flag without a default, once the command has checked that the flag is given."""
+    assert flag.value is not None
+    return flag.value
+
+
 @contextmanager
 def sigterm_interrupts() -> Iterator[None]:
     """Makes SIGTERM, the signal of schedulers and `kill`, raise KeyboardInterrupt like Ctrl-C."""

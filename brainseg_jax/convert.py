@@ -21,8 +21,8 @@ def main(_: list[str]) -> None:
     for flag in (WEIGHTS, OUTPUT):
         if not flag.value:
             raise InputError(f"--{flag.name} is empty: give --weights=FILE --output=FOLDER")
-    output = user_path(OUTPUT.value, "--output")
-    parameters = convert(user_path(WEIGHTS.value, "--weights"), output)
+    output = user_path(cli.given(OUTPUT), "--output")
+    parameters = convert(user_path(cli.given(WEIGHTS), "--weights"), output)
     print(f"{output}: a U-Net of {parameters:,} parameters, for predict --run, export --run and train.init_from")
 
 

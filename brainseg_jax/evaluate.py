@@ -82,7 +82,7 @@ FILES = ("scores.json", "per_patient.csv", "report.html")
 def main(_: list[str]) -> None:
     """Scores the masks, writes the result files or a shard, and prints a line for each run."""
     _check_flags()
-    output = user_path(OUTPUT.value, "--output")
+    output = user_path(cli.given(OUTPUT), "--output")
     check_folder(output, "--output")
     if (output / "config.json").exists():
         raise InputError(f"--output={output} is a run folder, and its own results would be lost; give another folder")
@@ -124,7 +124,7 @@ def _begin() -> Work:
     if RUN.value:
         folders = [network_path(folder, "--run") for folder in RUN.value]
         return begin_runs(folders, part=PART.value, tolerance=SURFACE_TOLERANCE.value, source=SOURCE.value)
-    predictions, truth = (user_path(flag.value, f"--{flag.name}") for flag in (PREDICTIONS, TRUTH))
+    predictions, truth = (user_path(cli.given(flag), f"--{flag.name}") for flag in (PREDICTIONS, TRUTH))
     return begin_folders(predictions, truth, tolerance=SURFACE_TOLERANCE.value, targets=TARGETS.value)
 
 
@@ -135,8 +135,8 @@ def _score_shard(output: Path, shard: Shard) -> None:
         folders = [str(network_path(folder, "--run").absolute()) for folder in RUN.value]
         command |= {"--run": folders, "--part": PART.value, "--source": SOURCE.value}
     else:
-        folders = {f"--{flag.name}": user_path(flag.value, f"--{flag.name}") for flag in (PREDICTIONS, TRUTH)}
-        command |= {name: str(folder.absolute()) for name, folder in folders.items()} | {"--targets": TARGETS.value}
+        masks = {f"--{flag.name}": user_path(cli.given(flag), f"--{flag.name}") for flag in (PREDICTIONS, TRUTH)}
+        command |= {name: str(folder.absolute()) for name, folder in masks.items()} | {"--targets": TARGETS.value}
     file = ShardFile(output, NAME, shard, command | work.version)
     count = score_shard(file, work, overwrite=OVERWRITE.value)
     if count is None:

@@ -38,7 +38,7 @@ def main(_: list[str]) -> None:
     for flag in (RUN, OUTPUT):
         if not flag.value:
             raise InputError(f"--{flag.name} is empty: give --run=RUN_FOLDER --output=FILE_OR_FOLDER")
-    run = network_path(RUN.value, "--run")
+    run = network_path(cli.given(RUN), "--run")
     if FORMAT.value == "safetensors":
         if SIZE.value is not None:
             raise InputError(f"--size={SIZE.value}: a stored network accepts slices of any size; leave --size out")
@@ -47,7 +47,7 @@ def main(_: list[str]) -> None:
         raise InputError(f"--dtype={DTYPE.value} applies to --format=safetensors only; leave --dtype out")
     shared = share(
         run,
-        user_path(OUTPUT.value, "--output"),
+        user_path(cli.given(OUTPUT), "--output"),
         file_format=FORMAT.value,
         size=SIZE.value,
         overwrite=OVERWRITE.value,
@@ -60,7 +60,7 @@ def main(_: list[str]) -> None:
 
 
 def _store(run: Path) -> None:
-    output = user_path(OUTPUT.value, "--output")
+    output = user_path(cli.given(OUTPUT), "--output")
     stored = store(run, output, dtype=DTYPE.value or DTYPES[0], overwrite=OVERWRITE.value)
     print(
         f"{stored.folder}: {stored.size / 1e6:.2f} MB, SHA-256 {stored.digest}. On a synthetic scan its probabilities "

@@ -57,12 +57,12 @@ def main(_: list[str]) -> None:
     _join_processes()
     keep_compiled(CONFIG.value.compilation_cache)
     with cli.sigterm_interrupts():
-        train(CONFIG.value, user_path(WORKDIR.value, "--workdir"), mlflow=MLFLOW.value)
+        train(CONFIG.value, user_path(cli.given(WORKDIR), "--workdir"), mlflow=MLFLOW.value)
 
 
 def _join_processes() -> None:
     """Joins the other processes of a run, if the flags ask for it."""
-    values = (COORDINATOR.value, PROCESSES.value, PROCESS.value)
+    values = coordinator, processes, process = COORDINATOR.value, PROCESSES.value, PROCESS.value
     if SCHEDULED.value:
         if any(value is not None for value in values):
             raise InputError(
@@ -76,12 +76,12 @@ def _join_processes() -> None:
                 "or give --coordinator, --processes and --process"
             ) from error
     elif any(value is not None for value in values):
-        if any(value is None for value in values) or not 0 <= PROCESS.value < PROCESSES.value:
+        if coordinator is None or processes is None or process is None or not 0 <= process < processes:
             raise InputError(
-                f"--coordinator={COORDINATOR.value} --processes={PROCESSES.value} --process={PROCESS.value}: a run "
-                "with several processes needs all three, and --process from 0 to --processes minus 1"
+                f"--coordinator={coordinator} --processes={processes} --process={process}: a run with several "
+                "processes needs all three, and --process from 0 to --processes minus 1"
             )
-        jax.distributed.initialize(*values)
+        jax.distributed.initialize(coordinator, processes, process)
     sharding.connect()
 
 

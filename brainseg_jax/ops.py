@@ -1,7 +1,7 @@
 """Faster CPU formulations of operators, with the same mathematics and parameters as those of XLA.
 
-Each docstring gives the XLA operator that the function replaces, and the reason. `compiler_options` chooses the library
-that XLA uses for convolutions.
+The docstrings tell why the operators of XLA are slower. `compiler_options` chooses the library that XLA uses for
+convolutions.
 """
 
 import functools
@@ -39,8 +39,9 @@ def compiler_options(
     """Returns the `compiler_options` for `jax.jit`; None for the defaults of XLA.
 
     On CPU, XLA by default uses YNNPACK for convolutions, matrix products and sums. YNNPACK runs many convolutions on
-    one thread. The first option limits YNNPACK to sums, so Eigen, which uses all cores, computes the rest. XLA's own
-    sums over batch, rows and columns (for biases and batch norm) take ten times as long as those of YNNPACK.
+    one thread. The option `..._ynn_fusion_type` limits YNNPACK to sums, so Eigen, which uses all cores, computes the
+    rest. XLA's own sums over batch, rows and columns (for biases and batch norm) take ten times as long as those of
+    YNNPACK.
 
     The other two options save memory. By default XLA orders a program so that operators can run in parallel. A chain
     of layers has no use for this, and more arrays are in memory at a time. Also, jaxlib 0.10 compiles each fusion in a
@@ -106,7 +107,7 @@ def conv3x3(x: jax.Array, kernel: jax.Array, formulation: Formulation = "auto") 
     """3x3 convolution of stride 1, padded with zeros to the size of its input, without bias.
 
     The CPU formulation computes the value and the input gradient with half the products: Winograd's F(4, 3) along the
-    image rows. It applies where it is faster: float32, a height divisible by four, at least 32 channels of input and
+    height. It applies where it is faster: float32, a height divisible by four, at least 32 channels of input and
     output. Its rounding error is that of float32 sums, about 3e-6 of the largest value. It does not support
     forward-mode differentiation. XLA computes the kernel gradient: alternatives in JAX were hardly faster.
 
@@ -209,7 +210,7 @@ def conv1x1_stride2(x: jax.Array, kernel: jax.Array, formulation: Formulation = 
     """1x1 convolution of stride 2 without bias: a matrix product on every second pixel of every second row.
 
     XLA does the same for a 1x1 convolution without stride. With a stride, its input gradient is a convolution of a
-    cotangent dilated with zeros. This saves 5 % of a training step of the Attention U-Net at :cpu.
+    cotangent dilated with zeros. Avoiding it saves 5 % of a training step of the Attention U-Net at the scale :cpu.
 
     Args:
       x: [B, H, W, C].
@@ -272,7 +273,7 @@ def upsample2x(x: jax.Array, method: str, formulation: Formulation = "auto") -> 
 def _double_axis(x: jax.Array, axis: int) -> jax.Array:
     """Bilinear doubling of one axis: each output is a quarter pixel from its input, toward one neighbor.
 
-    Two shifted views replace the product with a dense weight matrix of `jax.image.resize`.
+    `jax.image.resize` multiplies by a dense weight matrix; two shifted copies avoid this product.
     """
     size = x.shape[axis]
     before = jnp.concatenate([lax.slice_in_dim(x, 0, 1, axis=axis), lax.slice_in_dim(x, 0, size - 1, axis=axis)], axis)

@@ -67,7 +67,7 @@ def main(_: list[str]) -> None:
     """
     if MERGE.value and OUTPUT.value:
         check_beside_merge(RECORDED)
-        return merge_shards(user_path(OUTPUT.value, "--output"), overwrite=OVERWRITE.value)
+        return merge_shards(user_path(cli.given(OUTPUT), "--output"), overwrite=OVERWRITE.value)
     for flag in (RUN, INPUT, OUTPUT):
         if not flag.value:
             raise InputError(f"--{flag.name} is empty: give --input=SCANS --output=FOLDER, and --run=RUN_FOLDER")
@@ -76,8 +76,8 @@ def main(_: list[str]) -> None:
     with cli.sigterm_interrupts():
         predict(
             [network_path(folder, "--run") for folder in RUN.value],
-            user_path(INPUT.value, "--input"),
-            user_path(OUTPUT.value, "--output"),
+            user_path(cli.given(INPUT), "--input"),
+            user_path(cli.given(OUTPUT), "--output"),
             wanted=Wanted(PROBABILITIES.value, UNCERTAINTY.value, OVERLAYS.value),
             mirror=TTA.value,
             overwrite=OVERWRITE.value,

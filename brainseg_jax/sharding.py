@@ -21,8 +21,9 @@ def data_mesh() -> Mesh:
 def connect() -> None:
     """Connects the devices of all processes. Call it as soon as the processes have joined.
 
-    On CPUs the first exchange of a group of devices fails if a process is 30 s late (Gloo, GetKeyValue). Later
-    exchanges wait. So the groups are connected before one process prepares a dataset or compiles longer than another.
+    On CPUs, the first collective of a group of devices fails if a process arrives more than 30 s after the others
+    (Gloo, GetKeyValue). Later collectives wait. So the groups are connected before one process prepares a dataset or
+    compiles for longer than another.
     """
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("connect")  # groups with one device of each process
@@ -36,7 +37,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def over_batch(mesh: Mesh) -> NamedSharding:
-    """The devices share the leading axis."""
+    """The leading axis is divided among the devices."""
     return NamedSharding(mesh, PartitionSpec("data"))
 
 

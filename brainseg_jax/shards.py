@@ -25,8 +25,8 @@ T = TypeVar("T")
 class Shard(NamedTuple):
     """Shard `index`, from 0, of `count` shards."""
 
-    index: int
-    count: int
+    index: int  # type: ignore[assignment]  # hides the method of tuple
+    count: int  # type: ignore[assignment]
 
     def __str__(self) -> str:
         return f"{self.index}/{self.count}"
@@ -207,7 +207,7 @@ def _incompatible(paths: dict[Shard, Path], commands: dict[Path, dict]) -> list[
         listed = ", ".join(path.name for path in paths.values())
         return [f"different numbers of shards: {' and '.join(map(str, counts))} ({listed}); remove the old ones"]
     faults = []
-    (first, command), *others = commands.items() or [(None, None)]
+    (first, command), *others = commands.items() or [(Path(), {})]
     for path, other in others:
         if differences := describe_differences(other, command):
             faults.append(f"{path}: from a different command or input than {first.name} ({differences})")

@@ -41,7 +41,7 @@ from experiments.tables import SCORES, collect, write_tables
 STUDY = flags.DEFINE_string("study", None, "NAME or NAME:SCALE; studies.py lists both.")
 OUTPUT = flags.DEFINE_string("output", None, "Folder of the study.")
 SOURCE = flags.DEFINE_string("source", None, "The data, as in --config.data.source. Default: that of the budget.")
-CELL = flags.DEFINE_string("cell", "0/1", "i/n: run shard i of n shards of the cells; i counts from 0.")
+CELL = flags.DEFINE_string("cell", "0/1", "i/n: run shard i of n shards of the trainings; i counts from 0.")
 TABLES = flags.DEFINE_bool("tables", False, "Run nothing; write the tables of the finished runs.")
 
 

@@ -35,12 +35,12 @@ class StudyGrid:
     """The jobs of a study and their states.
 
     Attributes:
-      study: its cells and folds.
-      budget: of the study.
+      study: cells and folds of the study.
+      budget: training length of each cell.
       output: folder of the study.
-      source: of the data, or None for the config's.
+      source: the data; None: those of the config.
       jobs: the jobs of this process, in order.
-      states: of each job, by name.
+      states: state of each job, by name.
       reasons: the last line of a failed job's output, by name.
     """
 
@@ -69,9 +69,10 @@ class StudyGrid:
         return job._replace(cell=self.study.baseline) if job.cell.rescores else job
 
     def is_done(self, job: Job) -> bool:
-        """Reports whether the run folder has results of exactly this config.
+        """Reports whether the run folder has results of this config.
 
-        A key that is missing in the finished run was added later; the run had its default value.
+        The keys of `MAY_CHANGE` are not compared, except for the number of epochs. A key that is missing in the
+        finished run was added later; the run had its default value.
         """
         run = self.run_of(job)
         if not (run / "results.json").exists():
@@ -118,7 +119,7 @@ def jobs_of_shard(jobs: list[Job], base_of: Callable[[Job], Job], shard: Shard) 
 def run_all(grid: StudyGrid, show: Callable[[], None]) -> None:
     """Runs all unfinished jobs. A job that fails, or that another process runs, does not stop the others.
 
-    At the end the function looks again at jobs of other processes, which may have ended without finishing them.
+    Jobs of other processes are tried again, until all that remain are still running there.
 
     Args:
       grid: the study; the function updates its states.

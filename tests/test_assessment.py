@@ -141,7 +141,7 @@ def test_a_share_of_a_report_measures_as_the_whole(cohort, monkeypatch):
     assessor, cases = Assessor(mixed, Runner(sharding.data_mesh(), 24)), mixed.cases[:2]
     whole = assessor.assess(random_network(), cases, (SUPPORT,), tolerance=2.0)
     for index, case in enumerate(cases):
-        (share,) = assessor.assess_each(random_network(), [case], (SUPPORT,), tolerance=2.0, report=cases)
+        (share,) = assessor.assess_each(random_network(), [case], (SUPPORT,), tolerance=2.0, report_cases=cases)
         assert share.rows == [whole.rows[index]] and share.rows[0]["unit"] == "voxel"
         assert share.pictures == whole.cases[index] and share.pictures.step == 2
 

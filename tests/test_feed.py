@@ -16,7 +16,7 @@ from twenty_steps import twenty_losses
 from brainseg_jax import sharding
 from brainseg_jax.data import slice_store
 from brainseg_jax.data.load_cohort import IN_MEMORY, NO_SLICES, ON_DISK, load_cohort
-from brainseg_jax.data.residence import DISK, HOST, WHOLE
+from brainseg_jax.data.residence import DISK, HOST, REPLICATED
 from brainseg_jax.errors import InputError
 from brainseg_jax.training.feed import AHEAD, DeviceFeed, HostFeed
 
@@ -111,7 +111,7 @@ def test_losses_are_the_same_wherever_the_slices_are(dataset_folder, data_folder
     load = partial(load_cohort, image_size=32, normalization="volume_zscore")
     memory, disk = load(dataset_folder), load(data_folder, slices=ON_DISK)
     with jax.numpy_dtype_promotion("standard"):
-        expected = twenty_losses(memory, mesh_of(1), kind=WHOLE)
+        expected = twenty_losses(memory, mesh_of(1), kind=REPLICATED)
         assert twenty_losses(memory, mesh_of(1), kind=HOST) == expected
         assert twenty_losses(disk, mesh_of(1), kind=DISK) == expected
 

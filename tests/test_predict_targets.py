@@ -14,7 +14,7 @@ from sharing_cases import EXCLUSIVE, NESTED, POSTS, SEQUENCES, small_network
 from brainseg_jax.errors import InputError, PartlyDone
 from brainseg_jax.evaluation.scores import QUALITY
 from brainseg_jax.inference.ensemble import Maps
-from brainseg_jax.inference.quality import Expected, Quality
+from brainseg_jax.inference.quality import Expected, Quality, Removed
 from brainseg_jax.prediction import job
 from brainseg_jax.prediction.results import Wanted, check_free, write_results
 from brainseg_jax.scans.description import LGG, Description, Target
@@ -232,9 +232,10 @@ def test_results_by_hand_and_files_that_are_there(tmp_path):
     maps = Maps(masks * np.float32(0.9), masks * np.float32(0.1))
     wanted = Wanted(probabilities=True, uncertainty=True)
     check_free([source], description, tmp_path / "out", wanted)
-    qualities = (Quality(0.8, Expected(0.7, 0.5, 0.9)), Quality(0.6, None))
+    qualities = (Quality(0.8, Expected(0.7, 0.5, 0.9), Removed(0.75, 2, 4)), Quality(0.6, None))
     written = write_results(source, scan, maps, masks, qualities, description, tmp_path / "out", wanted)
     assert [[row[name] for name in QUALITY] for row in written.scans] == [[0.8, 0.7, 0.5, 0.9], [0.6, None, None, None]]
+    assert written.notes[-1].startswith("edema: a second region in slices 2 to 4 was removed; it has 75% of the mask's")
     assert [(row["target"], row["volume"], row["largest_slice"]) for row in written.scans] == [
         ("edema", pytest.approx(0.018), 1),
         ("core", pytest.approx(0.030), 4),

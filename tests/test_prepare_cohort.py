@@ -136,7 +136,7 @@ def test_the_summary_counts(listed, tmp_path):
     assert summary.contents.spacings == ((5, 5, 5), (4, 4, 4), (4, 4, 4))
     assert summary.contents.ranges["T1"] == (0, 255)
     assert summary.contents.notes == ("a note of the listing",)
-    assert not dataclasses.replace(summary, groups={"DU": 3}).is_published
+    assert not dataclasses.replace(summary, groups={"DU": 3}).has_published_groups
     assert summary == prepare_source.check(str(listed.root), progress=False)
 
 

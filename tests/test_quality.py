@@ -25,6 +25,7 @@ from brainseg_jax.inference.quality import (
     ExpectedDice,
     Pair,
     Quality,
+    Removed,
     agreement,
     increasing,
     rate,
@@ -77,6 +78,35 @@ def test_each_target_is_rated_by_its_own_cases():
     assert edema == Quality(1.0, expected("edema", 1.0)) and str(edema).startswith("expected Dice 0.9")
     assert core == Quality(None, None) and str(core) == NO_MASK
     assert str(rate(probability, masks, posts, ("edema", "core"), None)[0]) == "agreement 1.00, expected Dice unknown"
+
+
+def test_a_removed_component_is_reported_from_half_of_the_mask_on():
+    """Of a line of 4 voxels in slice 1 and one of 2 in slices 2 and 3, the mask keeps the first; 2 / 4 is reported."""
+    probability = np.zeros((4, 3, 8, 1), np.float32)
+    probability[0, 0, :4] = probability[2:, 2, 6] = 0.6
+    probability[3, 0, 0] = 0.4  # below the threshold
+    post = PostProcess(largest_component=True)
+    mask = post(probability[..., 0])[..., None]
+    removed = lambda post, mask: rate(probability, mask, [post], ["tumor"], None)[0].removed
+    assert mask.sum() == 4 and removed(post, mask) == Removed(0.5, 2, 3)
+    assert removed(PostProcess(), probability >= 0.5) is None  # all components are kept
+    probability[3, 2, 6] = 0.0
+    assert removed(post, mask) is None  # 1 / 4
+    assert removed(PostProcess(min_voxels=9), np.zeros_like(mask)) is None  # the message for an empty mask warns
+
+
+def test_a_removed_component_of_one_target_is_not_part_of_another():
+    probability = np.full((1, 1, 7, 2), 0.9, np.float32)
+    probability[..., 3, :] = 0.0
+    masks = np.zeros(probability.shape, bool)
+    masks[:, :, :3, 0] = masks[:, :, 4:, 1] = True  # each region belongs to one target
+    assert [quality.removed for quality in rate(probability, masks, [PostProcess()] * 2, "AB", None)] == [None, None]
+    masks[:, :, 4:, 1] = False
+    masks[:, :, 1, 1] = True
+    assert [quality.removed for quality in rate(probability, masks, [PostProcess()] * 2, "AB", None)] == [
+        Removed(1.0, 0, 0),
+        Removed(3.0, 0, 0),
+    ]
 
 
 # --- expected Dice ---------------------------------------------------------------------------------------------------

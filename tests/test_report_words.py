@@ -64,7 +64,7 @@ def test_validation_patients_decide_more_than_the_checkpoint(tmp_path):
     [
         (["best"], "The checkpoint of the highest mean is the one that is scored here."),
         (["last", "last"], "The checkpoint of the last epoch, whatever its Dice, is the one that is scored here."),
-        (["best", "last"], "Which checkpoint of each run is scored here stands at the top, under Checkpoint."),
+        (["best", "last"], "The entry Checkpoint at the top tells which checkpoint of each run is scored here."),
     ],
 )
 def test_the_page_says_which_checkpoint_it_scores(tmp_path, kept, words):

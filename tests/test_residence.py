@@ -9,9 +9,9 @@ import pytest
 from brainseg_jax.data.prepared import Contents, read_summary
 from brainseg_jax.data.residence import (
     DISK,
-    DIVIDED,
     HOST,
-    WHOLE,
+    REPLICATED,
+    SHARDED,
     bytes_of_labels,
     bytes_of_slices,
     choose_residence,
@@ -29,11 +29,11 @@ GIB = 2**30
         ("auto", 7, 16, 0, 1, HOST),  # with 1 of labels half of 16; a CPU has no memory of its own
         ("auto", 8, 16, 0, 1, DISK),
         ("auto", 8, 16, 80, 1, DISK),
-        ("auto", 6, 16, 15, 1, WHOLE),  # 0.4 of 15
-        ("auto", 7, 16, 16, 2, DIVIDED),  # more than 0.4 of 16, less than 0.4 of 32
+        ("auto", 6, 16, 15, 1, REPLICATED),  # 0.4 of 15
+        ("auto", 7, 16, 16, 2, SHARDED),  # more than 0.4 of 16, less than 0.4 of 32
         ("auto", 7, 16, 8, 2, HOST),
         ("memory", 7, 8, 0, 1, HOST),  # asked for: all of the free memory
-        ("memory", 7, 8, 80, 2, WHOLE),
+        ("memory", 7, 8, 80, 2, REPLICATED),
         ("disk", 1, 16, 16, 1, DISK),
     ],
 )

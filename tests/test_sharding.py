@@ -26,7 +26,7 @@ from brainseg_jax.models import build_model
 from brainseg_jax.training.feed import DeviceFeed
 from brainseg_jax.training.optimizer import build_optimizer
 from brainseg_jax.training.state import create_state
-from brainseg_jax.training.step import make_batches, make_update
+from brainseg_jax.training.step import make_batch_builder, make_update
 
 
 def mesh_of(devices):
@@ -87,7 +87,7 @@ def test_devices_talk_once_a_norm_and_pass_and_once_for_the_gradients(cohort, no
     mesh = mesh_of(8)
     model = build_model("attention_unet", features=4, depth=2, norm=norm, formulation="lax")  # as on GPUs
     optimizer = build_optimizer("adamw", lambda step: 1e-3, b2=0.99, weight_decay=1e-4, clip_norm=1.0)
-    batch = make_batches(
+    batch = make_batch_builder(
         description=cohort.description,
         mesh=mesh,
         seed=0,

@@ -19,7 +19,7 @@ from brainseg_jax.scans.description import LGG, Description, Target
 from brainseg_jax.training.feed import DeviceFeed
 from brainseg_jax.training.optimizer import build_optimizer
 from brainseg_jax.training.state import create_state
-from brainseg_jax.training.step import Batch, deep_loss, make_batches, make_train_step
+from brainseg_jax.training.step import Batch, deep_loss, make_batch_builder, make_train_step
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 STILL = {"rotation": 0.0, "scale": 0.0, "shift": 0.0, "shear": 0.0, "flip": 0.0}
@@ -172,7 +172,7 @@ def several(cohort, ignore):
 @pytest.mark.parametrize("ignore", [False, True])
 def test_a_batch_holds_every_target_and_what_counts(cohort, ignore):
     changed, mesh = several(cohort, ignore), sharding.data_mesh()
-    batch = make_batches(description=changed.description, mesh=mesh, seed=0, geometry=STILL, intensity=PLAIN)
+    batch = make_batch_builder(description=changed.description, mesh=mesh, seed=0, geometry=STILL, intensity=PLAIN)
     indices = np.flatnonzero(cohort.slices.target_bits[:, :, :32].any(axis=(1, 2, 3)))[:8].astype(np.int32)
     drawn = batch(jnp.int32(0), draw(changed, indices))
     whole = cohort.slices.target_bits[indices, ..., 0].astype(np.float32)
@@ -269,7 +269,7 @@ def test_side_heads_learn_and_are_only_in_training(parts, cohort):
 def test_neighboring_slices_are_the_same_in_training_and_in_inference(cohort):
     """Gathered on the devices and stacked on the host; a case ends where the next one begins."""
     mesh = sharding.data_mesh()
-    batch = make_batches(description=LGG, mesh=mesh, seed=0, geometry=STILL, intensity=PLAIN)
+    batch = make_batch_builder(description=LGG, mesh=mesh, seed=0, geometry=STILL, intensity=PLAIN)
     indices = np.array([0, 1, 7, 14, 15, 16, 17, 127], np.int32)  # of cases of 16 slices
     drawn = batch(jnp.int32(0), draw(cohort, indices, context=2))
     stacked = np.concatenate([with_neighbors(cohort.slices.images[16 * case : 16 * case + 16], 2) for case in range(8)])

@@ -15,7 +15,7 @@ import numpy as np
 from brainseg_jax import sharding
 from brainseg_jax.data.cohort import Cohort
 from brainseg_jax.data.load_cohort import IN_MEMORY, ON_DISK, load_cohort
-from brainseg_jax.data.residence import DISK, DIVIDED, HOST, WHOLE
+from brainseg_jax.data.residence import DISK, HOST, REPLICATED, SHARDED
 from brainseg_jax.data.sampling import BatchSampler
 from brainseg_jax.losses import dice_loss
 from brainseg_jax.models import build_model
@@ -25,7 +25,7 @@ from brainseg_jax.training.state import create_state
 from brainseg_jax.training.step import make_train_step
 
 
-def twenty_losses(cohort: Cohort, mesh: jax.sharding.Mesh, *, kind: int = WHOLE) -> list[float]:
+def twenty_losses(cohort: Cohort, mesh: jax.sharding.Mesh, *, kind: int = REPLICATED) -> list[float]:
     """Uses batch norm, a batch-wide loss and augmentation: they would differ if a device saw only its own data."""
     model = build_model("attention_unet", features=4, depth=3)
     schedule = build_schedule("cosine", learning_rate=1e-3, total_steps=20, warmup_steps=5)
@@ -58,7 +58,7 @@ if __name__ == "__main__":
     jax.devices()  # the processes wait for each other here as well, so a late one must be late after it
     sharding.connect()
     time.sleep(float(late))
-    kind = {"whole": WHOLE, "divided": DIVIDED, "host": HOST, "disk": DISK}[residence]
+    kind = {"whole": REPLICATED, "divided": SHARDED, "host": HOST, "disk": DISK}[residence]
     cohort = load_cohort(
         Path(folder), image_size=32, normalization="volume_zscore", slices=ON_DISK if kind == DISK else IN_MEMORY
     )

@@ -1,8 +1,8 @@
 """Random augmentation of one training example.
 
 The functions are pure and run inside jit; the caller vmaps over the batch. Every amount is a Python float, fixed when
-the step is traced. An amount of 0 removes its operation from the graph. With all amounts 0 the output equals the input,
-bit for bit.
+the step is traced. With all amounts 0 a function adds nothing to the graph, and its output equals its
+input, bit for bit.
 """
 
 import itertools
@@ -79,8 +79,9 @@ def perturb_intensity(
       gamma: Raises the channel, rescaled to 0..1, to the power exp(g) with g in ± `gamma`. Its minimum and maximum do
         not change.
       noise: Maximum standard deviation of the Gaussian noise, as a fraction of the image's standard deviation.
-      channels: Channels of one slice, where the image has neighboring slices as further channels. A channel then
-        changes equally in all slices. None: the image is one slice.
+      channels: Channels of one slice, where the image has neighboring slices as further channels. All slices of
+        a channel then share its random factors; mean, minimum and maximum are those of each slice. None: the image is
+        one slice.
 
     Returns:
       [H, W, C] float32. A constant channel stays finite.
@@ -144,9 +145,10 @@ def _between(key: jax.Array, amount: float, shape: tuple[int, ...] = ()) -> jax.
 
 
 def _normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Standard normal numbers: quantiles of 65 536 equally likely levels, so all are below 4.2 in magnitude.
+    """Standard normal numbers: quantiles of 65 536 equally likely levels, so all are below 4.33 in magnitude.
 
-    Generating random bits takes most of the time on a CPU. Each number here needs 16 bits; `jax.random.normal` uses 64.
+    Generating random bits takes most of the time on a CPU. Threefry generates 32 bits per number here, 64 in
+    `jax.random.normal`.
     """
     count = math.prod(shape)
     bits = jax.random.bits(key, (-(-count // 2),), jnp.uint32)

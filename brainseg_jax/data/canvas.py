@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -34,7 +35,7 @@ class Canvas:
     axis: int = 0
 
     @classmethod
-    def of_views(cls, view: str, shape: tuple[int, int, int], **options: object) -> "tuple[Canvas, ...]":
+    def of_views(cls, view: str, shape: tuple[int, int, int], **options: Any) -> "tuple[Canvas, ...]":
         """One canvas per view: a single one, or one for each of `VIEWS` if `view` is "all". See `around`."""
         views = tuple(VIEWS) if view == ALL_VIEWS else (view,)
         return tuple(cls.around(shape, view=one, **options) for one in views)
@@ -64,10 +65,8 @@ class Canvas:
           InputError: the image would be larger than `MAX_SIDE`; the message does not name a file.
         """
         axis = VIEWS[view]
-        (height, width), (row, column) = (
-            tuple(value for index, value in enumerate(values) if index != axis)
-            for values in (shape, spacing or (1.0, 1.0, 1.0))
-        )
+        height, width = (length for index, length in enumerate(shape) if index != axis)
+        row, column = (length for index, length in enumerate(spacing or (1.0, 1.0, 1.0)) if index != axis)
         side = image_size
         if pixel_spacing:
             needed = math.ceil(max(height * row, width * column) / pixel_spacing - SLACK)
@@ -157,7 +156,7 @@ def resize_images(images: np.ndarray, side: int) -> np.ndarray:
     for target, image in zip(resized, images, strict=True):
         for c in range(images.shape[-1]):
             plane = Image.fromarray(np.ascontiguousarray(image[..., c]))
-            target[..., c] = plane.resize((side, side), Image.Resampling.BILINEAR)
+            target[..., c] = np.asarray(plane.resize((side, side), Image.Resampling.BILINEAR))
     return resized
 
 

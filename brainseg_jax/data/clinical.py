@@ -25,12 +25,8 @@ class Clinical(NamedTuple):
 
 
 UNKNOWN = Clinical()
-COLUMNS = Clinical(
-    grade="neoplasm_histologic_grade",
-    histological_type="histological_type",
-    age="age_at_initial_pathologic",
-    gender="gender",
-)
+# The column of each field of `Clinical`, in the same order.
+COLUMNS = ("neoplasm_histologic_grade", "histological_type", "age_at_initial_pathologic", "gender")
 
 
 def read_clinical(path: Path | zipfile.Path) -> tuple[dict[str, Clinical], list[str]]:
@@ -54,7 +50,8 @@ def read_clinical(path: Path | zipfile.Path) -> tuple[dict[str, Clinical], list[
         rows = [(reader.line_num, row) for row in reader]
     except (InputError, UnicodeDecodeError, csv.Error) as error:
         return {}, [f"data.csv: not readable as a table ({error}); {remedy}"]
-    table, faults = {}, []
+    table: dict[str, Clinical] = {}
+    faults = []
     for line, row in rows:
         patient = (row["Patient"] or "").strip()
         if None in row or None in row.values():
@@ -63,11 +60,12 @@ def read_clinical(path: Path | zipfile.Path) -> tuple[dict[str, Clinical], list[
             fault = f"patient {patient} is listed twice" if patient else "no patient"
             faults.append(f"data.csv: line {line}: {fault}; {remedy}")
         else:
-            table[patient] = Clinical(*(_code(row[name]) for name in COLUMNS))
+            codes = [_code(row[name]) for name in COLUMNS]
+            table[patient] = Clinical(*(MISSING if code is None else code for code in codes))
             faults += [
                 f"data.csv: line {line} ({patient}): {name} is {row[name]!r}, neither a whole number nor blank; "
                 f"{remedy}"
-                for name, code in zip(COLUMNS, table[patient], strict=True)
+                for name, code in zip(COLUMNS, codes, strict=True)
                 if code is None
             ]
     return table, faults

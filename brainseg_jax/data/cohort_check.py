@@ -66,11 +66,12 @@ class _Facts:
 
 
 def digest_of(volume: Volume) -> str:
-    """Hexadecimal SHA-256 of shape, spacing, voxels and labels of a volume."""
-    digest = hashlib.sha256(np.array(volume.voxels.shape, "<i8"))
-    digest.update(np.array(volume.spacing or (0, 0, 0), "<f4"))
-    digest.update(np.ascontiguousarray(volume.voxels))
-    digest.update(np.ascontiguousarray(volume.labels))
+    """Hexadecimal SHA-256 of shape, spacing, voxels and labels of a labelled volume."""
+    assert volume.labels is not None
+    digest = hashlib.sha256(np.array(volume.voxels.shape, "<i8").data)
+    digest.update(np.array(volume.spacing or (0, 0, 0), "<f4").data)
+    digest.update(np.ascontiguousarray(volume.voxels).data)
+    digest.update(np.ascontiguousarray(volume.labels).data)
     return digest.hexdigest()
 
 
@@ -137,6 +138,7 @@ def _read(case: CaseFiles, read: Callable[[CaseFiles], Reading], description: De
 
 def _facts(reading: Reading, description: Description) -> _Facts:
     volume = reading.volume
+    assert volume.labels is not None  # `_read` refuses cases without a label map
     names = [name for name in description.channels if name not in reading.replaced]
     channels = [volume.voxels[..., description.channels.index(name)] for name in names]
     counts = np.stack([np.bincount(labels.ravel(), minlength=256) for labels in volume.labels])
@@ -162,8 +164,8 @@ def _is_distinctive(voxels: np.ndarray) -> bool:
 
 
 def _short_digest(voxels: np.ndarray) -> bytes:
-    digest = hashlib.blake2b(np.array(voxels.shape, "<i8"), digest_size=12)
-    digest.update(np.ascontiguousarray(voxels))
+    digest = hashlib.blake2b(np.array(voxels.shape, "<i8").data, digest_size=12)
+    digest.update(np.ascontiguousarray(voxels).data)
     return digest.digest()
 
 
@@ -312,7 +314,7 @@ def _summary(listing: Listing, description: Description, source: str, cases: _Ca
             sizes=_spread([facts.shape[:3] for _, facts in cases]),
             spacings=_spread([facts.spacing for _, facts in cases if facts.spacing]),
             without_spacing=sum(facts.spacing is None for _, facts in cases),
-            ranges={name: _range(name, cases) for name in description.channels if _range(name, cases)},
+            ranges={name: limits for name in description.channels if (limits := _range(name, cases))},
             replaced=dict(Counter(name for _, facts in cases for name in facts.replaced)),
         ),
     )
@@ -321,8 +323,10 @@ def _summary(listing: Listing, description: Description, source: str, cases: _Ca
 def _count(name: str, labels: Sequence[int], cases: _Cases) -> TargetCounts:
     voxels = [_count_labels(facts, labels) for _, facts in cases]
     spacings = [facts.spacing for _, facts in cases]
-    known = all(spacings)
-    volumes = [count * float(np.prod(spacing)) / 1000 for count, spacing in zip(voxels, spacings, strict=True) if known]
+    volumes = [
+        count * float(np.prod(spacing)) / 1000 for count, spacing in zip(voxels, spacings, strict=True) if spacing
+    ]
+    known = len(volumes) == len(voxels)
     return TargetCounts(
         name=name,
         labels=tuple(labels),

@@ -103,6 +103,7 @@ def open_case(case: CaseFiles, description: Description, *, targets_known: bool 
             notes += result[1]
     labels, white = None, False
     if pixels.labels is not None:
+        assert case.labels is not None  # the files of these labels
         checked = _attempt(faults, _check_labels, _first(case.labels), pixels.labels, description, targets_known)
         if checked is not None:
             labels, white = checked[:2]
@@ -117,7 +118,7 @@ def open_case(case: CaseFiles, description: Description, *, targets_known: bool 
     replaced = tuple(name for name in description.channels if name not in mapped)
     voxels = np.stack([mapped[name if name in mapped else description.stand_in] for name in description.channels], -1)
     return Reading(
-        volume=Volume(voxels, pixels.grid and pixels.grid.spacing, pixels.numbers, labels=labels),
+        volume=Volume(voxels, pixels.grid.spacing if pixels.grid else None, pixels.numbers, labels=labels),
         notes=tuple(notes),
         ranges={name: _range_of(pixels.channels[name][1]) for name in mapped},
         replaced=replaced,
@@ -155,16 +156,16 @@ def _read_volumes(case: CaseFiles, files: Mapping[str, Files], description: Desc
     opened: dict[str, tuple[Path, Nifti]] = {}
     for name, path in files.items():
         if (nifti := _attempt(faults, _open_channel, name, path)) is not None:
-            opened[name] = (path, nifti)
+            opened[name] = (_first(path), nifti)
     label_map = None if case.labels is None else _attempt(faults, _open_labels, case.labels)
     if not opened:
-        return _Pixels({}, label_map and label_map.values)
+        return _Pixels({}, label_map.values if label_map else None)
     first, reference = next(iter(opened.values()))
     grid, notes = reference.grid, list(reference.notes)
     channels: dict[str, tuple[Path, np.ndarray]] = {}
     if ALL in opened:
-        values = _attempt(faults, _by_channel, first, reference.values, description) or {}
-        channels = {name: (first, values[name]) for name in values}
+        by_channel = _attempt(faults, _by_channel, first, reference.values, description) or {}
+        channels = {name: (first, values) for name, values in by_channel.items()}
     else:
         for name, (path, nifti) in opened.items():
             if (values := _attempt(faults, _reorient, grid, first, nifti, path)) is not None:

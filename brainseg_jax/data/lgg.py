@@ -205,7 +205,7 @@ def _find_kaggle(root: Path) -> Path | None:
     sets = {
         folder: summary
         for folder, summary in prepared.list_prepared(root, prepared.DATASET).items()
-        if summary.is_published
+        if summary.has_published_groups
     }
     whole = {folder: summary for folder, summary in sets.items() if summary.is_whole}
     sets = whole or sets

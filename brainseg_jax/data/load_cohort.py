@@ -89,6 +89,7 @@ def load_cohort(
     """
     settings = _ImageSettings(image_size, pixel_spacing, view)
     store = (slices_dir or dataset_folder.absolute().parents[2]) / FOLDER / _store_name(dataset_folder, settings)
+    loaded: SlicesInMemory | SlicesOnDisk | None
     labels = None
     if slices == IN_MEMORY:
         loaded, cases, labels = _slices_in_memory(dataset_folder, settings)
@@ -97,7 +98,7 @@ def load_cohort(
     else:
         loaded, cases = None, _load_cases(dataset_folder, settings, store)
     summary = read_summary(dataset_folder)
-    grades = tuple(case.grade for case in cases)
+    grades = tuple(case.grade for case in cases if case.grade is not None)
     ends = np.cumsum([case.shape[0] for case in cases])
     constants = [norm.fit_histograms(case.histograms, normalization) for case in cases]
     return Cohort(
@@ -109,7 +110,7 @@ def load_cohort(
         cases=tuple(case.name for case in cases),
         patients=tuple(case.patient for case in cases),
         groups=tuple(case.group for case in cases),
-        grades=None if None in grades else grades,
+        grades=grades if len(grades) == len(cases) else None,
         shapes=tuple(case.shape for case in cases),
         spacings=tuple(case.spacing for case in cases),
         numbers=tuple(case.numbers for case in cases),
@@ -154,6 +155,7 @@ def _slices_on_disk(folder: Path, settings: _ImageSettings, store: Path) -> tupl
 
             write_slices(store, slices(), lambda: _to_columns(facts), expected_bytes=size)
         cases = _read_cases(store)
+        assert cases is not None  # just written
     side, channels = settings.image_size, len(summary.description.channels)
     count = sum(len(case.area) for case in cases)
     bits = bits_type(summary.description)
@@ -163,7 +165,9 @@ def _slices_on_disk(folder: Path, settings: _ImageSettings, store: Path) -> tupl
 def _slices_in_memory(
     folder: Path, settings: _ImageSettings
 ) -> tuple[SlicesInMemory, list[_CaseFacts], tuple[np.ndarray, ...]]:
-    summary, side, cases, labels, count = read_summary(folder), settings.image_size, [], [], 0
+    summary, side, count = read_summary(folder), settings.image_size, 0
+    cases: list[_CaseFacts] = []
+    labels: list[np.ndarray] = []
     # Filled in place, since joining parts would double the memory. Pages that are never written take none.
     limit = max_slices(summary, settings.view)
     images = np.empty((limit, side, side, len(summary.description.channels)), np.uint8)
@@ -184,9 +188,10 @@ def _walk(
     """Yields for each case its facts, images and target bits of each view if `resized`, and its label map."""
     description, too_large = read_summary(folder).description, []
     for case in read_cases(folder):
-        volume = case.volume
+        volume, labels = case.volume, case.volume.labels
+        assert labels is not None  # prepared cases are labelled
         try:
-            canvases = settings.canvases(volume.labels.shape, volume.spacing)
+            canvases = settings.canvases(labels.shape, volume.spacing)
         except InputError as error:
             raise InputError(f"case {case.name} of {folder}: {error}, and prepare again") from None
         if (side := max(canvas.side for canvas in canvases)) > settings.image_size:
@@ -194,10 +199,10 @@ def _walk(
         if too_large:  # the message lists all cases that are too large
             continue
         views = [
-            (canvas.to_network(volume.voxels), _pack(canvas, description, volume.labels))
+            (canvas.to_network(volume.voxels), _pack(canvas, description, labels))
             for canvas in (canvases if resized else ())
         ]
-        yield _facts_of(case, canvases, description), views, volume.labels
+        yield _facts_of(case, labels, canvases, description), views, labels
     if too_large:
         more = f" and {len(too_large) - 5} more" if len(too_large) > 5 else ""
         raise InputError(
@@ -206,11 +211,13 @@ def _walk(
         )
 
 
-def _facts_of(case: LabelledCase, canvases: tuple[Canvas, ...], description: Description) -> _CaseFacts:
+def _facts_of(
+    case: LabelledCase, labels: np.ndarray, canvases: tuple[Canvas, ...], description: Description
+) -> _CaseFacts:
     volume, area, fractions = case.volume, [], []
     for canvas in canvases:
-        labels = np.moveaxis(volume.labels, canvas.axis, 0)
-        masks, counted = description.masks(labels), description.counted(labels)
+        turned = np.moveaxis(labels, canvas.axis, 0)
+        masks, counted = description.masks(turned), description.counted(turned)
         area.append(masks.any(axis=-1).sum(axis=(1, 2)))
         pixels = np.prod(masks.shape[1:3]) if counted is None else np.maximum(counted.sum(axis=(1, 2)), 1)[:, None]
         fractions.append(masks.sum(axis=(1, 2), dtype=np.float64) / pixels)
@@ -219,7 +226,7 @@ def _facts_of(case: LabelledCase, canvases: tuple[Canvas, ...], description: Des
         case.patient,
         case.group,
         case.grade,
-        volume.labels.shape,
+        labels.shape,
         volume.spacing,
         volume.numbers,
         norm.histograms(volume.voxels),
@@ -230,20 +237,18 @@ def _facts_of(case: LabelledCase, canvases: tuple[Canvas, ...], description: Des
 
 def _to_columns(cases: list[_CaseFacts]) -> dict[str, np.ndarray]:
     """The cases as arrays. `_from_columns` is the inverse."""
-    columns = _CaseFacts(*zip(*cases, strict=True))
-    grades = [-2 if grade is None else grade for grade in columns.grade]
     return {
-        "name": np.array(columns.name),
-        "patient": np.array(columns.patient),
-        "group": np.array(columns.group),
-        "grade": np.array(grades),
-        "shape": np.array(columns.shape),
-        "spacing": np.array([spacing or (0.0, 0.0, 0.0) for spacing in columns.spacing]),
-        "numbers": np.concatenate(columns.numbers),
-        "histograms": np.stack(columns.histograms),
-        "slices": np.array([len(area) for area in columns.area]),
-        "area": np.concatenate(columns.area),
-        "fractions": np.concatenate(columns.fractions),
+        "name": np.array([case.name for case in cases]),
+        "patient": np.array([case.patient for case in cases]),
+        "group": np.array([case.group for case in cases]),
+        "grade": np.array([-2 if case.grade is None else case.grade for case in cases]),
+        "shape": np.array([case.shape for case in cases]),
+        "spacing": np.array([case.spacing or (0.0, 0.0, 0.0) for case in cases]),
+        "numbers": np.concatenate([case.numbers for case in cases]),
+        "histograms": np.stack([case.histograms for case in cases]),
+        "slices": np.array([len(case.area) for case in cases]),
+        "area": np.concatenate([case.area for case in cases]),
+        "fractions": np.concatenate([case.fractions for case in cases]),
     }
 
 
@@ -262,7 +267,9 @@ def _from_columns(columns: dict[str, np.ndarray]) -> list[_CaseFacts]:
 
     return [
         _CaseFacts(
-            *names,
+            name=name,
+            patient=patient,
+            group=group,
             grade=None if grade == -2 else grade,
             shape=tuple(shape),
             spacing=tuple(spacing) if any(spacing) else None,
@@ -271,7 +278,7 @@ def _from_columns(columns: dict[str, np.ndarray]) -> list[_CaseFacts]:
             area=area,
             fractions=fractions,
         )
-        for *names, grade, shape, spacing, numbers, histograms, area, fractions in zip(
+        for name, patient, group, grade, shape, spacing, numbers, histograms, area, fractions in zip(
             *(columns[name].tolist() for name in ("name", "patient", "group", "grade", "shape", "spacing")),
             parts("numbers", columns["shape"][:, 0]),
             columns["histograms"],

@@ -92,6 +92,7 @@ class MriCohort(tfds.core.ShardBasedBuilder):
     def _records(self, cases: list[CheckedCase]) -> Iterator[tuple[str, dict[str, Any]]]:
         read = partial(_read_again, read=self.builder_config.read)
         for case, volume in zip(cases, map_ahead(read, cases), strict=True):
+            assert volume.labels is not None  # `check_cohort` refuses cases without a label map
             for number, image, labels in zip(volume.numbers, volume.voxels, volume.labels, strict=True):
                 record = {
                     "image": image,

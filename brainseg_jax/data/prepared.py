@@ -105,7 +105,7 @@ class Summary:
     contents: Contents | None = None
 
     @property
-    def is_published(self) -> bool:
+    def has_published_groups(self) -> bool:
         """Whether all patients come from institutions of the Kaggle set. Synthetic patients never do."""
         return self.contents is None and self.groups.keys() <= PUBLISHED_INSTITUTIONS.keys()
 
@@ -113,7 +113,7 @@ class Summary:
     def is_whole(self) -> bool:
         """Whether this is the whole published set, by its numbers of patients, slices and tumor slices."""
         published = (PUBLISHED_PATIENTS, PUBLISHED_SLICES, PUBLISHED_TUMOR_SLICES)
-        return self.is_published and (self.patients, self.slices, self.target_slices) == published
+        return self.has_published_groups and (self.patients, self.slices, self.target_slices) == published
 
     def to_metadata(self) -> dict[str, Any]:
         """The inverse of `_from_metadata`, as plain values. The LGG data keep the keys of the first release."""

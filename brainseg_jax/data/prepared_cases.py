@@ -55,6 +55,7 @@ def read_cases(dataset_folder: Path) -> Iterator[LabelledCase]:
             case = (_lgg_case if is_lgg else _cohort_case)(name, records)
         except Exception as error:  # such as a record without a key, or slices of several sizes
             raise damaged(dataset_folder, f"case {name}: {error}") from error
+        assert case.volume.labels is not None
         if wrong := set(np.flatnonzero(np.bincount(case.volume.labels.ravel())).tolist()) - labels:
             raise damaged(dataset_folder, f"case {name} has undescribed labels {', '.join(map(str, sorted(wrong)))}")
         yield case
@@ -81,7 +82,8 @@ def _lgg_case(name: str, records: Sequence[dict[str, Any]]) -> LabelledCase:
 
 
 def _cohort_case(name: str, records: Sequence[dict[str, Any]]) -> LabelledCase:
-    spacing = tuple(float(length) for length in records[0]["spacing"])
+    between, row, column = (float(length) for length in records[0]["spacing"])
+    spacing = (between, row, column)
     volume = Volume(
         _stack(records, "image"),
         spacing if any(spacing) else None,

@@ -9,7 +9,9 @@ from brainseg_jax.data import prepared
 
 
 def describe(summary: prepared.Summary) -> Table:
-    """The table of a prepared set of the LGG data. A real set has a column with the published counts."""
+    """The table of a prepared set of the LGG data. If its institutions are the published ones, a second column
+    has the published counts.
+    """
     table = Table(title="Prepared data", title_justify="left")
     table.add_column("")
     table.add_column("here", justify="right", overflow="fold")
@@ -19,21 +21,22 @@ def describe(summary: prepared.Summary) -> Table:
         "tumor slices": (f"{summary.target_slices}", f"{prepared.PUBLISHED_TUMOR_SLICES}"),
         "tumor pixels": (f"{summary.target_fraction:.3%}", f"{prepared.PUBLISHED_TUMOR_FRACTION:.2%}"),
     }
-    codes = prepared.PUBLISHED_INSTITUTIONS if summary.is_published else summary.groups
+    codes = prepared.PUBLISHED_INSTITUTIONS if summary.has_published_groups else summary.groups
     for code in codes:
-        published = prepared.PUBLISHED_INSTITUTIONS.get(code, 0)
-        rows[f"patients of {code}"] = (f"{summary.groups.get(code, 0)}", f"{published}")
+        count, published_count = summary.groups.get(code, 0), prepared.PUBLISHED_INSTITUTIONS.get(code, 0)
+        rows[f"patients of {code}"] = (f"{count}", f"{published_count}")
     rows["fingerprint"] = (summary.fingerprint[:16], "")
-    if summary.is_published:
+    if summary.has_published_groups:
         table.add_column("published", justify="right")
     for name, (here, published) in rows.items():
-        table.add_row(name, here, *([published] if summary.is_published else []))
+        table.add_row(name, here, *([published] if summary.has_published_groups else []))
     return table
 
 
 def describe_cohort(summary: prepared.Summary) -> list[Table]:
     """Tables of any other cohort: an overview, its channels, its targets."""
     contents, description = summary.contents, summary.description
+    assert contents is not None  # only the LGG data have none
     cohort = _table(f"Cohort: {contents.kind}", "", "")
     groups = {group or "unknown": count for group, count in summary.groups.items()}
     ignored = "none" if description.ignore is None else str(description.ignore)
@@ -42,15 +45,14 @@ def describe_cohort(summary: prepared.Summary) -> list[Table]:
         "cases": str(summary.cases),
         "slices": f"{summary.slices}, {summary.target_slices} with a target",
         "groups (patients)": ", ".join(f"{group} ({count})" for group, count in groups.items()),
-        "slices, rows, columns": " x ".join(_spread(values) for values in contents.sizes),
-        "spacing in mm": " x ".join(_spread(values) for values in contents.spacings) or "unknown",
-        "cases without spacing": str(contents.without_spacing),
-        "ignored label": ignored,
-        "fingerprint": summary.fingerprint[:16],
+        "slices, rows, columns": " x ".join(_min_median_max(values) for values in contents.sizes),
+        "spacing in mm": " x ".join(_min_median_max(values) for values in contents.spacings) or "unknown",
     }
+    if contents.without_spacing and contents.spacings:
+        rows["cases without spacing"] = str(contents.without_spacing)
+    rows |= {"ignored label": ignored, "fingerprint": summary.fingerprint[:16]}
     for name, value in rows.items():
-        if name != "cases without spacing" or (contents.without_spacing and contents.spacings):
-            cohort.add_row(name, value)
+        cohort.add_row(name, value)
     channels = _table("Channels", "channel", "minimum in files", "maximum in files", "cases replaced")
     for name in description.channels:
         low, high = contents.ranges.get(name, (None, None))
@@ -77,7 +79,7 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def _spread(values: Sequence[float]) -> str:
+def _min_median_max(values: Sequence[float]) -> str:
     """Minimum, median and maximum; one number if they are equal."""
     texts = [f"{value:.4g}" for value in values]
     return texts[0] if len(set(texts)) == 1 else f"{texts[0]}-{texts[1]}-{texts[2]}"
@@ -89,8 +91,8 @@ def _number(value: float | None) -> str:
 
 def verdict(summary: prepared.Summary) -> str:
     """One sentence that compares a prepared set with the published one."""
-    if not summary.is_published:
-        return "Not the published set: its patients come from other institutions."
+    if not summary.has_published_groups:
+        return "Not the published set: some patients come from other institutions."
     if summary.patients < prepared.PUBLISHED_PATIENTS:
         return f"A subset: {summary.patients} of the {prepared.PUBLISHED_PATIENTS} published patients."
     if summary.is_whole:

@@ -16,7 +16,7 @@ from brainseg_jax.files import format_bytes
 
 # All slices on each device; a share on each device; in host memory; in a file. With the last two, each step copies its
 # batch to the devices.
-WHOLE, DIVIDED, HOST, DISK = range(4)
+REPLICATED, SHARDED, HOST, DISK = range(4)
 HOST_SHARE = 0.5  # of the free host memory; programs, batches and volumes need the rest
 DEVICE_SHARE = 0.4  # of the device memory; activations need most of it
 _CGROUP_FILES = {  # limit, usage, and key in memory.stat of the file cache that the kernel can free
@@ -29,7 +29,7 @@ class Residence(NamedTuple):
     """Where the slices are, and the reason.
 
     Attributes:
-      kind: WHOLE, DIVIDED, HOST or DISK.
+      kind: REPLICATED, SHARDED, HOST or DISK.
       reason: for the log, with the sizes that decided.
     """
 
@@ -67,8 +67,8 @@ def choose_residence(asked: str, *, slices: int, labels: int, free: int, device:
         return Residence(HOST, reason)
     reason += f", {devices} devices of {format_bytes(device)}"
     if slices <= DEVICE_SHARE * device:
-        return Residence(WHOLE, reason)
-    return Residence(DIVIDED if slices <= DEVICE_SHARE * device * devices else HOST, reason)
+        return Residence(REPLICATED, reason)
+    return Residence(SHARDED if slices <= DEVICE_SHARE * device * devices else HOST, reason)
 
 
 def bytes_of_slices(summary: Summary, image_size: int, view: str) -> int:
@@ -93,7 +93,7 @@ def _max_size(summary: Summary) -> tuple[int, int]:
     """Maximum numbers of rows and columns of a case. The summary of the LGG data does not contain them."""
     if summary.contents is None:
         return SIZE, SIZE
-    _, (*_, rows), (*_, columns) = summary.contents.sizes
+    _, rows, columns = (maximum for _, _, maximum in summary.contents.sizes)  # of slices, rows, columns
     return int(rows), int(columns)
 
 

@@ -1,4 +1,7 @@
-"""Chooses the slices of the batch of each step: a pure function of seed and step, so a resumed run replays nothing."""
+"""Chooses the slices of the batch of each step.
+
+This is a pure function of seed and step, so a resumed run continues at any step without repeating the earlier draws.
+"""
 
 import dataclasses
 import functools
@@ -19,7 +22,8 @@ class BatchSampler:
       slices: [M] int, indices in the cohort.
       has_tumor: [M] bool.
       batch_size: B.
-      tumor_share: fraction of each batch with tumor, rounded to whole slices; 0: a single stream.
+      tumor_share: fraction of each batch from slices with tumor, rounded, at least one slice; 0: slices are drawn
+        regardless of tumor.
       seed: of the shuffling.
     """
 
@@ -35,9 +39,10 @@ class BatchSampler:
             raise InputError(f"data.tumor_sampling={self.tumor_share} must be in [0, 1]")
         for name, pool, count in self._streams():
             if count and not len(pool):
+                remedy = "; set data.tumor_sampling=0" if self.tumor_share else ""
                 raise InputError(
                     f"data.tumor_sampling={self.tumor_share} draws {count} of {self.batch_size} slices from those "
-                    f"{name}, but the training patients have none; set data.tumor_sampling=0"
+                    f"{name}, but the training patients have none{remedy}"
                 )
 
     def __call__(self, step: int) -> np.ndarray:
@@ -78,7 +83,8 @@ class PatientSampler:
       patients: [M] int, patient of each slice.
       tumor_area: [M], number of tumor pixels.
       batch_size: B.
-      tumor_share: fraction of draws from slices with tumor only; the others are from all slices of the patient.
+      tumor_share: probability of a draw from the patient's slices with tumor. The other draws, and those of patients
+        without tumor, are from all slices of the patient.
       area_power: slices with tumor are drawn with probability proportional to their tumor area to this power. 0: all
         are equally likely.
       seed: of the shuffling and the draws.
@@ -94,6 +100,7 @@ class PatientSampler:
 
     def __call__(self, step: int) -> np.ndarray:
         """The cohort indices [B] int32 of a step; steps count from 0."""
+        # The third word of the counter keeps the streams independent: 0 and 1 in `BatchSampler`, 2 and 3 here.
         patients = _take(self.seed, 2, np.unique(self.patients), step * self.batch_size, self.batch_size)
         raw = np.random.Philox(key=self.seed, counter=[0, 0, 3, step]).random_raw(self.batch_size)
         return np.array([self._draw(*draw) for draw in zip(patients, raw * 2.0**-64, strict=True)], np.int32)
@@ -120,7 +127,7 @@ class PatientSampler:
 
     def _draw(self, patient: int, uniform: float) -> int:
         slices, probability = self.probabilities[int(patient)]
-        below = np.searchsorted(np.cumsum(probability), uniform, side="right")
+        below = int(np.searchsorted(np.cumsum(probability), uniform, side="right"))
         return slices[min(below, len(slices) - 1)]  # the sum can round to just below 1
 
 

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
@@ -40,7 +40,7 @@ class SlicesInMemory(NamedTuple):
     target_bits: np.ndarray
 
     @property
-    def count(self) -> int:
+    def count(self) -> int:  # type: ignore[override]  # as in `SlicesOnDisk`; hides `tuple.count`
         """N."""
         return len(self.images)
 
@@ -161,7 +161,8 @@ def write_slices(
                     writer.write(image.tobytes() + image_bits.tobytes())
         finally:
             writer.close()
-        np.savez(partial / _INDEX, **index())
+        arrays: dict[str, Any] = index()
+        np.savez(partial / _INDEX, **arrays)
         partial.rename(folder)
     except (OSError, RuntimeError) as error:  # array_record raises RuntimeError for disk errors
         if (folder / _INDEX).exists():

@@ -150,7 +150,9 @@ def _visible(folder: TreePath) -> Iterator[TreePath]:
 
 def _list_slices(folder: TreePath) -> tuple[list[KaggleSlice], list[str]]:
     """The slices of one case in the order of their numbers, and the faults of its files."""
-    images, masks, faults = {}, {}, []
+    images: dict[int, TreePath] = {}
+    masks: dict[int, TreePath] = {}
+    faults = []
     for entry in _visible(folder):
         match = SLICE_NAME.fullmatch(entry.name)
         if match is None or match["case"] != folder.name or entry.is_dir():

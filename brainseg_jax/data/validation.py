@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from brainseg_jax.data.source import KaggleCase, KaggleSlice, TreePath, list_cases
 from brainseg_jax.errors import InputError
@@ -116,6 +117,7 @@ def _decode(path: TreePath, *, mode: str) -> np.ndarray:
         if not data:
             raise InputError("an empty file")
         with Image.open(io.BytesIO(data), formats=["TIFF"]) as picture:
+            assert isinstance(picture, TiffImageFile)
             channels = len(mode)
             bits = picture.tag_v2.get(258, (1,))  # BitsPerSample: Pillow silently reduces 16-bit colors to 8 bits
             if picture.size != (SIZE, SIZE):
@@ -149,8 +151,8 @@ def _read(item: KaggleSlice) -> _Reading:
     image, mask = arrays
     return _Reading(
         faults=(),
-        image_digest=hashlib.sha256(image).hexdigest(),
-        mask_digest=hashlib.sha256(mask).hexdigest(),
+        image_digest=hashlib.sha256(image.data).hexdigest(),
+        mask_digest=hashlib.sha256(mask.data).hexdigest(),
         constant=bool((image == image[0, 0]).all()),
         tumor_pixels=int(mask.sum()),
     )
@@ -190,4 +192,4 @@ def list_faults(path: str | Path, faults: Sequence[str]) -> str:
 
 
 def _short(path: TreePath) -> str:
-    return f"{path.parent.name}/{path.name}"
+    return f"{path.parent.name}/{path.name}"  # type: ignore[attr-defined]  # of zipfile.Path

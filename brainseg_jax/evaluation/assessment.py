@@ -54,7 +54,7 @@ class LossSums:
         self._loss, self._soft_iou, self._slices, self._batches = 0.0, 0.0, 0, 0
 
     def expect(self, bits: np.ndarray) -> None:
-        """Registers the target bits [n, side, side, 1] of the next volume that the network gets."""
+        """Registers the target bits [n, side, side, 1] of the next input of the network: one view of one volume."""
         self._bits[self._volumes] = bits
         self._volumes += 1
 
@@ -77,13 +77,15 @@ class LossSums:
 
     @property
     def soft_iou(self) -> float:
-        """Mean of `metrics.soft_batch_iou` over batches."""
+        """Mean of `metrics.soft_batch_iou` over batches. Ignored pixels count, as this metric has no mask."""
         return self._soft_iou / self._batches
 
 
 @dataclass(frozen=True, eq=False)
 class LargestSlice:
-    """The slice of a case with the largest reference mask. One per case fits into memory.
+    """The slice of a case with the largest reference mask, or if that is empty, with the largest prediction.
+
+    It is small enough to keep one of every case.
 
     Attributes:
       index: index of the slice.
@@ -104,7 +106,8 @@ class LargestSlice:
         cls, scan: np.ndarray, truth: np.ndarray, predicted: np.ndarray, attention: np.ndarray | None
     ) -> "LargestSlice":
         """Selects from a scan [S, H, W], masks [S, H, W, K] bool and attention [S, H, W]; copies the slice."""
-        index = int(np.argmax(truth.sum(axis=(1, 2, 3), dtype=np.int64)))
+        areas = (truth if truth.any() else predicted).sum(axis=(1, 2, 3), dtype=np.int64)
+        index = int(np.argmax(areas))
         bits = np.packbits(np.stack([truth[index], predicted[index]]))
         shown = None if attention is None else attention[index].copy()
         return cls(index, scan[index].copy(), shown, truth.shape[1:], bits)
@@ -186,6 +189,7 @@ class Assessor:
         Returns:
           loss, dice_mean, dice_median, iou_mean.
         """
+        assert self.loss is not None  # only a training calls this, and it passes its loss
         by_patient: dict[str, list[np.ndarray]] = {}
         for index, probability, _ in self._outputs(network, cases):
             masks = self._masks(index, probability, posts)
@@ -197,7 +201,7 @@ class Assessor:
                 [target_dice.mean(), (target_dice / (2.0 - target_dice)).mean()]
             )  # mean Dice and IoU over the targets
             by_patient.setdefault(self.cohort.patients[index], []).append(scores)
-        patients = np.array([np.mean(cases, axis=0) for cases in by_patient.values()])
+        patients = np.array([np.mean(of_cases, axis=0) for of_cases in by_patient.values()])
         return {
             "loss": self.loss.loss,
             "dice_mean": float(patients[:, 0].mean()),
@@ -206,7 +210,7 @@ class Assessor:
         }
 
     def choose(self, network: Network, cases: Sequence[str]) -> tuple[PostProcess, ...]:
-        """Chooses the post-processing of each target with the best masks on these cases, see `postprocess.Chooser`."""
+        """For each target, chooses the post-processing that gives the best masks on these cases, see `Chooser`."""
         choosers = [Chooser() for _ in self.cohort.description.targets]
         for index, probability, _ in self._outputs(network, cases):
             canvas = self.cohort.canvases[index][0]
@@ -229,12 +233,9 @@ class Assessor:
             masks = self._masks(index, probability, posts)
             truth, counted = self._truth(index)
             for k, name in enumerate(names):
-                rows.append(
-                    self.identity(index)
-                    | ({"target": name} if len(names) > 1 else {})
-                    | {"dice": dice(masks[..., k] & counted, truth[..., k] & counted)}
-                    | {AGREEMENT: self._agreement(index, probability, masks, posts, k)}
-                )
+                row: dict = self.identity(index) | ({"target": name} if len(names) > 1 else {})
+                row |= {"dice": dice(masks[..., k] & counted, truth[..., k] & counted)}
+                rows.append(row | {AGREEMENT: self._agreement(index, probability, masks, posts, k)})
         return rows
 
     def assess(
@@ -270,7 +271,7 @@ class Assessor:
         posts: Sequence[PostProcess],
         *,
         tolerance: float,
-        report: Sequence[str] = (),
+        report_cases: Sequence[str] = (),
     ) -> Iterator[CaseAssessment]:
         """Predicts and scores cases one by one, in the order of the cohort.
 
@@ -279,19 +280,20 @@ class Assessor:
           cases: cases of the cohort in any order; may be empty.
           posts: see `assess`.
           tolerance: see `assess`.
-          report: all cases of the report if `cases` is one shard. Distances are in mm only if the spacing of all these
-            cases is known. The number of their slices sets how many slices the report shows.
+          report_cases: all cases of the report if `cases` is one shard. Distances are in mm only if the spacing of all
+            these cases is known. The number of their slices sets how many slices the report shows.
         """
         # Imported late: matplotlib is slow to load, and training needs it only at the end.
         from brainseg_jax.evaluation import case_pictures
 
         cohort, description = self.cohort, self.cohort.description
-        every_case = cohort.indices(report or cases)
+        every_case = cohort.indices(report_cases or cases)
         spacing_known = all(cohort.spacings[index] for index in every_case)
         step = case_pictures.slice_step(sum(len(cohort.numbers[index]) for index in every_case))
         for index, probability, attention in self._outputs(network, cases):
             name, masks = cohort.cases[index], self._masks(index, probability, posts)
             truth, counted = self._truth(index)
+            shown_masks = masks & counted[..., None]
             scan = cohort.read_voxels(name)[..., description.shown]
             scores = score_targets(
                 masks,
@@ -316,25 +318,24 @@ class Assessor:
                     list(cohort.numbers[index]),
                     scan=scan,
                     truth=truth,
-                    masks=masks & counted[..., None],
+                    masks=shown_masks,
                     probability=probability,
                     attention=attention,
                     step=step,
                 ),
-                largest=LargestSlice.of(scan, truth, masks, attention),
+                largest=LargestSlice.of(scan, truth, shown_masks, attention),
                 masks=masks,
                 attention=attention,
             )
 
     def identity(self, index: int) -> dict[str, str | int]:
-        """Returns the identity columns: patient, case if patients have several, then group or institution and grade."""
+        """Returns the identity columns: patient, case if it has another name, then group or institution and grade."""
         cohort = self.cohort
         if cohort.grades is not None:  # the LGG set: one case per patient, named after the patient
-            details = {"institution": cohort.groups[index], "grade": cohort.grades[index]}
-            return {"patient": cohort.cases[index], **details}
-        several = len(set(cohort.patients)) < len(cohort.patients)
-        columns = {"patient": cohort.patients[index], "case": cohort.cases[index]}
-        columns = columns if several else {"patient": cohort.cases[index]}
+            return {"patient": cohort.cases[index], "institution": cohort.groups[index], "grade": cohort.grades[index]}
+        columns: dict[str, str | int] = {"patient": cohort.patients[index]}
+        if tuple(cohort.patients) != tuple(cohort.cases):
+            columns["case"] = cohort.cases[index]
         return columns | ({"group": cohort.groups[index]} if any(cohort.groups) else {})
 
     def _outputs(self, network: Network, cases: Sequence[str]) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:
@@ -362,6 +363,7 @@ class Assessor:
             constants = Normalization(*(c[index] for c in self.cohort.normalization))
             for images, bits in self.cohort.views(index):
                 if self.loss:
+                    assert bits is not None  # a cohort for the loss has its slices
                     self.loss.expect(bits)
                 yield network.inputs(images, constants)
 

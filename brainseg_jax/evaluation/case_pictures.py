@@ -3,6 +3,7 @@
 import base64
 import io
 from dataclasses import dataclass
+from typing import cast
 
 import matplotlib
 import numpy as np
@@ -188,7 +189,8 @@ def _webp(pixels: np.ndarray, *, quality: int) -> str:
 def _path(mask: np.ndarray) -> str:
     if not mask.any():
         return ""
-    lines = contour_generator(z=np.pad(mask, 1).astype(np.float32)).lines(0.5)
+    # Its default line type is one array per line.
+    lines = cast("list[np.ndarray]", contour_generator(z=np.pad(mask, 1).astype(np.float32)).lines(0.5))
     commands = []
     for line in lines:
         # The padding shifts by 1 pixel and pixel centers are at 0.5, so the net shift is half a pixel back.

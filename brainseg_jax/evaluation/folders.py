@@ -123,20 +123,28 @@ def _check(surveys: list[_Survey], meaning: Meaning, predictions: Path, truth: P
 
 def _survey(predictions: dict[str, MaskFiles], truth: dict[str, MaskFiles], case: str) -> _Survey:
     """Reads the masks of a case and drops their voxels."""
-    masks: list[Mask | None] = []
-    unusable = []
-    for files in (predictions, truth):
-        try:
-            masks.append(files[case].read() if case in files else None)
-            unusable.append("")
-        except InputError as error:
-            masks.append(None)
-            unusable.append(str(error))
-    infos = [mask and mask.info for mask in masks]
-    if not all(masks):
-        return _Survey(case, *infos, tuple(unusable), [], 0)
-    _, true, faults = _to_common_grid(*masks)
-    return _Survey(case, *infos, tuple(unusable), faults, len(true.labels))
+    predicted, unusable_predicted = _read(predictions, case)
+    true, unusable_true = _read(truth, case)
+    survey = _Survey(
+        case,
+        predicted=None if predicted is None else predicted.info,
+        true=None if true is None else true.info,
+        unusable=(unusable_predicted, unusable_true),
+        faults=[],
+        slices=0,
+    )
+    if predicted is None or true is None:
+        return survey
+    _, true, faults = _to_common_grid(predicted, true)
+    return survey._replace(faults=faults, slices=len(true.labels))
+
+
+def _read(files: dict[str, MaskFiles], case: str) -> tuple[Mask | None, str]:
+    """Returns the mask, None if it is missing or unreadable, and why it is unreadable, as in `_Survey`."""
+    try:
+        return files[case].read() if case in files else None, ""
+    except InputError as error:
+        return None, str(error)
 
 
 def _read_again(survey: _Survey, predictions: dict[str, MaskFiles], truth: dict[str, MaskFiles]) -> tuple[Mask, Mask]:
@@ -147,6 +155,7 @@ def _read_again(survey: _Survey, predictions: dict[str, MaskFiles], truth: dict[
     """
     masks = [files[survey.case].read() for files in (predictions, truth)]
     for mask, info in zip(masks, (survey.predicted, survey.true), strict=True):
+        assert info is not None  # only readable masks are scored
         if mask.checksum != info.checksum:
             raise InputError(f"{info.source}: it changed while the masks were scored; score all masks again")
     predicted, true, _ = _to_common_grid(*masks)
@@ -176,6 +185,7 @@ def _score(
       step: distance between the slices that the report shows.
       named: whether all case names contain the institution, as in the LGG set.
     """
+    assert survey.predicted is not None and survey.true is not None  # only readable masks are scored
     description = meaning.description
     reference = meaning.labels_of(true, survey.true)
     counted = description.counted(reference)
@@ -213,8 +223,9 @@ def _report_notes(masks: list[MaskInfo]) -> None:
 
 def _to_common_grid(predicted: Mask, true: Mask) -> tuple[Mask, Mask, list[str]]:
     """Returns the masks of a case on a common grid, and the reasons why they cannot be compared."""
-    if predicted.grid and true.grid:
-        predicted, true = predicted.widened(true.grid), true.widened(predicted.grid)
+    predicted_grid, true_grid = predicted.grid, true.grid
+    if predicted_grid and true_grid:
+        predicted, true = predicted.widened(true_grid), true.widened(predicted_grid)
     faults = _differences(predicted, true)
     if not faults and true.grid:
         predicted = predicted.on(true.grid)
@@ -239,11 +250,13 @@ def _differences(predicted: Mask, true: Mask) -> list[str]:
         )
     elif predicted.numbers and true.numbers and predicted.numbers != true.numbers:
         faults.append(f"prediction starts at slice {predicted.numbers[0]}, reference at slice {true.numbers[0]}")
-    spacings = (predicted.spacing, true.spacing)
-    if all(spacings) and not all(math.isclose(a, b, rel_tol=1e-3) for a, b in zip(*spacings, strict=True)):
-        faults.append(
-            f"spacing of the prediction {_lengths(spacings[0])} mm, of the reference {_lengths(spacings[1])} mm"
-        )
+    spacing, true_spacing = predicted.spacing, true.spacing
+    if (
+        spacing
+        and true_spacing
+        and not all(math.isclose(a, b, rel_tol=1e-3) for a, b in zip(spacing, true_spacing, strict=True))
+    ):
+        faults.append(f"spacing of the prediction {_lengths(spacing)} mm, of the reference {_lengths(true_spacing)} mm")
     if predicted.grid and not faults:
         faults.append(grid_fault)
     return faults

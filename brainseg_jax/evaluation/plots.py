@@ -9,6 +9,7 @@ import html
 import io
 import re
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, unquote
 
 import matplotlib
@@ -30,7 +31,7 @@ _PRINT_COLORS = {TEXT: "#000000", LINE: "#cccccc"} | dict(
     zip(RUNS, ("#b8470a", "#1c5fc0", "#7a3fc0", "#00706a", "#a3143f", "#6b5b00"), strict=True)
 )
 FORMATS = ("svg", "pdf")  # of `save_figure`
-_STYLE = {
+_STYLE: dict[Any, object] = {
     "svg.fonttype": "none",  # text remains text: searchable, in the font of the page
     "svg.hashsalt": "brainseg_jax",  # without it the ids are random
     "text.color": TEXT,
@@ -66,7 +67,7 @@ def curves(epochs: dict[str, list[dict]], keys: dict[str, tuple[str, str]], labe
                 x, y = [row["epoch"] for row in rows], [row[key] for row in rows]
                 axes.plot(x, y, style, color=color, label=text, marker="." if len(x) < 3 else "")
         axes.set(xlabel="epoch", ylabel=label)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]  # it is an AutoLocator
         axes.legend()
         return _named(figure, label.replace(" ", "-"))
 
@@ -120,8 +121,8 @@ def dice_by_target(
                     _mark(axes, value, y, color, patient, f"{patient}, {target}: {value:.3f}")
                 above = y + 0.3 * step
                 axes.plot(np.mean(list(values.values())), above, "D", color=color, markersize=5)
-                if intervals[name][target]:
-                    axes.plot(intervals[name][target], [above] * 2, color=color, linewidth=2)
+                if interval := intervals[name][target]:
+                    axes.plot(interval, [above] * 2, color=color, linewidth=2)
             axes.plot([], [], "o", color=color, label=name, markersize=5)
         axes.set_yticks([-t for t in range(len(targets))], targets)
         axes.set(xlabel="3-D Dice", xlim=(-0.02, 1.02), ylim=(-len(targets) + 0.4, 0.6))

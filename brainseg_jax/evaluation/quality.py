@@ -103,7 +103,7 @@ def with_expected(rows: list[dict], expected: ExpectedDice | None, targets: Sequ
     result = []
     for row in rows:
         target = row.get("target", targets[0])
-        estimate = expected and expected(target, row[AGREEMENT], without=row["patient"])
+        estimate = expected(target, row[AGREEMENT], without=row["patient"]) if expected else None
         result.append(row | columns(Quality(row[AGREEMENT], estimate)))
     return result
 

@@ -136,7 +136,8 @@ def read_records(file: BinaryIO, shard: Shard) -> Records:
     Raises:
       ValueError: it is not a file of records, or its cases are not those of the shard.
     """
-    runs, end, done = [], file.tell(), False
+    runs: list[RunRecords] = []
+    end, done = file.tell(), False
     try:
         while (line := file.readline()).endswith(b"\n"):
             value = json.loads(line)
@@ -208,7 +209,7 @@ class StoredPictures(Sequence[CasePictures]):
         """Number of cases."""
         return len(self._offsets)
 
-    def __getitem__(self, index: int) -> CasePictures:
+    def __getitem__(self, index: int) -> CasePictures:  # type: ignore[override]  # takes no slices
         """Reads the pictures of a case; the scan is taken from the first run, because it is the same in all."""
         first, *others = (_read_pictures(file, offset) for file, offset in self._offsets[index])
         return dataclasses.replace(first, overlays=first.overlays + [other.overlays[0] for other in others])

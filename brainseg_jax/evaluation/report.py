@@ -148,7 +148,7 @@ def _first_slice(case: CasePictures) -> CasePictures:
     """Returns the case with only its first displayed slice."""
     first = _first_shown(case)
 
-    def pick(of_slices: list | None) -> list | None:
+    def pick(of_slices: list) -> list:
         return of_slices and [of_slices[first]]
 
     def pick_masks(masks: list[Outlines]) -> list[Outlines]:
@@ -158,12 +158,16 @@ def _first_slice(case: CasePictures) -> CasePictures:
         Overlay(
             pick_masks(one.masks),
             one.probability and [pick(maps) for maps in one.probability],
-            pick(one.attention),
+            one.attention and pick(one.attention),
         )
         for one in case.overlays
     ]
     return dataclasses.replace(
-        case, numbers=pick(case.numbers), scan=pick(case.scan), truth=pick_masks(case.truth), overlays=overlays
+        case,
+        numbers=pick(case.numbers),
+        scan=case.scan and pick(case.scan),
+        truth=pick_masks(case.truth),
+        overlays=overlays,
     )
 
 

@@ -1,5 +1,6 @@
 """Statistics over patients: bootstrap intervals, a paired test with effect size, and a correction for many tests."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ def mean_interval(values: np.ndarray) -> list[float] | None:
       values: [n], one per patient.
 
     Returns:
-      [low, high]; None for fewer than 3 values or if all are equal.
+      [low, high]; None for fewer than 3 values, if all are equal, or for a few nearly equal values.
     """
     return _interval(values, np.mean, "BCa")
 
@@ -30,7 +31,9 @@ def median_interval(values: np.ndarray) -> list[float] | None:
     return _interval(values, np.median, "percentile")
 
 
-def _interval(values: np.ndarray, statistic: np.ufunc, method: str) -> list[float] | None:
+def _interval(
+    values: np.ndarray, statistic: Callable[..., np.ndarray | np.floating], method: str
+) -> list[float] | None:
     if len(values) < 3 or np.ptp(values) == 0.0:
         return None
     interval = scipy.stats.bootstrap(

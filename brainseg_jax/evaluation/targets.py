@@ -39,7 +39,7 @@ def parse_targets(text: str) -> Naming:
     Raises:
       InputError: the text is invalid; the message lists all faults.
     """
-    labels: dict[str, object] = {}
+    labels: dict[str, list[int]] = {}
     faults = []
     for part in filter(None, (part.strip() for part in text.split(";"))):
         name, equals, numbers = (piece.strip() for piece in part.rpartition("="))

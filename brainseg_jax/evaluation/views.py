@@ -113,7 +113,7 @@ def one_view(runs: list[Scored], target: str | None, targets: Sequence[str], tol
     if several:
         key = 0 if target is None else 1 + list(targets).index(target)
         drawings = [plot._replace(prefix=f"view{key}-") for plot in drawings]
-    columns, table = wording.patient_table(names, rows, target_rows, unit, label)
+    columns, table = wording.case_table(names, rows, target_rows, unit, label)
     return View(
         title="" if not several else target or "Mean over the targets",
         headlines=wording.headlines(summaries, [_error(run, target) for run in runs], unit, tolerance, label),

@@ -32,8 +32,10 @@ def score_targets(
       tolerance: see `score_volume`.
       counted: see `score_volume`.
     """
-    options = {"spacing": spacing, "tolerance": tolerance, "counted": counted}
-    rows = [score_volume(predicted[..., k], truth[..., k], **options) for k in range(len(names))]
+    rows = [
+        score_volume(predicted[..., k], truth[..., k], spacing=spacing, tolerance=tolerance, counted=counted)
+        for k in range(len(names))
+    ]
     return rows if len(names) == 1 else [{"target": name} | row for name, row in zip(names, rows, strict=True)]
 
 

@@ -1,6 +1,7 @@
 """Texts and number formats of a report: the meaning of each score, and how its values are written."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from brainseg_jax.evaluation.calibration import BINS
 from brainseg_jax.evaluation.scores import difference
@@ -19,13 +20,13 @@ def plot_words(target: str) -> dict[str, str]:
         "volumes": "Each dot is a patient. On the diagonal, the predicted volume equals the reference volume.",
         "calibration": f"The fraction of {target} among the voxels of the head with a predicted probability near x. On "
         "the diagonal, the probabilities are correct. Below: the number of voxels, on a logarithmic scale.",
-        "expected": "Each dot is a patient. The expected Dice is learned from other patients, without the reference. "
+        "expected": "Each dot is a case. The expected Dice is learned from other patients, without the reference. "
         "On the diagonal, it equals the Dice. The bars are the 90 % intervals.",
         "sorted": "The same, sorted by expected Dice, lowest first. Dots are the Dice, bars the 90 % intervals.",
-        "risk": "Mean of 1 - Dice over the patients with the highest agreement, by the fraction of patients. Dotted: "
-        "the best possible curve, sorted by the Dice itself. A smaller area under the curve is better.",
-        "thresholds": f"Mean Dice if voxels count as {target} from this probability on, without removal of components. "
-        "Dotted: the threshold that is used.",
+        "risk": "Mean of 1 - Dice over the cases with the highest agreement, against the fraction of cases kept. "
+        "Dotted: the best possible curve, sorted by the Dice itself. A smaller area under the curve is better.",
+        "thresholds": f"Mean Dice if all voxels with at least this probability count as {target}; no components are "
+        "removed. Dotted: the threshold that is used.",
     }
 
 
@@ -52,7 +53,7 @@ def validation(kept: list[str]) -> str:
     """Which checkpoint the figures are of, for the plot of the validation Dice; `train.keep` of each run."""
     if len(set(kept)) == 1:
         return f"The checkpoint {_KEPT[kept[0]]} is the one that is scored here."
-    return "Which checkpoint of each run is scored here stands at the top, under Checkpoint."
+    return "The entry Checkpoint at the top tells which checkpoint of each run is scored here."
 
 
 def volume_unit(unit: str) -> str:
@@ -158,7 +159,7 @@ def headlines(
       target: name of the target.
     """
     words = score_words(unit, tolerance, target)
-    cards = [
+    cards: list[dict[str, object]] = [
         {
             "label": words[name][0],
             "meaning": words[name][1],
@@ -301,7 +302,7 @@ _OF_PATIENT = ("volume_true", "institution", "group", "grade")  # one column for
 Cell = tuple[str, str | float]  # displayed text and sort key; "" is undefined and sorts last
 
 
-def patient_table(
+def case_table(
     names: list[str], rows: list[list[dict]], of_targets: dict[str, list[list[dict]]], unit: str, target: str
 ) -> tuple[list[str], list[list[Cell]]]:
     """Returns headers and rows of the table of cases; several runs have a few scores each.
@@ -344,14 +345,14 @@ def _head(name: str, unit: str, target: str) -> str:
     return f"{head}, {volume_unit(unit)}" if name.startswith("volume") else head
 
 
-def _cell(name: str, value: str | float | None) -> Cell:
+def _cell(name: str, value: Any) -> Cell:
     if name == "grade" and value < 0:
         return "–", ""
     return write(name, value), "" if value is None else value
 
 
 def write(name: str, value: str | float | None, *, sign: bool = False) -> str:
-    """Formats a score: fractions with three decimals, distances with one.
+    """Formats a score: fractions with three decimals, distances with one, relative volume errors as whole percents.
 
     Volumes have one decimal; from 100 on they are integers.
     """

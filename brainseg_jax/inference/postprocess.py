@@ -62,19 +62,49 @@ class PostProcess(NamedTuple):
         result = volume.astype(bool)
         if not self.largest_component and self.min_voxels < 2:
             return result
-        box = _bounding_box(result)  # labels need four times the memory of a mask
-        labels, count = scipy.ndimage.label(result[box], NEIGHBORS)
-        if not count:
+        box, labels, sizes = _components(result)
+        if len(sizes) == 1:
             return result
-        sizes = np.zeros(count + 1, np.int64)
-        for image in labels:
-            sizes += np.bincount(image.ravel(), minlength=count + 1)
-        sizes[0] = 0
         keep = sizes >= max(1, self.min_voxels)
         if self.largest_component:
             keep &= np.arange(len(sizes)) == np.argmax(sizes)
         result[box] = keep[labels]
         return result
+
+
+class Component(NamedTuple):
+    """A connected 3-D component of a thresholded volume.
+
+    Attributes:
+      size: in voxels.
+      first: index of its first slice.
+      last: index of its last slice.
+    """
+
+    size: int
+    first: int
+    last: int
+
+
+def largest_component(volume: np.ndarray) -> Component | None:
+    """Returns the largest component of a volume [S, H, W] bool; None if it is empty."""
+    box, labels, sizes = _components(volume)
+    if len(sizes) == 1:
+        return None
+    label = int(np.argmax(sizes))
+    slices = np.flatnonzero((labels == label).any(axis=(1, 2))) + box[0].start
+    return Component(int(sizes[label]), int(slices[0]), int(slices[-1]))
+
+
+def _components(volume: np.ndarray) -> tuple[tuple[slice, ...], np.ndarray, np.ndarray]:
+    """Returns the bounding box of a mask [S, H, W] bool, the component labels in it, and their sizes; sizes[0] is 0."""
+    box = _bounding_box(volume)  # labels need four times the memory of a mask
+    labels, count = scipy.ndimage.label(volume[box], NEIGHBORS)
+    sizes = np.zeros(count + 1, np.int64)
+    for image in labels:
+        sizes += np.bincount(image.ravel(), minlength=count + 1)
+    sizes[0] = 0
+    return box, labels, sizes
 
 
 def _bounding_box(volume: np.ndarray) -> tuple[slice, ...]:

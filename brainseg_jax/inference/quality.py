@@ -12,12 +12,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from brainseg_jax.inference.postprocess import PostProcess
+from brainseg_jax.inference.postprocess import PostProcess, largest_component
 from brainseg_jax.metrics import dice
 
 LOW, HIGH = 0.1, 0.9  # thresholds; experiments/failure_detection.py compares others
 MIN_PATIENTS = 20  # minimum number of patients for an interval
 INTERVAL = 0.9  # fraction of the cases with a Dice within the interval
+SIMILAR = 0.5  # a removed component is reported from this fraction of the mask's size on
 DETECTOR = f"Dice between the masks at probabilities {LOW} and {HIGH}"
 NO_MASK = "an empty mask has no expected Dice: the target may be absent or missed"
 _VERSION = 1
@@ -63,11 +64,30 @@ class Expected(NamedTuple):
         return f"expected Dice {self.dice:.2f} (90 % interval {self.low:.2f} to {self.high:.2f})"
 
 
+class Removed(NamedTuple):
+    """A component that post-processing removed although it is not much smaller than the mask.
+
+    Attributes:
+      fraction: its size, as a fraction of the mask's.
+      first: index of its first slice.
+      last: index of its last slice.
+    """
+
+    fraction: float
+    first: int
+    last: int
+
+
 class Quality(NamedTuple):
-    """The confidence of a mask without a reference: `agreement` and expected Dice; None where undefined."""
+    """The confidence of a mask without a reference: `agreement` and expected Dice; None where undefined.
+
+    `removed` is the largest removed component, if it has at least the fraction `SIMILAR` of the mask's size. The
+    network is then sure of two regions, and the expected Dice does not tell whether the mask is the right one.
+    """
 
     agreement: float | None
     expected: Expected | None
+    removed: Removed | None = None
 
     def __str__(self) -> str:
         """Text for messages."""
@@ -152,8 +172,21 @@ def rate(
       names: names of the K targets.
       expected: None if unknown.
     """
-    values = [agreement(probability[..., k], masks[..., k], post) for k, post in enumerate(posts)]
-    return tuple(Quality(v, expected(name, v) if expected else None) for name, v in zip(names, values, strict=True))
+    qualities = []
+    for k, (name, post) in enumerate(zip(names, posts, strict=True)):
+        value = agreement(probability[..., k], masks[..., k], post)
+        removed = _removed(probability[..., k] >= post.threshold, masks, k)
+        qualities.append(Quality(value, expected(name, value) if expected else None, removed))
+    return tuple(qualities)
+
+
+def _removed(reached: np.ndarray, masks: np.ndarray, k: int) -> Removed | None:
+    """See `Quality.removed`; `reached` [S, H, W] bool are the voxels of target k before components were removed."""
+    size = int(masks[..., k].sum())
+    largest = largest_component(reached & ~masks.any(axis=-1))
+    if not size or largest is None or largest.size < SIMILAR * size:
+        return None
+    return Removed(largest.size / size, largest.first, largest.last)
 
 
 class Curve:

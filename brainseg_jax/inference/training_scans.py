@@ -81,13 +81,14 @@ class TrainingScans:
       scans: number of training scans.
       channel: name of the channel.
       mean: mean of their reduced heads, [CUBE, CUBE, CUBE].
-      correlation: of a head with `mean`. Lower values are unlike.
-      upright: this correlation minus the highest one of a turned head. Lower means turned. None if the training scans
-        do not separate these.
-      slices: number of slices that show the head. Fewer are unlike.
+      correlation: limit of the correlation of a head with `mean`; a scan below it is flagged.
+      upright: limit of this correlation minus the highest one in another orientation. A scan below it is turned. None
+        if the training scans do not separate the two.
+      slices: limit of the number of slices that show the head; a scan with fewer is flagged.
       center: mean profile of the head from its surface inward, [RINGS].
       precision: inverse covariance of that profile, [RINGS, RINGS].
-      distance: of a profile from `center` (Mahalanobis, divided by the square root of RINGS). Larger values are unlike.
+      distance: limit of the distance of a profile from `center` (Mahalanobis, divided by the square root of RINGS); a
+        scan above it is flagged.
       rules: rules against unlike kinds of scans.
     """
 
@@ -136,9 +137,9 @@ class TrainingScans:
             return None
         patient_names = np.array([patient for patient, _ in alike])
         measures = [measured for _, measured in alike]
-        mean, correlation, upright = _measure_position(measures, patient_names)
+        mean, correlation, upright = _fit_head(measures, patient_names)
         features = np.stack([measured.features for measured in measures])
-        center, precision, distance = _measure_profile(features[:, :RINGS], patient_names)
+        center, precision, distance = _fit_profile(features[:, :RINGS], patient_names)
         slices = [measured.slices for measured in measures]
         rules = (
             _rule(kind, features, patient_names, tilted, scans_of_kind) for kind, scans_of_kind in unlike_scans.items()
@@ -241,7 +242,7 @@ def _features_of(patient: str, scans: Iterable[np.ndarray]) -> list[_FeaturesOfP
     return [(patient, measures.features) for measures in map(measure, scans) if measures]
 
 
-def _measure_position(measures: Sequence[Measures], patients: np.ndarray) -> tuple[np.ndarray, Limit, Limit | None]:
+def _fit_head(measures: Sequence[Measures], patients: np.ndarray) -> tuple[np.ndarray, Limit, Limit | None]:
     """Mean head, and limits of the correlation with it. Each scan is compared with the mean of the other patients."""
     cubes = np.stack([_standard(scan.cube) for scan in measures])
     results = [
@@ -258,19 +259,19 @@ def _measure_position(measures: Sequence[Measures], patients: np.ndarray) -> tup
     return cubes.mean(axis=0), Limit(float(low), float(correlations.min()), float(correlations.max())), upright
 
 
-def _measure_profile(profiles: np.ndarray, patients: np.ndarray) -> tuple[np.ndarray, np.ndarray, Limit]:
+def _fit_profile(profiles: np.ndarray, patients: np.ndarray) -> tuple[np.ndarray, np.ndarray, Limit]:
     """Center and precision of profiles, and the limit of the distance. Each scan is compared with other patients."""
     distances = np.array(
         [
-            _distance(profile, *_center(profiles[patients != patient]))
+            _distance(profile, *_mean_and_precision(profiles[patients != patient]))
             for profile, patient in zip(profiles, patients, strict=True)
         ]
     )
     limit = _DISTANCE_FACTOR * -_robust_minimum(-distances)
-    return *_center(profiles), Limit(float(limit), float(distances.min()), float(distances.max()))
+    return *_mean_and_precision(profiles), Limit(float(limit), float(distances.min()), float(distances.max()))
 
 
-def _center(profiles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _mean_and_precision(profiles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and inverse covariance, shrunk toward its diagonal, with the variance of the measurement added."""
     center = profiles.mean(axis=0)
     covariance = np.cov(profiles.T, bias=True)

@@ -1,4 +1,4 @@
-"""Simulated scans unlike the training scans, from which `TrainingScans` learns what to flag."""
+"""Simulates scans unlike the training scans, which `TrainingScans` is to flag, and tilted scans, which it is not."""
 
 from collections.abc import Callable
 

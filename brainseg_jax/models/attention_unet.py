@@ -10,7 +10,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from brainseg_jax import ops
 from brainseg_jax.errors import InputError
-from brainseg_jax.models.blocks import NormPlacement, batch_norm, promote_dtype
+from brainseg_jax.models.blocks import NormPlacement, batch_norm, promote_and_order
 from brainseg_jax.models.unet import UNet
 
 
@@ -59,7 +59,7 @@ class AttentionGate(nn.Module):
             nn.Conv,
             kernel_size=(1, 1),
             dtype=self.dtype,
-            promote_dtype=partial(promote_dtype, formulation=self.formulation),
+            promote_dtype=partial(promote_and_order, formulation=self.formulation),
         )
         theta = conv(
             features,

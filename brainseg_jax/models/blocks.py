@@ -25,7 +25,7 @@ def batch_norm(momentum: float, dtype: jnp.dtype, *, train: bool) -> nn.BatchNor
     return nn.BatchNorm(use_running_average=not train, momentum=momentum, epsilon=1e-3, dtype=dtype)
 
 
-def promote_dtype(
+def promote_and_order(
     x: jax.Array, *parameters: jax.Array | None, dtype: jnp.dtype, formulation: ops.Formulation
 ) -> list[jax.Array | None]:
     """Casts the arrays of a layer to its dtype. On CPU it also orders the backward pass, to save memory.
@@ -35,8 +35,8 @@ def promote_dtype(
     gets a data dependency on them: zero times one element of each gradient. XLA cannot drop this term, because zero
     times a non-finite number is not zero. An optimization barrier does not work here: XLA removes it on CPU.
 
-    Several devices then exchange gradients layer by layer. Forward-mode differentiation is not supported. With the
-    "lax" formulation XLA chooses the order.
+    With several devices XLA then sums the gradients of each layer as soon as they are known. Forward-mode
+    differentiation is not supported. With the "lax" formulation XLA chooses the order.
 
     Args:
       x: [B, H, W, C].
@@ -94,7 +94,7 @@ class ConvBlock(nn.Module):
                 kernel_init=KERNEL_INIT,
                 dtype=self.dtype,
                 conv_general_dilated=lambda x, kernel, *_, **__: ops.conv3x3(x, kernel, self.formulation),
-                promote_dtype=partial(promote_dtype, formulation=self.formulation),
+                promote_dtype=partial(promote_and_order, formulation=self.formulation),
             )(x)
             x = checkpoint_name(x, "convolution")
             if self.norm == "conv" or (self.norm == "block" and is_last):
@@ -121,7 +121,7 @@ class UpConv(nn.Module):
         """Maps [B, H, W, C] to [B, 2H, 2W, features]."""
         kernel = self.param("kernel", KERNEL_INIT, (2, 2, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
-        promoted = promote_dtype(x, kernel, bias, dtype=self.dtype, formulation=self.formulation)
+        promoted = promote_and_order(x, kernel, bias, dtype=self.dtype, formulation=self.formulation)
         x, kernel, bias = cast(list[jax.Array], promoted)
         x = ops.conv_transpose2x2(x, kernel, self.formulation) + bias[None, None, None, :]
         return checkpoint_name(x, "convolution")

@@ -17,7 +17,7 @@ from brainseg_jax.inference.quality import MIN_PATIENTS, ExpectedDice
 from brainseg_jax.inference.training_scans import FILE as TRAINING_SCANS
 from brainseg_jax.prediction.cases import ComparedSource, find_cases, has_lgg_channels
 from brainseg_jax.prediction.results import FLAGS, NOT_COMPARED, Wanted, check_free, is_written, write_tables
-from brainseg_jax.prediction.shards import EMPTY, NAME, command_of, digest_of_files, read_shard, recording
+from brainseg_jax.prediction.shards import EMPTY, NAME, command_of, digest_of_stats, read_shard, recording
 from brainseg_jax.prediction.stream import Outcome, predict_scans
 from brainseg_jax.runs.trained import EXPECTED_DICE, Trained, load_trained, names_of
 from brainseg_jax.scans.description import LGG, Description
@@ -95,7 +95,7 @@ def predict(
             for source in sources
             if source.name in previous.rows and is_written(source, description, output, wanted)
         }
-        files = {source.name: digest_of_files(source) for source in sources}
+        files = {source.name: digest_of_stats(source) for source in sources}
         if changed := [name for name, rows in previous.rows.items() if rows["files"] != files[name]]:
             names = ", ".join(changed[:5]) + (", ..." if changed[5:] else "")
             raise InputError(

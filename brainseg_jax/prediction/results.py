@@ -14,7 +14,7 @@ from brainseg_jax.evaluation.quality import columns
 from brainseg_jax.evaluation.scores import write_table
 from brainseg_jax.files import explain, write_together, write_whole
 from brainseg_jax.inference.ensemble import Maps
-from brainseg_jax.inference.quality import Quality
+from brainseg_jax.inference.quality import Quality, Removed
 from brainseg_jax.scans.description import Description
 from brainseg_jax.scans.scan import MASK, PROBABILITY, UNCERTAINTY, Scan, Source
 
@@ -126,7 +126,8 @@ def write_results(
     """
     several = len(description.names) > 1
     texts = [str(quality) for quality in qualities]
-    lines = [f"{name}: {text}" for name, text in zip(description.names, texts, strict=True)] if several else texts
+    prefixes = [f"{name}: " if several else "" for name in description.names]
+    lines = [prefix + text for prefix, text in zip(prefixes, texts, strict=True)]
     values: dict = {MASK: masks, PROBABILITY: maps.probability, UNCERTAINTY: maps.uncertainty}
     (output / source.folder).mkdir(parents=True, exist_ok=True)
     new_paths = [path for path in _outputs(source, description, output, wanted) if not _exists(path)]
@@ -158,7 +159,12 @@ def write_results(
             path.unlink(missing_ok=True)
         raise
     empty_masks = [text for text, quality in zip(lines, qualities, strict=True) if quality.agreement is None]
-    notes = (*scan.notes, *filter(None, write_notes), *empty_masks)
+    removed = [
+        prefix + _removed_in_words(quality.removed, scan.numbers)
+        for prefix, quality in zip(prefixes, qualities, strict=True)
+        if quality.removed
+    ]
+    notes = (*scan.notes, *filter(None, write_notes), *empty_masks, *removed)
     written = Written([], [], notes)
     for index, (name, quality) in enumerate(zip(description.names, qualities, strict=True)):
         case = {"case": source.name} | ({"target": name} if several else {})
@@ -166,6 +172,15 @@ def write_results(
         written.scans.append(row)
         written.slices.extend(areas)
     return written
+
+
+def _removed_in_words(removed: Removed, numbers: Sequence[int]) -> str:
+    first, last = numbers[removed.first], numbers[removed.last]
+    slices = f"slice {first}" if first == last else f"slices {first} to {last}"
+    return (
+        f"a second region in {slices} was removed; it has {removed.fraction:.0%} of the mask's size. The expected Dice "
+        "does not know which one is right: check both"
+    )
 
 
 def _measure(

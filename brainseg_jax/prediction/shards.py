@@ -61,8 +61,8 @@ def digest_of_channels(source: Source, root: Path) -> str:
     return _digest([os.path.relpath(path, root) for path in source.paths], sorted(source.channels.items()))
 
 
-def digest_of_files(source: Source) -> str:
-    """Identifies the content of the files of a case, by their sizes and modification times."""
+def digest_of_stats(source: Source) -> str:
+    """Digest of size and modification time of each file of a case; it detects changes without reading the files."""
     images = [path.with_suffix(suffix) for path in source.paths for suffix in (".img", ".IMG")]  # of NIfTI pairs
     files = []
     for path in (*source.paths, *(image for image in images if image.exists())):
@@ -81,8 +81,8 @@ class ShardContent(NamedTuple):
 
     Attributes:
       rows: {"scans": [...], "slices": [...], "files": "..."} by name of each predicted case; see `Outcome` and
-        `digest_of_files`.
-      faults: of the other cases; complete only when the shard is done.
+        `digest_of_stats`.
+      faults: messages about cases that could not be predicted; empty until the shard is done.
       end: offset after the last complete line.
       done: whether all cases were processed.
     """
@@ -109,19 +109,20 @@ def read_shard(file: ShardFile, command: dict) -> ShardContent:
 def recording(
     file: ShardFile, previous: ShardContent, finished: dict[str, dict], files: dict[str, str], outcome: Outcome
 ) -> Iterator[None]:
-    """Records the rows of each case after its files are written, and the end of the shard.
+    """Makes `outcome` append the rows of each case after its files are written; at the end, appends the faults.
 
     Args:
       file: of the shard.
       previous: content of the file.
       finished: rows of the finished cases, which are not predicted again.
-      files: `digest_of_files` of each case, computed before the case is read.
+      files: `digest_of_stats` of each case, computed before the case is read.
       outcome: results of the other cases.
 
     Raises:
       InputError: the file is not writable.
       KeyboardInterrupt: of the user, or of SIGTERM; the message explains how to continue.
     """
+    # A new file is needed if there is none, if it ends with faults, or if it has rows of cases that lost their files.
     rewrite = previous.done or not previous.end or len(finished) < len(previous.rows)
     with file.opened(new=rewrite) as opened:
 
@@ -145,7 +146,7 @@ def recording(
 
 
 def _read(opened: BinaryIO, shard: Shard, command: dict) -> ShardContent:
-    """Reads the file. Raises ValueError, KeyError or TypeError if its content is not a shard of this command."""
+    """Reads the lines after the header. Raises what `read_shard` catches if they are not of this command."""
     cases = shard.of(list(command["cases"]))
     rows: dict[str, dict] = {}
     faults: list[str] = []

@@ -15,6 +15,7 @@ from absl import logging
 from orbax.checkpoint import checkpoint_managers as policies
 
 from brainseg_jax.errors import InputError, StorageError
+from brainseg_jax.runs.processes import on_first_process
 from brainseg_jax.training.loop_state import LoopState
 from brainseg_jax.training.state import TrainState
 
@@ -103,7 +104,12 @@ class Checkpoints:
         return state, LoopState.from_json(record["loop"])
 
     def restore_best(self, like: TrainState) -> TrainState:
-        """Reads the step of the highest score with `restore`. Does not move a damaged step."""
+        """Reads the step of the highest score with `restore`. Moves nothing.
+
+        Raises:
+          StorageError: this step, or the record of any step, is damaged. Then it is unknown which step is the best.
+          InputError: see `restore`.
+        """
         for step in self.steps():
             self._ranks[step] = _rank(self._read_record(step))
         return self.restore(self.best_step(), like)[0]
@@ -115,14 +121,15 @@ class Checkpoints:
 
         Args:
           like: see `restore`.
-          keep: "best" if the scores of `save` are validation Dice, "last" if they are epochs. Only with "best" does the
-            loop state change when the best step is lost.
+          keep: "best" if the scores of `save` are validation Dice, "last" if they are epochs. With "best", if the best
+            step is lost, the loop state gets the best remaining one.
 
         Raises:
           StorageError: all steps are damaged. Nothing is moved.
           InputError: see `restore`.
         """
-        newest, damaged = None, {}
+        newest = None
+        damaged: dict[int, StorageError] = {}
         for step in reversed(self.steps()):
             try:
                 restored = self.restore(step, like)
@@ -135,16 +142,17 @@ class Checkpoints:
                 + "\n".join(f"  {fault}" for fault in damaged.values())
                 + "\nRestore a copy of one, or give a new --workdir to train from the beginning"
             )
-        for step, fault in damaged.items():
-            self._set_aside(step, fault)
+        on_first_process("set damaged checkpoints aside", lambda: self._set_aside(damaged), quiet=True)
+        if damaged:
+            self._manager.reload()
         if newest is None:
             return None
         state, loop = newest
         if keep == "best" and loop.best_epoch:  # otherwise no epoch has a score yet
-            loop = self._without_lost_best(loop)
+            loop = self._replace_lost_best(loop)
         return state, loop
 
-    def _without_lost_best(self, loop: LoopState) -> LoopState:
+    def _replace_lost_best(self, loop: LoopState) -> LoopState:
         dice, minus_epoch = self._ranks[self.best_step()]
         if dice >= loop.best_dice:
             return loop
@@ -183,15 +191,13 @@ class Checkpoints:
                 raise ValueError("the record differs from its checksum")
         return record
 
-    def _set_aside(self, step: int, error: StorageError) -> None:
+    def _set_aside(self, damaged: dict[int, StorageError]) -> None:
         folder = self.folder.parent / DAMAGED
-        number = len(list(folder.glob(f"{step}.*")))
-        target = folder / f"{step}.{number}"
-        if jax.process_index() == 0:
+        for step, error in damaged.items():
             folder.mkdir(exist_ok=True)
+            target = folder / f"{step}.{len(list(folder.glob(f'{step}.*')))}"
             (self.folder / str(step)).rename(target)
-        self._manager.reload()
-        logging.warning("%s. Moved it to %s; using an earlier step", error, target)
+            logging.warning("%s. Moved it to %s", error, target)
 
     @contextmanager
     def _reading(self, step: int) -> Iterator[None]:

@@ -280,7 +280,7 @@ def _scoring(
 
     def score(batch: Sequence[str]) -> Iterator[CaseScores]:
         assessed = evaluation.assessor.assess_each(
-            trained.network, batch, trained.posts, tolerance=tolerance, report=cases
+            trained.network, batch, trained.posts, tolerance=tolerance, report_cases=cases
         )
         for assessed_case in assessed:
             rows = with_expected(assessed_case.rows, trained.expected_dice, cohort.description.names)

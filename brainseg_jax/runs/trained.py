@@ -109,8 +109,12 @@ def _chosen_posts(results: dict, folder: Path, description: Description) -> tupl
     try:
         posts = posts_from_json(results["postprocess"], description)
         for post in posts:
-            if type(post.threshold) not in (int, float) or (type(post[1]), type(post[2])) != (bool, int):
-                raise ValueError(f"{post._asdict()} must be a number, true or false, and an integer")
+            types = type(post.threshold), type(post.largest_component), type(post.min_voxels)
+            if types not in ((float, bool, int), (int, bool, int)):
+                raise ValueError(
+                    f"{post._asdict()}: threshold must be a number, largest_component true or false, and min_voxels an "
+                    "integer"
+                )
             if not 0.0 <= post.threshold <= 1.0 or post.min_voxels < 0:
                 raise ValueError(f"{post._asdict()} are out of range")
         return posts
@@ -118,7 +122,8 @@ def _chosen_posts(results: dict, folder: Path, description: Description) -> tupl
         fault = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise InputError(
             f"{folder / 'results.json'}: no post-processing of {', '.join(description.names)} in it ({fault}); restore "
-            "a complete copy of the folder, or delete this file to use the network without scores"
+            "a complete copy of the folder, or delete this file: then the post-processing of the config is used, and "
+            "there are no scores"
         ) from error
 
 

@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from brainseg_jax.scans.patterns import REMEDY, Patterns, matches
 from brainseg_jax.scans.sequences import ALL, FLAIR, POST, PRE, UNCLEAR
@@ -37,8 +38,11 @@ class Candidate:
     note: str = ""
 
 
+AnyCandidate = TypeVar("AnyCandidate", bound=Candidate)
+
+
 @dataclass
-class Choice:
+class Choice(Generic[AnyCandidate]):
     """The chosen candidates of a case.
 
     Attributes:
@@ -47,8 +51,8 @@ class Choice:
       fault: why the case is refused; "" if it is not.
     """
 
-    chosen: dict[str, Candidate] = field(default_factory=dict)
-    unused: list[tuple[Candidate, str]] = field(default_factory=list)
+    chosen: dict[str, AnyCandidate] = field(default_factory=dict)
+    unused: list[tuple[AnyCandidate, str]] = field(default_factory=list)
     fault: str = ""
 
     @property
@@ -78,10 +82,10 @@ class Choice:
 
 
 # From a channel, its candidates and the chosen FLAIR (or None): the preferred candidates, and the reason in words.
-Prefer = Callable[[str, list[Candidate], Candidate | None], tuple[list[Candidate], str]]
+Prefer = Callable[[str, list[AnyCandidate], AnyCandidate | None], tuple[list[AnyCandidate], str]]
 
 
-def choose(case: str, candidates: Sequence[Candidate], prefer: Prefer) -> Choice:
+def choose(case: str, candidates: Sequence[AnyCandidate], prefer: Prefer[AnyCandidate]) -> Choice[AnyCandidate]:
     """Chooses by the sequences that names and headers give.
 
     Args:
@@ -89,7 +93,9 @@ def choose(case: str, candidates: Sequence[Candidate], prefer: Prefer) -> Choice
       candidates: all of the case.
       prefer: selects among several candidates for a channel, or drops unusable ones. It may return an empty list.
     """
-    choice, by_sequence, reasons = Choice(), defaultdict(list), {}
+    choice: Choice[AnyCandidate] = Choice()
+    by_sequence: dict[str | None, list[AnyCandidate]] = defaultdict(list)
+    reasons: dict[AnyCandidate, str] = {}
     for candidate in candidates:
         by_sequence[candidate.sequence].append(candidate)
     others, unnamed = [*by_sequence[PRE], *by_sequence[POST], *by_sequence[UNCLEAR]], by_sequence[None]
@@ -113,9 +119,11 @@ def choose(case: str, candidates: Sequence[Candidate], prefer: Prefer) -> Choice
     return choice
 
 
-def choose_by_patterns(case: str, candidates: Sequence[Candidate], patterns: Patterns, used: set[str]) -> Choice:
+def choose_by_patterns(
+    case: str, candidates: Sequence[AnyCandidate], patterns: Patterns, used: set[str]
+) -> Choice[AnyCandidate]:
     """Chooses by the patterns of `--sequences` alone; refuses the case if a pattern fits two candidates."""
-    choice = Choice()
+    choice: Choice[AnyCandidate] = Choice()
     for channel, pattern in patterns.items():
         fitting = [candidate for candidate in candidates if matches(pattern, *candidate.names)]
         fitting = fitting or [candidate for candidate in candidates if matches(pattern, *candidate.folders)]
@@ -137,7 +145,7 @@ def choose_by_patterns(case: str, candidates: Sequence[Candidate], patterns: Pat
     return choice
 
 
-def _no_flair(case: str, others: list[Candidate], unnamed: list[Candidate]) -> str:
+def _no_flair(case: str, others: Sequence[Candidate], unnamed: Sequence[Candidate]) -> str:
     if not others:
         return (
             f"{case}: {len(unnamed)} series of one study, and neither headers nor folders name their sequences: "
@@ -152,8 +160,8 @@ def _no_flair(case: str, others: list[Candidate], unnamed: list[Candidate]) -> s
 
 
 def _unused(
-    choice: Choice, candidates: Sequence[Candidate], reasons: Mapping[Candidate, str]
-) -> list[tuple[Candidate, str]]:
+    choice: Choice[AnyCandidate], candidates: Sequence[AnyCandidate], reasons: Mapping[AnyCandidate, str]
+) -> list[tuple[AnyCandidate, str]]:
     chosen = set(choice.chosen.values())
     return [
         (candidate, reasons.get(candidate) or candidate.note) for candidate in candidates if candidate not in chosen

@@ -71,7 +71,7 @@ def _inflated(path: Path, data: bytes) -> bytes:
     plain.write(bytes(128) + b"DICM")
     start = plain.tell() + 12 + meta.FileMetaInformationGroupLength  # the length element itself has 12 bytes
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    write_file_meta_info(plain, meta, enforce_standard=False)
+    write_file_meta_info(plain, meta, enforce_standard=False)  # type: ignore[arg-type]  # any writable file works
     unpacking = zlib.decompressobj(-zlib.MAX_WBITS)
     plain.write(unpacking.decompress(data[start:], _MOST_HEADER))
     if rest := unpacking.unconsumed_tail:
@@ -88,7 +88,7 @@ def declared_bytes(path: Path, dataset: "Dataset") -> int:
     Raises:
       InputError: a tag is missing or not a number, or the size exceeds the limit.
     """
-    rows, columns, bits = (whole(path, dataset, name) for name in ("Rows", "Columns", "BitsAllocated"))
+    rows, columns, bits = (whole(path, dataset, name) or 0 for name in ("Rows", "Columns", "BitsAllocated"))
     for name, value in (("Rows", rows), ("Columns", columns), ("BitsAllocated", bits)):
         if not value:
             raise InputError(f"{path}: no {name} in its header, so its pixels cannot be decoded; get a new copy")

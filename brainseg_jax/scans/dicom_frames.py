@@ -80,7 +80,10 @@ def read_frames(paths: tuple[Path, ...]) -> tuple[list[Frame], list[str]]:
     Raises:
       InputError: a file is damaged, or the files hold no volume.
     """
-    frames, left_out, notes, size = [], [], [], 0
+    frames: list[Frame] = []
+    left_out: list[NotASlice] = []
+    notes: list[str] = []
+    size = 0
     for path in paths:
         try:
             if (size := size + path.stat().st_size) > MOST_BYTES:
@@ -188,29 +191,32 @@ def _frames_of(path: Path, notes: list[str]) -> list[Frame]:
 def _frame(path: Path, dataset: "Dataset", index: int, holders: "list[Dataset]", notes: list[str]) -> Frame:
     """The frame `index` of a file. `holders` are the data sets that can hold its tags, in order of precedence."""
 
-    def tag(sequence: str, name: str, count: int, needed: bool = True) -> np.ndarray | None:
+    def tag(sequence: str, name: str, count: int) -> np.ndarray | None:
         for holder in holders:
             inner = holder if holder is dataset else next(iter(holder.get(sequence) or ()), None)
             if inner is not None and (values := numbers(path, inner, name, count, notes)) is not None:
                 return values
-        if needed:
-            raise InputError(f"{path}: no {name} in it, so it is not a slice of a series; remove it, or fix its header")
         return None
 
-    directions = tag("PlaneOrientationSequence", "ImageOrientationPatient", 6).reshape(2, 3)
+    def needed_tag(sequence: str, name: str, count: int) -> np.ndarray:
+        if (values := tag(sequence, name, count)) is None:
+            raise InputError(f"{path}: no {name} in it, so it is not a slice of a series; remove it, or fix its header")
+        return values
+
+    directions = needed_tag("PlaneOrientationSequence", "ImageOrientationPatient", 6).reshape(2, 3)
     lengths = np.linalg.norm(directions, axis=1)
     if not np.allclose(lengths, 1.0, atol=0.01) or abs(directions[0] @ directions[1]) > 0.01:
         raise InputError(
             f"{path}: ImageOrientationPatient is {directions.ravel().tolist()}, not two perpendicular unit vectors; "
             "correct the header, or convert the series to NIfTI (dcm2niix)"
         )
-    spacing = tag("PixelMeasuresSequence", "PixelSpacing", 2)
+    spacing = needed_tag("PixelMeasuresSequence", "PixelSpacing", 2)
     if not ((spacing > 1e-3) & (spacing < 1e3)).all():
         raise InputError(f"{path}: PixelSpacing is {spacing.tolist()} mm; correct the header")
-    position = tag("PlanePositionSequence", "ImagePositionPatient", 3)
-    thickness = tag("PixelMeasuresSequence", "SliceThickness", 1, needed=False)
-    slope = tag("PixelValueTransformationSequence", "RescaleSlope", 1, needed=False)
-    intercept = tag("PixelValueTransformationSequence", "RescaleIntercept", 1, needed=False)
+    position = needed_tag("PlanePositionSequence", "ImagePositionPatient", 3)
+    thickness = tag("PixelMeasuresSequence", "SliceThickness", 1)
+    slope = tag("PixelValueTransformationSequence", "RescaleSlope", 1)
+    intercept = tag("PixelValueTransformationSequence", "RescaleIntercept", 1)
     if slope is not None and not slope[0]:
         raise InputError(f"{path}: RescaleSlope is 0, so all values are equal; correct the header")
     return Frame(
@@ -258,6 +264,7 @@ def decode_frames(frames: list[Frame], notes: list[str]) -> np.ndarray:
         if is_padding is not None:
             padded = np.zeros(volume.shape, bool) if padded is None else padded
             padded[index] = is_padding[frame.index]
+    assert volume is not None  # there is at least one frame
     if text(frames[0].header, _KIND) == "MONOCHROME1":
         notes.append("its gray values are inverted (MONOCHROME1), and are inverted back")
         white = np.percentile(volume if padded is None or padded.all() else volume[~padded], 99.9, method="nearest")

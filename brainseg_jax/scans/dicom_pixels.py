@@ -86,7 +86,7 @@ def _syntax(dataset: "Dataset") -> "tuple[UID, str, bool]":
     """The transfer syntax, its name for messages, and whether it is compressed."""
     from pydicom.uid import UID, ImplicitVRLittleEndian
 
-    meta = dataset.file_meta if hasattr(dataset, "file_meta") else {}
+    meta = getattr(dataset, "file_meta", {})
     syntax = UID(str(meta.get("TransferSyntaxUID") or ImplicitVRLittleEndian))
     valid = not syntax.is_private and syntax.is_transfer_syntax
     return syntax, f"{syntax.name} ({syntax})" if valid else f"{str(syntax)!r}", valid and syntax.is_encapsulated

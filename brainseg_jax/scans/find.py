@@ -63,7 +63,8 @@ def find_scans(path: Path, sequences: Patterns | None = None) -> Found:
     if not path.exists():
         raise InputError(f"{path}: no such file or folder; give a scan or a folder of scans")
     path = to_header(path)
-    root, passed_over, used = path if path.is_dir() else path.parent, new(), set()
+    root, passed_over = path if path.is_dir() else path.parent, new()
+    used: set[str] = set()
     slices, volumes, dicom = _by_kind(walk(path, passed_over), passed_over)
     sources = _slice_sources(root, slices, sequences, passed_over, used)
     sources += _volume_sources(root, volumes, sequences, passed_over, used)
@@ -255,12 +256,6 @@ def _channel_numbers(files: list[Path]) -> dict[Path, str]:
     }
 
 
-def _files(source: Source) -> list[Path]:
-    if isinstance(source, SliceSource):
-        return [path for _, path in source.files]
-    return [path for paths in source.files.values() for path in paths]
-
-
 def _with_unique_names(sources: list[Source]) -> list[Source]:
     """Adds the folder to names that are not unique; refuses the scans if the names still are not."""
     counts = Counter(source.name for source in sources)
@@ -275,7 +270,7 @@ def _with_unique_names(sources: list[Source]) -> list[Source]:
     result: list[Source] = [source for source in renamed if len(by_name[source.name]) < 2]
     for name, namesakes in by_name.items():
         if len(namesakes) > 1:
-            files = ", ".join(str(_files(source)[0]) for source in namesakes[:4])
+            files = ", ".join(str(source.paths[0]) for source in namesakes[:4])
             fault = (
                 f"{files}: more than one scan is named {name}, so their results would have the same names; rename one "
                 "of them, or move it to another folder"

@@ -153,9 +153,9 @@ class Grid:
         turn = nib.orientations.io_orientation(np.linalg.inv(other.affine) @ self.affine)
         if np.isnan(turn).any():  # an axis of this grid matches none of the other
             turn = np.array([[0, 1], [1, 1], [2, 1]])
-        lengths = np.array(self.shape)[np.argsort(turn[:, 0])]
+        i, j, k = (int(length) for length in np.array(self.shape)[np.argsort(turn[:, 0])])
         affine = self.affine @ nib.orientations.inv_ornt_aff(turn, self.shape)
-        return turn, Grid(affine, tuple(int(length) for length in lengths))
+        return turn, Grid(affine, (i, j, k))
 
     @property
     def _center(self) -> np.ndarray:

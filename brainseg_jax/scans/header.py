@@ -145,13 +145,13 @@ def _read(path: Path) -> "Dataset":
 def _tags() -> list[int]:
     from pydicom.datadict import tag_for_keyword
 
-    return [tag_for_keyword(name) for name in _TAGS]
+    return [tag for name in _TAGS if (tag := tag_for_keyword(name)) is not None]
 
 
 def _header(path: Path, dataset: "Dataset") -> Header:
     rows, columns = (_numbers(dataset, name, 1) for name in ("Rows", "Columns"))
     times = [_numbers(dataset, name, 1) for name in ("RepetitionTime", "EchoTime", "InversionTime")]
-    repetition, echo, inversion = (value and value[0] for value in times)
+    repetition, echo, inversion = (value[0] if value else None for value in times)
     frames = _numbers(dataset, "NumberOfFrames", 1)
     return Header(
         path=path,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from brainseg_jax.errors import InputError
 from brainseg_jax.scans.untrusted import read_bounded
@@ -74,10 +75,10 @@ def _pixels(picture: Image.Image) -> np.ndarray:
         )
     if picture.mode != "RGBA" and (channels[0] == channels[1]).all() and (channels[0] == channels[2]).all():
         return channels[0].copy()
-    return np.stack(channels[:3], axis=-1)
+    return np.stack([*channels[:3]], axis=-1)
 
 
 def _bits(picture: Image.Image, data: bytes) -> int:
-    if picture.format == "PNG":
-        return data[24]  # bit depth in the IHDR chunk, the first chunk of every PNG file
-    return max(picture.tag_v2.get(_BITS_PER_SAMPLE, (1,)))
+    if isinstance(picture, TiffImageFile):
+        return max(picture.tag_v2.get(_BITS_PER_SAMPLE, (1,)))
+    return data[24]  # bit depth in the IHDR chunk, the first chunk of every PNG file

@@ -154,8 +154,8 @@ def _range(values: np.ndarray, background: int) -> tuple[float, float]:
     first, last = 0, values.size
     if high > low:
         beyond = _BEYOND * (high - low)
-        first = np.count_nonzero(values < np.float64(low - beyond))
-        last -= np.count_nonzero(values > np.float64(high + beyond))
+        first = int(np.count_nonzero(values < np.float64(low - beyond)))
+        last -= int(np.count_nonzero(values > np.float64(high + beyond)))
     black, white = _percentiles(values, (BLACKEST, WHITEST), first, last)
     if white <= black:
         (white,) = _percentiles(values, (100.0,), first, last)
@@ -189,7 +189,7 @@ def _is_positive(values: np.ndarray) -> bool:
     """Whether 0 is black in values [N], so that negative values are noise or padding; see `to_8_bits`."""
     near = np.float64(2 * _percentiles(values, _BULK[1:], 0, values.size)[0])
     positive, negative = np.count_nonzero(values > 0), np.count_nonzero(values < 0)
-    return positive >= max(negative, 2 * np.count_nonzero((values < 0) & (values >= -near)))
+    return bool(positive >= max(negative, 2 * np.count_nonzero((values < 0) & (values >= -near))))
 
 
 def _is_8_bits(values: np.ndarray) -> bool:

@@ -118,7 +118,7 @@ class Mask:
     @property
     def checksum(self) -> int:
         """CRC-32 of the labels."""
-        return zlib.crc32(np.ascontiguousarray(self.labels))
+        return zlib.crc32(np.ascontiguousarray(self.labels).data)
 
     def _source_of(self, value: int) -> Path:
         """The first file that contains a label."""
@@ -129,16 +129,19 @@ class Mask:
     @property
     def volume(self) -> np.ndarray:
         """The labels on `grid`, [I, J, K] uint8."""
+        assert self.grid is not None  # the mask is a volume
         return self.grid.from_slices(self.labels)
 
     def on(self, grid: Grid) -> "Mask":
         """The mask on another grid of the same voxels; see `Grid.turned_onto`."""
+        assert self.grid is not None  # the mask is a volume
         return _of_volume(self.grid.turned_onto(grid, self.volume), grid, self.sources, self.notes)
 
     def widened(self, grid: Grid) -> "Mask":
         """The mask with empty slices added until it spans `grid`; unchanged if it is not `open_ended`."""
         if not self.open_ended:
             return self
+        assert self.grid is not None  # an open-ended mask is a volume
         wider, before, after = self.grid.widened(grid)
         volume = np.pad(self.volume, ((0, 0), (0, 0), (before, after)))
         return _of_volume(volume, wider, self.sources, self.notes, open_ended=True)

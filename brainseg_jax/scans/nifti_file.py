@@ -4,8 +4,9 @@ import dataclasses
 import gzip
 import io
 import itertools
+from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Literal, cast
 
 import nibabel as nib
 import numpy as np
@@ -20,6 +21,8 @@ _MOST_BEFORE = 2**24  # maximum bytes before the values: header and extensions
 _AT_ONCE = 2**20  # bytes per read
 _MOST_PACKED = 1032  # maximum compression ratio of gzip
 _HEADERS = (nib.Nifti1Header, nib.Nifti2Header)
+_ORDERS: tuple[Literal["<", ">"], ...] = ("<", ">")  # byte orders, as numpy names them
+_TYPES = cast(Mapping[int, np.dtype], nib.nifti1.data_type_codes.dtype)  # by the field `datatype`
 _MILLIMETERS = {1: 1e3, 3: 1e-3}  # per meter and micron in `xyzt_units`; other codes count as mm
 _EXTENT = (20.0, 2000.0)  # mm: minimum and maximum plausible length of a head scan
 
@@ -153,7 +156,7 @@ def _other_of_pair(path: Path, suffix: str) -> Path | None:
 
 def _fields(start: bytes) -> np.void:
     """The raw header fields, in the byte order that the first field implies."""
-    for header, order in itertools.product(_HEADERS, "<>"):
+    for header, order in itertools.product(_HEADERS, _ORDERS):
         kind = header.template_dtype.newbyteorder(order)
         if len(start) >= kind.itemsize and np.frombuffer(start, f"{order}i4", 1)[0] == header.sizeof_hdr:
             return np.frombuffer(start, kind, 1)[0]
@@ -170,15 +173,17 @@ def _layout(fields: np.void) -> tuple[tuple[int, ...], np.dtype, float]:
     if np.prod(shape, dtype=np.float64) > MOST_VALUES:
         raise InputError(f"its header declares {shape} values, more than the limit of {MOST_VALUES}")
     code = int(fields["datatype"])
-    if code not in nib.nifti1.data_type_codes.dtype or not nib.nifti1.data_type_codes.dtype[code].itemsize:
+    if code not in _TYPES or not _TYPES[code].itemsize:
         raise InputError(f"its header declares values of type {code}, which NIfTI does not have; get a new copy")
     offset = float(fields["vox_offset"])
     if not np.isfinite(offset):
         raise InputError(f"its header declares values from byte {offset:g} on, which is impossible; get a new copy")
-    return shape, nib.nifti1.data_type_codes.dtype[code].newbyteorder(fields["dim"].dtype.byteorder), offset
+    return shape, _TYPES[code].newbyteorder(fields["dim"].dtype.byteorder), offset
 
 
-def _read(file: BinaryIO, path: Path, start: bytes, offset: int, shape: tuple[int, ...], kind: np.dtype) -> bytearray:
+def _read(
+    file: io.BufferedIOBase, path: Path, start: bytes, offset: int, shape: tuple[int, ...], kind: np.dtype
+) -> bytearray:
     """Reads the bytes of a file up to the end of its values; the bytes `start` are read already.
 
     Raises:

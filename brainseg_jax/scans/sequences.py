@@ -135,7 +135,7 @@ def read_name(name: str, *, description: bool = False) -> ParsedName:
 
 def _words(name: str) -> list[_Word]:
     """Splits a name into words, in order; also splits joined words."""
-    words = []
+    words: list[_Word] = []
     for number, token in enumerate(_TOKEN.finditer(name)):
         if token[0] == "-" and not (words and words[-1].names_agent and token.start() == words[-1].end):
             continue  # a separator
@@ -195,6 +195,7 @@ def _decide(words: list[_Word], description: bool) -> tuple[str | None, bool, se
         before = next((other for other in reversed(words[:index]) if other.text not in ("i", "v", "iv")), None)
         negated = before and "none" in (before.marks or ()) and marks & _AFTER
         if negated and not ("agent after" in marks and "T1" not in by_mark):
+            assert before is not None  # it is the word that negates
             marks = frozenset(["pre"])
             by_mark.setdefault("pre", set()).add(before)
         elif word.names_agent and "T1" not in marks and before and before.text == "pre":

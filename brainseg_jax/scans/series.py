@@ -156,8 +156,13 @@ def _without_copies(frames: list[Frame], notes: list[str]) -> list[Frame]:
     unique: list[Frame] = []
     for frame in frames:
         last = unique[-1] if unique else None
-        same_position = last and frame.path != last.path and np.allclose(frame.position, last.position, atol=1e-3)
-        if not (same_position and frame.header.PixelData == last.header.PixelData):
+        is_copy = (
+            last is not None
+            and frame.path != last.path
+            and np.allclose(frame.position, last.position, atol=1e-3)
+            and frame.header.PixelData == last.header.PixelData
+        )
+        if not is_copy:
             unique.append(frame)
     if copies := len(frames) - len(unique):
         notes.append(f"{copies} images are copies of others, and are ignored")

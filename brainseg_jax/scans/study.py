@@ -27,7 +27,7 @@ _MAPS |= {"PROJECTION IMAGE", "SUBTRACTION", "SUB", "P", "PHASE", "PHASE MAP", "
 
 @dataclass(frozen=True, eq=False)
 class _Series(Candidate):
-    """A series of a head.
+    """A series of a study.
 
     Attributes:
       headers: of its files.
@@ -39,8 +39,8 @@ class _Series(Candidate):
 
 
 @dataclass(frozen=True, eq=False)
-class _Head:
-    """The series of one head, and the folder that names the case."""
+class _Study:
+    """The series of one case: of a DICOM study, or without UIDs of a folder; and the folder that names the case."""
 
     folder: Path
     series: tuple[_Series, ...]
@@ -49,13 +49,15 @@ class _Head:
 def find_studies(
     root: Path, files: list[Path], patterns: Patterns | None, passed_over: PassedOver, used: set[str]
 ) -> list[Source]:
-    """Groups DICOM files into series, and series into heads; each head is a case.
+    """Groups DICOM files into series, and series into studies; each study is a case.
 
     - Files with the same SeriesInstanceUID form a series, in any folders. Series with the same StudyInstanceUID form a
-      head.
-    - Without these UIDs, a folder is a series and a head. Sibling folders form one head if their names differ in the
+      study.
+    - Without these UIDs, a folder is a series and a study. Sibling folders form one study if their names differ in the
       sequence only.
-    - Files with different PatientIDs are never in one head.
+    - A damaged file joins its series, or the only series of its folder, so that reading the series reports it. Damaged
+      files of a folder without series are a case.
+    - Files with different PatientIDs are never in one study.
     - The sequence comes from SeriesDescription or ProtocolName, from acquisition times and contrast agent, and, if
       these are missing, from the name of the folder.
 
@@ -63,7 +65,7 @@ def find_studies(
       root: the input folder.
       files: DICOM files.
       patterns: of `--sequences`; None to use headers and names instead.
-      passed_over: receives files that are not MR scans.
+      passed_over: receives the files that are not used, by reason.
       used: receives the sequences of patterns that fit something.
     """
     headers: list[Header] = []
@@ -80,19 +82,23 @@ def find_studies(
             headers.append(header)
     groups = _grouped(headers, passed_over)
     series_per_folder = Counter(folder for group in groups for folder in {header.path.parent for header in group})
-    strays = defaultdict(list)
+    of_series: dict[int, list[Path]] = defaultdict(list)  # by the id of the group
+    strays: dict[Path, list[Path]] = defaultdict(list)  # by folder
     for path, uid in damaged.items():  # add each to its series, so that reading the series reports the damage
-        neighbors = [group for group in groups if path.parent in {header.path.parent for header in group}]
-        neighbors = [group for group in neighbors if uid and group[0].series == uid] or neighbors
+        neighbors = [group for group in groups if uid and group[0].series == uid]
+        if not neighbors:
+            neighbors = [group for group in groups if path.parent in {header.path.parent for header in group}]
         if len(neighbors) > 1:
             passed_over["damaged DICOM files beside several series"].append(path)
+        elif neighbors:
+            of_series[id(neighbors[0])].append(path)
         else:
-            strays[id(neighbors[0]) if neighbors else path.parent].append(path)
-    series = [_to_series(group, series_per_folder, strays.pop(id(group), [])) for group in groups]
-    heads = _to_heads(root, series)
+            strays[path.parent].append(path)
+    series = [_to_series(group, series_per_folder, of_series[id(group)]) for group in groups]
+    studies = _to_studies(root, series)
     sources = []
-    for (name, subfolder, notes), head in zip(_names(root, heads), heads, strict=True):
-        sources += _to_source(name, subfolder, notes, head, patterns, passed_over, used)
+    for (name, subfolder, notes), study in zip(_names(root, studies), studies, strict=True):
+        sources += _to_sources(name, subfolder, notes, study, patterns, passed_over, used)
     for folder, paths in strays.items():
         cells = {FLAIR: f"{len(paths)} damaged file{'s' * (len(paths) > 1)}"}
         sources.append(SeriesSource(*_name_and_place(root, folder), {ALL: tuple(paths)}, channels=cells))
@@ -141,7 +147,7 @@ def _to_series(headers: list[Header], series_per_folder: Counter[Path], damaged:
 
 
 def _recognize_sequence(first: Header, folder: str) -> tuple[str | None, bool, str, bool]:
-    """Sequence, whether contrast is stated, a note on contradictions, and whether the folder gives the sequence."""
+    """Sequence, whether contrast is stated, a note on contradictions, whether only the folder gives the sequence."""
     kinds, times, by_folder = set(first.image_type), first.by_times, read_name(folder)
     if kinds & _LOCALIZER:
         return OTHER, False, "a localizer", False
@@ -154,6 +160,7 @@ def _recognize_sequence(first: Header, folder: str) -> tuple[str | None, bool, s
         for name, time in (("TR", first.repetition), ("TE", first.echo), ("TI", first.inversion))
         if time is not None
     )
+    # Without text and usable times the folder decides. If the text is silent or unclear, the times decide.
     if parsed is None and (times is None or (times == OTHER and by_folder.sequence == FLAIR and not first.inversion)):
         note = f"its folder is named FLAIR, but its header has no inversion ({shown})" if times else ""
         return by_folder.sequence, by_folder.contrast, note, by_folder.sequence is not None
@@ -173,87 +180,96 @@ def _recognize_sequence(first: Header, folder: str) -> tuple[str | None, bool, s
     return sequence, contrast, note, False
 
 
-def _to_heads(root: Path, series: list[_Series]) -> list[_Head]:
+def _to_studies(root: Path, series: list[_Series]) -> list[_Study]:
+    """Groups series into studies: by UID, or by folder without one.
+
+    Folders that are only named for a sequence join their parent. Folders with names that differ only in the sequence
+    join each other.
+    """
     folders = {candidate.headers[0].path.parent for candidate in series if candidate.folders} - {root}
     named = {folder: parsed for folder in folders if (parsed := read_name(folder.name)).sequence}
     holders = {folder.parent for folder, parsed in named.items() if parsed.alone}
-    heads: dict[tuple, list[_Series]] = defaultdict(list)
+    studies: dict[tuple, list[_Series]] = defaultdict(list)
     for candidate in series:
         first = candidate.headers[0]
         folder = first.path.parent
         if uid := first.study or first.frame_of_reference:
-            heads[first.patient, uid, ""].append(candidate)
+            studies[first.patient, uid, ""].append(candidate)
         elif folder in named:
             rest = "" if named[folder].alone else named[folder].key
-            heads[first.patient, folder.parent, rest].append(candidate)
-        else:  # an unknown sequence beside a folder `FLAIR` belongs to that head, and is not a case
+            studies[first.patient, folder.parent, rest].append(candidate)
+        else:  # an unknown sequence beside a folder `FLAIR` belongs to that study, and is not a case
             joins = candidate.sequence is None and folder not in holders and folder.parent in holders
-            heads[first.patient, folder.parent if joins else folder, ""].append(candidate)
+            studies[first.patient, folder.parent if joins else folder, ""].append(candidate)
     result = []
-    owners: dict[Path, set[int]] = defaultdict(set)  # indices of heads, by the parent of the folders of their files
-    for number, group in enumerate(heads.values()):
+    owners: dict[Path, set[int]] = defaultdict(set)  # indices of studies, by the parent of the folders of their files
+    for number, group in enumerate(studies.values()):
         for header in (header for candidate in group for header in candidate.headers):
             owners[header.path.parent.parent].add(number)
-    for (_, key, rest), group in heads.items():
+    for (_, key, rest), group in studies.items():
         folders = {header.path.parent for candidate in group for header in candidate.headers}
-        (first, *_) = folders
+        (one, *_) = folders
         if isinstance(key, Path) and rest:  # for several folders, a folder that could contain them
-            folder = key / min((named[candidate].case for candidate in folders), key=len) if len(folders) > 1 else first
+            folder = key / min((read_name(path.name).case for path in folders), key=len) if len(folders) > 1 else one
         elif isinstance(key, Path):
             folder = key
         elif len(folders) > 1:
             folder = Path(commonpath(folders))
         else:
-            folder = first.parent if first in named and named[first].alone and len(owners[first.parent]) == 1 else first
-        result.append(_Head(folder, tuple(group)))
+            folder = one.parent if one in named and named[one].alone and len(owners[one.parent]) == 1 else one
+        result.append(_Study(folder, tuple(group)))
     return result
 
 
-def _names(root: Path, heads: list[_Head]) -> list[tuple[str, Path, tuple[str, ...]]]:
-    """Name, folder and notes of each head. Heads of one folder get a PatientID, or a number with a note."""
+def _names(root: Path, studies: list[_Study]) -> list[tuple[str, Path, tuple[str, ...]]]:
+    """Name, folder and notes of each study. Studies of one folder get a PatientID, or a number with a note."""
     result = []
-    for head in heads:
-        (name, subfolder), notes = _name_and_place(root, head.folder), ()
-        neighbors = [other for other in heads if other.folder == head.folder]
+    for study in studies:
+        name, subfolder = _name_and_place(root, study.folder)
+        notes: tuple[str, ...] = ()
+        neighbors = [other for other in studies if other.folder == study.folder]
         if len(neighbors) > 1:
             patients = [re.sub(r"[^\w.-]+", "-", other.series[0].headers[0].patient) for other in neighbors]
-            patient = patients[neighbors.index(head)]
+            patient = patients[neighbors.index(study)]
             if patient and patients.count(patient) == 1:
                 name += f"_{patient}"
             else:
-                number = neighbors.index(head) + 1
-                name, notes = f"{name}_{number}", (f"number {number} is {_study_in_words(head, neighbors)}",)
+                number = neighbors.index(study) + 1
+                name, notes = f"{name}_{number}", (f"number {number} is {_study_in_words(study, neighbors)}",)
         result.append((name, subfolder, notes))
     return result
 
 
-def _study_in_words(head: _Head, neighbors: list[_Head]) -> str:
+def _study_in_words(study: _Study, neighbors: list[_Study]) -> str:
     """Describes a study among others of its folder: by its date, or the end of its UID."""
-    first, others = head.series[0].headers[0], [other.series[0].headers[0] for other in neighbors if other is not head]
+    first, others = (
+        study.series[0].headers[0],
+        [other.series[0].headers[0] for other in neighbors if other is not study],
+    )
     if first.date and first.date not in {other.date for other in others}:
         return f"the study of {first.date}"
-    return f"the study with a UID that ends in {first.study[-8:]}" if first.study else f"that with {first.path.name}"
+    return f"the study with a UID that ends in {first.study[-8:]}" if first.study else f"the one with {first.path.name}"
 
 
 def _name_and_place(root: Path, folder: Path) -> tuple[str, Path]:
     return folder.absolute().name, Path() if folder == root else folder.parent.relative_to(root)
 
 
-def _to_source(
+def _to_sources(
     name: str,
     subfolder: Path,
     notes: tuple[str, ...],
-    head: _Head,
+    study: _Study,
     patterns: Patterns | None,
     passed_over: PassedOver,
     used: set[str],
 ) -> list[Source]:
-    masks = [candidate for candidate in head.series if candidate.sequence == MASK]
-    scans = [candidate for candidate in head.series if candidate.sequence != MASK]
+    masks = [candidate for candidate in study.series if candidate.sequence == MASK]
+    scans = [candidate for candidate in study.series if candidate.sequence != MASK]
     for candidate in masks:
         passed_over[MASKS] += candidate.paths
-    by_names = partial(choose, prefer=partial(_prefer, scans))
-    choice = choose_by_patterns(name, scans, patterns, used) if patterns else by_names(name, scans)
+    prefer = partial(_prefer, scans)
+    choice = choose_by_patterns(name, scans, patterns, used) if patterns else choose(name, scans, prefer)
     choice.report_unused(passed_over, by_patterns=patterns is not None)
     if choice.fault:
         return [Refused(name, subfolder, choice.fault, channels=choice.cells)]
@@ -287,12 +303,15 @@ def _prefer(
 
 
 def _same_space(a: _Series, b: _Series) -> bool | None:
-    """Whether the voxels of two series coincide, in any order; None if the headers lack the geometry."""
-    boxes = _box(a), _box(b)
-    if boxes[0] is None or boxes[1] is None:
+    """Whether two series have the same bounding box and number of voxels; None if the headers lack the geometry.
+
+    `SeriesSource.read` compares the grids exactly.
+    """
+    box_a, box_b = _box(a), _box(b)
+    if box_a is None or box_b is None:
         frames = {candidate.headers[0].frame_of_reference for candidate in (a, b)}
         return None if len(frames) == 1 or "" in frames else False
-    return len(a.headers) * len(b.headers) > 0 and np.allclose(*boxes, atol=0.5)
+    return bool(np.allclose(box_a, box_b, atol=0.5))
 
 
 def _box(candidate: _Series) -> np.ndarray | None:

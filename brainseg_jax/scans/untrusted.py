@@ -66,7 +66,7 @@ def _check_member(member: zipfile.ZipInfo, limit: int) -> None:
     if member.flag_bits & _ENCRYPTED:
         raise InputError("encrypted; unpack the zip with its password, and give the folder")
     if member.compress_type not in _METHODS:
-        method = zipfile.compressor_names.get(member.compress_type, "unknown")
+        method = zipfile.compressor_names.get(member.compress_type, "unknown")  # type: ignore[attr-defined]
         raise InputError(
             f"compressed by method {member.compress_type} ({method}), but only stored and deflated members are "
             "supported; unpack the zip, and give the folder"

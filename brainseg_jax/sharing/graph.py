@@ -22,10 +22,10 @@ class Graph:
         """
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
-        self._kept: dict[int, tuple[str, np.ndarray]] = {}
+        self._kept: dict[int, tuple[str, np.ndarray | np.generic]] = {}
         self._numbers: Iterator[int] = outer._numbers if outer else itertools.count()
 
-    def constant(self, array: np.ndarray) -> str:
+    def constant(self, array: np.ndarray | np.generic) -> str:
         """The name of a constant. An array that is used again is stored only once."""
         if id(array) not in self._kept:
             name = f"constant_{next(self._numbers)}"
@@ -33,7 +33,7 @@ class Graph:
             self._kept[id(array)] = (name, array)  # keeps the array alive, so that no other array gets its id
         return self._kept[id(array)][0]
 
-    def add(self, kind: str, *inputs: str | np.ndarray, name: str | None = None, **attributes: Any) -> str:
+    def add(self, kind: str, *inputs: str | np.ndarray | np.generic, name: str | None = None, **attributes: Any) -> str:
         """Adds a node with one output; inputs are names or arrays. Returns the name of the output."""
         names = [value if isinstance(value, str) else self.constant(value) for value in inputs]
         name = name or f"{kind}_{next(self._numbers)}"

@@ -19,7 +19,7 @@ def to_onnx(network: Network, posts: Sequence[PostProcess], size: int) -> bytes:
     """
     graph, description = Graph(), network.description
     constants = _fit(graph, network.normalization, len(description.channels))
-    grid = ["slices", size, size]
+    grid: list[str | int | None] = ["slices", size, size]
     shape = grid if len(posts) == 1 else [*grid, len(posts)]
     map_name = "mask" if len(posts) == 1 else "labels"
     zero, one, block = (np.array(value, np.int64) for value in (0, 1, BLOCK))

@@ -3,6 +3,7 @@
 Its architecture is `UNet(depth=4, norm="conv")` with 32 features; only the names of the layers differ.
 """
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -72,7 +73,7 @@ def convert(weights: Path, output: Path) -> int:
     try:
         output.mkdir(parents=True, exist_ok=True)
         checkpoints = Checkpoints(output / "checkpoints")
-        checkpoints.save(state.replace(**new_variables), LoopState(), score=None)
+        checkpoints.save(dataclasses.replace(state, **new_variables), LoopState(), score=None)
         checkpoints.close()
         # Last: its presence marks a complete run. No data, so no fingerprint.
         write_json(output / "config.json", {**config.to_dict(), "dataset": {"fingerprint": None}})

@@ -144,6 +144,7 @@ def build_experiment(
     )
     optimizer = build_optimizer(opt.name, schedule, b2=opt.b2, weight_decay=opt.weight_decay, clip_norm=opt.clip_norm)
     model = evaluation.network.model
+    assert cohort.slices is not None  # a cohort for training has them
     side, _, channels = cohort.slices.shape
     augment = config.augment
     return Experiment(

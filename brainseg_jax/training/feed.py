@@ -13,7 +13,8 @@ from jax.sharding import Mesh
 from brainseg_jax import ops, sharding
 from brainseg_jax.data.cohort import Cohort
 from brainseg_jax.data.normalization import Normalization
-from brainseg_jax.data.residence import DIVIDED, WHOLE
+from brainseg_jax.data.residence import REPLICATED, SHARDED
+from brainseg_jax.data.slice_store import SlicesInMemory
 
 AHEAD = 2  # number of steps that are read in advance, one thread each
 Sampler = Callable[[int], np.ndarray]  # step to indices of slices, [B] int32
@@ -39,8 +40,8 @@ class _DeviceArrays(NamedTuple):
 
 def make_feed(cohort: Cohort, sampler: Sampler, mesh: Mesh, *, context: int, kind: int) -> "DeviceFeed | HostFeed":
     """Returns the feed for a kind of `data.residence`. The other arguments are as in `DeviceFeed`."""
-    if kind in (WHOLE, DIVIDED):
-        return DeviceFeed(cohort, sampler, mesh, context=context, divided=kind == DIVIDED)
+    if kind in (REPLICATED, SHARDED):
+        return DeviceFeed(cohort, sampler, mesh, context=context, divided=kind == SHARDED)
     return HostFeed(cohort, sampler, mesh, context=context)
 
 
@@ -62,10 +63,12 @@ class DeviceFeed:
         self._sampler, self._mesh = sampler, mesh
         replicated, divided_batch = sharding.replicated(mesh), sharding.over_batch(mesh)
         put = partial(sharding.put, sharding=replicated)
+        slices = cohort.slices
+        assert isinstance(slices, SlicesInMemory)
         put_slices = partial(sharding.put_padded, mesh=mesh) if divided else put
         self._cohort = _DeviceArrays(
-            images=put_slices(cohort.slices.images),
-            target_bits=put_slices(cohort.slices.target_bits),
+            images=put_slices(slices.images),
+            target_bits=put_slices(slices.target_bits),
             case_index=put(cohort.case_index),
             neighbors=put(cohort.neighbors(context)),
             normalization=jax.tree.map(put, cohort.normalization),
@@ -95,7 +98,8 @@ class HostFeed:
 
     def __init__(self, cohort: Cohort, sampler: Sampler, mesh: Mesh, *, context: int = 0) -> None:
         """Starts the threads. The slices can be in memory or on disk. The other arguments are as in `DeviceFeed`."""
-        self._cohort, self._sampler, self._context = cohort, sampler, context
+        assert cohort.slices is not None
+        self._cohort, self._slices, self._sampler, self._context = cohort, cohort.slices, sampler, context
         self._neighbors = cohort.neighbors(context)
         self._over_batch = sharding.over_batch(mesh)
         self._readers = ThreadPoolExecutor(AHEAD, thread_name_prefix="feed")
@@ -131,10 +135,11 @@ class HostFeed:
         unique, inverse = np.unique(
             neighbors, return_inverse=True
         )  # each slice is read once, though it may be repeated
-        images, bits = self._cohort.slices.read(unique)
+        images, bits = self._slices.read(unique)
         inverse = inverse.reshape(neighbors.shape)
-        constants = (c[self._cohort.case_index[local]] for c in self._cohort.normalization)
         put = partial(sharding.put_local, sharding=self._over_batch, rows=len(indices))
         return DrawnSlices(
-            put(images[inverse]), put(bits[inverse[:, self._context]]), Normalization(*(put(c) for c in constants))
+            put(images[inverse]),
+            put(bits[inverse[:, self._context]]),
+            jax.tree.map(lambda c: put(c[self._cohort.case_index[local]]), self._cohort.normalization),
         )

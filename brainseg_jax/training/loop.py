@@ -55,9 +55,10 @@ def train(config: ConfigDict, workdir: Path, *, load: Callable[..., Cohort] = lo
     config = experiment.config
     if jax.process_index() == 0 and (idle := idle_keys(config)):
         logging.warning("with the other settings, these have no effect: %s", "; ".join(idle))
-    resumes = bool(saved_steps(workdir / "checkpoints"))
-    # `first_state` can raise InputError, so it runs before the first write.
-    state, loop = experiment.initial_state if resumes else experiment.first_state(), LoopState()
+    has_checkpoints = bool(saved_steps(workdir / "checkpoints"))
+    # `first_state` can raise InputError, so it runs before the first write. With checkpoints, only shapes are needed.
+    state = experiment.initial_state if has_checkpoints else experiment.first_state()
+    loop = LoopState()
     with ExitStack() as stack, StopSignal() as stop:
         stack.callback(experiment.feed.close)
         on_first_process("lock the run folder", lambda: stack.enter_context(lock_run_folder(workdir)))
@@ -66,7 +67,7 @@ def train(config: ConfigDict, workdir: Path, *, load: Callable[..., Cohort] = lo
         if (restored := checkpoints.recover(like=state, keep=config.train.keep)) is not None:
             state, loop = restored
             logging.info("resuming from step %d, in epoch %d", int(state.step), loop.epoch + 1)
-        elif resumes:
+        elif has_checkpoints:  # none of them is complete
             state = experiment.first_state()
         on_first_process("cut the metrics log", lambda: cut_rows(workdir / "metrics.jsonl", loop.epoch), quiet=True)
         metrics_log = stack.enter_context(
@@ -100,7 +101,7 @@ def train(config: ConfigDict, workdir: Path, *, load: Callable[..., Cohort] = lo
             }
             if not math.isfinite(row["val_loss"]):
                 raise _diverged(f"the validation loss is not a finite number after step {int(state.step)}", run)
-            state, loop = _count_time(state, loop, time.monotonic() - validating, run, validated=True)
+            state, loop = _spend_time(state, loop, time.monotonic() - validating, run, validated=True)
             speed = steps * config.train.batch_size / seconds
             loop = advance(loop, row["val_dice_mean"])
             warn_of_collapse(loop)
@@ -188,19 +189,22 @@ def _train_epoch(state: TrainState, loop: LoopState, run: _Run) -> tuple[TrainSt
             spent_seconds=loop.seconds + seconds,
         )
         unchecked, checked_at = [], now
-        state, loop = _count_time(state, loop, seconds, run)
+        state, loop = _spend_time(state, loop, seconds, run)
         if loop.out_of_time:
             break
         if not epoch_ends and run.stop.came_to_any():  # after the last step of an epoch, validation comes first
             run.checkpoints.save(state, loop, score=None)
             raise _stopped(run, state)
     if not loop.losses:
-        raise _diverged("the loss was not a finite number in any step of this epoch", run)
+        raise _diverged("loss or gradient was not a finite number in any step of this epoch", run)
     return state, loop
 
 
 def _check_reports(reports: list[StepReport], first: int, loop: LoopState, run: _Run) -> LoopState:
-    """Adds the finite losses of the steps from `first` on, and counts the others; TrainingDiverged if too many."""
+    """Adds the finite losses of the steps from `first` on, and counts the skipped steps.
+
+    Raises TrainingDiverged if there are more than `train.skip_nonfinite`.
+    """
     reports = jax.device_get(reports)
     for step, report in enumerate(reports, start=first):
         if report.finite:
@@ -219,9 +223,10 @@ def _check_reports(reports: list[StepReport], first: int, loop: LoopState, run: 
     return dataclasses.replace(loop, losses=loop.losses + losses)
 
 
-def _count_time(
+def _spend_time(
     state: TrainState, loop: LoopState, seconds: float, run: _Run, *, validated: bool = False
 ) -> tuple[TrainState, LoopState]:
+    """Adds seconds to those of the time limit; a cosine learning rate falls with them. The end of the time stays."""
     limit = 60.0 * run.config.train.max_minutes
     if not limit:
         return state, loop

@@ -78,7 +78,7 @@ def lower_on_plateau(
         return state, loop
     before = float(state.learning_rate_scale)
     scale = np.float32(min(before, max(before * factor, minimum)))
-    state = state.replace(learning_rate_scale=sharding.put(np.asarray(scale), sharding.replicated(mesh)))
+    state = dataclasses.replace(state, learning_rate_scale=sharding.put(np.asarray(scale), sharding.replicated(mesh)))
     return state, dataclasses.replace(loop, plateau_wait=0)
 
 
@@ -102,8 +102,9 @@ def add_time(state: TrainState, loop: LoopState, seconds: float, *, limit: float
     spent = loop.seconds + seconds
     out_of_time = spent + loop.validation_seconds >= limit
     if cosine:
-        scale = np.float32(0.5 + 0.5 * math.cos(math.pi * min(1.0, spent / (limit - loop.validation_seconds))))
-        state = state.replace(learning_rate_scale=sharding.put(scale, sharding.replicated(mesh)))
+        share = min(1.0, spent / (limit - loop.validation_seconds))
+        scale = np.asarray(0.5 + 0.5 * math.cos(math.pi * share), np.float32)
+        state = dataclasses.replace(state, learning_rate_scale=sharding.put(scale, sharding.replicated(mesh)))
     return state, dataclasses.replace(loop, seconds=spent, out_of_time=out_of_time)
 
 

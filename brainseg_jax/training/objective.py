@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 
@@ -31,8 +32,8 @@ def build_loss(
       target_fractions: For each target, its share of the pixels of the training masks. Each mask counts as often as it
         is drawn. The class weights are computed from these shares.
       target_weights: Weights of the targets in their mean; empty: equal weights.
-      smooth: For the overlap losses, except generalized Dice.
-      batch_wide: For the overlap losses.
+      smooth: Constant in numerator and denominator of the overlap losses, except generalized Dice.
+      batch_wide: Whether the overlap losses sum over the whole batch, not over each image.
       false_negative_weight: For the two Tversky losses. The weight of false positives is 1 minus this.
       focal_tversky_gamma: For the focal Tversky loss.
       focal_gamma: For the focal loss.
@@ -50,14 +51,14 @@ def build_loss(
             f"loss.target_weights={tuple(target_weights)} has {len(target_weights)} weights, but the data have "
             f"{len(target_fractions)} targets; give one weight per target"
         )
-    weighted = {"target_weights": tuple(target_weights) or None}
-    overlap = {"smooth": smooth, "batch_wide": batch_wide, **weighted}
-    tversky = {
+    weighted: dict[str, Any] = {"target_weights": tuple(target_weights) or None}
+    overlap: dict[str, Any] = {"smooth": smooth, "batch_wide": batch_wide, **weighted}
+    tversky: dict[str, Any] = {
         "false_positive_weight": 1.0 - false_negative_weight,
         "false_negative_weight": false_negative_weight,
         **overlap,
     }
-    focal = {
+    focal: dict[str, Any] = {
         "gamma": focal_gamma,
         "tumor_weight": focal_tumor_weight,
         "background_weight": 1.0 - focal_tumor_weight,
@@ -79,6 +80,8 @@ def build_loss(
     try:
         weights = [losses.class_weights(fraction) for fraction in target_fractions]
     except ValueError as error:
-        raise InputError(f"loss.name={name}: {error}; train on other patients (split.*), or with dice") from error
+        raise InputError(
+            f"loss.name={name}: {error}; train on other patients (split.*), or set loss.name=dice"
+        ) from error
     tumor, background = zip(*weights, strict=True)
     return partial(losses.weighted_cross_entropy, tumor_weight=tumor, background_weight=background, **weighted)

@@ -5,7 +5,7 @@ The plan fills in values that are `config.AUTO`, or "auto" for text. It keeps al
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,8 +18,8 @@ from brainseg_jax.data.prepared import read_summary
 from brainseg_jax.data.prepared_cases import read_cases
 from brainseg_jax.scans.description import Description
 
-ANISOTROPIC = 1.5  # from this ratio of the largest to the median spacing on, only one view is used
-MIN_BOTTOM = 8  # minimum pixels a side at the lowest resolution of the network
+ANISOTROPIC = 1.5  # if the largest spacing is at least so many times the median, only one view is used
+MIN_BOTTLENECK = 8  # minimum pixels a side at the lowest resolution of the network
 MAX_DEPTH = 4  # poolings
 MIN_SLICES = 16  # minimum median number of slices along each axis for several views
 MAX_BATCH = 32  # slices; more steps are better than larger ones
@@ -48,17 +48,21 @@ def plan(config: ConfigDict, dataset_folder: Path) -> tuple[ConfigDict, list[Pla
     if not any(config[section][name] in (AUTO, "auto") for section, name in sections):
         return config, []
     description = read_summary(dataset_folder).description
-    extents, with_target, slices = [], 0, 0
+    extents: list[Extent] = []
+    with_target, slices = np.zeros(3, int), np.zeros(3, int)  # along each axis
     for case in read_cases(dataset_folder):
         labels = case.volume.labels
+        assert labels is not None  # all prepared cases have labels
         extents.append(Extent(labels.shape, case.volume.spacing))
-        with_target += int(description.masks(labels).any(axis=(1, 2, 3)).sum())
-        slices += len(labels)
-    return plan_for(config, description, extents, with_target / slices)
+        is_target = np.any(description.masks(labels), axis=-1)
+        with_target += [is_target.any(axis=others).sum() for others in ((1, 2), (0, 2), (0, 1))]
+        slices += labels.shape
+    shares = {view: with_target[axis] / slices[axis] for view, axis in VIEWS.items()}
+    return plan_for(config, description, extents, shares | {ALL_VIEWS: with_target.sum() / slices.sum()})
 
 
 def plan_for(
-    config: ConfigDict, description: Description, extents: Sequence[Extent], target_share: float
+    config: ConfigDict, description: Description, extents: Sequence[Extent], target_shares: Mapping[str, float]
 ) -> tuple[ConfigDict, list[PlannedValue]]:
     """Fills in every value that is `AUTO` or "auto".
 
@@ -66,7 +70,7 @@ def plan_for(
       config: From `default_config`; it does not change.
       description: Description of the data.
       extents: Shapes and spacings of all cases.
-      target_share: Share of the slices that contain a target.
+      target_shares: Share of the slices that contain a target, by view.
 
     Returns:
       A copy of the config without `AUTO`, and the planned values in the order of the rules.
@@ -74,7 +78,7 @@ def plan_for(
     config = config.copy_and_resolve_references()
     planned: list[PlannedValue] = []
 
-    def fill(section: str, name: str, rule: object, *arguments: object) -> None:
+    def fill(section: str, name: str, rule: Callable[..., tuple[float | int | str, str]], *arguments: object) -> None:
         if config[section][name] in (AUTO, "auto"):
             value, reason = rule(config, *arguments)
             config[section][name] = value
@@ -87,13 +91,13 @@ def plan_for(
     fill("model", "depth", _depth)
     fill("train", "batch_size", _batch_size)
     fill("model", "features", _features)
-    fill("data", "tumor_sampling", _sampling, target_share)
+    fill("data", "tumor_sampling", _sampling, target_shares[config.data.view])
     fill("augment", "flip", _flip, description)
     return config, planned
 
 
 def _in_plane(extent: Extent, view: str) -> tuple[tuple[int, float], ...]:
-    """(pixels, spacing) for rows and columns of the slices. An unknown spacing is 1."""
+    """(pixels, spacing) of both axes of a slice; of all three axes for several views. An unknown spacing is 1."""
     spacing = extent.spacing or (1.0, 1.0, 1.0)
     pairs = list(zip(extent.shape, spacing, strict=True))
     if view != ALL_VIEWS:
@@ -123,13 +127,15 @@ def _view(config: ConfigDict, extents: Sequence[Extent]) -> tuple[str, str]:
 def _pixel_spacing(config: ConfigDict, in_plane: Sequence, has_spacing: bool) -> tuple[float, str]:
     pixels = [axis for case in in_plane for axis in case]
     finest = float(np.median([min(spacing for _, spacing in case) for case in in_plane]))
-    unit = "mm" if has_spacing else "pixels, because some files have no spacing"
+    unit, reason = ("mm", "") if has_spacing else ("pixels", "; some files have no spacing")
     longest = max(count * spacing for count, spacing in pixels)
     limit = config.plan.image_size
     if longest / finest <= limit:
-        return round(finest, 4), f"the median in-plane spacing of the data ({unit})"
+        # Rounded up: with less, the longest slice could need one pixel more than the limit.
+        spacing = math.ceil(finest * 1e4 - 1e-6) / 1e4
+        return spacing, f"the median over cases of the finest in-plane spacing ({unit}){reason}"
     coarser = math.ceil(longest / limit * 1000) / 1000
-    return coarser, f"the longest slice ({longest:.4g} {unit}) in {limit} pixels, the limit of this scale"
+    return coarser, f"the longest slice ({longest:.4g} {unit}) in {limit} pixels, the limit of this scale{reason}"
 
 
 def _image_size(config: ConfigDict, in_plane: Sequence) -> tuple[int, str]:
@@ -144,15 +150,16 @@ def _image_size(config: ConfigDict, in_plane: Sequence) -> tuple[int, str]:
 def _depth(config: ConfigDict) -> tuple[int, str]:
     depth = 1
     size = config.data.image_size
-    while depth < MAX_DEPTH and size % 2 ** (depth + 1) == 0 and size // 2 ** (depth + 1) >= MIN_BOTTOM:
+    while depth < MAX_DEPTH and size % 2 ** (depth + 1) == 0 and size // 2 ** (depth + 1) >= MIN_BOTTLENECK:
         depth += 1
-    return depth, f"{size} pixels become {size // 2**depth}; at least {MIN_BOTTOM} pixels, at most {MAX_DEPTH} poolings"
+    limits = f"at least {MIN_BOTTLENECK} pixels, at most {MAX_DEPTH} poolings"
+    return depth, f"{depth} poolings reduce {size} pixels to {size // 2**depth}; {limits}"
 
 
 def _batch_size(config: ConfigDict) -> tuple[int, str]:
     scale = config.plan.image_size**2 / config.data.image_size**2
     size = 2 ** round(math.log2(max(2.0, min(MAX_BATCH, config.plan.batch_size * scale))))
-    return size, f"the pixels per step of this scale, but at most {MAX_BATCH} slices"
+    return size, f"the power of two nearest to this scale's pixels per step, 2 to {MAX_BATCH} slices"
 
 
 def _features(config: ConfigDict) -> tuple[int, str]:

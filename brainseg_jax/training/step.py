@@ -1,12 +1,13 @@
 """The compiled training step: it builds a batch from the drawn slices, and updates the state.
 
-The batch and the update are separate programs. In one program, XLA on CPU recomputes the warp in each loop that reads
-a pixel. `benchmarks/overhead.py` measures this.
+The batch and the update are separate programs. In one program, XLA on CPU fuses the warp into every operation that
+reads its result, and so computes it many times. `benchmarks/overhead.py` measures this.
 """
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -40,22 +41,22 @@ class StepReport(NamedTuple):
 
 
 def augmentation_keys(seed: int, step: int | jax.Array, examples: int) -> list[jax.Array]:
-    """Keys of warp, intensity and replaced channels, [B] each. All come from one split, so no two are equal."""
+    """Keys of warp, intensity and replaced channels, [B] each. Each purpose has its own split of the step's key."""
     key = jax.random.fold_in(jax.random.key(seed), step)
     return [jax.random.split(purpose, examples) for purpose in jax.random.split(key, 3)]
 
 
-def make_batches(
+def make_batch_builder(
     *,
     description: Description,
     mesh: Mesh,
     seed: int,
-    geometry: dict[str, float],
-    intensity: dict[str, float],
+    geometry: dict[str, Any],
+    intensity: dict[str, Any],
     replaced_channels: float = 0.0,
     deterministic: bool = False,
 ) -> Callable[[jax.Array, DrawnSlices], Batch]:
-    """Compiles the function that builds a batch: warp, normalize, replace channels, change the intensity.
+    """Returns the jitted function that builds a batch: warp, normalize, replace channels, change the intensity.
 
     Args:
       description: Description of the cohort.
@@ -72,8 +73,10 @@ def make_batches(
 
     def warp_all(step: jax.Array, drawn: DrawnSlices) -> tuple[jax.Array, jax.Array]:
         keys, _, _ = augmentation_keys(seed, step, len(drawn.images))
+        # [B, n, side, side, C] to [B, side, side, n * C], neighbor by neighbor.
         images = jnp.concatenate(list(jnp.moveaxis(drawn.images, 1, 0)), axis=-1).astype(jnp.float32)
-        return jax.vmap(partial(warp, **geometry))(keys, images, drawn.target_bits.astype(jnp.float32))
+        warp_one: Callable[..., tuple[jax.Array, jax.Array]] = partial(warp, **geometry)
+        return jax.vmap(warp_one)(keys, images, drawn.target_bits.astype(jnp.float32))
 
     def normalize_and_change(step: jax.Array, constants: Normalization, images: jax.Array, bits: jax.Array) -> Batch:
         _, keys, replace_keys = augmentation_keys(seed, step, len(images))
@@ -82,7 +85,8 @@ def make_batches(
         images = jax.vmap(partial(replace_channels, description=description, probability=replaced_channels))(
             replace_keys, images
         )
-        images = jax.vmap(partial(perturb_intensity, channels=len(description.channels), **intensity))(keys, images)
+        perturb: Callable[..., jax.Array] = partial(perturb_intensity, channels=len(description.channels), **intensity)
+        images = jax.vmap(perturb)(keys, images)
         return Batch(images, *unpack_targets(bits, description))
 
     replicated, divided = sharding.replicated(mesh), sharding.over_batch(mesh)
@@ -91,14 +95,14 @@ def make_batches(
         out_shardings=divided,
         compiler_options=ops.compiler_options(deterministic=deterministic, network=False),
     )
-    first = compiled(warp_all, in_shardings=(replicated, divided))
-    second = compiled(normalize_and_change, in_shardings=(replicated, divided, divided, divided))
+    compiled_warp = compiled(warp_all, in_shardings=(replicated, divided))
+    compiled_change = compiled(normalize_and_change, in_shardings=(replicated, divided, divided, divided))
 
-    def batch(step: jax.Array, drawn: DrawnSlices) -> Batch:
+    def build_batch(step: jax.Array, drawn: DrawnSlices) -> Batch:
         # The warp comes before normalization, so pixels from outside the image are black and not mean gray.
-        return second(step, drawn.normalization, *first(step, drawn))
+        return compiled_change(step, drawn.normalization, *compiled_warp(step, drawn))
 
-    return batch
+    return build_batch
 
 
 def make_train_step(
@@ -110,18 +114,18 @@ def make_train_step(
     mesh: Mesh,
     seed: int,
     ema_decay: float,
-    geometry: dict[str, float],
-    intensity: dict[str, float],
+    geometry: dict[str, Any],
+    intensity: dict[str, Any],
     replaced_channels: float = 0.0,
     skip_nonfinite: bool = False,
     deterministic: bool = False,
 ) -> Callable[[TrainState, DrawnSlices], tuple[TrainState, StepReport]]:
-    """Combines `make_batches` and `make_update`, which describe the arguments.
+    """Combines `make_batch_builder` and `make_update`, which describe the arguments.
 
     Returns:
       (state, `DrawnSlices`) -> (state, `StepReport`). The input state is donated.
     """
-    batch = make_batches(
+    build_batch = make_batch_builder(
         description=description,
         mesh=mesh,
         seed=seed,
@@ -141,7 +145,7 @@ def make_train_step(
     )
 
     def step(state: TrainState, drawn: DrawnSlices) -> tuple[TrainState, StepReport]:
-        return update(state, batch(state.step, drawn))
+        return update(state, build_batch(state.step, drawn))
 
     return step
 
@@ -156,7 +160,7 @@ def make_update(
     skip_nonfinite: bool = False,
     deterministic: bool = False,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepReport]]:
-    """Compiles one update: forward pass, loss, gradient, optimizer.
+    """Returns the jitted update: forward pass, loss, gradient, optimizer.
 
     Args:
       model: Maps [B, H, W, C] to logits [B, H, W, K].
@@ -184,7 +188,8 @@ def make_update(
         params = optax.apply_updates(state.params, updates)
         ema_params = state.ema_params
         if ema_params is not None:
-            # A smaller decay at the start, or the average keeps the random weights for 1 / (1 - decay) steps.
+            # The decay starts small. Otherwise the average would keep the random initial weights for 1 / (1 - decay)
+            # steps.
             steps = state.step.astype(jnp.float32)
             decay = jnp.minimum(ema_decay, (1.0 + steps) / (10.0 + steps))
             ema_params = optax.incremental_update(params, ema_params, 1.0 - decay)
@@ -198,7 +203,7 @@ def make_update(
         )
         finite = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(gradient))
         if skip_nonfinite:
-            new = jax.tree.map(partial(jnp.where, finite), new, state.replace(step=state.step + 1))
+            new = jax.tree.map(partial(jnp.where, finite), new, dataclasses.replace(state, step=state.step + 1))
         return new, StepReport(loss=value, finite=finite)
 
     replicated, divided = sharding.replicated(mesh), sharding.over_batch(mesh)
@@ -215,7 +220,8 @@ def deep_loss(loss: Loss, logits: jax.Array, side_logits: list[jax.Array], batch
     """The mean loss of a batch. With side heads, the weighted mean over all heads.
 
     Each level has half the weight of the next finer one, and the weights sum to 1, as in nnU-Net (Isensee et al. 2021,
-    doi.org/10.1038/s41592-020-01008-z). The label of a coarse pixel is the share of the target in its counted pixels.
+    doi.org/10.1038/s41592-020-01008-z). Unlike there, the lowest resolution of the decoder counts too. The label of a
+    coarse pixel is the share of the target in its counted pixels.
 
     Args:
       loss: Maps (logits, labels, mask=None) to [B].

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from brainseg_jax.data.formats.listing import Draft, few
 from brainseg_jax.errors import InputError
@@ -155,10 +156,10 @@ def _by_name(labels: object, draft: Draft, numbers_first: bool) -> dict[str, lis
             for name in wrong
         ]
         return None
-    return result
+    return {name: values for name, values in result.items() if values is not None}
 
 
-def _whole(values: object) -> list[int] | None:
+def _whole(values: Any) -> list[int] | None:
     values = values if isinstance(values, list) else [values]
     whole = [
         int(value) if isinstance(value, str) and value.isdecimal() and len(value) < 4 else value for value in values
@@ -170,7 +171,8 @@ def _whole(values: object) -> list[int] | None:
 
 
 def _check_consecutive(labels: dict[str, list[int]], draft: Draft) -> None:
-    values = sorted({value for group in labels.values() for value in group if value} | {draft.ignore} - {None})
+    ignored = set() if draft.ignore is None else {draft.ignore}
+    values = sorted({value for group in labels.values() for value in group if value} | ignored)
     without_ignored = [value for value in values if value != draft.ignore]
     if without_ignored != list(range(1, len(without_ignored) + 1)) and values != list(range(1, len(values) + 1)):
         draft.faults.append(

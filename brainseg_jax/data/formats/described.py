@@ -41,7 +41,7 @@ from brainseg_jax.scans.untrusted import read_bounded
 from brainseg_jax.scans.walk import PassedOver
 
 NAME = "cohort.toml"
-_TYPES = {
+_TYPES: dict[str, type | tuple[type, ...]] = {
     "channels": (list, dict),
     "labels": str,
     "stand_in": str,

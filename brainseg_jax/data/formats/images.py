@@ -120,9 +120,9 @@ def _list(draft: Draft, files: Sequence[Path]) -> None:
         else:
             key = (folder, case) if case else (folder.parent, path.parent.absolute().name)
             file = as_files([(1, path)])
-            if (first := images[key].setdefault(channel, file)) != file:
+            if (earlier := images[key].setdefault(channel, file)) != file:
                 draft.faults.append(
-                    f"{draft.short(path)}: a second {channel} of {key[1]}, beside {draft.listed(first)}; keep one"
+                    f"{draft.short(path)}: a second {channel} of {key[1]}, beside {draft.listed(earlier)}; keep one"
                 )
     only = draft.channels[0] if len(draft.channels) == 1 else ALL
     slices = group_slices(draft.root, all_channels, True)
@@ -166,8 +166,8 @@ def _make_classifier(files: Sequence[Path], draft: Draft) -> Callable[[Path], tu
     def case_and_channel(path: Path) -> tuple[str, str | None]:
         name = stem(path)
         if bids := channel_of(name):
-            case, channel = bids
-            return case, by_name.get(channel.lower()) or by_sequence.get(same_sequence(channel))
+            bids_case, channel = bids
+            return bids_case, by_name.get(channel.lower()) or by_sequence.get(same_sequence(channel))
         match = CHANNEL_NUMBER.fullmatch(name)
         if match and (path.parent, match["case"]) in numbered:
             number = int(match["number"])

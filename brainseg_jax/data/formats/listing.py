@@ -212,8 +212,8 @@ def list_faults(root: Path, kind: str, faults: Iterable[str]) -> str:
 
 def few(words: Iterable[object], count: int = 5) -> str:
     """Joins the first `count` words, and adds how many more there are."""
-    words = [str(word) for word in words]
-    return ", ".join(words[:count]) + (f" and {len(words) - count} more" if len(words) > count else "")
+    texts = [str(word) for word in words]
+    return ", ".join(texts[:count]) + (f" and {len(texts) - count} more" if len(texts) > count else "")
 
 
 def _faults_of_files(draft: Draft, case: CaseFiles, labelled: bool) -> list[str]:
@@ -234,7 +234,7 @@ def _faults_of_files(draft: Draft, case: CaseFiles, labelled: bool) -> list[str]
                 f"{draft.listed(files)}, with the label {draft.listed(case.labels)}: a volume and 2-D images; give "
                 "both in one format"
             )
-        elif not isinstance(files, Path):
+        elif not isinstance(files, Path) and not isinstance(case.labels, Path):
             faults += _unpaired_slices(draft, dict(files), dict(case.labels))
     return faults
 

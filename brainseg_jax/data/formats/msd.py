@@ -3,7 +3,9 @@
 Antonelli et al. 2022, Nature Communications 13:4128; http://medicaldecathlon.com.
 """
 
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from brainseg_jax.data.formats.dataset_json import (
     NAME,
@@ -36,6 +38,7 @@ def list_msd(root: Path, content: dict) -> Draft:
         if not is_volume(path)
     ]
     volumes = [path for path in files if is_volume(path)]
+    pairs: Mapping[Path, Path | None]
     if "training" in content:
         pairs, named = _training(content, draft)
         draft.faults += [
@@ -58,7 +61,9 @@ def list_msd(root: Path, content: dict) -> Draft:
 
 def _training(content: dict, draft: Draft) -> tuple[dict[Path, Path], set[Path]]:
     """Image and label of each entry of `training` with existing files, and all files in the list."""
-    entries, pairs, named = content["training"], {}, set()
+    pairs: dict[Path, Path] = {}
+    named: set[Path] = set()
+    entries = content["training"]
     if not isinstance(entries, list):
         draft.faults.append(
             f"{NAME}: training is not a list; give a list of "
@@ -67,7 +72,7 @@ def _training(content: dict, draft: Draft) -> tuple[dict[Path, Path], set[Path]]
         return pairs, named
     check_count(content, draft, len(entries), "the list 'training'")
     for number, entry in enumerate(entries):
-        paths = [entry.get(key) if isinstance(entry, dict) else None for key in ("image", "label")]
+        paths: list[Any] = [entry.get(key) if isinstance(entry, dict) else None for key in ("image", "label")]
         if not all(isinstance(path, str) for path in paths):
             draft.faults.append(f"{NAME}: entry {number} of training lacks image or label; complete or remove it")
             continue

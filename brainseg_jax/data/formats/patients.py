@@ -5,6 +5,7 @@ import dataclasses
 import io
 import re
 from pathlib import Path
+from typing import Any
 
 from brainseg_jax.data.formats.listing import Draft
 from brainseg_jax.errors import InputError
@@ -78,7 +79,8 @@ def apply_pattern(draft: Draft, pattern: re.Pattern, field: str) -> None:
                 f"fits the whole name of every case, with parentheses around the {field}"
             )
         else:
-            case = dataclasses.replace(case, **{field: match[1]})
+            change: dict[str, Any] = {field: match[1]}
+            case = dataclasses.replace(case, **change)
         changed.append(case)
     draft.cases = changed
 
@@ -100,7 +102,8 @@ def _read(draft: Draft, path: Path, patient_column: str, group_column: str) -> l
             "columns case, patient and, if known, group, separated by commas"
         )
         return None
-    return [
-        (line, *((row.get(column) or "").strip() for column in ("case", patient_column, group_column)))
-        for line, row in rows
-    ]
+
+    def cell(row: dict[str, Any], column: str) -> str:
+        return (row.get(column) or "").strip()
+
+    return [(line, cell(row, "case"), cell(row, patient_column), cell(row, group_column)) for line, row in rows]
