@@ -341,3 +341,23 @@ def test_two_studies_of_a_patient_in_one_folder_are_distinguished(tmp_path, date
         "of 20200101", "of 20210302"
     )  # fmt: skip
     assert notes == {"in_1": (f"number 1 is the study {first}",), "in_2": (f"number 2 is the study {second}",)}
+
+
+def test_a_damaged_slice_in_another_folder_goes_to_its_series(tmp_path):
+    """Beside the other series of the study, whose files would otherwise be refused for it."""
+    write(tmp_path / "FLAIR", SeriesDescription="FLAIR")
+    write(tmp_path / "T1", SeriesDescription="T1", **T1)
+    path = tmp_path / "T1" / "moved.dcm"
+    data = (tmp_path / "FLAIR" / "001.dcm").read_bytes()
+    path.write_bytes(data[: data.index(b"\x20\x00\x13\x00IS")])
+    (source,) = find_scans(tmp_path)
+    assert path in source.files[FLAIR] and path not in source.files[PRE]
+
+
+def test_a_series_in_two_folders_without_other_identifiers(tmp_path):
+    """Of its folders, only that of its first file is among those that a series begins in."""
+    uid = {"StudyInstanceUID": None, "FrameOfReferenceUID": None, "SeriesInstanceUID": generate_uid()}
+    for place in ("PatA_FLAIR_1", "PatA_FLAIR_2"):
+        write(tmp_path / place, slices=2, **uid | FLUID)
+    (source,) = find_scans(tmp_path)
+    assert {path.parent.name for path in source.paths} == {"PatA_FLAIR_1", "PatA_FLAIR_2"}
