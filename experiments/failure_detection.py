@@ -151,6 +151,8 @@ def detectors(maps: Maps, mask: np.ndarray, post: PostProcess) -> dict[str, floa
         if post.largest_component or post.min_voxels > 1:
             masks = [post._replace(threshold=level)(probability) for level in (low, high)]
             scores[f"Dice of masks at thresholds {name}"] = dice(*masks)
+            # Voxels of removed components count as a disagreement.
+            scores[f"Dice of all voxels at {low:g} and the mask at {high:g}"] = dice(probability >= low, masks[1])
     members = {name: post(values) for name, values in maps.items() if name}
     scores |= {
         f"Dice with {name}": dice(mask, member) for name, member in members.items() if not name.startswith("run ")

@@ -2,7 +2,7 @@
 
 A row holds the scores of one case and one target. Its columns are:
 
-- "patient"; "case" if patients have several cases; "target" if there are several targets
+- "patient"; "case" if it has another name than its patient; "target" if there are several targets
 - known facts about the patient: "institution", "group", "grade"
 - the scores of `volumes.score_volume`
 
