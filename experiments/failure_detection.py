@@ -33,7 +33,7 @@ from brainseg_jax.evaluation.scores import write_json, write_table
 from brainseg_jax.files import user_path, write_whole
 from brainseg_jax.inference.network import Network, Runner
 from brainseg_jax.inference.postprocess import PostProcess, make_masks
-from brainseg_jax.inference.quality import MIN_PATIENTS, agreement
+from brainseg_jax.inference.quality import MIN_PATIENTS, SIMILAR, rate
 from brainseg_jax.metrics import dice
 from brainseg_jax.runs.comparison import names_of
 from brainseg_jax.runs.evaluation import Evaluation, build_evaluation
@@ -52,7 +52,8 @@ SIZES, BRIGHTNESSES, GAMMAS = (0.9, 1.1), (0.85, 1.15), (0.8, 1.25)
 LEVELS = ((0.05, 0.95), (0.1, 0.9), (0.25, 0.75), (0.3, 0.7), (0.4, 0.6), (0.1, 0.5), (0.5, 0.9))
 TOGETHER = "all runs together"
 BEST, RANDOM = "the Dice itself: the best possible", "no score: random order"
-_WHO = ("run", "part", "patient", "case", "target", "dice")
+REMOVED = "removed region"  # size relative to the mask, see `Quality.removed`
+_WHO = ("run", "part", "patient", "case", "target", "dice", REMOVED)
 _RESAMPLES = 2000
 
 Maps = dict[str, np.ndarray]  # probability [S, H, W] of a target under each change; "": no change
@@ -202,7 +203,10 @@ def rows_of_case(
 ) -> list[dict]:
     """Returns one row per target: Dice and confidence scores. An empty mask gets no confidence scores."""
     description, canvas = cohort.description, cohort.canvases[index][0]
-    masks = make_masks(np.stack([maps[""] for maps in of_targets], axis=-1), posts, description, canvas)
+    probability = np.stack([maps[""] for maps in of_targets], axis=-1)
+    masks = make_masks(probability, posts, description, canvas)
+    posts = [post.on_grid(canvas.padded) for post in posts]
+    qualities = rate(probability, masks, posts, description.names, None)
     labels = cohort.read_labels(index)
     truth, counted = description.masks(labels), description.counted(labels)
     rows = []
@@ -210,8 +214,8 @@ def rows_of_case(
         ours, theirs = masks[..., k], truth[..., k]
         row = identity_columns | {"target": target}
         row["dice"] = dice(ours, theirs) if counted is None else dice(ours & counted, theirs & counted)
-        post = post.on_grid(canvas.padded)
-        row[AGREEMENT] = agreement(maps[""], ours, post)
+        row[AGREEMENT], removed = qualities[k].agreement, qualities[k].removed
+        row[REMOVED] = removed.fraction if removed else None
         rows.append(row | (detectors(maps, ours, post) if ours.any() else {}))
     return rows
 
@@ -299,6 +303,16 @@ def in_markdown(table: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def removed_regions(rows: list[dict]) -> str:
+    """Lists the masks for which `predict` notes that a large region was removed, with their Dice."""
+    lines = [f"## Removed regions of at least {SIMILAR:.0%} of the mask's size", ""]
+    for row in rows:
+        if row["run"] != TOGETHER and row[REMOVED]:
+            lines.append(f"- {row['case']}, {row['target']}: {row[REMOVED]:.0%}, Dice {row['dice']:.2f}")
+    masks = sum(row["run"] != TOGETHER and row[AGREEMENT] is not None for row in rows)
+    return "\n".join([*lines, f"- {len(lines) - 2} of {masks} masks", ""])
+
+
 def _write_calibration(output: Path, rows: list[dict]) -> str:
     """Plots the Dice against the expected Dice, learned without the patient; counts the intervals that hold it."""
     lines = ["## Expected Dice, learned without the patient", ""]
@@ -322,7 +336,7 @@ def main(_: list[str]) -> None:
         folders, names, [probabilities for _, probabilities in results]
     )
     table = table_of(rows)
-    text = in_markdown(table)
+    text = in_markdown(table) + "\n" + removed_regions(rows)
     output.mkdir(parents=True, exist_ok=True)
     columns = list(dict.fromkeys(name for row in rows for name in row))
     write_table(output / "cases.csv", [{name: row.get(name) for name in columns} for row in rows])
