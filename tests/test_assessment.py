@@ -118,6 +118,37 @@ def test_the_slice_kept_of_each_case_is_that_of_the_largest_reference(cohort):
         assert all(array.base is None for array in (kept.scan, kept.attention, kept.bits))  # no view of a whole volume
 
 
+def test_without_a_reference_the_largest_prediction_is_shown():
+    truth, predicted = np.zeros((2, 4, 3, 3, 1), bool)
+    predicted[1, 0, 0] = predicted[2, :, :2] = True
+    scan = np.arange(36, dtype=np.uint8).reshape(4, 3, 3)
+    assert LargestSlice.of(scan, truth, predicted, None).index == 2
+    truth[1, 0, 0] = True
+    assert LargestSlice.of(scan, truth, predicted, None).index == 1
+    assert LargestSlice.of(scan, truth & False, predicted & False, None).index == 0
+
+
+def test_a_case_with_another_name_than_its_patient_has_both(cohort):
+    plain = dataclasses.replace(cohort, grades=None, patients=tuple(cohort.cases))
+    identity_of = lambda cohort: Assessor(cohort, Runner(sharding.data_mesh(), 24)).identity(0)
+    assert identity_of(plain) == {"patient": plain.cases[0], "group": plain.groups[0]}
+    patients = tuple(f"P{index}" for index in range(len(plain.cases)))  # one case each
+    renamed = dataclasses.replace(plain, patients=patients)
+    assert identity_of(renamed) == {"patient": "P0", "case": plain.cases[0], "group": plain.groups[0]}
+
+
+def test_pictures_leave_out_ignored_voxels_as_the_scores_do(cohort):
+    description = dataclasses.replace(cohort.description, ignore=9)
+    labels = [np.where(np.arange(256) < 128, 9, one).astype(np.uint8) for one in cohort.labels]
+    changed = dataclasses.replace(cohort, description=description, labels=labels)
+    network = random_network(description=description)
+    (one,) = Assessor(changed, Runner(sharding.data_mesh(), 24)).assess_each(
+        network, cohort.cases[:1], (SUPPORT,), tolerance=2.0
+    )
+    _, prediction = one.largest.masks
+    assert one.masks[one.largest.index, :, :128].any() and not prediction[:, :128].any() and prediction.any()
+
+
 def test_volumes_are_let_go_case_by_case(cohort, monkeypatch):
     """At most two of six cases are in memory: the scored one and the one before."""
     found, of_case = [], LargestSlice.of
