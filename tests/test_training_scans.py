@@ -209,7 +209,7 @@ def test_the_line_between_two_kinds():
 
 def test_the_distance_of_a_profile():
     profiles = np.random.default_rng(0).normal(size=(20_000, 3)) * [1, 2, 4]
-    center, precision = module._center(profiles)
+    center, precision = module._mean_and_precision(profiles)
     # Independent features: one standard deviation in each of three, (1 + 1 + 1) / 3.
     assert module._distance(np.array([1.0, 2.0, 4.0]), center, precision) == pytest.approx(1, rel=0.03)
 
